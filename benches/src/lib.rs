@@ -1,0 +1,1 @@
+//! The benchmarks stand in `benches/`; run them with `cargo bench`.

@@ -1,0 +1,22 @@
+//! minigpt: train and run a GPT inside any program.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(any(feature = "std", test))]
+extern crate std;
+
+pub mod backend;
+pub mod config;
+pub mod op;
+pub mod plan;
+mod real;
+pub mod reference;
+pub mod rng;
+pub mod train;
+
+pub use backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Span};
+pub use config::{Activation, AttentionScale, ConfigError, GptConfig, Norm, Position};
+pub use op::{InvalidOp, Op, OpKind};
+pub use plan::Plan;
+pub use real::Real;

@@ -1,0 +1,674 @@
+//! [`Plan`]: where everything lies and how many bytes it takes, known before anything is allocated.
+//!
+//! Parameters, gradients, optimizer state and activations are a few large buffers. A [`Region`] is a place in one
+//! of them; [`Region::on`] turns it into a [`Span`] once the buffer exists. Matrices come before vectors in the
+//! parameter buffer, so that weight decay is a prefix and AdamW is one pass.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::backend::{Buffer, Dtype, Span};
+use crate::config::{ConfigError, GptConfig, Norm, Position};
+use crate::op::{counter, scalar};
+
+/// Regions begin at multiples of this many bytes: a cache line, and the widest vector.
+pub const ALIGN: usize = 64;
+
+/// A place in a buffer: `len` elements from byte `offset` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// In bytes, a multiple of [`ALIGN`].
+    pub offset: usize,
+    /// In elements.
+    pub len: usize,
+}
+
+impl Region {
+    /// The span that this region is, on `buffer`.
+    pub fn on(self, buffer: Buffer, dtype: Dtype) -> Span {
+        Span { buffer, dtype, offset: self.offset, len: self.len }
+    }
+}
+
+/// How a parameter begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// Normal with a standard deviation of 0.02.
+    Normal,
+    /// Normal with 0.02 / sqrt(2 layers): what adds to the residual stream (Radford et al. 2019, section 2.3).
+    Residual,
+    /// All ones: a norm's weight.
+    Ones,
+    /// All zeros: a bias.
+    Zeros,
+}
+
+/// One parameter: a matrix `(rows, cols)`, or a vector, which has one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Its name in checkpoints: nanoGPT's, such as `h.0.attn.c_attn.weight`.
+    pub name: String,
+    /// d_out of a linear layer.
+    pub rows: usize,
+    /// d_in of a linear layer.
+    pub cols: usize,
+    /// How it begins.
+    pub init: Init,
+    /// Its place among the parameters (and so among gradients and moments).
+    pub region: Region,
+}
+
+impl Tensor {
+    /// Whether it is a matrix, which weight decay applies to.
+    pub fn is_matrix(&self) -> bool {
+        matches!(self.init, Init::Normal | Init::Residual)
+    }
+}
+
+/// A weight and, if the config has biases, a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Affine<T> {
+    /// (d_out, d_in), or (C) of a norm.
+    pub weight: T,
+    /// (d_out), or (C) of a norm.
+    pub bias: Option<T>,
+}
+
+/// The parameters of one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockParameters<T> {
+    /// The norm of the attention sub-layer.
+    pub norm1: Option<Affine<T>>,
+    /// Queries, keys and values in one: (3C, C).
+    pub qkv: Affine<T>,
+    /// Back to the residual stream: (C, C).
+    pub attention_out: Affine<T>,
+    /// The norm of the feed-forward sub-layer.
+    pub norm2: Option<Affine<T>>,
+    /// (F, C).
+    pub up: Affine<T>,
+    /// (C, F).
+    pub down: Affine<T>,
+}
+
+/// Something for each parameter of a model: its description, its span, its gradient's span.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameters<T> {
+    /// (V, C).
+    pub token_embedding: T,
+    /// (T, C), if positions are learned.
+    pub position_embedding: Option<T>,
+    /// One for each layer.
+    pub blocks: Vec<BlockParameters<T>>,
+    /// Before the head, if norms come first.
+    pub final_norm: Option<Affine<T>>,
+    /// (V, C), if it is not the token embedding.
+    pub head: Option<T>,
+}
+
+impl<T> Affine<T> {
+    fn map<U>(&self, f: &mut impl FnMut(&T) -> U) -> Affine<U> {
+        Affine { weight: f(&self.weight), bias: self.bias.as_ref().map(f) }
+    }
+}
+
+impl<T> Parameters<T> {
+    /// The same for each parameter's image under `f`, which is called in the order of the model.
+    pub fn map<U>(&self, mut f: impl FnMut(&T) -> U) -> Parameters<U> {
+        let f = &mut f;
+        Parameters {
+            token_embedding: f(&self.token_embedding),
+            position_embedding: self.position_embedding.as_ref().map(&mut *f),
+            blocks: self
+                .blocks
+                .iter()
+                .map(|b| BlockParameters {
+                    norm1: b.norm1.as_ref().map(|a| a.map(f)),
+                    qkv: b.qkv.map(f),
+                    attention_out: b.attention_out.map(f),
+                    norm2: b.norm2.as_ref().map(|a| a.map(f)),
+                    up: b.up.map(f),
+                    down: b.down.map(f),
+                })
+                .collect(),
+            final_norm: self.final_norm.as_ref().map(|a| a.map(f)),
+            head: self.head.as_ref().map(f),
+        }
+    }
+
+    /// All of them, in the order of the model.
+    pub fn list(&self) -> Vec<&T> {
+        fn push<'a, T>(all: &mut Vec<&'a T>, affine: &'a Affine<T>) {
+            all.push(&affine.weight);
+            all.extend(&affine.bias);
+        }
+        let mut all = Vec::new();
+        all.push(&self.token_embedding);
+        all.extend(&self.position_embedding);
+        for b in &self.blocks {
+            b.norm1.iter().for_each(|a| push(&mut all, a));
+            push(&mut all, &b.qkv);
+            push(&mut all, &b.attention_out);
+            b.norm2.iter().for_each(|a| push(&mut all, a));
+            push(&mut all, &b.up);
+            push(&mut all, &b.down);
+        }
+        self.final_norm.iter().for_each(|a| push(&mut all, a));
+        all.extend(&self.head);
+        all
+    }
+
+    /// The matrix of the head: its own, or the token embedding.
+    pub fn head_weight(&self) -> &T {
+        self.head.as_ref().unwrap_or(&self.token_embedding)
+    }
+}
+
+/// Statistics that layer norm keeps for its gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormActivations {
+    /// (B, T).
+    pub mean: Region,
+    /// (B, T).
+    pub rstd: Region,
+}
+
+/// What a block computes. Where no norm stands between two of them they are the same region, and in inference
+/// all blocks share theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockActivations {
+    /// The block's input: (B, T, C).
+    pub input: Region,
+    /// What the projection to q, k, v reads: (B, T, C).
+    pub attention_in: Region,
+    /// (B, T, 3C).
+    pub qkv: Region,
+    /// The heads' results side by side: (B, T, C).
+    pub attended: Region,
+    /// (B, H, T).
+    pub lse: Region,
+    /// The attention sub-layer's sum: (B, T, C).
+    pub attention_sum: Region,
+    /// The feed-forward sub-layer's input on the residual stream: (B, T, C).
+    pub middle: Region,
+    /// What the first feed-forward layer reads: (B, T, C).
+    pub feed_forward_in: Region,
+    /// The activation's input, kept for the gradient only: (B, T, F).
+    pub pre_activation: Option<Region>,
+    /// (B, T, F).
+    pub hidden: Region,
+    /// The feed-forward sub-layer's sum: (B, T, C).
+    pub feed_forward_sum: Region,
+    /// The block's result, the next one's input: (B, T, C).
+    pub output: Region,
+    /// Of the first norm.
+    pub norm1: NormActivations,
+    /// Of the second norm.
+    pub norm2: NormActivations,
+}
+
+/// What the forward pass computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Activations {
+    /// One for each layer.
+    pub blocks: Vec<BlockActivations>,
+    /// What the head reads: (B, T, C).
+    pub head_in: Region,
+    /// Of the final norm.
+    pub final_norm: NormActivations,
+    /// (logit rows, V). In training, the gradient takes its place.
+    pub logits: Region,
+    /// -ln p of each target: (B, T). Training only; else empty.
+    pub losses: Region,
+}
+
+/// What the backward pass needs besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackwardActivations {
+    /// The gradient of the residual stream, carried from the last block to the first: (B, T, C).
+    pub d_stream: Region,
+    /// (B, T, C).
+    pub d_scratch: Region,
+    /// (B, T, 3C).
+    pub d_qkv: Region,
+    /// (B, T, F).
+    pub d_hidden: Region,
+}
+
+/// Room for the keys and values of one block: each (B, H, capacity, D).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheRegions {
+    /// Keys.
+    pub keys: Region,
+    /// Values.
+    pub values: Region,
+}
+
+/// Bytes by category. Each category but the small ones is one buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bytes {
+    /// Weights, as the backend's number type.
+    pub parameters: usize,
+    /// Fixed tables: sinusoidal positions, rotary angles.
+    pub constants: usize,
+    /// Gradients.
+    pub gradients: usize,
+    /// AdamW's two moments.
+    pub optimizer: usize,
+    /// What forward and backward compute.
+    pub activations: usize,
+    /// Keys and values of earlier positions.
+    pub cache: usize,
+    /// Tokens, targets, device scalars and counters.
+    pub state: usize,
+}
+
+impl Bytes {
+    /// All categories together.
+    pub fn total(&self) -> usize {
+        self.categories().iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    }
+
+    /// Names and values, for tables.
+    pub fn categories(&self) -> [(&'static str, usize); 7] {
+        [
+            ("parameters", self.parameters),
+            ("constants", self.constants),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("activations", self.activations),
+            ("cache", self.cache),
+            ("state", self.state),
+        ]
+    }
+}
+
+/// Which logits an inference plan has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// Those of every position: (B, T, V).
+    All,
+    /// Those of the last position: (B, V).
+    Last,
+}
+
+/// What a plan is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Forward, backward and AdamW.
+    Training,
+    /// Forward only.
+    Inference {
+        /// Which logits.
+        logits: Logits,
+        /// How many positions the key-value cache holds; 0: no cache, attention over the pass's own positions.
+        cache: usize,
+    },
+}
+
+/// Where everything lies. See the [module](self).
+///
+/// ```
+/// use minigpt_core::{GptConfig, Plan, Dtype};
+/// let config = GptConfig::new(65, 64);
+/// let plan = Plan::training(&config, Dtype::F32, 12, 64)?;
+/// assert_eq!(plan.parameter_count, 804_096);
+/// assert_eq!(plan.bytes.gradients, 4 * plan.parameter_count);
+/// let budget = 64 << 20;
+/// let batch = Plan::largest_batch(&config, Dtype::F32, 64, budget, |_| 0).unwrap();
+/// assert!(Plan::training(&config, Dtype::F32, batch, 64)?.bytes.total() <= budget);
+/// # Ok::<(), minigpt_core::ConfigError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The model.
+    pub config: GptConfig,
+    /// The backend's number type.
+    pub elem: Dtype,
+    /// What for.
+    pub purpose: Purpose,
+    /// B, at most.
+    pub batch: usize,
+    /// T, at most.
+    pub time: usize,
+    /// Every parameter.
+    pub parameters: Parameters<Tensor>,
+    /// How many numbers the model has.
+    pub parameter_count: usize,
+    /// The span of all parameters, with the gaps that alignment leaves. Elements.
+    pub parameter_span: usize,
+    /// The first elements of that span, which weight decay applies to.
+    pub decayed: usize,
+    /// Sinusoidal (T, C) or rotary (T, D) table, among the constants.
+    pub position_table: Option<Region>,
+    /// What the forward pass computes, in the activation buffer.
+    pub activations: Activations,
+    /// What the backward pass needs, in the activation buffer. Training only.
+    pub backward: Option<BackwardActivations>,
+    /// One for each layer, in the cache buffer, if there is one.
+    pub caches: Vec<CacheRegions>,
+    /// Input tokens (B, T), in the state buffer.
+    pub tokens: Region,
+    /// Targets (B, T), in the state buffer.
+    pub targets: Region,
+    /// [`scalar`]s, in the state buffer.
+    pub scalars: Region,
+    /// [`counter`]s, in the state buffer.
+    pub counters: Region,
+    /// How large the buffers are.
+    pub bytes: Bytes,
+}
+
+/// Lays regions one behind the other.
+struct Layout {
+    unit: usize,
+    end: usize,
+    field: &'static str,
+}
+
+impl Layout {
+    fn new(dtype: Dtype, field: &'static str) -> Self {
+        Layout { unit: dtype.unit().1, end: 0, field }
+    }
+
+    fn push(&mut self, dims: &[usize]) -> Result<Region, ConfigError> {
+        let overflow = ConfigError::TooLarge { field: self.field };
+        let len = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or(overflow)?;
+        let end = len.checked_mul(self.unit).and_then(|bytes| self.end.checked_add(bytes));
+        let end = end.and_then(|end| end.checked_next_multiple_of(ALIGN)).ok_or(overflow)?;
+        // A Rust allocation is at most isize::MAX bytes.
+        if isize::try_from(end).is_err() {
+            return Err(overflow);
+        }
+        let region = Region { offset: self.end, len };
+        self.end = end;
+        Ok(region)
+    }
+}
+
+impl Plan {
+    /// A plan to train with batches of `batch` sequences of `time` tokens.
+    ///
+    /// # Errors
+    /// If the config is invalid, `batch` or `time` is 0, `time` is beyond the context, or a size overflows.
+    pub fn training(config: &GptConfig, elem: Dtype, batch: usize, time: usize) -> Result<Plan, ConfigError> {
+        Plan::new(config, elem, Purpose::Training, batch, time)
+    }
+
+    /// A plan to run the model over at most `batch` sequences of `time` tokens at once.
+    ///
+    /// # Errors
+    /// As [`training`](Plan::training).
+    pub fn inference(
+        config: &GptConfig,
+        elem: Dtype,
+        batch: usize,
+        time: usize,
+        logits: Logits,
+        cache: usize,
+    ) -> Result<Plan, ConfigError> {
+        Plan::new(config, elem, Purpose::Inference { logits, cache }, batch, time)
+    }
+
+    /// The largest batch whose training plan, with the backend's `workspace` for it, takes at most `budget` bytes;
+    /// `None` if not even one sequence fits or the config is invalid.
+    pub fn largest_batch(
+        config: &GptConfig,
+        elem: Dtype,
+        time: usize,
+        budget: usize,
+        workspace: impl Fn(&Plan) -> usize,
+    ) -> Option<usize> {
+        let fits = |batch| {
+            Plan::training(config, elem, batch, time)
+                .is_ok_and(|plan| plan.bytes.total().saturating_add(workspace(&plan)) <= budget)
+        };
+        if !fits(1) {
+            return None;
+        }
+        let mut fitting = 1;
+        while fits(fitting * 2) {
+            fitting *= 2;
+        }
+        let mut step = fitting;
+        while step > 0 {
+            if fits(fitting + step) {
+                fitting += step;
+            }
+            step /= 2;
+        }
+        Some(fitting)
+    }
+
+    fn new(
+        config: &GptConfig,
+        elem: Dtype,
+        purpose: Purpose,
+        batch: usize,
+        time: usize,
+    ) -> Result<Plan, ConfigError> {
+        config.validate()?;
+        if batch == 0 {
+            return Err(ConfigError::Zero { field: "batch" });
+        }
+        if time == 0 {
+            return Err(ConfigError::Zero { field: "time" });
+        }
+        if time > config.context {
+            return Err(ConfigError::BeyondContext { time, context: config.context });
+        }
+        let training = purpose == Purpose::Training;
+        let (parameters, parameter_count, parameter_bytes, decayed_bytes) = parameters(config, elem)?;
+        let unit = elem.unit().1;
+
+        let mut constants = Layout::new(elem, "constants");
+        let position_table = match config.position {
+            Position::Sinusoidal => Some(constants.push(&[config.context, config.d_model])?),
+            Position::Rotary => Some(constants.push(&[config.context, config.d_head()])?),
+            Position::Learned | Position::None => None,
+        };
+
+        let mut layout = Layout::new(elem, "activations");
+        let (activations, backward) = activations(config, purpose, batch, time, &mut layout)?;
+
+        let mut cache = Layout::new(elem, "cache");
+        let mut caches = Vec::new();
+        if let Purpose::Inference { cache: capacity, .. } = purpose
+            && capacity > 0
+        {
+            let dims = [batch, config.heads, capacity, config.d_head()];
+            for _ in 0..config.layers {
+                caches.push(CacheRegions { keys: cache.push(&dims)?, values: cache.push(&dims)? });
+            }
+        }
+
+        let mut state = Layout::new(Dtype::U32, "tokens");
+        let tokens = state.push(&[batch, time])?;
+        let targets = state.push(&[batch, if training { time } else { 0 }])?;
+        let counters = state.push(&[counter::LEN])?;
+        state.unit = unit;
+        let scalars = state.push(&[scalar::LEN])?;
+
+        let overflow = ConfigError::TooLarge { field: "optimizer" };
+        let bytes = Bytes {
+            parameters: parameter_bytes,
+            constants: constants.end,
+            gradients: if training { parameter_bytes } else { 0 },
+            optimizer: if training { parameter_bytes.checked_mul(2).ok_or(overflow)? } else { 0 },
+            activations: layout.end,
+            cache: cache.end,
+            state: state.end,
+        };
+        Ok(Plan {
+            config: config.clone(),
+            elem,
+            purpose,
+            batch,
+            time,
+            parameters,
+            parameter_count,
+            parameter_span: parameter_bytes / unit,
+            decayed: decayed_bytes / unit,
+            position_table,
+            activations,
+            backward,
+            caches,
+            tokens,
+            targets,
+            scalars,
+            counters,
+            bytes,
+        })
+    }
+
+    /// Floating-point operations of one training step over `sequences` sequences of `time` tokens: the model's
+    /// matrix products, forward and backward, and the causal half of attention. Recomputation does not count.
+    pub fn training_flops(&self, sequences: usize) -> u64 {
+        let c = &self.config;
+        let (width, time) = (c.d_model as u64, self.time as u64);
+        let per_layer = 4 * width * width + 2 * width * c.d_ff as u64;
+        let weights = c.layers as u64 * per_layer + c.vocab_size as u64 * width;
+        let attention = 3 * c.layers as u64 * 4 * width * (time * (time + 1) / 2);
+        sequences as u64 * (6 * weights * time + attention)
+    }
+}
+
+type ParameterPlan = (Parameters<Tensor>, usize, usize, usize);
+
+fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigError> {
+    let (c, f, v) = (config.d_model, config.d_ff, config.vocab_size);
+    let nowhere = Region { offset: 0, len: 0 };
+    let tensor = |name: String, rows, cols, init| Tensor { name, rows, cols, init, region: nowhere };
+    let qkv_rows = c.checked_mul(3).ok_or(ConfigError::TooLarge { field: "d_model" })?;
+    let linear = |name: String, rows, cols, init| Affine {
+        bias: config.bias.then(|| tensor(format!("{name}.bias"), 1, rows, Init::Zeros)),
+        weight: tensor(format!("{name}.weight"), rows, cols, init),
+    };
+    let norm = |name: String| Affine {
+        bias: config.bias.then(|| tensor(format!("{name}.bias"), 1, c, Init::Zeros)),
+        weight: tensor(format!("{name}.weight"), 1, c, Init::Ones),
+    };
+    let has_norms = config.norm != Norm::None;
+    let mut blocks = Vec::new();
+    // The number of layers may come from a stranger's file.
+    blocks.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
+    for i in 0..config.layers {
+        blocks.push(BlockParameters {
+            norm1: has_norms.then(|| norm(format!("h.{i}.ln_1"))),
+            qkv: linear(format!("h.{i}.attn.c_attn"), qkv_rows, c, Init::Normal),
+            attention_out: linear(format!("h.{i}.attn.c_proj"), c, c, Init::Residual),
+            norm2: has_norms.then(|| norm(format!("h.{i}.ln_2"))),
+            up: linear(format!("h.{i}.mlp.c_fc"), f, c, Init::Normal),
+            down: linear(format!("h.{i}.mlp.c_proj"), c, f, Init::Residual),
+        });
+    }
+    let all = Parameters {
+        token_embedding: tensor("wte.weight".into(), v, c, Init::Normal),
+        position_embedding: (config.position == Position::Learned)
+            .then(|| tensor("wpe.weight".into(), config.context, c, Init::Normal)),
+        blocks,
+        final_norm: (config.norm == Norm::Pre).then(|| norm("ln_f".into())),
+        head: (!config.tied_embeddings).then(|| tensor("lm_head.weight".into(), v, c, Init::Normal)),
+    };
+
+    // Matrices first, then vectors; each in the order of the model.
+    let mut layout = Layout::new(elem, "parameters");
+    let mut count = 0usize;
+    let mut place = |matrices: bool, regions: &mut Vec<Region>| -> Result<usize, ConfigError> {
+        for (tensor, region) in all.list().into_iter().zip(regions) {
+            if tensor.is_matrix() == matrices {
+                *region = layout.push(&[tensor.rows, tensor.cols])?;
+                count += region.len;
+            }
+        }
+        Ok(layout.end)
+    };
+    let mut regions = alloc::vec![nowhere; all.list().len()];
+    let decayed = place(true, &mut regions)?;
+    let end = place(false, &mut regions)?;
+    let mut next = regions.into_iter();
+    let all = all.map(|tensor| Tensor { region: next.next().unwrap_or(nowhere), ..tensor.clone() });
+    Ok((all, count, end, decayed))
+}
+
+fn activations(
+    config: &GptConfig,
+    purpose: Purpose,
+    batch: usize,
+    time: usize,
+    layout: &mut Layout,
+) -> Result<(Activations, Option<BackwardActivations>), ConfigError> {
+    let training = purpose == Purpose::Training;
+    let stream = [batch, time, config.d_model];
+    let triple = [batch, time, config.d_model, 3];
+    let wide = [batch, time, config.d_ff];
+    let per_head = [batch, config.heads, time];
+
+    let mut blocks: Vec<BlockActivations> = Vec::new();
+    let mut input = layout.push(&stream)?;
+    // In inference a block's values die with it, so one set serves all; three streams suffice, because the input
+    // is dead once the attention sum is made.
+    let normed = if training { input } else { layout.push(&stream)? };
+    for _ in 0..config.layers {
+        if !training && let Some(first) = blocks.first() {
+            let again = *first;
+            blocks.push(again);
+            continue;
+        }
+        let mut norm_stats = || -> Result<NormActivations, ConfigError> {
+            let rows = [batch, if config.norm == Norm::None { 0 } else { time }];
+            Ok(NormActivations { mean: layout.push(&rows)?, rstd: layout.push(&rows)? })
+        };
+        let (norm1, norm2) = (norm_stats()?, norm_stats()?);
+        let mut fresh = || if training { layout.push(&stream) } else { Ok(normed) };
+        let (before, after) = (config.norm == Norm::Pre, config.norm == Norm::Post);
+        let attention_in = if before { fresh()? } else { input };
+        let apart1 = if after { Some(fresh()?) } else { None };
+        let feed_forward_normed = if before { Some(fresh()?) } else { None };
+        let apart2 = if after { Some(fresh()?) } else { None };
+        let middle = layout.push(&stream)?;
+        let output = if training { layout.push(&stream)? } else { input };
+        blocks.push(BlockActivations {
+            input,
+            attention_in,
+            qkv: layout.push(&triple)?,
+            attended: layout.push(&stream)?,
+            lse: layout.push(&per_head)?,
+            attention_sum: apart1.unwrap_or(middle),
+            middle,
+            feed_forward_in: feed_forward_normed.unwrap_or(middle),
+            pre_activation: if training { Some(layout.push(&wide)?) } else { None },
+            hidden: layout.push(&wide)?,
+            feed_forward_sum: apart2.unwrap_or(output),
+            output,
+            norm1,
+            norm2,
+        });
+        input = output;
+    }
+    let final_rows = [batch, if config.norm == Norm::Pre { time } else { 0 }];
+    let final_norm = NormActivations { mean: layout.push(&final_rows)?, rstd: layout.push(&final_rows)? };
+    let head_in = match config.norm {
+        Norm::Pre if training => layout.push(&stream)?,
+        Norm::Pre => normed,
+        Norm::Post | Norm::None => input,
+    };
+    let logit_rows = match purpose {
+        Purpose::Inference { logits: Logits::Last, .. } => 1,
+        _ => time,
+    };
+    let logits = layout.push(&[batch, logit_rows, config.vocab_size])?;
+    let losses = layout.push(&[batch, if training { time } else { 0 }])?;
+    let backward = if training {
+        Some(BackwardActivations {
+            d_stream: layout.push(&stream)?,
+            d_scratch: layout.push(&stream)?,
+            d_qkv: layout.push(&triple)?,
+            d_hidden: layout.push(&wide)?,
+        })
+    } else {
+        None
+    };
+    Ok((Activations { blocks, head_in, final_norm, logits, losses }, backward))
+}
