@@ -13,6 +13,7 @@ pub mod plan;
 mod real;
 pub mod reference;
 pub mod rng;
+pub mod tokenizer;
 pub mod train;
 
 pub use backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Span};
@@ -20,3 +21,4 @@ pub use config::{Activation, AttentionScale, ConfigError, GptConfig, Norm, Posit
 pub use op::{InvalidOp, Op, OpKind};
 pub use plan::Plan;
 pub use real::Real;
+pub use tokenizer::{AnyTokenizer, ByteTokenizer, CharTokenizer, StreamDecoder, Tokenizer, TokenizerError};
