@@ -279,7 +279,7 @@ pub fn write_elems<B: Backend + ?Sized>(
     values: &[B::Elem],
 ) -> Result<(), B::Error> {
     let size = size_of::<B::Elem>();
-    let mut bytes = vec![0; values.len() * size];
+    let mut bytes = vec![0; size_of_val(values)];
     for (out, value) in bytes.chunks_exact_mut(size).zip(values) {
         value.to_le_slice(out);
     }

@@ -1,0 +1,210 @@
+//! Reads the golden files that `make_golden.py` wrote: a model's config and weights, and what PyTorch made of them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::str::FromStr;
+
+use minigpt_core::{Activation, AttentionScale, GptConfig, Norm, Position};
+use serde_json::Value;
+
+/// A tensor of a golden file; f32 values are widened exactly.
+pub(crate) struct Tensor {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Vec<f64>,
+}
+
+/// How the golden runs were trained: AdamW, a constant learning rate.
+pub(crate) struct Training {
+    pub(crate) learning_rate: f64,
+    pub(crate) beta1: f64,
+    pub(crate) beta2: f64,
+    pub(crate) eps: f64,
+    /// Of matrices only.
+    pub(crate) weight_decay: f64,
+    pub(crate) clip: f64,
+    /// How many steps were made: the length of `losses`.
+    pub(crate) steps: usize,
+    /// After how many of them the weights `after` were taken.
+    pub(crate) after: usize,
+}
+
+/// One golden file. Maps are by the names of the parameters.
+pub(crate) struct Golden {
+    /// The file's name.
+    pub(crate) name: String,
+    pub(crate) config: GptConfig,
+    pub(crate) training: Training,
+    /// B and T of every batch.
+    pub(crate) batch: usize,
+    pub(crate) time: usize,
+    /// (B, T) each; step i trains on batch i mod their number.
+    pub(crate) tokens: Vec<Vec<u32>>,
+    /// (B, T) each; `minigpt_core::op::IGNORE` is ignored.
+    pub(crate) targets: Vec<Vec<u32>>,
+    /// The initial parameters, all exact in f32.
+    pub(crate) params: BTreeMap<String, Tensor>,
+    /// (B, T, V), of batch 0 and the initial parameters.
+    pub(crate) logits: Tensor,
+    /// The mean over the targets that count, of batch 0 and the initial parameters.
+    pub(crate) loss: f64,
+    /// The gradient of `loss`.
+    pub(crate) grads: BTreeMap<String, Tensor>,
+    /// The parameters after `training.after` steps.
+    pub(crate) after: BTreeMap<String, Tensor>,
+    /// The mean loss of each step.
+    pub(crate) losses: Vec<f64>,
+    /// The norm of each step's mean gradient before clipping.
+    pub(crate) grad_norms: Vec<f64>,
+}
+
+/// All golden files, by name.
+pub(crate) fn all() -> Vec<Golden> {
+    // From minigpt-core as from its sister crates.
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../minigpt-core/tests/golden");
+    let mut paths: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
+    paths.sort();
+    paths.iter().map(|path| Golden::load(path)).collect()
+}
+
+impl Golden {
+    fn load(path: &Path) -> Golden {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let content = std::fs::read(path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (length, content) = content.split_at(8);
+        let (header, data) = content.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+        let mut header: serde_json::Map<String, Value> = serde_json::from_slice(header).unwrap();
+        let metadata = header.remove("__metadata__").unwrap();
+
+        let mut tensors: BTreeMap<String, (Tensor, &str)> = BTreeMap::new();
+        for (tensor, entry) in &header {
+            let integers = |key: &str| -> Vec<usize> {
+                entry[key].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect()
+            };
+            let (shape, offsets) = (integers("shape"), integers("data_offsets"));
+            let (dtype, raw) = (entry["dtype"].as_str().unwrap(), &data[offsets[0]..offsets[1]]);
+            let values: Vec<f64> = match dtype {
+                "U32" => raw
+                    .chunks_exact(4)
+                    .map(|b| f64::from(u32::from_le_bytes(b.try_into().unwrap())))
+                    .collect(),
+                "F32" => raw
+                    .chunks_exact(4)
+                    .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
+                    .collect(),
+                "F64" => raw.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+                other => panic!("{name}: {tensor} is {other}"),
+            };
+            assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}: {tensor}");
+            assert!(values.iter().all(|v| v.is_finite()), "{name}: {tensor} is not finite");
+            tensors.insert(tensor.clone(), (Tensor { shape, values }, dtype));
+        }
+        let mut take = |tensor: &str, dtype: &str| {
+            let (found, its) = tensors.remove(tensor).unwrap_or_else(|| panic!("{name} lacks {tensor}"));
+            assert_eq!(its, dtype, "{name}: {tensor}");
+            found
+        };
+        let (tokens, targets) = (take("tokens", "U32"), take("targets", "U32"));
+        let [batches, batch, time] = tokens.shape[..] else {
+            panic!("{name}: tokens are {:?}", tokens.shape)
+        };
+        assert_eq!(tokens.shape, targets.shape, "{name}");
+        let split = |ids: Tensor| -> Vec<Vec<u32>> {
+            let ids: Vec<u32> = ids.values.iter().map(|&id| id as u32).collect();
+            ids.chunks_exact(batch * time).map(<[u32]>::to_vec).collect()
+        };
+        let (tokens, targets) = (split(tokens), split(targets));
+        assert_eq!((tokens.len(), targets.len()), (batches, batches), "{name}");
+
+        let logits = take("logits", "F64");
+        let loss = take("loss", "F64").values[0];
+        let losses = take("losses", "F64").values;
+        let grad_norms = take("grad_norms", "F64").values;
+        let mut group = |prefix: &str, dtype: &str| -> BTreeMap<String, Tensor> {
+            let names: Vec<String> = header.keys().filter(|key| key.starts_with(prefix)).cloned().collect();
+            names.iter().map(|key| (key[prefix.len()..].to_string(), take(key, dtype))).collect()
+        };
+        let golden = Golden {
+            config: config(&metadata),
+            training: training(&metadata),
+            batch,
+            time,
+            tokens,
+            targets,
+            params: group("param.", "F32"),
+            logits,
+            loss,
+            grads: group("grad.", "F64"),
+            after: group("after10.", "F64"),
+            losses,
+            grad_norms,
+            name: name.clone(),
+        };
+        assert!(tensors.is_empty(), "{name} holds more than is read: {:?}", tensors.keys());
+        golden
+    }
+}
+
+fn text<'a>(metadata: &'a Value, key: &str) -> &'a str {
+    metadata[key].as_str().unwrap_or_else(|| panic!("no `{key}` in {metadata}"))
+}
+
+fn parsed<T: FromStr>(metadata: &Value, key: &str) -> T {
+    text(metadata, key).parse().unwrap_or_else(|_| panic!("`{key}` in {metadata}"))
+}
+
+fn config(metadata: &Value) -> GptConfig {
+    GptConfig {
+        vocab_size: parsed(metadata, "vocab_size"),
+        context: parsed(metadata, "context"),
+        layers: parsed(metadata, "layers"),
+        heads: parsed(metadata, "heads"),
+        d_model: parsed(metadata, "d_model"),
+        d_ff: parsed(metadata, "d_ff"),
+        position: match text(metadata, "position") {
+            "learned" => Position::Learned,
+            "sinusoidal" => Position::Sinusoidal,
+            "rotary" => Position::Rotary,
+            "none" => Position::None,
+            other => panic!("position {other}"),
+        },
+        norm: match text(metadata, "norm") {
+            "pre" => Norm::Pre,
+            "post" => Norm::Post,
+            "none" => Norm::None,
+            other => panic!("norm {other}"),
+        },
+        attention_scale: match text(metadata, "attention_scale") {
+            "inverse_sqrt" => AttentionScale::InverseSqrt,
+            "none" => AttentionScale::None,
+            factor => AttentionScale::Custom(factor.parse().unwrap()),
+        },
+        residual: parsed(metadata, "residual"),
+        activation: match text(metadata, "activation") {
+            "gelu_tanh" => Activation::GeluTanh,
+            "gelu_erf" => Activation::GeluErf,
+            "relu" => Activation::Relu,
+            other => panic!("activation {other}"),
+        },
+        bias: parsed(metadata, "bias"),
+        dropout: parsed(metadata, "dropout"),
+        tied_embeddings: parsed(metadata, "tied_embeddings"),
+        norm_eps: parsed(metadata, "norm_eps"),
+    }
+}
+
+fn training(metadata: &Value) -> Training {
+    Training {
+        learning_rate: parsed(metadata, "learning_rate"),
+        beta1: parsed(metadata, "beta1"),
+        beta2: parsed(metadata, "beta2"),
+        eps: parsed(metadata, "eps"),
+        weight_decay: parsed(metadata, "weight_decay"),
+        clip: parsed(metadata, "clip"),
+        steps: parsed(metadata, "steps"),
+        after: parsed(metadata, "after"),
+    }
+}
