@@ -8,6 +8,7 @@ extern crate std;
 
 pub mod backend;
 pub mod config;
+pub mod data;
 pub mod op;
 pub mod plan;
 mod real;
@@ -18,6 +19,7 @@ pub mod train;
 
 pub use backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Span};
 pub use config::{Activation, AttentionScale, ConfigError, GptConfig, Norm, Position};
+pub use data::{DataError, EvalWindows, Windows};
 pub use op::{InvalidOp, Op, OpKind};
 pub use plan::Plan;
 pub use real::Real;

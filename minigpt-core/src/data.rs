@@ -1,0 +1,456 @@
+//! Windows over tokens: what a model is trained and evaluated on.
+//!
+//! A window is T + 1 tokens in a row: the first T are the inputs, the last T the targets, so that each position
+//! is taught the token that follows it (teacher forcing). [`split`] sets text aside for evaluation, [`Windows`]
+//! draws training windows at random, and [`EvalWindows`] walks over the rest.
+
+use core::fmt;
+
+use crate::rng::{self, Stream, philox4x32};
+
+/// Splits a corpus by position: the first `(fraction * n) as usize` of its n tokens train, the rest evaluate.
+///
+/// ```
+/// let tokens: Vec<u32> = (0..15).collect();
+/// let (training, validation) = minigpt_core::data::split(&tokens, 0.9)?;
+/// assert_eq!((training.len(), validation.len()), (13, 2));
+/// # Ok::<(), minigpt_core::DataError>(())
+/// ```
+///
+/// # Errors
+/// [`DataError::Empty`], and [`DataError::Fraction`] if `fraction` is not in 0..=1.
+pub fn split(tokens: &[u32], fraction: f64) -> Result<(&[u32], &[u32]), DataError> {
+    if tokens.is_empty() {
+        return Err(DataError::Empty);
+    }
+    if !(0.0..=1.0).contains(&fraction) {
+        return Err(DataError::Fraction { fraction });
+    }
+    // The product can round up past the end only where f64 cannot count the tokens.
+    let middle = ((fraction * tokens.len() as f64) as usize).min(tokens.len());
+    Ok(tokens.split_at(middle))
+}
+
+/// Random training windows over a corpus, with replacement.
+///
+/// Window number w is a pure function of (seed, w): none before it has to be drawn, any two batches can be made
+/// on any two threads, and a resumed run needs to remember only how many windows it has drawn.
+///
+/// ```
+/// use minigpt_core::Windows;
+/// let tokens: Vec<u32> = (0..100).collect();
+/// let windows = Windows::new(&tokens, 8, 42)?;
+/// let (mut inputs, mut targets) = ([0; 16], [0; 16]);
+/// windows.fill(0, 2, &mut inputs, &mut targets)?;
+/// assert_eq!(inputs[1], targets[0]);
+/// assert_eq!(inputs[..8], tokens[windows.start(0)..][..8]);
+/// # Ok::<(), minigpt_core::DataError>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Windows<'a> {
+    tokens: &'a [u32],
+    time: usize,
+    seed: u64,
+}
+
+impl<'a> Windows<'a> {
+    /// Windows of `time` inputs (T) over `tokens`, drawn by `seed`.
+    ///
+    /// # Errors
+    /// [`DataError::Empty`], [`DataError::ZeroTime`], and [`DataError::TooShort`] if there are fewer than T + 1
+    /// tokens.
+    pub fn new(tokens: &'a [u32], time: usize, seed: u64) -> Result<Self, DataError> {
+        check(tokens, time)?;
+        Ok(Windows { tokens, time, seed })
+    }
+
+    /// How many different windows there are: n - T for n tokens.
+    pub fn starts(&self) -> usize {
+        self.tokens.len() - self.time
+    }
+
+    /// Where window number `window` begins.
+    ///
+    /// It is floor(r s / 2^64), where s is [`starts`](Windows::starts) and r the first 64 bits of Philox block
+    /// `window` of [`Stream::Data`]. Each start's probability is within 2^-64 of 1/s, since the number of r that
+    /// lead to it is 2^64 / s, rounded up or down.
+    pub fn start(&self, window: u64) -> usize {
+        let counter = [window as u32, (window >> 32) as u32, Stream::Data as u32, 0];
+        let [high, low, ..] = philox4x32(counter, rng::key(self.seed));
+        let random = u64::from(high) << 32 | u64::from(low);
+        ((u128::from(random) * self.starts() as u128) >> 64) as usize
+    }
+
+    /// Writes windows number `first_window` to `first_window + batch - 1` to `inputs` and `targets`, one after
+    /// the other: each (B, T). Past 2^64 windows the numbers begin again at 0.
+    ///
+    /// # Errors
+    /// [`DataError::BatchLength`] if a slice is not exactly B T long.
+    pub fn fill(
+        &self,
+        first_window: u64,
+        batch: usize,
+        inputs: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<(), DataError> {
+        for found in [inputs.len(), targets.len()] {
+            if batch.checked_mul(self.time) != Some(found) {
+                return Err(DataError::BatchLength { batch, time: self.time, found });
+            }
+        }
+        let rows = inputs.chunks_exact_mut(self.time).zip(targets.chunks_exact_mut(self.time));
+        for (row, (inputs, targets)) in rows.enumerate() {
+            let start = self.start(first_window.wrapping_add(row as u64));
+            let window = &self.tokens[start..=start + self.time];
+            inputs.copy_from_slice(&window[..self.time]);
+            targets.copy_from_slice(&window[1..]);
+        }
+        Ok(())
+    }
+}
+
+/// Evaluation windows over a corpus: in order, side by side, each target once.
+///
+/// Window i has the inputs `tokens[i T .. i T + T]`, and the targets one further, for every i whose targets all
+/// exist. Only full windows count: up to T - 1 targets at the very end are left out.
+///
+/// ```
+/// use minigpt_core::EvalWindows;
+/// let tokens: Vec<u32> = (0..10).collect();
+/// let windows = EvalWindows::new(&tokens, 4)?;
+/// assert_eq!(windows.len(), 2);
+/// assert_eq!(windows.get(1), Some((&tokens[4..8], &tokens[5..9])));
+/// # Ok::<(), minigpt_core::DataError>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct EvalWindows<'a> {
+    tokens: &'a [u32],
+    time: usize,
+    len: usize,
+}
+
+impl<'a> EvalWindows<'a> {
+    /// All full windows of `time` inputs (T) over `tokens`.
+    ///
+    /// # Errors
+    /// As [`Windows::new`].
+    pub fn new(tokens: &'a [u32], time: usize) -> Result<Self, DataError> {
+        check(tokens, time)?;
+        Ok(EvalWindows { tokens, time, len: full_windows(tokens, time) })
+    }
+
+    /// At most `count` of the windows, evenly spread over the corpus, and at least one: a fixed sample for a quick
+    /// look. Of m windows in all, the j-th of k is window floor(j m / k).
+    ///
+    /// ```
+    /// # use minigpt_core::EvalWindows;
+    /// # let tokens = [0; 101];
+    /// let all = EvalWindows::new(&tokens, 10)?;
+    /// assert_eq!((all.len(), all.spread(4).len(), all.spread(99).len()), (10, 4, 10));
+    /// # Ok::<(), minigpt_core::DataError>(())
+    /// ```
+    #[must_use]
+    pub fn spread(&self, count: usize) -> Self {
+        EvalWindows { len: count.clamp(1, full_windows(self.tokens, self.time)), ..*self }
+    }
+
+    /// How many windows there are; never 0.
+    #[expect(clippy::len_without_is_empty, reason = "there is always a window")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Inputs and targets of the window at place `index`, each (T); `None` past the last.
+    pub fn get(&self, index: usize) -> Option<(&'a [u32], &'a [u32])> {
+        if index >= self.len {
+            return None;
+        }
+        let all = full_windows(self.tokens, self.time);
+        // Below `all`, since index < len.
+        let window = (index as u128 * all as u128 / self.len as u128) as usize;
+        let start = window * self.time;
+        let tokens = &self.tokens[start..=start + self.time];
+        Some((&tokens[..self.time], &tokens[1..]))
+    }
+
+    /// The windows in order, as [`get`](EvalWindows::get) gives them.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a [u32], &'a [u32])> + use<'a> {
+        let windows = *self;
+        (0..self.len).map_while(move |index| windows.get(index))
+    }
+}
+
+/// How many windows stand side by side: i with i T + T + 1 <= n.
+fn full_windows(tokens: &[u32], time: usize) -> usize {
+    (tokens.len() - 1) / time
+}
+
+fn check(tokens: &[u32], time: usize) -> Result<(), DataError> {
+    if tokens.is_empty() {
+        return Err(DataError::Empty);
+    }
+    if time == 0 {
+        return Err(DataError::ZeroTime);
+    }
+    if tokens.len() <= time {
+        return Err(DataError::TooShort { tokens: tokens.len(), time });
+    }
+    Ok(())
+}
+
+/// Why there are no windows over a corpus.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum DataError {
+    /// There are no tokens.
+    Empty,
+    /// There are too few tokens for one window.
+    TooShort {
+        /// How many tokens there are.
+        tokens: usize,
+        /// Inputs per window (T); a window takes one token more.
+        time: usize,
+    },
+    /// A window without inputs.
+    ZeroTime,
+    /// The share that trains is not in 0..=1.
+    Fraction {
+        /// The share given.
+        fraction: f64,
+    },
+    /// A slice does not have the length of the batch.
+    BatchLength {
+        /// Windows in the batch (B).
+        batch: usize,
+        /// Inputs per window (T).
+        time: usize,
+        /// The length of the slice.
+        found: usize,
+    },
+}
+
+impl fmt::Display for DataError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            DataError::Empty => f.write_str("the corpus is empty: give it some text"),
+            DataError::TooShort { tokens, time } => {
+                write!(
+                    f,
+                    "there are {tokens} tokens, but a window of {time} inputs needs {}, the last target \
+                     included: use more text",
+                    time.saturating_add(1)
+                )?;
+                match tokens.saturating_sub(1) {
+                    0 => Ok(()),
+                    most => write!(f, " or windows of at most {most}"),
+                }
+            }
+            DataError::ZeroTime => {
+                f.write_str("a window needs at least 1 input: set its length to 1 or more")
+            }
+            DataError::Fraction { fraction } => {
+                write!(f, "the training fraction {fraction} is not in 0..=1: 0.9 is common")
+            }
+            DataError::BatchLength { batch, time, found } => write!(
+                f,
+                "{batch} windows of {time} tokens do not fill {found} places: make inputs and targets batch x \
+                 time long"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for DataError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+    use alloc::string::ToString;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    fn counting(n: u32) -> Vec<u32> {
+        (0..n).collect()
+    }
+
+    #[test]
+    fn split_cuts_by_position_and_rounds_down() {
+        let tokens = counting(19);
+        // 0.9 x 19 = 17.1
+        assert_eq!(split(&tokens, 0.9), Ok((&tokens[..17], &tokens[17..])));
+        assert_eq!(split(&tokens, 0.0), Ok((&tokens[..0], &tokens[..])));
+        assert_eq!(split(&tokens, 1.0), Ok((&tokens[..], &tokens[19..])));
+        assert_eq!(split(&tokens[..1], 0.9), Ok((&tokens[..0], &tokens[..1])));
+        let large = vec![0; 1_115_394];
+        assert_eq!(split(&large, 0.9).unwrap().0.len(), 1_003_854);
+    }
+
+    #[test]
+    fn split_refuses_what_is_no_share() {
+        assert_eq!(split(&[], 0.9), Err(DataError::Empty));
+        for fraction in [-0.1, 1.1, f64::INFINITY] {
+            assert_eq!(split(&[1, 2], fraction), Err(DataError::Fraction { fraction }));
+        }
+        assert!(matches!(split(&[1, 2], f64::NAN), Err(DataError::Fraction { .. })));
+    }
+
+    #[test]
+    fn targets_are_the_inputs_shifted_by_one() {
+        let tokens = counting(50);
+        let windows = Windows::new(&tokens, 5, 3).unwrap();
+        let (mut inputs, mut targets) = (vec![0; 200], vec![0; 200]);
+        windows.fill(7, 40, &mut inputs, &mut targets).unwrap();
+        for (row, (inputs, targets)) in inputs.chunks(5).zip(targets.chunks(5)).enumerate() {
+            let start = windows.start(7 + row as u64);
+            assert_eq!(inputs, &tokens[start..start + 5]);
+            assert_eq!(targets, &tokens[start + 1..start + 6]);
+        }
+    }
+
+    #[test]
+    fn a_window_depends_on_seed_and_number_alone() {
+        let tokens = counting(1000);
+        let windows = Windows::new(&tokens, 4, 9).unwrap();
+        let whole: Vec<usize> = (0..24).map(|w| windows.start(w)).collect();
+        let (mut inputs, mut targets) = ([0; 4], [0; 4]);
+        for window in (0..24).rev() {
+            windows.fill(window, 1, &mut inputs, &mut targets).unwrap();
+            assert_eq!(inputs[0] as usize, whole[window as usize]);
+        }
+        let other = Windows::new(&tokens, 4, 10).unwrap();
+        assert_ne!(whole, (0..24).map(|w| other.start(w)).collect::<Vec<_>>());
+        // Both words of the number count.
+        assert_ne!(windows.start(1), windows.start(1 << 32));
+    }
+
+    #[test]
+    fn starts_are_the_data_streams_words_scaled() {
+        let tokens = counting(1000);
+        let windows = Windows::new(&tokens, 10, 77).unwrap();
+        for window in [0, 1, 5, (1 << 32) + 3] {
+            let mut rng = Rng::at(77, Stream::Data, 4 * window);
+            let random = f64::from(rng.next_u32()) * 4_294_967_296.0 + f64::from(rng.next_u32());
+            assert_eq!(windows.start(window), (random / 18_446_744_073_709_551_616.0 * 990.0) as usize);
+        }
+    }
+
+    #[test]
+    fn window_numbers_wrap_around() {
+        let tokens = counting(100);
+        let windows = Windows::new(&tokens, 1, 0).unwrap();
+        let (mut inputs, mut targets) = ([0; 2], [0; 2]);
+        windows.fill(u64::MAX, 2, &mut inputs, &mut targets).unwrap();
+        assert_eq!(inputs, [windows.start(u64::MAX) as u32, windows.start(0) as u32]);
+    }
+
+    #[test]
+    fn starts_are_uniform_over_all_valid_ones() {
+        let tokens = counting(27);
+        let windows = Windows::new(&tokens, 7, 5).unwrap();
+        assert_eq!(windows.starts(), 20);
+        let mut counts = [0u32; 20];
+        for window in 0..20_000 {
+            counts[windows.start(window)] += 1;
+        }
+        let chi: f64 = counts.iter().map(|&c| (f64::from(c) - 1000.0).powi(2) / 1000.0).sum();
+        assert!(chi < 43.82, "chi-square {chi} with 19 degrees of freedom, 0.1 % level");
+    }
+
+    #[test]
+    fn a_corpus_of_one_window_always_gives_that_one() {
+        let tokens = counting(5);
+        let windows = Windows::new(&tokens, 4, 1).unwrap();
+        let (mut inputs, mut targets) = ([9; 8], [9; 8]);
+        windows.fill(100, 2, &mut inputs, &mut targets).unwrap();
+        assert_eq!(inputs, [0, 1, 2, 3, 0, 1, 2, 3]);
+        assert_eq!(targets, [1, 2, 3, 4, 1, 2, 3, 4]);
+        assert_eq!(EvalWindows::new(&tokens, 4).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn evaluation_takes_every_full_window_once() {
+        // (tokens, T, windows): the last window needs one token past its inputs.
+        for (n, time, count) in
+            [(13, 4, 3), (12, 4, 2), (14, 4, 3), (16, 4, 3), (17, 4, 4), (2, 1, 1), (5, 1, 4)]
+        {
+            let tokens = counting(n);
+            let windows = EvalWindows::new(&tokens, time).unwrap();
+            assert_eq!(windows.len(), count, "{n} tokens, T {time}");
+            assert_eq!(windows.iter().count(), count);
+            for (i, (inputs, targets)) in windows.iter().enumerate() {
+                assert_eq!(inputs, &tokens[i * time..i * time + time]);
+                assert_eq!(targets, &tokens[i * time + 1..i * time + time + 1]);
+            }
+            assert_eq!(windows.get(count), None);
+        }
+    }
+
+    #[test]
+    fn a_spread_is_even_and_starts_at_the_beginning() {
+        let tokens = counting(101);
+        let all = EvalWindows::new(&tokens, 10).unwrap();
+        let firsts = |count| all.spread(count).iter().map(|(inputs, _)| inputs[0]).collect::<Vec<u32>>();
+        assert_eq!(firsts(4), [0, 20, 50, 70]);
+        assert_eq!(firsts(3), [0, 30, 60]);
+        assert_eq!(firsts(1), [0]);
+        assert_eq!(firsts(0), [0]);
+        assert_eq!(firsts(10), (0..100).step_by(10).collect::<Vec<u32>>());
+        assert_eq!(firsts(usize::MAX), firsts(10));
+        // Of a spread, a wider one can be taken again.
+        assert_eq!(all.spread(1).spread(2).len(), 2);
+        assert_eq!(all.spread(4).get(4), None);
+    }
+
+    #[test]
+    fn too_little_text_is_refused_with_what_is_needed() {
+        assert_eq!(Windows::new(&[], 4, 0).unwrap_err(), DataError::Empty);
+        assert_eq!(Windows::new(&[1], 0, 0).unwrap_err(), DataError::ZeroTime);
+        assert_eq!(Windows::new(&[1; 64], 64, 0).unwrap_err(), DataError::TooShort { tokens: 64, time: 64 });
+        assert!(Windows::new(&[1; 65], 64, 0).is_ok());
+        assert_eq!(EvalWindows::new(&[], 4).unwrap_err(), DataError::Empty);
+        assert_eq!(EvalWindows::new(&[1], 0).unwrap_err(), DataError::ZeroTime);
+        assert_eq!(EvalWindows::new(&[1; 4], 4).unwrap_err(), DataError::TooShort { tokens: 4, time: 4 });
+        let endless = DataError::TooShort { tokens: 4, time: usize::MAX };
+        assert_eq!(EvalWindows::new(&[1; 4], usize::MAX).unwrap_err(), endless);
+    }
+
+    #[test]
+    fn a_batch_that_does_not_fit_its_slices_is_refused() {
+        let windows = Windows::new(&[0; 9], 4, 0).unwrap();
+        let (mut right, mut wrong) = ([7; 8], [7; 9]);
+        let error = Err(DataError::BatchLength { batch: 2, time: 4, found: 9 });
+        assert_eq!(windows.fill(0, 2, &mut wrong, &mut right), error);
+        assert_eq!(windows.fill(0, 2, &mut right, &mut wrong), error);
+        assert_eq!(right, [7; 8]);
+        let overflow = Err(DataError::BatchLength { batch: usize::MAX, time: 4, found: 8 });
+        assert_eq!(windows.fill(0, usize::MAX, &mut right, &mut wrong), overflow);
+        assert_eq!(windows.fill(0, 0, &mut [], &mut []), Ok(()));
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        assert_eq!(DataError::Empty.to_string(), "the corpus is empty: give it some text");
+        assert_eq!(
+            DataError::TooShort { tokens: 40, time: 64 }.to_string(),
+            "there are 40 tokens, but a window of 64 inputs needs 65, the last target included: use more text or \
+             windows of at most 39"
+        );
+        assert_eq!(
+            DataError::TooShort { tokens: 1, time: 1 }.to_string(),
+            "there are 1 tokens, but a window of 1 inputs needs 2, the last target included: use more text"
+        );
+        assert_eq!(
+            DataError::ZeroTime.to_string(),
+            "a window needs at least 1 input: set its length to 1 or more"
+        );
+        assert_eq!(
+            DataError::Fraction { fraction: 1.5 }.to_string(),
+            "the training fraction 1.5 is not in 0..=1: 0.9 is common"
+        );
+        assert_eq!(
+            DataError::BatchLength { batch: 2, time: 4, found: 9 }.to_string(),
+            "2 windows of 4 tokens do not fill 9 places: make inputs and targets batch x time long"
+        );
+    }
+}
