@@ -14,6 +14,7 @@ pub mod plan;
 mod real;
 pub mod reference;
 pub mod rng;
+pub mod sample;
 pub mod tokenizer;
 pub mod train;
 
@@ -23,4 +24,5 @@ pub use data::{DataError, EvalWindows, Windows};
 pub use op::{InvalidOp, Op, OpKind};
 pub use plan::Plan;
 pub use real::Real;
+pub use sample::{SampleConfig, SampleError, Sampler};
 pub use tokenizer::{AnyTokenizer, ByteTokenizer, CharTokenizer, StreamDecoder, Tokenizer, TokenizerError};
