@@ -18,7 +18,6 @@
 //! gradient's norm, the learning rate, random counters) lives in device spans, laid out in [`crate::op::scalar`]
 //! and [`crate::op::counter`]. So a step only enqueues, and a backend may run far behind the host.
 
-use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -255,31 +254,52 @@ pub trait Import<'a>: Backend {
     }
 }
 
+/// `len` zeros on the host's heap, or an error that names the operand they are for.
+pub(crate) fn zeros<T: Clone + Default>(operand: &'static str, len: usize) -> Result<Vec<T>, InvalidOp> {
+    let mut values = Vec::new();
+    values
+        .try_reserve_exact(len)
+        .map_err(|_| InvalidOp::HostMemory { operand, bytes: len.saturating_mul(size_of::<T>()) })?;
+    values.resize(len, T::default());
+    Ok(values)
+}
+
+/// The bytes of `len` numbers of `size` bytes each, read from the backend.
+fn read_bytes<B: Backend + ?Sized>(backend: &mut B, from: Span, size: usize) -> Result<Vec<u8>, B::Error> {
+    let mut bytes =
+        zeros("read", from.len.checked_mul(size).ok_or(InvalidOp::Overflow { operand: "read" })?)?;
+    backend.read(from, &mut bytes)?;
+    Ok(bytes)
+}
+
 /// Reads a span of the backend's own number type.
 ///
 /// # Errors
-/// As [`Backend::read`]; also if the span's type is not `B::Elem`'s.
+/// As [`Backend::read`]; also if the span's type is not `B::Elem`'s, or the host has no memory for the values.
 pub fn read_elems<B: Backend + ?Sized>(backend: &mut B, from: Span) -> Result<Vec<B::Elem>, B::Error> {
     if from.dtype != B::Elem::DTYPE {
         return Err(InvalidOp::Dtype { operand: "read", expected: B::Elem::DTYPE, found: from.dtype }.into());
     }
     let size = size_of::<B::Elem>();
-    let mut bytes = vec![0; from.len.checked_mul(size).ok_or(InvalidOp::Overflow { operand: "read" })?];
-    backend.read(from, &mut bytes)?;
-    Ok(bytes.chunks_exact(size).map(B::Elem::from_le_slice).collect())
+    let bytes = read_bytes(backend, from, size)?;
+    let mut values = zeros("read", from.len)?;
+    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size)) {
+        *value = B::Elem::from_le_slice(bytes);
+    }
+    Ok(values)
 }
 
 /// Writes a span of the backend's own number type.
 ///
 /// # Errors
-/// As [`Backend::write`].
+/// As [`Backend::write`]; also if the host has no memory for the bytes.
 pub fn write_elems<B: Backend + ?Sized>(
     backend: &mut B,
     to: Span,
     values: &[B::Elem],
 ) -> Result<(), B::Error> {
     let size = size_of::<B::Elem>();
-    let mut bytes = vec![0; size_of_val(values)];
+    let mut bytes = zeros("write", size_of_val(values))?;
     for (out, value) in bytes.chunks_exact_mut(size).zip(values) {
         value.to_le_slice(out);
     }
@@ -289,19 +309,22 @@ pub fn write_elems<B: Backend + ?Sized>(
 /// Reads a span of tokens or counters.
 ///
 /// # Errors
-/// As [`Backend::read`].
+/// As [`Backend::read`]; also if the host has no memory for the values.
 pub fn read_u32<B: Backend + ?Sized>(backend: &mut B, from: Span) -> Result<Vec<u32>, B::Error> {
-    let mut bytes = vec![0; from.len * 4];
-    backend.read(from, &mut bytes)?;
-    Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    let bytes = read_bytes(backend, from, 4)?;
+    let mut values = zeros("read", from.len)?;
+    for (value, b) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+        *value = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    }
+    Ok(values)
 }
 
 /// Writes a span of tokens or counters.
 ///
 /// # Errors
-/// As [`Backend::write`].
+/// As [`Backend::write`]; also if the host has no memory for the bytes.
 pub fn write_u32<B: Backend + ?Sized>(backend: &mut B, to: Span, values: &[u32]) -> Result<(), B::Error> {
-    let mut bytes = vec![0; values.len() * 4];
+    let mut bytes = zeros("write", size_of_val(values))?;
     for (out, value) in bytes.chunks_exact_mut(4).zip(values) {
         out.copy_from_slice(&value.to_le_bytes());
     }

@@ -24,5 +24,6 @@ pub use data::{DataError, EvalWindows, Windows};
 pub use op::{InvalidOp, Op, OpKind};
 pub use plan::Plan;
 pub use real::Real;
+pub use reference::{Reference, ReferenceError};
 pub use sample::{SampleConfig, SampleError, Sampler};
 pub use tokenizer::{AnyTokenizer, ByteTokenizer, CharTokenizer, StreamDecoder, Tokenizer, TokenizerError};

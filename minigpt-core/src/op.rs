@@ -15,7 +15,7 @@ use crate::train::schedule::Schedule;
 /// A target that counts neither in the loss nor in the gradient.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Places in the span of device scalars (of the backend's number type, [`scalar::LEN`](scalar::LEN) long).
+/// Places in the span of device scalars (of the backend's number type, [`scalar::LEN`] long).
 pub mod scalar {
     /// Sum of -ln p over the targets since the step began. [`CrossEntropy`](super::CrossEntropy) adds to it.
     pub const LOSS_SUM: usize = 0;
@@ -41,7 +41,7 @@ pub mod scalar {
     pub const LEN: usize = 16;
 }
 
-/// Places in the span of device counters (u32, [`counter::LEN`](counter::LEN) long). Pairs are (low, high) words.
+/// Places in the span of device counters (u32, [`counter::LEN`] long). Pairs are (low, high) words.
 pub mod counter {
     /// Low word of the seed, the key of the dropout masks.
     pub const SEED: usize = 0;
@@ -1058,6 +1058,14 @@ pub enum InvalidOp {
         /// The vocabulary's size.
         vocab: usize,
     },
+    /// The host has no memory to carry a span through the reference; of the kind
+    /// [`OutOfMemory`](crate::backend::ErrorKind::OutOfMemory).
+    HostMemory {
+        /// The operand.
+        operand: &'static str,
+        /// The bytes that it needs.
+        bytes: usize,
+    },
     /// A span that is to be written is read-only.
     ReadOnly {
         /// The operand.
@@ -1087,6 +1095,12 @@ impl fmt::Display for InvalidOp {
                 write!(
                     f,
                     "token {token} is not below the vocabulary's size {vocab}: use the model's own tokenizer"
+                )
+            }
+            InvalidOp::HostMemory { operand, bytes } => {
+                write!(
+                    f,
+                    "`{operand}` needs {bytes} bytes on the host, which has no room: use a smaller batch"
                 )
             }
             InvalidOp::ReadOnly { operand } => write!(f, "`{operand}` is read-only: it is borrowed"),

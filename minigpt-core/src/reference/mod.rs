@@ -1,14 +1,64 @@
-//! The specification: every op as plain loops.
+//! The specification: every op as plain loops, forward beside backward.
+//!
+//! This is the code to read first. Each file opens with the formula, the shapes and the derivation of the gradient,
+//! and then says the same in loops over plain slices. Nothing here is fast on purpose; a fast kernel names the
+//! function that it must equal.
+//!
+//! - [`embedding`]: tokens to vectors.
+//! - [`layernorm`]: rows to mean 0 and variance 1.
+//! - [`linear`], with the non-linearities of [`activation`]: matrix products.
+//! - [`rotary`] and [`position`]: where in the sequence a token stands.
+//! - [`attention`]: tokens look at earlier tokens.
+//! - [`cross_entropy`]: how wrong the prediction was.
+//! - [`dropout`]: noise against overfitting.
+//! - [`optimizer`]: from the gradient to the next weights.
+//! - [`weights`]: half precision and quantised storage.
+//!
+//! Gradients are written `d_x` for dL/dx, where L is the loss. All of them follow from one rule: if y depends on x,
+//! then d_x = sum over y of d_y (dy/dx). Gradients of parameters are added to what is there, since a parameter may
+//! serve in several places and over several micro-batches; gradients of activations are written, unless an op has
+//! an `accumulate` flag that says otherwise.
+//!
+//! Everything is generic over [`Real`]. In `f64` this is the oracle that fast backends are held against; in `f32`
+//! it gives the same bits on every machine, because sums run in one fixed order, nothing fuses a multiplication
+//! with an addition, and the transcendental functions are `libm`'s.
+//!
+//! [`run`] is the bridge to the ops: it carries a backend's memory to these functions and back. [`Reference`] is the
+//! backend that does nothing else.
 
-use crate::backend::Backend;
-use crate::op::Op;
+pub mod activation;
+pub mod attention;
+mod backend;
+#[cfg(test)]
+mod check;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod layernorm;
+pub mod linear;
+pub mod optimizer;
+pub mod position;
+pub mod rotary;
+mod run;
+pub mod weights;
 
-/// Runs an op on any backend: reads its operands, computes, writes the results back.
-///
-/// # Errors
-/// As [`Backend::run`].
-pub fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
-    backend.fell_back(op.kind());
-    let _ = op.check(<B::Elem as crate::Real>::DTYPE)?;
-    Ok(())
+pub use backend::{Reference, ReferenceError};
+pub use run::run;
+
+use crate::real::Real;
+
+/// The sum of `a[i] b[i]`, from the first to the last.
+fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    let mut sum = R::zero();
+    for (&a, &b) in a.iter().zip(b) {
+        sum += a * b;
+    }
+    sum
+}
+
+/// Adds `factor * x[i]` to every `y[i]`.
+fn add_scaled<R: Real>(y: &mut [R], factor: R, x: &[R]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y += factor * x;
+    }
 }
