@@ -1,3 +1,341 @@
-//! The CPU backend.
+//! The CPU backend of minigpt: SIMD chosen at run time, threads, and no_std.
+//!
+//! [`Cpu`] finds out once, when it is made, what the processor can do, and runs every op on the widest vectors
+//! there are ([`Isa`]). No `target-cpu` flag is needed, and one binary is fast on every machine.
+//!
+//! ```
+//! use minigpt_core::{Backend, Dtype, Span};
+//! use minigpt_cpu::Cpu;
+//!
+//! let mut cpu = Cpu::new()?;
+//! let buffer = cpu.alloc(16)?;
+//! let span = Span { buffer, dtype: Dtype::F32, offset: 0, len: 4 };
+//! cpu.fill(span, 1.5)?;
+//! assert_eq!(minigpt_core::backend::read_elems(&mut cpu, span)?, [1.5; 4]);
+//! # Ok::<(), minigpt_cpu::CpuError>(())
+//! ```
+//!
+//! # Choosing the instruction set
+//! From the strongest wish to the weakest: [`Builder::isa`]; the environment variable `MINIGPT_CPU_ISA`
+//! (`portable`, `avx2` or `avx512`; needs std); `--cfg minigpt_cpu_isa="portable"` (or another name) in the
+//! compiler's flags of the build; the fastest that is found. A wish that the machine cannot fulfil is an error.
+//!
+//! # Threads and reproducibility
+//! With std, as many threads as the system offers, or as [`Builder::threads`] asks. They belong to the backend, so
+//! a `Cpu` may be made and used anywhere, also inside a thread pool. How work is cut up depends on shapes alone:
+//! on one instruction set, every number of threads gives the same bits.
 #![cfg_attr(not(feature = "std"), no_std)]
 extern crate alloc;
+#[cfg(any(feature = "std", test))]
+extern crate std;
+
+#[allow(dead_code, reason = "the first kernels are on their way")]
+mod arch;
+#[allow(dead_code, reason = "the first kernels are on their way")]
+mod context;
+mod error;
+mod executor;
+mod memory;
+mod ops;
+#[allow(dead_code, reason = "the first kernels are on their way")]
+mod par;
+
+use alloc::string::String;
+
+use minigpt_core::backend::Import;
+use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Plan, Span, reference};
+
+use arch::Simd;
+use context::{Context, Machine, Scratch, Team};
+use executor::Executor;
+use memory::Memory;
+use par::Views;
+
+pub use arch::{Isa, UnknownIsa};
+pub use error::CpuError;
+
+/// The CPU as a [`Backend`] of f32. See the [crate](self).
+///
+/// `'a` is how long the memory lives that it may borrow through [`Import`].
+#[derive(Debug)]
+pub struct Cpu<'a> {
+    memory: Memory<'a>,
+    scratch: Scratch,
+    executor: Executor,
+    simd: Simd,
+    fallbacks: [u64; OpKind::ALL.len()],
+}
+
+/// How a [`Cpu`] is to be made.
+///
+/// ```
+/// use minigpt_cpu::{Cpu, Isa};
+/// let cpu = Cpu::builder().isa(Isa::Portable).build()?;
+/// assert_eq!(cpu.isa(), Isa::Portable);
+/// # Ok::<(), minigpt_cpu::CpuError>(())
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Builder {
+    isa: Option<Isa>,
+    #[cfg(feature = "std")]
+    threads: Option<usize>,
+}
+
+/// The instruction set that the build was told to use.
+const BUILT_FOR: Option<Isa> = if cfg!(minigpt_cpu_isa = "portable") {
+    Some(Isa::Portable)
+} else if cfg!(minigpt_cpu_isa = "avx2") {
+    Some(Isa::Avx2)
+} else if cfg!(minigpt_cpu_isa = "avx512") {
+    Some(Isa::Avx512)
+} else {
+    None
+};
+
+/// What the environment asks for.
+fn environment() -> Result<Option<Isa>, CpuError> {
+    #[cfg(feature = "std")]
+    if let Some(name) = std::env::var_os("MINIGPT_CPU_ISA") {
+        let name = name.to_string_lossy();
+        return name.parse().map(Some).map_err(|UnknownIsa| CpuError::Isa { asked: name.into_owned() });
+    }
+    Ok(None)
+}
+
+impl Builder {
+    /// Use this instruction set.
+    #[must_use]
+    pub fn isa(self, isa: Isa) -> Self {
+        Builder { isa: Some(isa), ..self }
+    }
+
+    /// Use so many threads, the caller's included; 0 is taken as 1.
+    #[cfg(feature = "std")]
+    #[must_use]
+    pub fn threads(self, threads: usize) -> Self {
+        Builder { threads: Some(threads), ..self }
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// [`CpuError::Isa`] if the machine lacks the instruction set that was asked for, [`CpuError::Thread`] if a
+    /// thread cannot be started.
+    pub fn build<'a>(self) -> Result<Cpu<'a>, CpuError> {
+        let wish = match self.isa {
+            Some(isa) => Some(isa),
+            None => environment()?.or(BUILT_FOR),
+        };
+        let simd = match wish {
+            Some(isa) => {
+                Simd::detect(isa).ok_or_else(|| CpuError::Isa { asked: String::from(isa.name()) })?
+            }
+            None => Simd::best(),
+        };
+        #[cfg(feature = "std")]
+        let executor =
+            match self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+            {
+                0 | 1 => Executor::single(),
+                threads => Executor::team(threads)?,
+            };
+        #[cfg(not(feature = "std"))]
+        let executor = Executor::single();
+        Ok(Cpu {
+            memory: Memory::default(),
+            scratch: Scratch::default(),
+            executor,
+            simd,
+            fallbacks: [0; OpKind::ALL.len()],
+        })
+    }
+}
+
+impl<'a> Cpu<'a> {
+    /// With the fastest instruction set and all threads, unless the environment or the build says otherwise.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new() -> Result<Self, CpuError> {
+        Builder::default().build()
+    }
+
+    /// Choices to be made before it exists.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The instruction set that its kernels run on.
+    pub fn isa(&self) -> Isa {
+        self.simd.isa()
+    }
+
+    /// How many threads it uses, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.executor.threads()
+    }
+
+    /// How many ops ran on the reference because there is no kernel for them yet.
+    pub fn fallbacks(&self) -> u64 {
+        self.fallbacks.iter().sum()
+    }
+
+    /// How many ops of this kind ran on the reference.
+    pub fn fallbacks_of(&self, kind: OpKind) -> u64 {
+        self.fallbacks.get(kind as usize).copied().unwrap_or(0)
+    }
+
+    fn machine(&self) -> Machine {
+        Machine { threads: self.executor.threads(), isa: self.simd.isa() }
+    }
+}
+
+/// The words that `span`'s bytes are in, and where in the first word they begin.
+fn words(span: Span) -> (Span, usize) {
+    let skip = span.offset % 4;
+    let len = (span.bytes().unwrap_or(0) + skip).div_ceil(4);
+    (Span { dtype: Dtype::U32, offset: span.offset - skip, len, ..span }, skip)
+}
+
+/// Where byte `i` of the words lies. See [`memory`].
+const fn place(i: usize) -> usize {
+    if cfg!(target_endian = "big") { i ^ 3 } else { i }
+}
+
+fn same_length(operand: &'static str, span: Span, found: usize) -> Result<(), InvalidOp> {
+    let expected = span.bytes().ok_or(InvalidOp::Overflow { operand })?;
+    if expected == found { Ok(()) } else { Err(InvalidOp::Length { operand, expected, found }) }
+}
+
+impl Backend for Cpu<'_> {
+    type Elem = f32;
+    type Error = CpuError;
+
+    fn alloc(&mut self, bytes: usize) -> Result<Buffer, CpuError> {
+        self.memory.alloc(bytes)
+    }
+
+    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), CpuError> {
+        same_length("bytes", to, bytes.len())?;
+        let mut views = Views::new(&mut self.memory);
+        if cfg!(target_endian = "little") {
+            views.bytes_mut("write", to)?.copy_from_slice(bytes);
+        } else {
+            let (words, skip) = words(to);
+            let memory = views.bytes_mut("write", words)?;
+            for (i, &byte) in bytes.iter().enumerate() {
+                memory[place(skip + i)] = byte;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), CpuError> {
+        same_length("bytes", from, bytes.len())?;
+        let mut views = Views::new(&mut self.memory);
+        if cfg!(target_endian = "little") {
+            bytes.copy_from_slice(views.bytes("read", from)?);
+        } else {
+            let (words, skip) = words(from);
+            let memory = views.bytes("read", words)?;
+            for (i, byte) in bytes.iter_mut().enumerate() {
+                *byte = memory[place(skip + i)];
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, from: Span, to: Span) -> Result<(), CpuError> {
+        if from.dtype != to.dtype {
+            return Err(InvalidOp::Dtype { operand: "to", expected: from.dtype, found: to.dtype }.into());
+        }
+        if from.len != to.len {
+            return Err(InvalidOp::Length { operand: "to", expected: from.len, found: to.len }.into());
+        }
+        let mut views = Views::new(&mut self.memory);
+        if cfg!(target_endian = "little") {
+            let to = views.bytes_mut("to", to)?;
+            to.copy_from_slice(views.bytes("from", from)?);
+        } else {
+            let ((to_words, to_skip), (from_words, from_skip)) = (words(to), words(from));
+            let to = views.bytes_mut("to", to_words)?;
+            let memory = views.bytes("from", from_words)?;
+            for i in 0..from.bytes().unwrap_or(0) {
+                to[place(to_skip + i)] = memory[place(from_skip + i)];
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, to: Span, value: f64) -> Result<(), CpuError> {
+        let mut views = Views::new(&mut self.memory);
+        match to.dtype {
+            Dtype::F32 => views.f32_mut("fill", to)?.fill(value as f32),
+            Dtype::U32 => views.u32_mut("fill", to)?.fill(value as u32),
+            Dtype::F64 => {
+                for element in views.bytes_mut("fill", to)?.chunks_exact_mut(8) {
+                    for (i, byte) in value.to_le_bytes().into_iter().enumerate() {
+                        element[place(i)] = byte;
+                    }
+                }
+            }
+            found => return Err(InvalidOp::Dtype { operand: "fill", expected: Dtype::F32, found }.into()),
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), CpuError> {
+        Ok(())
+    }
+
+    fn release(&mut self, buffer: Buffer) -> Result<(), CpuError> {
+        self.memory.release(buffer)
+    }
+
+    fn run(&mut self, op: &Op) -> Result<(), CpuError> {
+        op.check(Dtype::F32)?;
+        let mut context = Context {
+            views: Views::new(&mut self.memory),
+            scratch: &mut self.scratch,
+            team: Team { executor: &mut self.executor, simd: self.simd },
+        };
+        if ops::run(&mut context, op)? { Ok(()) } else { reference::run(self, op) }
+    }
+
+    fn fell_back(&mut self, op: OpKind) {
+        if let Some(count) = self.fallbacks.get_mut(op as usize) {
+            *count += 1;
+        }
+    }
+
+    fn workspace_bytes(&self, plan: &Plan) -> usize {
+        (ops::scratch_floats(plan, self.machine()).saturating_mul(4)).div_ceil(memory::Line::BYTES)
+            * memory::Line::BYTES
+    }
+
+    fn reserve(&mut self, plan: &Plan) -> Result<(), CpuError> {
+        self.scratch.floats(ops::scratch_floats(plan, self.machine())).map(|_| ())
+    }
+}
+
+impl<'a> Import<'a> for Cpu<'a> {
+    /// Borrows `bytes` where this processor can use them as they lie (little-endian, and `bytes` aligned to four
+    /// bytes), so that weights in flash or in a mapped file cost no memory; else copies them.
+    fn import(&mut self, bytes: &'a [u8]) -> Result<Buffer, CpuError> {
+        if let Some(borrowed) = self.memory.borrow(bytes) {
+            return borrowed;
+        }
+        let buffer = self.alloc(bytes.len().next_multiple_of(4))?;
+        let (whole, rest) = bytes.as_chunks::<4>();
+        self.write(Span { buffer, dtype: Dtype::U32, offset: 0, len: whole.len() }, whole.as_flattened())?;
+        if !rest.is_empty() {
+            let mut last = [0; 4];
+            last[..rest.len()].copy_from_slice(rest);
+            self.write(Span { buffer, dtype: Dtype::U32, offset: whole.len() * 4, len: 1 }, &last)?;
+        }
+        Ok(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests;

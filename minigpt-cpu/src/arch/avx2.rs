@@ -1,0 +1,181 @@
+//! x86-64 with AVX2 and FMA: eight lanes.
+
+use core::arch::x86_64::*;
+
+use super::{Kernel, Vector, detected, operators};
+
+/// The proof that this machine has AVX2 and FMA.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    pub(crate) fn detect() -> Option<Self> {
+        detected!(avx2_fma: "avx2", "fma").then_some(Avx2(()))
+    }
+
+    #[inline]
+    pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma")]
+        fn enter<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
+            kernel.run::<F32x8>(token)
+        }
+        // SAFETY: `detect` made the token, so the machine has these features.
+        unsafe { enter(self, kernel) }
+    }
+}
+
+const LANES: usize = 8;
+
+/// Eight f32.
+#[derive(Clone, Copy)]
+pub(crate) struct F32x8(__m256);
+
+/// Calls intrinsics of AVX, AVX2 or FMA on registers.
+macro_rules! simd {
+    ($call:expr) => {
+        // SAFETY: whoever holds a vector or a token holds the proof that the machine has AVX2 and FMA, and
+        // registers are all that the instruction touches.
+        unsafe { $call }
+    };
+}
+
+operators!(
+    F32x8,
+    |a: Self, b: Self| F32x8(simd!(_mm256_add_ps(a.0, b.0))),
+    |a: Self, b: Self| F32x8(simd!(_mm256_sub_ps(a.0, b.0))),
+    |a: Self, b: Self| F32x8(simd!(_mm256_mul_ps(a.0, b.0))),
+    |a: Self, b: Self| F32x8(simd!(_mm256_div_ps(a.0, b.0)))
+);
+
+impl core::ops::Neg for F32x8 {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        F32x8(simd!(_mm256_xor_ps(self.0, _mm256_set1_ps(-0.0))))
+    }
+}
+
+/// All ones in the first `len` lanes.
+#[inline(always)]
+fn first(_: Avx2, len: usize) -> __m256i {
+    let len = len.min(LANES) as i32;
+    simd!(_mm256_cmpgt_epi32(_mm256_set1_epi32(len), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)))
+}
+
+impl Vector for F32x8 {
+    type Token = Avx2;
+    type Mask = __m256;
+    const LANES: usize = LANES;
+
+    #[inline(always)]
+    fn splat(_: Avx2, x: f32) -> Self {
+        F32x8(simd!(_mm256_set1_ps(x)))
+    }
+
+    #[inline(always)]
+    fn load(_: Avx2, from: &[f32]) -> Self {
+        let from = &from[..LANES];
+        // SAFETY: the token proves AVX, and `from` has eight elements; no alignment is asked.
+        F32x8(unsafe { _mm256_loadu_ps(from.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn load_partial(token: Avx2, from: &[f32]) -> Self {
+        // SAFETY: the token proves AVX, and the mask lets through only lanes that `from` has.
+        F32x8(unsafe { _mm256_maskload_ps(from.as_ptr(), first(token, from.len())) })
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        let to = &mut to[..LANES];
+        // SAFETY: the vector proves AVX, and `to` has eight elements; no alignment is asked.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+
+    #[inline(always)]
+    fn store_partial(self, to: &mut [f32]) {
+        // SAFETY: the vector proves AVX, and the mask lets through only lanes that `to` has.
+        unsafe { _mm256_maskstore_ps(to.as_mut_ptr(), first(Avx2(()), to.len()), self.0) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self, b: Self) -> Self {
+        F32x8(simd!(_mm256_fmadd_ps(self.0, a.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        F32x8(simd!(_mm256_sqrt_ps(self.0)))
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        F32x8(simd!(_mm256_min_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        F32x8(simd!(_mm256_max_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        F32x8(simd!(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)))
+    }
+
+    #[inline(always)]
+    fn copysign(self, sign: Self) -> Self {
+        F32x8(simd!({
+            let bit = _mm256_set1_ps(-0.0);
+            _mm256_or_ps(_mm256_andnot_ps(bit, self.0), _mm256_and_ps(bit, sign.0))
+        }))
+    }
+
+    #[inline(always)]
+    fn round(self) -> Self {
+        F32x8(simd!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)))
+    }
+
+    #[inline(always)]
+    fn scale(self, n: Self) -> Self {
+        // In two steps: 2^n itself may be beyond the range of f32 where the product is not.
+        F32x8(simd!({
+            let n = _mm256_cvtps_epi32(n.0);
+            let half = _mm256_srai_epi32::<1>(n);
+            let rest = _mm256_sub_epi32(n, half);
+            let bias = _mm256_set1_epi32(127);
+            let power_half = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+            let power_rest = _mm256_slli_epi32::<23>(_mm256_add_epi32(rest, bias));
+            let once = _mm256_mul_ps(self.0, _mm256_castsi256_ps(power_half));
+            _mm256_mul_ps(once, _mm256_castsi256_ps(power_rest))
+        }))
+    }
+
+    #[inline(always)]
+    fn lt(self, other: Self) -> __m256 {
+        simd!(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
+    fn select(mask: __m256, yes: Self, no: Self) -> Self {
+        F32x8(simd!(_mm256_blendv_ps(no.0, yes.0, mask)))
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        simd!({
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        simd!({
+            let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }
+}

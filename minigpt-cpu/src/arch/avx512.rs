@@ -1,0 +1,187 @@
+//! x86-64 with AVX-512F: sixteen lanes.
+
+use core::arch::x86_64::*;
+
+use super::{Kernel, Vector, detected, operators};
+
+/// The proof that this machine has AVX-512F.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    pub(crate) fn detect() -> Option<Self> {
+        detected!(avx512: "avx512f").then_some(Avx512(()))
+    }
+
+    #[inline]
+    pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f")]
+        fn enter<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
+            kernel.run::<F32x16>(token)
+        }
+        // SAFETY: `detect` made the token, so the machine has this feature.
+        unsafe { enter(self, kernel) }
+    }
+}
+
+const LANES: usize = 16;
+const SIGN: i32 = i32::MIN;
+
+/// Sixteen f32.
+#[derive(Clone, Copy)]
+pub(crate) struct F32x16(__m512);
+
+/// Calls intrinsics of AVX-512F, or of AVX2, which it includes, on registers.
+macro_rules! simd {
+    ($call:expr) => {
+        // SAFETY: whoever holds a vector or a token holds the proof that the machine has AVX-512F, and registers
+        // are all that the instruction touches.
+        unsafe { $call }
+    };
+}
+
+operators!(
+    F32x16,
+    |a: Self, b: Self| F32x16(simd!(_mm512_add_ps(a.0, b.0))),
+    |a: Self, b: Self| F32x16(simd!(_mm512_sub_ps(a.0, b.0))),
+    |a: Self, b: Self| F32x16(simd!(_mm512_mul_ps(a.0, b.0))),
+    |a: Self, b: Self| F32x16(simd!(_mm512_div_ps(a.0, b.0)))
+);
+
+impl core::ops::Neg for F32x16 {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        F32x16(simd!(_mm512_castsi512_ps(_mm512_xor_si512(
+            _mm512_castps_si512(self.0),
+            _mm512_set1_epi32(SIGN)
+        ))))
+    }
+}
+
+/// One in the first `len` lanes.
+#[inline(always)]
+fn first(len: usize) -> __mmask16 {
+    ((1u32 << len.min(LANES)) - 1) as __mmask16
+}
+
+/// The lower and the upper half.
+#[inline(always)]
+fn halves(x: F32x16) -> (__m256, __m256) {
+    simd!((_mm512_castps512_ps256(x.0), _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(x.0)))))
+}
+
+impl Vector for F32x16 {
+    type Token = Avx512;
+    type Mask = __mmask16;
+    const LANES: usize = LANES;
+
+    #[inline(always)]
+    fn splat(_: Avx512, x: f32) -> Self {
+        F32x16(simd!(_mm512_set1_ps(x)))
+    }
+
+    #[inline(always)]
+    fn load(_: Avx512, from: &[f32]) -> Self {
+        let from = &from[..LANES];
+        // SAFETY: the token proves AVX-512F, and `from` has sixteen elements; no alignment is asked.
+        F32x16(unsafe { _mm512_loadu_ps(from.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn load_partial(_: Avx512, from: &[f32]) -> Self {
+        // SAFETY: the token proves AVX-512F, and the mask lets through only lanes that `from` has.
+        F32x16(unsafe { _mm512_maskz_loadu_ps(first(from.len()), from.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        let to = &mut to[..LANES];
+        // SAFETY: the vector proves AVX-512F, and `to` has sixteen elements; no alignment is asked.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+
+    #[inline(always)]
+    fn store_partial(self, to: &mut [f32]) {
+        // SAFETY: the vector proves AVX-512F, and the mask lets through only lanes that `to` has.
+        unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first(to.len()), self.0) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self, b: Self) -> Self {
+        F32x16(simd!(_mm512_fmadd_ps(self.0, a.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        F32x16(simd!(_mm512_sqrt_ps(self.0)))
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        F32x16(simd!(_mm512_min_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        F32x16(simd!(_mm512_max_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        F32x16(simd!(_mm512_abs_ps(self.0)))
+    }
+
+    #[inline(always)]
+    fn copysign(self, sign: Self) -> Self {
+        // The truth table of "the sign bit of the third operand, else the second", by the first as the selector.
+        const SELECT: i32 = 0b1100_1010;
+        F32x16(simd!(_mm512_castsi512_ps(_mm512_ternarylogic_epi32::<SELECT>(
+            _mm512_set1_epi32(SIGN),
+            _mm512_castps_si512(sign.0),
+            _mm512_castps_si512(self.0),
+        ))))
+    }
+
+    #[inline(always)]
+    fn round(self) -> Self {
+        F32x16(simd!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)))
+    }
+
+    #[inline(always)]
+    fn scale(self, n: Self) -> Self {
+        F32x16(simd!(_mm512_scalef_ps(self.0, n.0)))
+    }
+
+    #[inline(always)]
+    fn lt(self, other: Self) -> __mmask16 {
+        simd!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
+    fn select(mask: __mmask16, yes: Self, no: Self) -> Self {
+        F32x16(simd!(_mm512_mask_blend_ps(mask, no.0, yes.0)))
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let (lower, upper) = halves(self);
+        simd!({
+            let eight = _mm256_add_ps(lower, upper);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let (lower, upper) = halves(self);
+        simd!({
+            let eight = _mm256_max_ps(lower, upper);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }
+}

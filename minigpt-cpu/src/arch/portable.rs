@@ -1,0 +1,158 @@
+//! Plain Rust: four lanes in an array, which a compiler may put in a register where the target has one.
+
+use super::{Kernel, Vector, operators};
+
+/// Needs no proof: every target has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Portable {
+    #[inline]
+    pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run::<F32x4>(self)
+    }
+}
+
+const LANES: usize = 4;
+
+/// Four f32.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(16))]
+pub(crate) struct F32x4([f32; LANES]);
+
+#[inline(always)]
+fn map(a: F32x4, f: impl Fn(f32) -> f32) -> F32x4 {
+    F32x4([f(a.0[0]), f(a.0[1]), f(a.0[2]), f(a.0[3])])
+}
+
+#[inline(always)]
+fn zip(a: F32x4, b: F32x4, f: impl Fn(f32, f32) -> f32) -> F32x4 {
+    F32x4([f(a.0[0], b.0[0]), f(a.0[1], b.0[1]), f(a.0[2], b.0[2]), f(a.0[3], b.0[3])])
+}
+
+operators!(
+    F32x4,
+    |a, b| zip(a, b, |a, b| a + b),
+    |a, b| zip(a, b, |a, b| a - b),
+    |a, b| zip(a, b, |a, b| a * b),
+    |a, b| zip(a, b, |a, b| a / b)
+);
+
+impl core::ops::Neg for F32x4 {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        map(self, |x| -x)
+    }
+}
+
+impl Vector for F32x4 {
+    type Token = Portable;
+    type Mask = [bool; LANES];
+    const LANES: usize = LANES;
+
+    #[inline(always)]
+    fn splat(_: Portable, x: f32) -> Self {
+        F32x4([x; LANES])
+    }
+
+    #[inline(always)]
+    fn load(_: Portable, from: &[f32]) -> Self {
+        let from = &from[..LANES];
+        F32x4([from[0], from[1], from[2], from[3]])
+    }
+
+    #[inline(always)]
+    fn load_partial(_: Portable, from: &[f32]) -> Self {
+        let mut lanes = [0.0; LANES];
+        for (lane, &x) in lanes.iter_mut().zip(from) {
+            *lane = x;
+        }
+        F32x4(lanes)
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        to[..LANES].copy_from_slice(&self.0);
+    }
+
+    #[inline(always)]
+    fn store_partial(self, to: &mut [f32]) {
+        for (x, lane) in to.iter_mut().zip(self.0) {
+            *x = lane;
+        }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self, b: Self) -> Self {
+        // Without the instruction, one rounding takes a function call: two roundings are the better bargain.
+        self * a + b
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        map(self, libm::sqrtf)
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        zip(self, other, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        zip(self, other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        map(self, |x| f32::from_bits(x.to_bits() & 0x7fff_ffff))
+    }
+
+    #[inline(always)]
+    fn copysign(self, sign: Self) -> Self {
+        zip(self, sign, |x, sign| f32::from_bits(x.to_bits() & 0x7fff_ffff | sign.to_bits() & 0x8000_0000))
+    }
+
+    #[inline(always)]
+    fn round(self) -> Self {
+        // At this size the gap between neighbours is 1, so the addition rounds.
+        const SHIFT: f32 = 12_582_912.0;
+        map(self, |x| (x + SHIFT) - SHIFT)
+    }
+
+    #[inline(always)]
+    fn scale(self, n: Self) -> Self {
+        zip(self, n, |x, n| {
+            // In two steps: 2^n itself may be beyond the range of f32 where the product is not.
+            let n = n as i32;
+            let half = n >> 1;
+            let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+            x * power(half) * power(n - half)
+        })
+    }
+
+    #[inline(always)]
+    fn lt(self, other: Self) -> [bool; LANES] {
+        [self.0[0] < other.0[0], self.0[1] < other.0[1], self.0[2] < other.0[2], self.0[3] < other.0[3]]
+    }
+
+    #[inline(always)]
+    fn select(mask: [bool; LANES], yes: Self, no: Self) -> Self {
+        let pick = |i: usize| if mask[i] { yes.0[i] } else { no.0[i] };
+        F32x4([pick(0), pick(1), pick(2), pick(3)])
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let [a, b, c, d] = self.0;
+        (a + c) + (b + d)
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let max = |a: f32, b: f32| if a > b { a } else { b };
+        let [a, b, c, d] = self.0;
+        max(max(a, c), max(b, d))
+    }
+}

@@ -1,0 +1,119 @@
+//! Every vector type against plain f32 arithmetic, lane by lane.
+
+use super::*;
+use std::vec::Vec;
+
+fn simds() -> impl Iterator<Item = Simd> {
+    Isa::available().filter_map(Simd::detect)
+}
+
+const LEFT: [f32; 16] =
+    [0.0, -0.0, 1.5, -2.5, 3.75, 1e-38, -1e30, 0.1, 7.0, -0.3, 2.0, 100.5, -1.0, 0.5, 1.25, -9.0];
+const RIGHT: [f32; 16] =
+    [1.0, 2.0, -1.5, 0.25, 3.75, 2e-3, 5.0, -0.1, 0.5, 12.0, -2.0, 3.5, -1.0, 8.0, -1.25, 3.0];
+
+struct Lanes;
+impl Kernel for Lanes {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, t: V::Token) {
+        let (a, b) = (V::load(t, &LEFT), V::load(t, &RIGHT));
+        let check = |name: &str, got: V, want: &dyn Fn(f32, f32) -> f32| {
+            let mut lanes = [0.0; 16];
+            got.store(&mut lanes);
+            for i in 0..V::LANES {
+                let want = want(LEFT[i], RIGHT[i]);
+                assert_eq!(lanes[i].to_bits(), want.to_bits(), "{name} lane {i}: {} {want}", lanes[i]);
+            }
+        };
+        check("add", a + b, &|a, b| a + b);
+        check("sub", a - b, &|a, b| a - b);
+        check("mul", a * b, &|a, b| a * b);
+        check("div", a / b, &|a, b| a / b);
+        check("neg", -a, &|a, _| -a);
+        check("abs", a.abs(), &|a, _| a.abs());
+        check("copysign", a.copysign(b), &|a, b| a.copysign(b));
+        check("sqrt", b.abs().sqrt(), &|_, b| b.abs().sqrt());
+        check("min", a.min(b), &|a, b| if a < b { a } else { b });
+        check("max", a.max(b), &|a, b| if a > b { a } else { b });
+        check("round", b.round() + V::splat(t, 0.0), &|_, b| b.round_ties_even() + 0.0);
+        check("select", V::select(a.lt(b), a, b), &|a, b| if a < b { a } else { b });
+        let one = V::splat(t, 1.5);
+        check("scale", one.scale(V::splat(t, -140.0)), &|_, _| f32::from_bits(0x300));
+        check("scale up", one.scale(V::splat(t, 127.0)), &|_, _| 1.5 * 2f32.powi(127));
+        let nan = V::splat(t, f32::NAN);
+        check("max with NaN", nan.max(b), &|_, b| b);
+        check("min with NaN", nan.min(b), &|_, b| b);
+        let fused = a.mul_add(b, one);
+        let mut lanes = [0.0; 16];
+        fused.store(&mut lanes);
+        for i in 0..V::LANES {
+            let want = f64::from(LEFT[i]) * f64::from(RIGHT[i]) + 1.5;
+            assert!((f64::from(lanes[i]) - want).abs() <= 1.3e-7 * (want.abs() + 1.5), "mul_add lane {i}");
+        }
+    }
+}
+
+#[test]
+fn lanes_compute_what_f32_computes() {
+    simds().for_each(|simd| simd.dispatch(Lanes));
+}
+
+struct Partial;
+impl Kernel for Partial {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, t: V::Token) {
+        for len in 0..=20 {
+            let source: Vec<f32> = (0..len).map(|i| i as f32 + 1.0).collect();
+            let v = V::load_partial(t, &source);
+            let mut all = [-1.0; 16];
+            v.store(&mut all);
+            for (i, &x) in all[..V::LANES].iter().enumerate() {
+                assert_eq!(x, if i < len { i as f32 + 1.0 } else { 0.0 });
+            }
+            let mut room = [-1.0; 20];
+            v.store_partial(&mut room[..len]);
+            for (i, &x) in room.iter().enumerate() {
+                assert_eq!(x, if i < len.min(V::LANES) { i as f32 + 1.0 } else { -1.0 });
+            }
+        }
+    }
+}
+
+#[test]
+fn partial_loads_and_stores_touch_only_what_is_there() {
+    simds().for_each(|simd| simd.dispatch(Partial));
+}
+
+struct Reductions;
+impl Kernel for Reductions {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, t: V::Token) {
+        let mut lanes = LEFT[..V::LANES].to_vec();
+        let largest = lanes.iter().copied().fold(f32::MIN, f32::max);
+        assert_eq!(V::load(t, &LEFT).largest(), largest);
+        while lanes.len() > 1 {
+            let upper = lanes.split_off(lanes.len() / 2);
+            lanes.iter_mut().zip(upper).for_each(|(a, b)| *a += b);
+        }
+        assert_eq!(V::load(t, &LEFT).sum(), lanes[0]);
+    }
+}
+
+#[test]
+fn reductions_fold_halves_in_a_fixed_order() {
+    simds().for_each(|simd| simd.dispatch(Reductions));
+}
+
+#[test]
+fn names_parse_back() {
+    for &isa in Isa::ALL {
+        assert_eq!(isa.name().parse(), Ok(isa));
+        if let Some(simd) = Simd::detect(isa) {
+            assert_eq!(simd.isa(), isa);
+        }
+    }
+    assert_eq!("sse".parse::<Isa>(), Err(UnknownIsa));
+}

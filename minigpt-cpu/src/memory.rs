@@ -1,0 +1,95 @@
+//! The backend's buffers: owned and 64-byte aligned, or borrowed from the program and read-only.
+//!
+//! Bytes lie in memory as the processor wants them, in words of four: a little-endian byte at address `p` of a
+//! span's description is at address `p` on a little-endian processor and at `p ^ 3` on a big-endian one. So f32 and
+//! u32 are always native numbers, whatever type the host named when it brought the bytes in.
+
+use alloc::vec::Vec;
+
+use minigpt_core::{Buffer, InvalidOp};
+
+use crate::error::CpuError;
+
+/// A cache line, and the unit in which buffers are allocated.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Line([u32; 16]);
+
+impl Line {
+    pub(crate) const BYTES: usize = 64;
+    const ZERO: Line = Line([0; 16]);
+}
+
+/// So many zeroed lines that `bytes` fit.
+pub(crate) fn lines(bytes: usize) -> Result<Vec<Line>, CpuError> {
+    let count = bytes.div_ceil(Line::BYTES);
+    let mut lines = Vec::new();
+    lines.try_reserve_exact(count).map_err(|_| CpuError::OutOfMemory { bytes })?;
+    lines.resize(count, Line::ZERO);
+    Ok(lines)
+}
+
+/// Where a buffer's bytes are.
+#[derive(Debug)]
+pub(crate) enum Storage<'a> {
+    /// Ours.
+    Owned {
+        /// As many as `bytes` need.
+        lines: Vec<Line>,
+        /// The size that was asked for.
+        bytes: usize,
+    },
+    /// The program's, on a little-endian processor, aligned to four bytes.
+    Borrowed(&'a [u8]),
+    /// Released.
+    Gone,
+}
+
+/// All buffers, by number.
+#[derive(Debug, Default)]
+pub(crate) struct Memory<'a> {
+    buffers: Vec<Storage<'a>>,
+}
+
+impl<'a> Memory<'a> {
+    fn push(&mut self, storage: Storage<'a>) -> Result<Buffer, CpuError> {
+        let bytes = size_of::<Storage<'_>>();
+        let number = u32::try_from(self.buffers.len()).map_err(|_| CpuError::OutOfMemory { bytes })?;
+        self.buffers.try_reserve(1).map_err(|_| CpuError::OutOfMemory { bytes })?;
+        self.buffers.push(storage);
+        Ok(Buffer(number))
+    }
+
+    /// A new zeroed buffer.
+    pub(crate) fn alloc(&mut self, bytes: usize) -> Result<Buffer, CpuError> {
+        let lines = lines(bytes)?;
+        // There, bytes are reached by way of the word that they are in.
+        let bytes = if cfg!(target_endian = "big") { bytes.next_multiple_of(4) } else { bytes };
+        self.push(Storage::Owned { lines, bytes })
+    }
+
+    /// A buffer that is the program's own memory; `None` if this processor cannot use it as it lies.
+    pub(crate) fn borrow(&mut self, bytes: &'a [u8]) -> Option<Result<Buffer, CpuError>> {
+        let usable = cfg!(target_endian = "little") && bytes.as_ptr().addr().is_multiple_of(4);
+        usable.then(|| self.push(Storage::Borrowed(bytes)))
+    }
+
+    /// Frees a buffer. Its number is not used again.
+    pub(crate) fn release(&mut self, buffer: Buffer) -> Result<(), CpuError> {
+        let storage = self.storage(buffer, "buffer")?;
+        *storage = Storage::Gone;
+        Ok(())
+    }
+
+    /// The storage of a live buffer.
+    pub(crate) fn storage(
+        &mut self,
+        buffer: Buffer,
+        operand: &'static str,
+    ) -> Result<&mut Storage<'a>, CpuError> {
+        match self.buffers.get_mut(buffer.0 as usize) {
+            None | Some(Storage::Gone) => Err(InvalidOp::OutOfBounds { operand, end: 0, size: 0 }.into()),
+            Some(storage) => Ok(storage),
+        }
+    }
+}

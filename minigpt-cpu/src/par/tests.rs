@@ -1,0 +1,106 @@
+use super::*;
+use std::vec;
+
+use minigpt_core::Buffer;
+
+fn span(buffer: Buffer, offset: usize, len: usize) -> Span {
+    Span { buffer, dtype: Dtype::F32, offset, len }
+}
+
+#[test]
+fn views_refuse_whatever_would_conflict() {
+    let mut memory = Memory::default();
+    let buffer = memory.alloc(64).unwrap();
+    let other = memory.alloc(64).unwrap();
+    let mut views = Views::new(&mut memory);
+    let a = views.f32_mut("a", span(buffer, 0, 4)).unwrap();
+    let b = views.f32("b", span(buffer, 16, 4)).unwrap();
+    let again = views.f32("again", span(buffer, 24, 4)).unwrap();
+    a.fill(1.0);
+    assert_eq!((b, again), (&[0.0; 4][..], &[0.0; 4][..]));
+    assert!(matches!(views.f32("c", span(buffer, 12, 4)), Err(CpuError::Invalid(InvalidOp::Overlap { .. }))));
+    assert!(matches!(
+        views.f32_mut("d", span(buffer, 20, 1)),
+        Err(CpuError::Invalid(InvalidOp::Overlap { .. }))
+    ));
+    assert!(views.f32_mut("e", span(other, 12, 4)).is_ok());
+}
+
+#[test]
+fn views_refuse_whatever_is_not_there() {
+    let borrowed = [0u32; 4];
+    let mut memory = Memory::default();
+    let buffer = memory.alloc(64).unwrap();
+    let gone = memory.alloc(64).unwrap();
+    memory.release(gone).unwrap();
+    // SAFETY: any u32 are bytes.
+    let bytes = unsafe { slice::from_raw_parts(borrowed.as_ptr().cast::<u8>(), 16) };
+    let flash = memory.borrow(bytes).unwrap().unwrap();
+    let mut views = Views::new(&mut memory);
+    let mut refused = |span: Span| match views.f32_mut("x", span) {
+        Err(CpuError::Invalid(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    let past = InvalidOp::OutOfBounds { operand: "x", end: 68, size: 64 };
+    assert_eq!(refused(span(buffer, 60, 2)), past);
+    assert_eq!(refused(span(gone, 0, 1)), InvalidOp::OutOfBounds { operand: "x", end: 0, size: 0 });
+    assert_eq!(refused(span(Buffer(9), 0, 1)), InvalidOp::OutOfBounds { operand: "x", end: 0, size: 0 });
+    assert_eq!(refused(span(buffer, 2, 1)), InvalidOp::Misaligned { operand: "x", offset: 2 });
+    assert_eq!(refused(span(flash, 0, 1)), InvalidOp::ReadOnly { operand: "x" });
+    assert_eq!(refused(span(buffer, usize::MAX, 1)), InvalidOp::Overflow { operand: "x" });
+    assert!(matches!(
+        refused(Span { dtype: Dtype::U32, ..span(buffer, 0, 1) }),
+        InvalidOp::Dtype { expected: Dtype::F32, .. }
+    ));
+    assert_eq!(views.f32("flash", span(flash, 4, 3)).unwrap(), [0.0; 3]);
+}
+
+#[test]
+fn chunks_cover_a_slice_once() {
+    for threads in 1..4 {
+        let mut executor = Executor::team(threads).unwrap();
+        let mut x = vec![0u32; 103];
+        for_each(&mut executor, Chunks::new(&mut x, 10), |i, chunk| {
+            chunk.iter_mut().for_each(|x| *x += i as u32 + 1)
+        });
+        assert!(x.iter().enumerate().all(|(i, &x)| x == i as u32 / 10 + 1));
+    }
+}
+
+#[test]
+fn tiles_cover_a_matrix_once() {
+    for threads in 1..4 {
+        let mut executor = Executor::team(threads).unwrap();
+        let (rows, cols) = (13, 11);
+        let mut x = vec![0.0; rows * cols];
+        let mut parts = vec![0usize; 12];
+        let grid = Grid::new(&mut x, cols, 4, 5);
+        assert_eq!(grid.count(), 12);
+        for_each(&mut executor, (grid, Chunks::new(&mut parts, 1)), |index, (mut tile, part)| {
+            part[0] = tile.rows().len() * tile.cols().len();
+            let (first_row, first_col) = (tile.rows().start, tile.cols().start);
+            assert_eq!((first_row, first_col), (index / 3 * 4, index % 3 * 5));
+            for i in 0..tile.rows().len() {
+                for (j, x) in tile.row(i).iter_mut().enumerate() {
+                    *x += ((first_row + i) * cols + first_col + j) as f32 + 1.0;
+                }
+            }
+        });
+        assert!(x.iter().enumerate().all(|(i, &x)| x == i as f32 + 1.0));
+        assert_eq!(parts.iter().sum::<usize>(), rows * cols);
+    }
+}
+
+#[test]
+fn workers_have_scratch_of_their_own() {
+    let mut executor = Executor::team(3).unwrap();
+    let mut scratch = vec![0.0f32; 3 * 16];
+    let mut out = vec![0.0f32; 200];
+    let parts = (Chunks::new(&mut out, 1), PerWorker::new(&mut scratch, 16));
+    for_each(&mut executor, parts, |i, (out, scratch)| {
+        scratch.fill(i as f32);
+        std::thread::yield_now();
+        out[0] = scratch.iter().sum();
+    });
+    assert!(out.iter().enumerate().all(|(i, &x)| x == 16.0 * i as f32));
+}

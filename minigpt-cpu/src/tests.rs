@@ -1,0 +1,149 @@
+use super::*;
+use minigpt_core::backend::{BackendError, ErrorKind, read_elems, read_u32, write_elems, write_u32};
+use minigpt_core::op::{AttentionScores, NextDraw, counter};
+use std::string::ToString;
+
+fn span(buffer: Buffer, dtype: Dtype, offset: usize, len: usize) -> Span {
+    Span { buffer, dtype, offset, len }
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let mut cpu = Cpu::new().unwrap();
+    let buffer = cpu.alloc(100).unwrap();
+    let all = span(buffer, Dtype::F32, 0, 25);
+    assert_eq!(read_elems(&mut cpu, all).unwrap(), [0.0; 25]);
+    write_elems(&mut cpu, all.slice(3, 2), &[1.5, -2.0]).unwrap();
+    cpu.copy(all.slice(3, 2), all.slice(10, 2)).unwrap();
+    cpu.fill(all.slice(20, 5), 0.25).unwrap();
+    cpu.sync().unwrap();
+    let mut expected = [0.0; 25];
+    expected[3..5].copy_from_slice(&[1.5, -2.0]);
+    expected[10..12].copy_from_slice(&[1.5, -2.0]);
+    expected[20..].fill(0.25);
+    assert_eq!(read_elems(&mut cpu, all).unwrap(), expected);
+
+    let tokens = span(buffer, Dtype::U32, 8, 3);
+    write_u32(&mut cpu, tokens, &[1, u32::MAX, 3]).unwrap();
+    assert_eq!(read_u32(&mut cpu, tokens).unwrap(), [1, u32::MAX, 3]);
+    cpu.fill(tokens, 7.0).unwrap();
+    assert_eq!(read_u32(&mut cpu, tokens).unwrap(), [7; 3]);
+
+    let halves = span(buffer, Dtype::F16, 2, 3);
+    cpu.write(halves, &[1, 2, 3, 4, 5, 6]).unwrap();
+    let mut bytes = [0; 6];
+    cpu.read(halves, &mut bytes).unwrap();
+    assert_eq!(bytes, [1, 2, 3, 4, 5, 6]);
+    cpu.copy(halves, span(buffer, Dtype::F16, 40, 3)).unwrap();
+    cpu.read(span(buffer, Dtype::F16, 42, 2), &mut bytes[..4]).unwrap();
+    assert_eq!(bytes[..4], [3, 4, 5, 6]);
+
+    let doubles = span(buffer, Dtype::F64, 0, 12);
+    cpu.fill(doubles, core::f64::consts::PI).unwrap();
+    let mut bytes = [0; 96];
+    cpu.read(doubles, &mut bytes).unwrap();
+    assert_eq!(bytes[88..], core::f64::consts::PI.to_le_bytes());
+}
+
+#[test]
+fn wrong_transfers_are_errors() {
+    let mut cpu = Cpu::new().unwrap();
+    let buffer = cpu.alloc(64).unwrap();
+    let x = span(buffer, Dtype::F32, 0, 4);
+    let kinds = [
+        cpu.write(x, &[0; 15]).unwrap_err(),
+        cpu.read(x, &mut [0; 17]).unwrap_err(),
+        cpu.write(span(buffer, Dtype::F32, 60, 4), &[0; 16]).unwrap_err(),
+        cpu.copy(x, x.slice(2, 2)).unwrap_err(),
+        cpu.copy(x, span(buffer, Dtype::F32, 8, 4)).unwrap_err(),
+        cpu.copy(x, span(buffer, Dtype::U32, 32, 4)).unwrap_err(),
+        cpu.fill(span(buffer, Dtype::F16, 0, 4), 0.0).unwrap_err(),
+        cpu.release(Buffer(5)).unwrap_err(),
+    ]
+    .map(|error| error.kind());
+    assert_eq!(kinds, [ErrorKind::Invalid; 8]);
+    cpu.release(buffer).unwrap();
+    assert_eq!(cpu.fill(x, 0.0).unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn an_allocation_that_does_not_fit_is_an_error_that_says_how_much() {
+    let mut cpu = Cpu::new().unwrap();
+    let asked = isize::MAX as usize - 64;
+    let error = cpu.alloc(asked).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+    assert!(error.to_string().contains(&asked.to_string()), "{error}");
+    assert_eq!(cpu.alloc(usize::MAX).unwrap_err().kind(), ErrorKind::OutOfMemory);
+}
+
+#[test]
+fn imported_bytes_read_alike_whether_borrowed_or_copied() {
+    let words: [f32; 5] = [1.0, -2.0, 3.5, 0.0, 9.0];
+    let mut bytes = std::vec![0u8; 32];
+    let aligned = bytes.as_ptr().align_offset(4);
+    for skip in [aligned, aligned + 1] {
+        for (i, word) in words.iter().enumerate() {
+            bytes[skip + 4 * i..][..4].copy_from_slice(&word.to_le_bytes());
+        }
+        bytes[skip + 20] = 77;
+        let mut cpu = Cpu::new().unwrap();
+        let buffer = cpu.import(&bytes[skip..skip + 21]).unwrap();
+        let x = span(buffer, Dtype::F32, 0, 5);
+        assert_eq!(read_elems(&mut cpu, x).unwrap(), words);
+        let written = cpu.fill(x, 0.0);
+        if skip == aligned && cfg!(target_endian = "little") {
+            assert_eq!(written.unwrap_err().kind(), ErrorKind::Unsupported);
+        } else {
+            assert!(written.is_ok());
+        }
+    }
+}
+
+#[test]
+fn every_instruction_set_can_be_forced_and_an_absent_one_is_an_error() {
+    for &isa in Isa::ALL {
+        match Cpu::builder().isa(isa).threads(2).build() {
+            Ok(cpu) => assert_eq!((cpu.isa(), cpu.threads()), (isa, 2)),
+            Err(error) => {
+                assert!(!Isa::available().any(|there| there == isa));
+                assert_eq!(error.kind(), ErrorKind::Unavailable);
+                assert!(error.to_string().contains("this machine has portable"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ops_without_a_kernel_are_counted() {
+    let mut cpu = Cpu::new().unwrap();
+    let buffer = cpu.alloc(1024).unwrap();
+    let scores = AttentionScores {
+        qkv: span(buffer, Dtype::F32, 0, 12),
+        scores: span(buffer, Dtype::F32, 64, 4),
+        softmax: true,
+        batch: 1,
+        time: 2,
+        heads: 1,
+        d_head: 2,
+        scale: 1.0,
+    };
+    cpu.run(&scores.into()).unwrap();
+    assert_eq!(cpu.fallbacks(), 1);
+    assert_eq!(cpu.fallbacks_of(OpKind::AttentionScores), 1);
+    assert_eq!(cpu.fallbacks_of(OpKind::AdamW), 0);
+    let short = AttentionScores { time: 3, ..scores };
+    assert_eq!(cpu.run(&short.into()).unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn the_draw_number_carries_into_its_high_word() {
+    let mut cpu = Cpu::new().unwrap();
+    let buffer = cpu.alloc(64).unwrap();
+    let counters = span(buffer, Dtype::U32, 0, counter::LEN);
+    write_u32(&mut cpu, counters.slice(counter::DRAW, 2), &[u32::MAX - 1, 5]).unwrap();
+    for expected in [[u32::MAX, 5], [0, 6], [1, 6]] {
+        cpu.run(&NextDraw { counters }.into()).unwrap();
+        assert_eq!(read_u32(&mut cpu, counters.slice(counter::DRAW, 2)).unwrap(), expected);
+    }
+    assert_eq!(cpu.fallbacks(), 0);
+}
