@@ -246,7 +246,9 @@ impl fmt::Display for ConfigError {
                  or a model with a longer context"
             ),
             ConfigError::HeadsDoNotDivide { d_model, heads } => {
-                let fewer = (1..heads).rev().find(|h| d_model.is_multiple_of(*h)).unwrap_or(1);
+                // Divisors come in pairs about the root: a config from a stranger's file may be in the billions.
+                let pairs = (1..=d_model.isqrt()).flat_map(|d| [d, d_model / d]);
+                let fewer = pairs.filter(|h| *h < heads && d_model.is_multiple_of(*h)).max().unwrap_or(1);
                 write!(
                     f,
                     "d_model {d_model} is not a multiple of heads {heads}: every head needs the same width; \

@@ -7,6 +7,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod backend;
+pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod op;
@@ -19,6 +20,7 @@ pub mod tokenizer;
 pub mod train;
 
 pub use backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Span};
+pub use checkpoint::Checkpoint;
 pub use config::{Activation, AttentionScale, ConfigError, GptConfig, Norm, Position};
 pub use data::{DataError, EvalWindows, Windows};
 pub use op::{InvalidOp, Op, OpKind};

@@ -1,0 +1,388 @@
+//! The names and numbers of the format, and its wire structs.
+//!
+//! Wire structs stand apart from the public types, so that those can change without changing a byte of a file.
+//! The order of their fields and variants is the format: only a new version may change it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fault, Role, Training};
+use crate::backend::Dtype;
+use crate::config::{Activation, AttentionScale, ConfigError, GptConfig, Norm, Position};
+use crate::op::counter;
+use crate::plan;
+use crate::train::schedule::{Decay, Schedule};
+use crate::train::{TrainConfig, TrainState};
+
+pub(super) const MAGIC: [u8; 4] = *b"MGPT";
+
+/// The version of the format that this library writes, and the newest one that it reads.
+pub const VERSION: u32 = 1;
+
+/// Tensors begin at multiples of this many bytes.
+pub(super) const ALIGN: usize = plan::ALIGN;
+
+/// Magic, version, header length.
+pub(super) const PREFIX: usize = 12;
+
+/// Tag, flags, length.
+pub(super) const SECTION_HEAD: usize = 12;
+
+/// The bytes of a CRC-32.
+pub(super) const CRC: usize = 4;
+
+/// The flag of a section that a reader must know.
+pub(super) const REQUIRED: u32 = 1;
+
+/// The longest name of a tensor, in bytes.
+pub(super) const MAX_NAME: usize = 255;
+
+pub(super) const CONF: [u8; 4] = *b"CONF";
+pub(super) const TOKN: [u8; 4] = *b"TOKN";
+pub(super) const TENS: [u8; 4] = *b"TENS";
+pub(super) const TRAN: [u8; 4] = *b"TRAN";
+pub(super) const META: [u8; 4] = *b"META";
+
+/// What the name of a tensor begins with that is AdamW's first moment of the parameter named after it.
+pub const FIRST_MOMENT: &str = "adam.m/";
+
+/// What the name of a tensor begins with that is AdamW's second moment of the parameter named after it.
+pub const SECOND_MOMENT: &str = "adam.v/";
+
+/// The CRC-32 of zip and Ethernet (IEEE 802.3).
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// The bytes of a tensor; `None` if they are more than 64 bits can count. Rows are padded to whole blocks.
+pub(super) fn tensor_bytes(dtype: Dtype, rows: u64, cols: u64) -> Option<u64> {
+    let (elements, bytes) = dtype.unit();
+    cols.div_ceil(elements as u64).checked_mul(bytes as u64)?.checked_mul(rows)
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum WireDtype {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    Q8_0,
+    Q4_0,
+    U32,
+}
+
+impl From<Dtype> for WireDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F64 => WireDtype::F64,
+            Dtype::F32 => WireDtype::F32,
+            Dtype::F16 => WireDtype::F16,
+            Dtype::Bf16 => WireDtype::Bf16,
+            Dtype::Q8_0 => WireDtype::Q8_0,
+            Dtype::Q4_0 => WireDtype::Q4_0,
+            Dtype::U32 => WireDtype::U32,
+        }
+    }
+}
+
+impl From<WireDtype> for Dtype {
+    fn from(dtype: WireDtype) -> Self {
+        match dtype {
+            WireDtype::F64 => Dtype::F64,
+            WireDtype::F32 => Dtype::F32,
+            WireDtype::F16 => Dtype::F16,
+            WireDtype::Bf16 => Dtype::Bf16,
+            WireDtype::Q8_0 => Dtype::Q8_0,
+            WireDtype::Q4_0 => Dtype::Q4_0,
+            WireDtype::U32 => Dtype::U32,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum WireRole {
+    Parameter,
+    Training,
+}
+
+impl From<Role> for WireRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Parameter => WireRole::Parameter,
+            Role::Training => WireRole::Training,
+        }
+    }
+}
+
+impl From<WireRole> for Role {
+    fn from(role: WireRole) -> Self {
+        match role {
+            WireRole::Parameter => Role::Parameter,
+            WireRole::Training => Role::Training,
+        }
+    }
+}
+
+/// One record of TENS.
+#[derive(Serialize, Deserialize)]
+pub(super) struct WireTensor<'a> {
+    pub(super) name: &'a str,
+    pub(super) role: WireRole,
+    pub(super) dtype: WireDtype,
+    pub(super) rows: u32,
+    pub(super) cols: u32,
+    /// From the beginning of the payload.
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    pub(super) crc: u32,
+}
+
+impl WireTensor<'_> {
+    /// The shortest record: a name of one byte, and one byte for each other field.
+    pub(super) const MIN_BYTES: usize = 9;
+}
+
+/// TOKN.
+#[derive(Serialize, Deserialize)]
+pub(super) enum WireTokenizer<'a> {
+    Bytes,
+    Chars(&'a str),
+}
+
+#[derive(Serialize, Deserialize)]
+enum WirePosition {
+    Learned,
+    Sinusoidal,
+    Rotary,
+    None,
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireNorm {
+    Pre,
+    Post,
+    None,
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireScale {
+    InverseSqrt,
+    None,
+    Custom(f64),
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireActivation {
+    GeluTanh,
+    GeluErf,
+    Relu,
+}
+
+/// CONF.
+#[derive(Serialize, Deserialize)]
+pub(super) struct WireConfig {
+    vocab_size: u32,
+    context: u32,
+    layers: u32,
+    heads: u32,
+    d_model: u32,
+    d_ff: u32,
+    position: WirePosition,
+    norm: WireNorm,
+    attention_scale: WireScale,
+    residual: bool,
+    activation: WireActivation,
+    bias: bool,
+    dropout: f64,
+    tied_embeddings: bool,
+    norm_eps: f64,
+}
+
+fn dimension(field: &'static str, value: usize) -> Result<u32, Fault> {
+    u32::try_from(value).map_err(|_| Fault::Config(ConfigError::TooLarge { field }))
+}
+
+fn size(field: &'static str, value: u32) -> Result<usize, Fault> {
+    usize::try_from(value).map_err(|_| Fault::Config(ConfigError::TooLarge { field }))
+}
+
+impl TryFrom<&GptConfig> for WireConfig {
+    type Error = Fault;
+
+    fn try_from(config: &GptConfig) -> Result<Self, Fault> {
+        Ok(WireConfig {
+            vocab_size: dimension("vocab_size", config.vocab_size)?,
+            context: dimension("context", config.context)?,
+            layers: dimension("layers", config.layers)?,
+            heads: dimension("heads", config.heads)?,
+            d_model: dimension("d_model", config.d_model)?,
+            d_ff: dimension("d_ff", config.d_ff)?,
+            position: match config.position {
+                Position::Learned => WirePosition::Learned,
+                Position::Sinusoidal => WirePosition::Sinusoidal,
+                Position::Rotary => WirePosition::Rotary,
+                Position::None => WirePosition::None,
+            },
+            norm: match config.norm {
+                Norm::Pre => WireNorm::Pre,
+                Norm::Post => WireNorm::Post,
+                Norm::None => WireNorm::None,
+            },
+            attention_scale: match config.attention_scale {
+                AttentionScale::InverseSqrt => WireScale::InverseSqrt,
+                AttentionScale::None => WireScale::None,
+                AttentionScale::Custom(scale) => WireScale::Custom(scale),
+            },
+            residual: config.residual,
+            activation: match config.activation {
+                Activation::GeluTanh => WireActivation::GeluTanh,
+                Activation::GeluErf => WireActivation::GeluErf,
+                Activation::Relu => WireActivation::Relu,
+            },
+            bias: config.bias,
+            dropout: config.dropout,
+            tied_embeddings: config.tied_embeddings,
+            norm_eps: config.norm_eps,
+        })
+    }
+}
+
+impl TryFrom<WireConfig> for GptConfig {
+    type Error = Fault;
+
+    /// A config that is valid.
+    fn try_from(wire: WireConfig) -> Result<Self, Fault> {
+        let config = GptConfig {
+            vocab_size: size("vocab_size", wire.vocab_size)?,
+            context: size("context", wire.context)?,
+            layers: size("layers", wire.layers)?,
+            heads: size("heads", wire.heads)?,
+            d_model: size("d_model", wire.d_model)?,
+            d_ff: size("d_ff", wire.d_ff)?,
+            position: match wire.position {
+                WirePosition::Learned => Position::Learned,
+                WirePosition::Sinusoidal => Position::Sinusoidal,
+                WirePosition::Rotary => Position::Rotary,
+                WirePosition::None => Position::None,
+            },
+            norm: match wire.norm {
+                WireNorm::Pre => Norm::Pre,
+                WireNorm::Post => Norm::Post,
+                WireNorm::None => Norm::None,
+            },
+            attention_scale: match wire.attention_scale {
+                WireScale::InverseSqrt => AttentionScale::InverseSqrt,
+                WireScale::None => AttentionScale::None,
+                WireScale::Custom(scale) => AttentionScale::Custom(scale),
+            },
+            residual: wire.residual,
+            activation: match wire.activation {
+                WireActivation::GeluTanh => Activation::GeluTanh,
+                WireActivation::GeluErf => Activation::GeluErf,
+                WireActivation::Relu => Activation::Relu,
+            },
+            bias: wire.bias,
+            dropout: wire.dropout,
+            tied_embeddings: wire.tied_embeddings,
+            norm_eps: wire.norm_eps,
+        };
+        config.validate().map_err(Fault::Config)?;
+        Ok(config)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireDecay {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+/// TRAN.
+#[derive(Serialize, Deserialize)]
+pub(super) struct WireTraining {
+    batch: u32,
+    time: u32,
+    accumulation: u32,
+    peak: f64,
+    floor: f64,
+    warmup: u32,
+    steps: u32,
+    decay: WireDecay,
+    clip: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+    seed: u64,
+    counters: [u32; 16],
+    windows_drawn: u64,
+}
+
+// The format has 16 counters; a 17th needs a section of its own or a new version.
+const _: () = assert!(counter::LEN == 16);
+
+impl TryFrom<&Training> for WireTraining {
+    type Error = Fault;
+
+    fn try_from(training: &Training) -> Result<Self, Fault> {
+        let Training { config, state } = training;
+        let schedule = config.schedule;
+        Ok(WireTraining {
+            batch: dimension("batch", config.batch)?,
+            time: dimension("time", config.time)?,
+            accumulation: dimension("accumulation", config.accumulation)?,
+            peak: schedule.peak,
+            floor: schedule.floor,
+            warmup: schedule.warmup,
+            steps: schedule.steps,
+            decay: match schedule.decay {
+                Decay::Constant => WireDecay::Constant,
+                Decay::Linear => WireDecay::Linear,
+                Decay::Cosine => WireDecay::Cosine,
+            },
+            clip: config.clip,
+            beta1: config.beta1,
+            beta2: config.beta2,
+            eps: config.eps,
+            weight_decay: config.weight_decay,
+            seed: config.seed,
+            counters: state.counters,
+            windows_drawn: state.windows_drawn,
+        })
+    }
+}
+
+impl TryFrom<WireTraining> for Training {
+    type Error = Fault;
+
+    fn try_from(wire: WireTraining) -> Result<Self, Fault> {
+        let config = TrainConfig {
+            batch: size("batch", wire.batch)?,
+            time: size("time", wire.time)?,
+            accumulation: size("accumulation", wire.accumulation)?,
+            schedule: Schedule {
+                peak: wire.peak,
+                floor: wire.floor,
+                warmup: wire.warmup,
+                steps: wire.steps,
+                decay: match wire.decay {
+                    WireDecay::Constant => Decay::Constant,
+                    WireDecay::Linear => Decay::Linear,
+                    WireDecay::Cosine => Decay::Cosine,
+                },
+            },
+            clip: wire.clip,
+            beta1: wire.beta1,
+            beta2: wire.beta2,
+            eps: wire.eps,
+            weight_decay: wire.weight_decay,
+            seed: wire.seed,
+        };
+        Ok(Training {
+            config,
+            state: TrainState { counters: wire.counters, windows_drawn: wire.windows_drawn },
+        })
+    }
+}

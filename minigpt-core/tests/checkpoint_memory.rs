@@ -1,0 +1,116 @@
+//! What the reader and the writer allocate. One test, because it counts what the whole process allocates.
+
+#[path = "support/checkpoints.rs"]
+#[expect(dead_code, reason = "shared with the tests of the format")]
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use minigpt_core::checkpoint::{self, Checkpoint, Contents, Role, TensorSpec, Write};
+use minigpt_core::{Dtype, GptConfig};
+use support::*;
+
+/// Counts the bytes in use and their peak.
+struct Counting;
+
+static USED: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator with the caller's own arguments, whose contract is the same; the
+// counters are atomics and allocate nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        PEAK.fetch_max(USED.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller promises that the layout has a size, as `System` needs.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        USED.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller promises that `alloc` gave this pointer for this layout, and that came from `System`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most bytes in use at once during `f`, beyond those before.
+fn peak<T>(f: impl FnOnce() -> T) -> (usize, T) {
+    let before = USED.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let result = f();
+    (PEAK.load(Relaxed).saturating_sub(before), result)
+}
+
+struct Nowhere;
+
+impl Write for Nowhere {
+    type Error = ();
+
+    fn write_all(&mut self, _: &[u8]) -> Result<(), ()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_is_bounded_by_the_header() {
+    let small = || conf(4, 0.0, 1e-5);
+    let claims = |count: u64| [varint(count), vec![1; 100]].concat();
+    let long_text = [vec![1], varint(u64::from(u32::MAX)), vec![b'a'; 100]].concat();
+    let hostile = [
+        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, claims(u32::MAX.into()))]),
+        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, claims(12))]),
+        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, claims(u32::MAX.into()))]),
+        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"TOKN", 0, long_text)]),
+        header(
+            1,
+            &[(b"CONF", 1, small()), (b"TENS", 1, [varint(1), record("a", 1, 1 << 30, 0, 1 << 32)].concat())],
+        ),
+    ];
+    for (i, file) in hostile.iter().enumerate() {
+        let (bytes, result) = peak(|| Checkpoint::open_verified(file).map(|_| ()));
+        assert!(result.is_err(), "{i}");
+        assert!(bytes < 4096, "hostile header {i} of {} bytes made the reader take {bytes}", file.len());
+    }
+
+    // Four billion layers, and no tensors to back them.
+    let file = header(1, &[(b"CONF", 1, conf(u32::MAX.into(), 0.0, 1e-5)), (b"TENS", 1, varint(0))]);
+    let (bytes, result) = peak(|| Checkpoint::open_verified(&file).unwrap().parameters().map(|_| ()));
+    assert!(result.is_err() && bytes < 4096, "{bytes} bytes, {result:?}");
+
+    // The densest header: as many of the shortest entries as fit.
+    let count = 50_000;
+    let entries = [varint(count), [1, b'k', 0].repeat(count as usize)].concat();
+    let file = header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, entries)]);
+    let (bytes, result) = peak(|| Checkpoint::open_verified(&file).map(|c| c.metadata().len()));
+    assert_eq!(result, Ok(50_000));
+    assert!(bytes < 12 * file.len(), "{bytes} bytes for {}", file.len());
+
+    // 100 MB of tensors: one chunk to write them, and nothing to open them.
+    let config = GptConfig::new(256, 4);
+    let tensors: Vec<TensorSpec> = (0..100)
+        .map(|i| TensorSpec {
+            name: format!("t{i}"),
+            role: Role::Training,
+            dtype: Dtype::F32,
+            rows: 500,
+            cols: 500,
+        })
+        .collect();
+    let contents =
+        Contents { config: &config, tokenizer: None, training: None, metadata: &[], tensors: &tensors };
+    let zeros = |_: usize, _: usize, bytes: &mut [u8]| {
+        bytes.fill(0);
+        Ok::<(), ()>(())
+    };
+    let (bytes, result) = peak(|| checkpoint::write(Nowhere, &contents, zeros));
+    assert_eq!(result, Ok(()));
+    assert!(bytes < 64 << 10, "writing took {bytes} bytes");
+    let mut file = Vec::new();
+    checkpoint::write(&mut file, &contents, zeros).unwrap();
+    let (bytes, tensors) = peak(|| Checkpoint::open(&file).unwrap().tensors().len());
+    assert_eq!(tensors, 100);
+    assert!(bytes < 16 << 10, "opening took {bytes} bytes");
+}
