@@ -33,8 +33,12 @@ extern crate std;
 mod arch;
 #[allow(dead_code, reason = "the first kernels are on their way")]
 mod context;
+#[allow(dead_code, reason = "the first kernels are on their way")]
+mod dropout;
 mod error;
 mod executor;
+#[allow(dead_code, reason = "the first kernels are on their way")]
+mod math;
 mod memory;
 mod ops;
 #[allow(dead_code, reason = "the first kernels are on their way")]

@@ -1,0 +1,138 @@
+use super::*;
+use crate::arch::{Isa, Kernel, Simd};
+use minigpt_core::reference::activation;
+use std::vec::Vec;
+
+#[derive(Clone, Copy, Debug)]
+enum Function {
+    Exp,
+    Tanh,
+    Erf,
+    Activate(Activation),
+    Derivative(Activation),
+}
+
+struct Map<'x>(Function, &'x mut [f32]);
+impl Kernel for Map<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, t: V::Token) {
+        for chunk in self.1.chunks_mut(V::LANES) {
+            let x = V::load_partial(t, chunk);
+            let y = match self.0 {
+                Function::Exp => exp(t, x),
+                Function::Tanh => tanh(t, x),
+                Function::Erf => erf(t, x),
+                Function::Activate(f) => activate(t, f, x),
+                Function::Derivative(f) => derivative(t, f, x),
+            };
+            y.store_partial(chunk);
+        }
+    }
+}
+
+fn map(simd: Simd, function: Function, x: &[f32]) -> Vec<f32> {
+    let mut y = x.to_vec();
+    simd.dispatch(Map(function, &mut y));
+    y
+}
+
+fn simds() -> impl Iterator<Item = Simd> {
+    Isa::available().filter_map(Simd::detect)
+}
+
+/// The gap between neighbours at `x`.
+fn ulp(x: f64) -> f64 {
+    let exponent = libm::ilogb(x).clamp(-126, 127);
+    libm::ldexp(1.0, exponent - 23)
+}
+
+/// Every 1009th f32: all signs and exponents, thousands of each. Every other one under Miri would take hours.
+fn everywhere() -> Vec<f32> {
+    let step = if cfg!(miri) { 10_000_019 } else { 1009 };
+    (0..=u32::MAX).step_by(step).map(f32::from_bits).filter(|x| x.is_finite()).collect()
+}
+
+fn assert_within(function: Function, exact: fn(f64) -> f64, bound: f64) {
+    let x = everywhere();
+    let exact: Vec<f64> = x.iter().map(|&x| exact(f64::from(x))).collect();
+    for simd in simds() {
+        let mut worst = (0.0, 0.0);
+        for ((&x, &exact), y) in x.iter().zip(&exact).zip(map(simd, function, &x)) {
+            // What f32 cannot hold must be infinite.
+            if exact > f64::from(f32::MAX) {
+                assert!(y >= f32::MAX, "{function:?}({x}) = {y}");
+            } else {
+                let error = (f64::from(y) - exact).abs() / ulp(exact);
+                if error.is_nan() || error > worst.0 {
+                    worst = (error, x);
+                }
+            }
+        }
+        assert!(worst.0 <= bound, "{function:?} on {}: {} ulp at {}", simd.isa(), worst.0, worst.1);
+    }
+}
+
+#[test]
+fn exp_is_within_its_bound() {
+    assert_within(Function::Exp, libm::exp, 1.0);
+}
+
+#[test]
+fn tanh_is_within_its_bound() {
+    assert_within(Function::Tanh, libm::tanh, 1.3);
+}
+
+#[test]
+fn erf_is_within_its_bound() {
+    assert_within(Function::Erf, libm::erf, 1.2);
+}
+
+#[test]
+fn limits_and_nan_come_out_as_they_should() {
+    let x = [f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::NAN, 88.8, -200.0];
+    for simd in simds() {
+        let exp = map(simd, Function::Exp, &x);
+        assert_eq!(exp[..4], [f32::INFINITY, 0.0, 1.0, 1.0]);
+        assert_eq!(exp[5..], [f32::INFINITY, 0.0]);
+        for function in [Function::Tanh, Function::Erf] {
+            let y = map(simd, function, &x);
+            assert_eq!(y[..2], [1.0, -1.0]);
+            assert_eq!(
+                [y[2].to_bits(), y[3].to_bits()],
+                [0, 0x8000_0000],
+                "{function:?} keeps the sign of zero"
+            );
+            assert!(y[4].is_nan());
+        }
+        assert!(exp[4].is_nan());
+        for f in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
+            let y = map(simd, Function::Activate(f), &x);
+            assert_eq!((y[0], y[2]), (f32::INFINITY, 0.0));
+            assert!(y[4].is_nan(), "{f:?}");
+            assert!((y[5] - x[5]).abs() <= 1e-5 && y[6] == 0.0);
+        }
+    }
+}
+
+#[test]
+fn activations_and_derivatives_equal_the_reference() {
+    let x: Vec<f32> = (-40_000..=40_000).map(|i| i as f32 * 3e-4).collect();
+    for simd in simds() {
+        for f in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
+            let (y, d) = (map(simd, Function::Activate(f), &x), map(simd, Function::Derivative(f), &x));
+            for (i, &x) in x.iter().enumerate() {
+                let exact = activation::activate(f, f64::from(x));
+                let slope = activation::derivative(f, f64::from(x));
+                let error = (f64::from(y[i]) - exact).abs() / x.abs().max(1.0) as f64;
+                assert!(error < 2e-7, "{f:?}({x}) on {}: {} {exact}", simd.isa(), y[i]);
+                assert!(
+                    (f64::from(d[i]) - slope).abs() < 1e-6,
+                    "{f:?}'({x}) on {}: {} {slope}",
+                    simd.isa(),
+                    d[i]
+                );
+            }
+        }
+    }
+}
