@@ -39,29 +39,33 @@ pub fn split(tokens: &[u32], fraction: f64) -> Result<(&[u32], &[u32]), DataErro
 /// ```
 /// use minigpt_core::Windows;
 /// let tokens: Vec<u32> = (0..100).collect();
-/// let windows = Windows::new(&tokens, 8, 42)?;
+/// let windows = Windows::new(&tokens, 8)?;
 /// let (mut inputs, mut targets) = ([0; 16], [0; 16]);
-/// windows.fill(0, 2, &mut inputs, &mut targets)?;
+/// windows.fill(42, 0, 2, &mut inputs, &mut targets)?;
 /// assert_eq!(inputs[1], targets[0]);
-/// assert_eq!(inputs[..8], tokens[windows.start(0)..][..8]);
+/// assert_eq!(inputs[..8], tokens[windows.start(42, 0)..][..8]);
 /// # Ok::<(), minigpt_core::DataError>(())
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Windows<'a> {
     tokens: &'a [u32],
     time: usize,
-    seed: u64,
 }
 
 impl<'a> Windows<'a> {
-    /// Windows of `time` inputs (T) over `tokens`, drawn by `seed`.
+    /// Windows of `time` inputs (T) over `tokens`.
     ///
     /// # Errors
     /// [`DataError::Empty`], [`DataError::ZeroTime`], and [`DataError::TooShort`] if there are fewer than T + 1
     /// tokens.
-    pub fn new(tokens: &'a [u32], time: usize, seed: u64) -> Result<Self, DataError> {
+    pub fn new(tokens: &'a [u32], time: usize) -> Result<Self, DataError> {
         check(tokens, time)?;
-        Ok(Windows { tokens, time, seed })
+        Ok(Windows { tokens, time })
+    }
+
+    /// How many inputs a window has (T).
+    pub fn time(&self) -> usize {
+        self.time
     }
 
     /// How many different windows there are: n - T for n tokens.
@@ -69,25 +73,26 @@ impl<'a> Windows<'a> {
         self.tokens.len() - self.time
     }
 
-    /// Where window number `window` begins.
+    /// Where window number `window` of `seed` begins.
     ///
     /// It is floor(r s / 2^64), where s is [`starts`](Windows::starts) and r the first 64 bits of Philox block
     /// `window` of [`Stream::Data`]. Each start's probability is within 2^-64 of 1/s, since the number of r that
     /// lead to it is 2^64 / s, rounded up or down.
-    pub fn start(&self, window: u64) -> usize {
+    pub fn start(&self, seed: u64, window: u64) -> usize {
         let counter = [window as u32, (window >> 32) as u32, Stream::Data as u32, 0];
-        let [high, low, ..] = philox4x32(counter, rng::key(self.seed));
+        let [high, low, ..] = philox4x32(counter, rng::key(seed));
         let random = u64::from(high) << 32 | u64::from(low);
         ((u128::from(random) * self.starts() as u128) >> 64) as usize
     }
 
-    /// Writes windows number `first_window` to `first_window + batch - 1` to `inputs` and `targets`, one after
+    /// Writes windows number `first_window` to `first_window + batch - 1` of `seed` to `inputs` and `targets`, one after
     /// the other: each (B, T). Past 2^64 windows the numbers begin again at 0.
     ///
     /// # Errors
     /// [`DataError::BatchLength`] if a slice is not exactly B T long.
     pub fn fill(
         &self,
+        seed: u64,
         first_window: u64,
         batch: usize,
         inputs: &mut [u32],
@@ -100,7 +105,7 @@ impl<'a> Windows<'a> {
         }
         let rows = inputs.chunks_exact_mut(self.time).zip(targets.chunks_exact_mut(self.time));
         for (row, (inputs, targets)) in rows.enumerate() {
-            let start = self.start(first_window.wrapping_add(row as u64));
+            let start = self.start(seed, first_window.wrapping_add(row as u64));
             let window = &self.tokens[start..=start + self.time];
             inputs.copy_from_slice(&window[..self.time]);
             targets.copy_from_slice(&window[1..]);
@@ -152,6 +157,11 @@ impl<'a> EvalWindows<'a> {
     #[must_use]
     pub fn spread(&self, count: usize) -> Self {
         EvalWindows { len: count.clamp(1, full_windows(self.tokens, self.time)), ..*self }
+    }
+
+    /// How many inputs a window has (T).
+    pub fn time(&self) -> usize {
+        self.time
     }
 
     /// How many windows there are; never 0.
@@ -298,11 +308,11 @@ mod tests {
     #[test]
     fn targets_are_the_inputs_shifted_by_one() {
         let tokens = counting(50);
-        let windows = Windows::new(&tokens, 5, 3).unwrap();
+        let windows = Windows::new(&tokens, 5).unwrap();
         let (mut inputs, mut targets) = (vec![0; 200], vec![0; 200]);
-        windows.fill(7, 40, &mut inputs, &mut targets).unwrap();
+        windows.fill(3, 7, 40, &mut inputs, &mut targets).unwrap();
         for (row, (inputs, targets)) in inputs.chunks(5).zip(targets.chunks(5)).enumerate() {
-            let start = windows.start(7 + row as u64);
+            let start = windows.start(3, 7 + row as u64);
             assert_eq!(inputs, &tokens[start..start + 5]);
             assert_eq!(targets, &tokens[start + 1..start + 6]);
         }
@@ -311,47 +321,46 @@ mod tests {
     #[test]
     fn a_window_depends_on_seed_and_number_alone() {
         let tokens = counting(1000);
-        let windows = Windows::new(&tokens, 4, 9).unwrap();
-        let whole: Vec<usize> = (0..24).map(|w| windows.start(w)).collect();
+        let windows = Windows::new(&tokens, 4).unwrap();
+        let whole: Vec<usize> = (0..24).map(|w| windows.start(9, w)).collect();
         let (mut inputs, mut targets) = ([0; 4], [0; 4]);
         for window in (0..24).rev() {
-            windows.fill(window, 1, &mut inputs, &mut targets).unwrap();
+            windows.fill(9, window, 1, &mut inputs, &mut targets).unwrap();
             assert_eq!(inputs[0] as usize, whole[window as usize]);
         }
-        let other = Windows::new(&tokens, 4, 10).unwrap();
-        assert_ne!(whole, (0..24).map(|w| other.start(w)).collect::<Vec<_>>());
+        assert_ne!(whole, (0..24).map(|w| windows.start(10, w)).collect::<Vec<_>>());
         // Both words of the number count.
-        assert_ne!(windows.start(1), windows.start(1 << 32));
+        assert_ne!(windows.start(9, 1), windows.start(9, 1 << 32));
     }
 
     #[test]
     fn starts_are_the_data_streams_words_scaled() {
         let tokens = counting(1000);
-        let windows = Windows::new(&tokens, 10, 77).unwrap();
+        let windows = Windows::new(&tokens, 10).unwrap();
         for window in [0, 1, 5, (1 << 32) + 3] {
             let mut rng = Rng::at(77, Stream::Data, 4 * window);
             let random = f64::from(rng.next_u32()) * 4_294_967_296.0 + f64::from(rng.next_u32());
-            assert_eq!(windows.start(window), (random / 18_446_744_073_709_551_616.0 * 990.0) as usize);
+            assert_eq!(windows.start(77, window), (random / 18_446_744_073_709_551_616.0 * 990.0) as usize);
         }
     }
 
     #[test]
     fn window_numbers_wrap_around() {
         let tokens = counting(100);
-        let windows = Windows::new(&tokens, 1, 0).unwrap();
+        let windows = Windows::new(&tokens, 1).unwrap();
         let (mut inputs, mut targets) = ([0; 2], [0; 2]);
-        windows.fill(u64::MAX, 2, &mut inputs, &mut targets).unwrap();
-        assert_eq!(inputs, [windows.start(u64::MAX) as u32, windows.start(0) as u32]);
+        windows.fill(0, u64::MAX, 2, &mut inputs, &mut targets).unwrap();
+        assert_eq!(inputs, [windows.start(0, u64::MAX) as u32, windows.start(0, 0) as u32]);
     }
 
     #[test]
     fn starts_are_uniform_over_all_valid_ones() {
         let tokens = counting(27);
-        let windows = Windows::new(&tokens, 7, 5).unwrap();
+        let windows = Windows::new(&tokens, 7).unwrap();
         assert_eq!(windows.starts(), 20);
         let mut counts = [0u32; 20];
         for window in 0..20_000 {
-            counts[windows.start(window)] += 1;
+            counts[windows.start(5, window)] += 1;
         }
         let chi: f64 = counts.iter().map(|&c| (f64::from(c) - 1000.0).powi(2) / 1000.0).sum();
         assert!(chi < 43.82, "chi-square {chi} with 19 degrees of freedom, 0.1 % level");
@@ -360,9 +369,9 @@ mod tests {
     #[test]
     fn a_corpus_of_one_window_always_gives_that_one() {
         let tokens = counting(5);
-        let windows = Windows::new(&tokens, 4, 1).unwrap();
+        let windows = Windows::new(&tokens, 4).unwrap();
         let (mut inputs, mut targets) = ([9; 8], [9; 8]);
-        windows.fill(100, 2, &mut inputs, &mut targets).unwrap();
+        windows.fill(1, 100, 2, &mut inputs, &mut targets).unwrap();
         assert_eq!(inputs, [0, 1, 2, 3, 0, 1, 2, 3]);
         assert_eq!(targets, [1, 2, 3, 4, 1, 2, 3, 4]);
         assert_eq!(EvalWindows::new(&tokens, 4).unwrap().len(), 1);
@@ -404,10 +413,10 @@ mod tests {
 
     #[test]
     fn too_little_text_is_refused_with_what_is_needed() {
-        assert_eq!(Windows::new(&[], 4, 0).unwrap_err(), DataError::Empty);
-        assert_eq!(Windows::new(&[1], 0, 0).unwrap_err(), DataError::ZeroTime);
-        assert_eq!(Windows::new(&[1; 64], 64, 0).unwrap_err(), DataError::TooShort { tokens: 64, time: 64 });
-        assert!(Windows::new(&[1; 65], 64, 0).is_ok());
+        assert_eq!(Windows::new(&[], 4).unwrap_err(), DataError::Empty);
+        assert_eq!(Windows::new(&[1], 0).unwrap_err(), DataError::ZeroTime);
+        assert_eq!(Windows::new(&[1; 64], 64).unwrap_err(), DataError::TooShort { tokens: 64, time: 64 });
+        assert!(Windows::new(&[1; 65], 64).is_ok());
         assert_eq!(EvalWindows::new(&[], 4).unwrap_err(), DataError::Empty);
         assert_eq!(EvalWindows::new(&[1], 0).unwrap_err(), DataError::ZeroTime);
         assert_eq!(EvalWindows::new(&[1; 4], 4).unwrap_err(), DataError::TooShort { tokens: 4, time: 4 });
@@ -417,15 +426,15 @@ mod tests {
 
     #[test]
     fn a_batch_that_does_not_fit_its_slices_is_refused() {
-        let windows = Windows::new(&[0; 9], 4, 0).unwrap();
+        let windows = Windows::new(&[0; 9], 4).unwrap();
         let (mut right, mut wrong) = ([7; 8], [7; 9]);
         let error = Err(DataError::BatchLength { batch: 2, time: 4, found: 9 });
-        assert_eq!(windows.fill(0, 2, &mut wrong, &mut right), error);
-        assert_eq!(windows.fill(0, 2, &mut right, &mut wrong), error);
+        assert_eq!(windows.fill(0, 0, 2, &mut wrong, &mut right), error);
+        assert_eq!(windows.fill(0, 0, 2, &mut right, &mut wrong), error);
         assert_eq!(right, [7; 8]);
         let overflow = Err(DataError::BatchLength { batch: usize::MAX, time: 4, found: 8 });
-        assert_eq!(windows.fill(0, usize::MAX, &mut right, &mut wrong), overflow);
-        assert_eq!(windows.fill(0, 0, &mut [], &mut []), Ok(()));
+        assert_eq!(windows.fill(0, 0, usize::MAX, &mut right, &mut wrong), overflow);
+        assert_eq!(windows.fill(0, 0, 0, &mut [], &mut []), Ok(()));
     }
 
     #[test]

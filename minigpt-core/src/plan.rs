@@ -186,7 +186,7 @@ pub struct BlockActivations {
     pub qkv: Region,
     /// The heads' results side by side: (B, T, C).
     pub attended: Region,
-    /// (B, H, T).
+    /// (B, H, T); empty where attention goes over a cache.
     pub lse: Region,
     /// The attention sub-layer's sum: (B, T, C).
     pub attention_sum: Region,
@@ -354,6 +354,8 @@ pub struct Plan {
     pub targets: Region,
     /// [`scalar`]s, in the state buffer.
     pub scalars: Region,
+    /// [`scalar`]s of evaluation, apart from those of a step that may be half done. Training only; else empty.
+    pub evaluation: Region,
     /// [`counter`]s, in the state buffer.
     pub counters: Region,
     /// How large the buffers are.
@@ -489,6 +491,7 @@ impl Plan {
         let counters = state.push(&[counter::LEN])?;
         state.unit = unit;
         let scalars = state.push(&[scalar::LEN])?;
+        let evaluation = state.push(&[if training { scalar::LEN } else { 0 }])?;
 
         let overflow = ConfigError::TooLarge { field: "optimizer" };
         let bytes = Bytes {
@@ -517,6 +520,7 @@ impl Plan {
             tokens,
             targets,
             scalars,
+            evaluation,
             counters,
             bytes,
         })
@@ -603,7 +607,8 @@ fn activations(
     let stream = [batch, time, config.d_model];
     let triple = [batch, time, config.d_model, 3];
     let wide = [batch, time, config.d_ff];
-    let per_head = [batch, config.heads, time];
+    let cached = matches!(purpose, Purpose::Inference { cache: 1.., .. });
+    let per_head = [batch, config.heads, if cached { 0 } else { time }];
 
     let mut blocks: Vec<BlockActivations> = Vec::new();
     let mut input = layout.push(&stream)?;

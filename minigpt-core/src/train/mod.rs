@@ -1,6 +1,9 @@
 //! Training: the optimizer's settings, the learning rate's schedule, and the trainer.
 
 pub mod schedule;
+mod trainer;
+
+pub use trainer::{Metrics, Trainer};
 
 use crate::op::counter;
 use schedule::Schedule;
@@ -37,4 +40,46 @@ pub struct TrainState {
     pub counters: [u32; counter::LEN],
     /// How many training windows have been drawn.
     pub windows_drawn: u64,
+}
+
+impl TrainConfig {
+    /// One micro-batch of one sequence per step, a constant learning rate, nanoGPT's AdamW (betas 0.9 and 0.99, decay
+    /// 0.1, clipping at 1), and sequences of 64 tokens: a beginning for `..` syntax.
+    pub const fn constant(learning_rate: f64) -> Self {
+        TrainConfig {
+            batch: 1,
+            time: 64,
+            accumulation: 1,
+            schedule: Schedule::constant(learning_rate),
+            clip: 1.0,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            seed: 1337,
+        }
+    }
+
+    /// The first setting that has no meaning, and what it must be.
+    pub(crate) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
+        let Schedule { peak, floor, .. } = self.schedule;
+        let rate = |x: f64| x.is_finite() && x >= 0.0;
+        let unit = |x: f64| (0.0..1.0).contains(&x);
+        let rules = [
+            (self.batch > 0, "batch", "at least 1"),
+            (self.time > 0, "time", "at least 1"),
+            (self.accumulation > 0, "accumulation", "at least 1"),
+            (rate(peak), "schedule.peak", "a finite number, 0 or above"),
+            (rate(floor), "schedule.floor", "a finite number, 0 or above"),
+            (self.clip > 0.0, "clip", "above 0 (infinite: never clip)"),
+            (unit(self.beta1), "beta1", "in 0..1"),
+            (unit(self.beta2), "beta2", "in 0..1"),
+            (self.eps.is_finite() && self.eps > 0.0, "eps", "above 0, such as 1e-8"),
+            (rate(self.weight_decay), "weight_decay", "a finite number, 0 or above"),
+        ];
+        match rules.into_iter().find(|(holds, _, _)| !holds) {
+            Some((_, field, must)) => Err((field, must)),
+            None => Ok(()),
+        }
+    }
 }

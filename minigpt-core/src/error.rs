@@ -1,0 +1,155 @@
+//! [`Error`]: what can go wrong when a model is built, trained or run.
+
+use core::fmt;
+
+use crate::backend::{BackendError, ErrorKind};
+use crate::checkpoint::LoadError;
+use crate::config::ConfigError;
+use crate::data::DataError;
+use crate::op::InvalidOp;
+use crate::sample::SampleError;
+
+/// Why something could not be done; `E` is the backend's own error.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Error<E> {
+    /// The model's shape is not possible, or a pass does not fit it.
+    Config(ConfigError),
+    /// The backend failed.
+    Backend(E),
+    /// The backend has not enough memory for a plan.
+    Memory {
+        /// Bytes that the plan and the backend's scratch need together.
+        needed: usize,
+        /// What the backend said.
+        source: E,
+    },
+    /// A token id is not in the vocabulary.
+    Token {
+        /// The id.
+        token: u32,
+        /// Its place in the input.
+        index: usize,
+        /// The vocabulary's size.
+        vocab: usize,
+    },
+    /// A batch does not have the length that its dimensions ask for.
+    BatchLength {
+        /// How many tokens there are.
+        found: usize,
+        /// How many are needed.
+        expected: usize,
+    },
+    /// The text does not suffice, or a batch does not fit it.
+    Data(DataError),
+    /// The sampler's settings or the logits are broken.
+    Sample(SampleError),
+    /// The checkpoint cannot be loaded.
+    Load(LoadError),
+    /// The checkpoint holds a model but not the state of a training.
+    NoTraining,
+    /// There is no token to begin from.
+    EmptyPrompt,
+    /// A number in the training settings has no meaning.
+    Setting {
+        /// The field of [`TrainConfig`](crate::train::TrainConfig).
+        field: &'static str,
+        /// What it must be.
+        must: &'static str,
+    },
+    /// The weights are borrowed or not of the backend's number type, so they cannot be trained.
+    Frozen,
+    /// A decoder was used with a model of another shape than the one that made it.
+    OtherModel,
+}
+
+impl<E: BackendError> Error<E> {
+    /// Whether it is the memory that did not suffice.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Error::Memory { .. } => true,
+            Error::Backend(error) => error.kind() == ErrorKind::OutOfMemory,
+            _ => false,
+        }
+    }
+}
+
+impl<E> From<ConfigError> for Error<E> {
+    fn from(error: ConfigError) -> Self {
+        Error::Config(error)
+    }
+}
+
+impl<E> From<DataError> for Error<E> {
+    fn from(error: DataError) -> Self {
+        Error::Data(error)
+    }
+}
+
+impl<E> From<LoadError> for Error<E> {
+    fn from(error: LoadError) -> Self {
+        Error::Load(error)
+    }
+}
+
+impl<E> From<SampleError> for Error<E> {
+    fn from(error: SampleError) -> Self {
+        Error::Sample(error)
+    }
+}
+
+impl<E: From<InvalidOp>> From<InvalidOp> for Error<E> {
+    fn from(error: InvalidOp) -> Self {
+        Error::Backend(error.into())
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Error<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Config(error) => error.fmt(f),
+            Error::Backend(error) => error.fmt(f),
+            Error::Memory { needed, source } => write!(
+                f,
+                "{:.1} MB are needed: {source}; a smaller batch, shorter sequences or a smaller model need less \
+                 (Plan::largest_batch says what fits)",
+                *needed as f64 / 1e6
+            ),
+            Error::Token { token, index, vocab } => write!(
+                f,
+                "token {token} at place {index} is not in the vocabulary of {vocab}: encode with the model's tokenizer"
+            ),
+            Error::BatchLength { found, expected } => {
+                write!(f, "a batch of {found} tokens where {expected} are needed (batch times time)")
+            }
+            Error::Data(error) => error.fmt(f),
+            Error::Sample(error) => error.fmt(f),
+            Error::Load(error) => error.fmt(f),
+            Error::NoTraining => f.write_str(
+                "this checkpoint holds a model but no training to continue: load it with Model::load and train it anew",
+            ),
+            Error::EmptyPrompt => {
+                f.write_str("the prompt is empty: give at least one token to begin from, such as a line break")
+            }
+            Error::Setting { field, must } => write!(f, "the training setting `{field}` must be {must}"),
+            Error::Frozen => f.write_str(
+                "these weights cannot be trained: they are borrowed or stored in fewer bits; load the checkpoint into \
+                 memory with Model::load",
+            ),
+            Error::OtherModel => f.write_str("this decoder was made for a model of another shape: make a new one"),
+        }
+    }
+}
+
+impl<E: core::error::Error + 'static> core::error::Error for Error<E> {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Error::Config(error) => Some(error),
+            Error::Backend(error) | Error::Memory { source: error, .. } => Some(error),
+            Error::Data(error) => Some(error),
+            Error::Sample(error) => Some(error),
+            Error::Load(error) => Some(error),
+            _ => None,
+        }
+    }
+}

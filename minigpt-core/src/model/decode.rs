@@ -1,0 +1,221 @@
+//! Decoding: one token after the other, over a cache of keys and values.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::{Model, Pass, Workspace, check_tokens, forward, stage};
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::plan::{Logits, Plan};
+use crate::real::Real;
+use crate::sample::Sampler;
+
+/// How many tokens a decoder sees after it was fed `fed` tokens one by one.
+///
+/// Up to the context it sees them all. When a token arrives and the cache is full, the decoder starts again with the
+/// last half of the context, the new token among them: half of what it saw is forgotten at once, and the cost of
+/// filling the cache again is spread over the next half context of tokens.
+///
+/// ```
+/// use minigpt_core::model::window_length;
+/// let lengths: Vec<_> = (0..13).map(|fed| window_length(fed, 6)).collect();
+/// assert_eq!(lengths, [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 6, 3, 4]);
+/// ```
+pub fn window_length(fed: usize, context: usize) -> usize {
+    if fed <= context {
+        return fed;
+    }
+    let kept = (context / 2).max(1);
+    kept + (fed - context - 1) % (context - kept + 1)
+}
+
+/// The state of one text in the making: which tokens the model has seen, and the cache of their keys and values.
+///
+/// A decoder belongs to the model that made it, but does not borrow it: many decoders can take turns on one model.
+///
+/// ```
+/// use minigpt_core::{Decoder, GptConfig, Model, Reference};
+/// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(5, 4) };
+/// let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
+/// let mut decoder = Decoder::new(&mut model, 4)?;
+/// decoder.feed(&mut model, &[0, 1, 2, 3, 4, 0])?;
+/// assert_eq!(decoder.window(), &[3, 4, 0]); // past the context: the last half, and what came since
+/// assert_eq!(decoder.logits().len(), 5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Decoder<B: Backend> {
+    workspace: Workspace,
+    window: Vec<u32>,
+    staging: Vec<u8>,
+    logit_bytes: Vec<u8>,
+    logits: Vec<B::Elem>,
+}
+
+impl<B: Backend> Decoder<B> {
+    /// A decoder that has seen nothing yet. Prompts run through the model in pieces of at most `prefill` tokens: more
+    /// are faster, fewer take less memory; more than the context are taken as the context.
+    ///
+    /// # Errors
+    /// If the cache and the activations do not fit in memory, or `prefill` is 0.
+    pub fn new(model: &mut Model<B>, prefill: usize) -> Result<Self, Error<B::Error>> {
+        let config = model.config();
+        let (context, vocab) = (config.context, config.vocab_size);
+        let plan = Plan::inference(config, B::Elem::DTYPE, 1, prefill.min(context), Logits::Last, context)?;
+        let staging = vec![0; plan.time * 4];
+        let workspace = Workspace::new(model.backend_mut(), plan)?;
+        Ok(Decoder {
+            workspace,
+            window: Vec::with_capacity(context),
+            staging,
+            logit_bytes: vec![0; vocab * size_of::<B::Elem>()],
+            logits: vec![B::Elem::default(); vocab],
+        })
+    }
+
+    /// The tokens that the next prediction rests on.
+    pub fn window(&self) -> &[u32] {
+        &self.window
+    }
+
+    /// The plan of its buffers.
+    pub fn plan(&self) -> &Plan {
+        &self.workspace.plan
+    }
+
+    /// Forgets all tokens.
+    pub fn reset(&mut self) {
+        self.window.clear();
+    }
+
+    /// Shows the model `tokens` and computes the logits of what comes next.
+    ///
+    /// Feeding many tokens at once gives what feeding them one by one would give, in fewer passes. If it fails, the
+    /// decoder is as if [`reset`](Decoder::reset).
+    ///
+    /// # Errors
+    /// If `tokens` is empty or has one that is not in the vocabulary, or the backend fails.
+    pub fn feed(&mut self, model: &mut Model<B>, tokens: &[u32]) -> Result<(), Error<B::Error>> {
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if *model.config() != self.workspace.plan.config {
+            return Err(Error::OtherModel);
+        }
+        check_tokens(tokens, model.config().vocab_size)?;
+        let context = model.config().context;
+        let seen = self.window.len();
+        // A window that is not full has all its tokens in the cache, so it counts on from its own length.
+        let start = if seen + tokens.len() <= context {
+            self.window.extend_from_slice(tokens);
+            seen
+        } else {
+            let length = window_length(seen + tokens.len(), context);
+            let old = length.saturating_sub(tokens.len());
+            self.window.copy_within(seen - old..seen, 0);
+            self.window.truncate(old);
+            self.window.extend_from_slice(&tokens[tokens.len() - (length - old)..]);
+            0
+        };
+        let result = self.run(model, start);
+        if result.is_err() {
+            self.reset();
+        }
+        result.map_err(Error::Backend)
+    }
+
+    /// Runs the window from position `start` on.
+    fn run(&mut self, model: &mut Model<B>, mut start: usize) -> Result<(), B::Error> {
+        let workspace = &self.workspace;
+        while start < self.window.len() {
+            let end = self.window.len().min(start + workspace.plan.time);
+            let piece = &self.window[start..end];
+            let bytes = stage(piece, &mut self.staging);
+            model.backend_mut().write(workspace.tokens(piece.len()), bytes)?;
+            let last = end == self.window.len();
+            let logits = last.then_some(Logits::Last);
+            forward(model, workspace, &Pass { batch: 1, time: piece.len(), start, dropout: None, logits })?;
+            start = end;
+        }
+        let span = workspace.activation(workspace.plan.activations.logits, self.logits.len());
+        model.backend_mut().read(span, &mut self.logit_bytes)?;
+        let size = size_of::<B::Elem>();
+        for (logit, bytes) in self.logits.iter_mut().zip(self.logit_bytes.chunks_exact(size)) {
+            *logit = B::Elem::from_le_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// The logits of the next token: (V). All zero before anything was fed.
+    pub fn logits(&self) -> &[B::Elem] {
+        &self.logits
+    }
+
+    /// Gives its buffers back to the backend.
+    ///
+    /// # Errors
+    /// If the backend does not know them.
+    pub fn release(self, model: &mut Model<B>) -> Result<(), Error<B::Error>> {
+        self.workspace.release(model.backend_mut()).map_err(Error::Backend)
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// What comes next, token by token, without end; `sampler` chooses, and its repetition penalty looks at the
+    /// decoder's window.
+    ///
+    /// The prompt must have been [fed](Decoder::feed). A token is fed when the one after it is asked for: whoever stops
+    /// and later goes on feeds the last token first.
+    ///
+    /// ```
+    /// use minigpt_core::{Decoder, GptConfig, Model, Reference, SampleConfig, Sampler};
+    /// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(5, 4) };
+    /// let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
+    /// let mut sampler = Sampler::new(SampleConfig { seed: 7, ..SampleConfig::default() }, 5)?;
+    /// let mut decoder = Decoder::new(&mut model, 4)?;
+    /// decoder.feed(&mut model, &[0])?;
+    /// let text: Vec<u32> = decoder.generate(&mut model, &mut sampler).take(20).collect::<Result<_, _>>()?;
+    /// assert_eq!(text.len(), 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn generate<'a>(&'a mut self, model: &'a mut Model<B>, sampler: &'a mut Sampler) -> Generate<'a, B> {
+        Generate { decoder: self, model, sampler, last: None, failed: false }
+    }
+}
+
+/// The iterator of [`Decoder::generate`]. Ends only after an error.
+#[derive(Debug)]
+pub struct Generate<'a, B: Backend> {
+    decoder: &'a mut Decoder<B>,
+    model: &'a mut Model<B>,
+    sampler: &'a mut Sampler,
+    last: Option<u32>,
+    failed: bool,
+}
+
+impl<B: Backend> Iterator for Generate<'_, B> {
+    type Item = Result<u32, Error<B::Error>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let result = self.step();
+        self.failed = result.is_err();
+        Some(result)
+    }
+}
+
+impl<B: Backend> Generate<'_, B> {
+    fn step(&mut self) -> Result<u32, Error<B::Error>> {
+        if let Some(last) = self.last {
+            self.decoder.feed(self.model, &[last])?;
+        }
+        if self.decoder.window.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let token = self.sampler.sample(&self.decoder.logits, &self.decoder.window).map_err(Error::Sample)?;
+        self.last = Some(token);
+        Ok(token)
+    }
+}

@@ -1,0 +1,155 @@
+//! A model from a checkpoint, and a checkpoint from a model.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::Model;
+use crate::backend::{Backend, Dtype, Import, Span};
+use crate::checkpoint::{self, Checkpoint, Contents, SaveError, TensorSpec, TensorView, Write};
+use crate::error::Error;
+use crate::plan::{Logits, Parameters, Plan};
+use crate::real::Real;
+use crate::reference::weights::decode_weight;
+use crate::tokenizer::AnyTokenizer;
+
+/// What a checkpoint carries besides the model.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extras<'a> {
+    /// What turns text into the model's tokens.
+    pub tokenizer: Option<&'a AnyTokenizer>,
+    /// Keys and values of the program's own.
+    pub metadata: &'a [(&'a str, &'a str)],
+}
+
+/// Fills bytes with tensor number i, from a byte offset on.
+pub(crate) type ReadTensor<'r, B> =
+    &'r mut dyn FnMut(usize, usize, &mut [u8]) -> Result<(), Error<<B as Backend>::Error>>;
+
+/// Reads `bytes` of what `span` stores, from byte `offset` on; whole elements.
+pub(crate) fn read_tensor<B: Backend>(
+    backend: &mut B,
+    span: Span,
+    offset: usize,
+    bytes: &mut [u8],
+) -> Result<(), Error<B::Error>> {
+    let (elements, unit) = span.dtype.unit();
+    let piece = Span { offset: span.offset + offset, len: bytes.len() / unit * elements, ..span };
+    backend.read(piece, bytes).map_err(Error::Backend)
+}
+
+/// Writes a stored tensor to `to`, whatever it is stored as.
+pub(crate) fn write_tensor<B: Backend>(
+    backend: &mut B,
+    tensor: &TensorView<'_>,
+    to: Span,
+) -> Result<(), Error<B::Error>> {
+    if tensor.dtype == to.dtype {
+        return backend.write(to, tensor.bytes).map_err(Error::Backend);
+    }
+    // Row by row: quantised blocks never straddle rows, and no second copy of a large tensor is made.
+    let size = size_of::<B::Elem>();
+    let (mut row, mut bytes) = (vec![B::Elem::default(); tensor.cols], vec![0; tensor.cols * size]);
+    for (i, stored) in tensor.bytes.chunks_exact(tensor.bytes.len() / tensor.rows).enumerate() {
+        decode_weight(stored, tensor.dtype, &mut row, 1, tensor.cols);
+        for (out, value) in bytes.chunks_exact_mut(size).zip(&row) {
+            value.to_le_slice(out);
+        }
+        backend.write(to.slice(i * tensor.cols, tensor.cols), &bytes).map_err(Error::Backend)?;
+    }
+    Ok(())
+}
+
+impl<B: Backend> Model<B> {
+    /// A model with the weights of a checkpoint, copied to the backend in its own number type and ready to be trained
+    /// further. Every byte is checked.
+    ///
+    /// # Errors
+    /// If the checkpoint is damaged or its tensors do not fit its config, or memory does not suffice.
+    pub fn load(backend: B, checkpoint: &Checkpoint<'_>) -> Result<Self, Error<B::Error>> {
+        checkpoint.verify()?;
+        let tensors = checkpoint.parameters()?;
+        let mut model = Self::empty(backend, checkpoint.config().clone())?;
+        let spans: Vec<Span> = model.parameters().map(|(_, span)| span).collect();
+        for (tensor, span) in tensors.iter().zip(spans) {
+            write_tensor(model.backend_mut(), tensor, span)?;
+        }
+        Ok(model)
+    }
+
+    /// A model that runs on the checkpoint's own bytes, in flash, in a mapped file or in a constant, if the backend can
+    /// borrow them (else they are copied). It cannot be trained. The weights are not read here, so they are not checked
+    /// either: call [`Checkpoint::verify`] once on files that may be damaged.
+    ///
+    /// Vectors (biases and the weights of norms) must be stored in the backend's number type.
+    ///
+    /// # Errors
+    /// If the tensors do not fit the config, or the backend fails.
+    pub fn borrow<'a>(mut backend: B, checkpoint: &Checkpoint<'a>) -> Result<Self, Error<B::Error>>
+    where
+        B: Import<'a>,
+    {
+        let tensors = checkpoint.parameters()?;
+        let plan = Plan::inference(checkpoint.config(), B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
+        let mut spans = Vec::with_capacity(tensors.len());
+        for tensor in &tensors {
+            let len = tensor.rows * tensor.dtype.padded(tensor.cols);
+            let buffer = backend.import(tensor.bytes).map_err(Error::Backend)?;
+            spans.push(Span { buffer, dtype: tensor.dtype, offset: 0, len });
+        }
+        let mut next = spans.into_iter();
+        let nowhere = Span { buffer: crate::Buffer(u32::MAX), dtype: Dtype::U32, offset: 0, len: 0 };
+        // `parameters` has as many tensors as the plan, in its order.
+        let spans: Parameters<Span> = plan.parameters.map(|_| next.next().unwrap_or(nowhere));
+        Self::with_spans(backend, plan, spans, None)
+    }
+
+    /// Writes a checkpoint of the weights, for inference.
+    ///
+    /// # Errors
+    /// If the backend or `out` fails, or the extras do not fit the model.
+    pub fn write<W: Write>(
+        &mut self,
+        out: W,
+        extras: &Extras<'_>,
+    ) -> Result<(), SaveError<Error<B::Error>, W::Error>> {
+        self.with_contents(extras, |contents, read| checkpoint::write(out, contents, read))
+    }
+
+    /// [`write`](Model::write) to a file, atomically: see [`checkpoint::save`].
+    ///
+    /// # Errors
+    /// If the backend or the disk fails; what was at `path` is still there then.
+    #[cfg(feature = "std")]
+    pub fn save(
+        &mut self,
+        path: impl AsRef<std::path::Path>,
+        extras: &Extras<'_>,
+    ) -> Result<(), SaveError<Error<B::Error>, checkpoint::FileError>> {
+        self.with_contents(extras, |contents, read| checkpoint::save(path, contents, read))
+    }
+
+    fn with_contents<W>(
+        &mut self,
+        extras: &Extras<'_>,
+        put: impl FnOnce(&Contents<'_>, ReadTensor<'_, B>) -> Result<(), SaveError<Error<B::Error>, W>>,
+    ) -> Result<(), SaveError<Error<B::Error>, W>> {
+        let (tensors, spans): (Vec<TensorSpec>, Vec<Span>) = self
+            .parameters()
+            .map(|(tensor, span)| {
+                let role = checkpoint::Role::Parameter;
+                let (name, rows, cols) = (tensor.name.clone(), tensor.rows, tensor.cols);
+                (TensorSpec { name, role, dtype: span.dtype, rows, cols }, span)
+            })
+            .unzip();
+        let config = self.config.clone();
+        let contents = Contents {
+            config: &config,
+            tokenizer: extras.tokenizer,
+            training: None,
+            metadata: extras.metadata,
+            tensors: &tensors,
+        };
+        let backend = &mut self.backend;
+        put(&contents, &mut |tensor, offset, bytes| read_tensor(backend, spans[tensor], offset, bytes))
+    }
+}

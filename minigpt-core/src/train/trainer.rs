@@ -1,0 +1,464 @@
+//! [`Trainer`]: the training step.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::{TrainConfig, TrainState};
+use crate::backend::{Backend, Buffer, Span, read_elems, read_u32, write_u32};
+use crate::checkpoint::{self, Checkpoint, Contents, SaveError, TensorSpec, Training, Write};
+use crate::data::{EvalWindows, Windows};
+use crate::error::Error;
+use crate::model::{
+    Extras, Model, Pass, ReadTensor, Workspace, backward, check_tokens, forward, out_of_memory, read_tensor,
+    stage, write_tensor,
+};
+use crate::op::{AdamW, CrossEntropy, Dropout, FinishStep, NextDraw, SquaredNorm, counter, scalar};
+use crate::plan::{BackwardActivations, Logits, Parameters, Plan, Region};
+use crate::real::Real;
+
+/// What the last finished step was like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Metrics {
+    /// Steps finished, skipped ones included.
+    pub step: u32,
+    /// Mean loss of the step, in nats per token, before its update.
+    pub loss: f64,
+    /// Norm of the mean gradient, before clipping.
+    pub grad_norm: f64,
+    /// The learning rate that was used.
+    pub learning_rate: f64,
+    /// Targets trained on so far.
+    pub tokens: u64,
+    /// Steps that were skipped so far because their loss or gradient was not finite.
+    pub skipped: u32,
+    /// Steps skipped since the last update: a run in which this grows is lost.
+    pub skipped_in_a_row: u32,
+}
+
+/// Trains a model.
+///
+/// A step only enqueues work: [`step`](Trainer::step) returns as soon as the backend has taken it, and
+/// [`metrics`](Trainer::metrics) waits. A step whose loss or gradient is not finite changes nothing but the counters.
+///
+/// ```
+/// use minigpt_core::{GptConfig, Model, Reference, data::Windows, train::{TrainConfig, Trainer}};
+/// let config = GptConfig { layers: 1, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(4, 8) };
+/// let model = Model::new(Reference::<f32>::new(), config, 1)?;
+/// let settings = TrainConfig { batch: 4, time: 8, ..TrainConfig::constant(1e-2) };
+/// let mut trainer = Trainer::new(model, settings)?;
+///
+/// let text: Vec<u32> = (0..100).map(|i| i % 4).collect();
+/// let windows = Windows::new(&text, 8)?;
+/// trainer.step(&windows)?;
+/// let first = trainer.metrics()?.loss;
+/// for _ in 0..30 {
+///     trainer.step(&windows)?;
+/// }
+/// assert!(trainer.metrics()?.loss < 0.5 * first);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Trainer<B: Backend> {
+    model: Model<B>,
+    config: TrainConfig,
+    workspace: Workspace,
+    backward: BackwardActivations,
+    params: Span,
+    grads: Span,
+    m: Span,
+    v: Span,
+    gradients: Parameters<Span>,
+    windows_drawn: u64,
+    /// Micro-batches since the last finished step.
+    pending: usize,
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+    staging: Vec<u8>,
+}
+
+impl<B: Backend> Trainer<B> {
+    /// Allocates gradients, moments and activations.
+    ///
+    /// # Errors
+    /// If a setting has no meaning, the weights are borrowed, or memory does not suffice.
+    pub fn new(mut model: Model<B>, config: TrainConfig) -> Result<Self, Error<B::Error>> {
+        config.validate().map_err(|(field, must)| Error::Setting { field, must })?;
+        let params = model.trainable().ok_or(Error::Frozen)?;
+        let plan = Plan::training(model.config(), B::Elem::DTYPE, config.batch, config.time)?;
+        let backward = plan.backward.ok_or(Error::Frozen)?;
+        let backend = model.backend_mut();
+        let needed = plan.bytes.total().saturating_add(backend.workspace_bytes(&plan));
+        let all = |buffer: Buffer| Span { buffer, ..params };
+        let mut attempt = || -> Result<_, B::Error> {
+            let grads = backend.alloc(plan.bytes.gradients)?;
+            // One buffer for each moment keeps every span aligned to its start.
+            let m = backend.alloc(plan.bytes.optimizer / 2)?;
+            let v = backend.alloc(plan.bytes.optimizer / 2)?;
+            Ok((all(grads), all(m), all(v)))
+        };
+        let (grads, m, v) = attempt().map_err(|error| out_of_memory(needed, error))?;
+        let gradients = plan.parameters.map(|tensor| tensor.region.on(grads.buffer, B::Elem::DTYPE));
+        let workspace = Workspace::new(backend, plan)?;
+        let tokens = config.batch * config.time;
+        let mut trainer = Trainer {
+            model,
+            workspace,
+            backward,
+            params,
+            grads,
+            m,
+            v,
+            gradients,
+            windows_drawn: 0,
+            pending: 0,
+            inputs: vec![0; tokens],
+            targets: vec![0; tokens],
+            staging: vec![0; tokens * 4],
+            config,
+        };
+        let mut counters = [0; counter::LEN];
+        [counters[counter::SEED], counters[counter::SEED + 1]] = crate::rng::key(trainer.config.seed);
+        trainer.set_state(&TrainState { counters, windows_drawn: 0 })?;
+        Ok(trainer)
+    }
+
+    /// How it trains.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// Where everything lies.
+    pub fn plan(&self) -> &Plan {
+        &self.workspace.plan
+    }
+
+    /// The model in training.
+    pub fn model(&self) -> &Model<B> {
+        &self.model
+    }
+
+    /// The model in training, to generate from.
+    pub fn model_mut(&mut self) -> &mut Model<B> {
+        &mut self.model
+    }
+
+    /// The model, trained. Gradients and moments stay on the backend until it is dropped.
+    pub fn into_model(self) -> Model<B> {
+        self.model
+    }
+
+    /// One step on random windows of a text: `accumulation` micro-batches, then the update.
+    ///
+    /// # Errors
+    /// If the windows are not `time` long or hold a token that is not in the vocabulary, or the backend fails.
+    pub fn step(&mut self, windows: &Windows<'_>) -> Result<(), Error<B::Error>> {
+        let TrainConfig { batch, time, accumulation, seed, .. } = self.config;
+        if windows.time() != time {
+            return Err(Error::BatchLength { found: batch * windows.time(), expected: batch * time });
+        }
+        for _ in 0..accumulation {
+            let (mut inputs, mut targets) =
+                (core::mem::take(&mut self.inputs), core::mem::take(&mut self.targets));
+            let result = windows
+                .fill(seed, self.windows_drawn, batch, &mut inputs, &mut targets)
+                .map_err(Error::Data)
+                .and_then(|()| self.micro_step(&inputs, &targets));
+            (self.inputs, self.targets) = (inputs, targets);
+            result?;
+            self.windows_drawn += batch as u64;
+        }
+        self.finish_step()
+    }
+
+    /// Adds the gradient of one batch, (B, T) inputs and (B, T) targets, to the step in the making. Targets that are
+    /// [`IGNORE`](crate::op::IGNORE) do not count.
+    ///
+    /// # Errors
+    /// If the batch has another length or a token is not in the vocabulary, or the backend fails.
+    pub fn micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), Error<B::Error>> {
+        let TrainConfig { batch, time, .. } = self.config;
+        self.check_batch(inputs, targets, batch)?;
+        self.enqueue_micro_step(inputs, targets, batch, time).map_err(Error::Backend)?;
+        self.pending += 1;
+        Ok(())
+    }
+
+    fn check_batch(&self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), Error<B::Error>> {
+        let expected = batch * self.config.time;
+        for tokens in [inputs, targets] {
+            if tokens.len() != expected {
+                return Err(Error::BatchLength { found: tokens.len(), expected });
+            }
+        }
+        let vocab = self.model.config().vocab_size;
+        check_tokens(inputs, vocab)?;
+        match targets.iter().position(|&t| t as usize >= vocab && t != crate::op::IGNORE) {
+            Some(index) => Err(Error::Token { token: targets[index], index, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    fn enqueue_micro_step(
+        &mut self,
+        inputs: &[u32],
+        targets: &[u32],
+        batch: usize,
+        time: usize,
+    ) -> Result<(), B::Error> {
+        let rows = batch * time;
+        let probability = self.model.config().dropout;
+        let counters = self.workspace.counters();
+        let dropout = (probability > 0.0).then_some(Dropout { probability, site: 0, counters });
+        let pass = Pass { batch, time, start: 0, dropout, logits: Some(Logits::All) };
+        let backend = self.model.backend_mut();
+        if self.pending == 0 {
+            backend.fill(self.grads, 0.0)?;
+        }
+        backend.run(&NextDraw { counters }.into())?;
+        backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
+        backend.write(self.workspace.targets(rows), stage(targets, &mut self.staging))?;
+        forward(&mut self.model, &self.workspace, &pass)?;
+        let vocab = self.model.config().vocab_size;
+        let logits = self.workspace.activation(self.workspace.plan.activations.logits, rows * vocab);
+        self.model.backend_mut().run(
+            &CrossEntropy {
+                logits,
+                targets: self.workspace.targets(rows),
+                d_logits: Some(logits),
+                losses: None,
+                scalars: self.workspace.scalars(),
+                rows,
+                vocab,
+            }
+            .into(),
+        )?;
+        backward(&mut self.model, &self.gradients, &self.workspace, &self.backward, &pass)
+    }
+
+    /// Closes the step: clips the gradient and updates the parameters.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn finish_step(&mut self) -> Result<(), Error<B::Error>> {
+        let TrainConfig { schedule, clip, beta1, beta2, eps, weight_decay, .. } = self.config;
+        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
+        let ops = [
+            SquaredNorm { x: self.grads, scalars }.into(),
+            FinishStep { scalars, counters, schedule, clip, beta1, beta2 }.into(),
+            AdamW {
+                params: self.params,
+                grads: self.grads,
+                m: self.m,
+                v: self.v,
+                scalars,
+                decayed: self.workspace.plan.decayed,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            }
+            .into(),
+        ];
+        for op in &ops {
+            self.model.backend_mut().run(op).map_err(Error::Backend)?;
+        }
+        self.pending = 0;
+        Ok(())
+    }
+
+    /// Waits for all steps and tells of the last one.
+    ///
+    /// # Errors
+    /// If the backend failed.
+    pub fn metrics(&mut self) -> Result<Metrics, Error<B::Error>> {
+        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
+        let backend = self.model.backend_mut();
+        let scalars = read_elems(backend, scalars).map_err(Error::Backend)?;
+        let counters = read_u32(backend, counters).map_err(Error::Backend)?;
+        Ok(Metrics {
+            step: counters[counter::STEP],
+            loss: scalars[scalar::LOSS].to_f64(),
+            grad_norm: scalars[scalar::GRAD_NORM].to_f64(),
+            learning_rate: scalars[scalar::LEARNING_RATE].to_f64(),
+            tokens: u64::from(counters[counter::TOKENS]) | u64::from(counters[counter::TOKENS + 1]) << 32,
+            skipped: counters[counter::SKIPPED],
+            skipped_in_a_row: counters[counter::SKIPPED_IN_A_ROW],
+        })
+    }
+
+    /// Mean loss in nats per token over `windows`, without dropout. The step in the making is left alone.
+    ///
+    /// # Errors
+    /// If the windows are not `time` long, a token is not in the vocabulary, or the backend fails.
+    pub fn evaluate(&mut self, windows: &EvalWindows<'_>) -> Result<f64, Error<B::Error>> {
+        let batch = self.config.batch;
+        let (mut sum, mut targets_seen) = (0.0, 0.0);
+        for first in (0..windows.len()).step_by(batch) {
+            let batch = batch.min(windows.len() - first);
+            let (mut inputs, mut targets) =
+                (core::mem::take(&mut self.inputs), core::mem::take(&mut self.targets));
+            let result = self.evaluate_batch(windows, first, batch, &mut inputs, &mut targets);
+            (self.inputs, self.targets) = (inputs, targets);
+            result?;
+            // Summed on the host in f64: an f32 sum over a whole split would lose digits.
+            let scalars = self.workspace.evaluation();
+            let values = read_elems(self.model.backend_mut(), scalars).map_err(Error::Backend)?;
+            sum += values[scalar::LOSS_SUM].to_f64();
+            targets_seen += values[scalar::TARGETS].to_f64();
+        }
+        Ok(sum / targets_seen)
+    }
+
+    fn evaluate_batch(
+        &mut self,
+        windows: &EvalWindows<'_>,
+        first: usize,
+        batch: usize,
+        inputs: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<(), Error<B::Error>> {
+        let time = self.config.time;
+        let rows = batch * time;
+        let (inputs, targets) = (&mut inputs[..rows], &mut targets[..rows]);
+        let places = inputs.chunks_exact_mut(time).zip(targets.chunks_exact_mut(time));
+        for (i, (input, target)) in places.enumerate() {
+            let (x, y) = windows
+                .get(first + i)
+                .filter(|(x, _)| x.len() == time)
+                .ok_or(Error::BatchLength { found: windows.time(), expected: time })?;
+            input.copy_from_slice(x);
+            target.copy_from_slice(y);
+        }
+        self.check_batch(inputs, targets, batch)?;
+        self.enqueue_evaluation(inputs, targets, batch).map_err(Error::Backend)
+    }
+
+    fn enqueue_evaluation(&mut self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), B::Error> {
+        let (rows, scalars) = (inputs.len(), self.workspace.evaluation());
+        let vocab = self.model.config().vocab_size;
+        let backend = self.model.backend_mut();
+        backend.fill(scalars, 0.0)?;
+        backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
+        backend.write(self.workspace.targets(rows), stage(targets, &mut self.staging))?;
+        let pass = Pass { batch, time: self.config.time, start: 0, dropout: None, logits: Some(Logits::All) };
+        forward(&mut self.model, &self.workspace, &pass)?;
+        let logits = self.workspace.activation(self.workspace.plan.activations.logits, rows * vocab);
+        self.model.backend_mut().run(
+            &CrossEntropy {
+                logits,
+                targets: self.workspace.targets(rows),
+                d_logits: None,
+                losses: None,
+                scalars,
+                rows,
+                vocab,
+            }
+            .into(),
+        )
+    }
+
+    /// The gradient that the step in the making, or the last one, has for the parameter called `name`: the sum over
+    /// its targets, not the mean. `Ok(None)` if there is no such parameter.
+    ///
+    /// # Errors
+    /// If the backend failed.
+    pub fn gradient(&mut self, name: &str) -> Result<Option<Vec<B::Elem>>, Error<B::Error>> {
+        let tensors = self.workspace.plan.parameters.list();
+        let place = tensors.iter().position(|tensor| tensor.name == name);
+        let Some(span) = place.map(|i| *self.gradients.list()[i]) else { return Ok(None) };
+        read_elems(self.model.backend_mut(), span).map(Some).map_err(Error::Backend)
+    }
+
+    /// Continues a run from a checkpoint that [`save`](Trainer::save) wrote, as if it had never stopped: on the same
+    /// backend, bit for bit.
+    ///
+    /// # Errors
+    /// If the checkpoint is damaged or has no training state, or memory does not suffice.
+    pub fn resume(backend: B, checkpoint: &Checkpoint<'_>) -> Result<Self, Error<B::Error>> {
+        let training = checkpoint.training().ok_or(Error::NoTraining)?;
+        let moments = checkpoint.moments()?;
+        let model = Model::load(backend, checkpoint)?;
+        let mut trainer = Trainer::new(model, training.config.clone())?;
+        for (views, whole) in moments.iter().zip([trainer.m, trainer.v]) {
+            let regions: Vec<Region> = trainer.plan().parameters.list().iter().map(|t| t.region).collect();
+            for (view, region) in views.iter().zip(regions) {
+                write_tensor(trainer.model.backend_mut(), view, region.on(whole.buffer, whole.dtype))?;
+            }
+        }
+        trainer.set_state(&training.state)?;
+        Ok(trainer)
+    }
+
+    /// Writes a checkpoint from which the run can be resumed: parameters, moments, settings and counters. Between
+    /// steps: the gradient of a step in the making is not kept.
+    ///
+    /// # Errors
+    /// If the backend or `out` fails, or the extras do not fit the model.
+    pub fn write<W: Write>(
+        &mut self,
+        out: W,
+        extras: &Extras<'_>,
+    ) -> Result<(), SaveError<Error<B::Error>, W::Error>> {
+        self.with_contents(extras, |contents, read| checkpoint::write(out, contents, read))
+    }
+
+    /// [`write`](Trainer::write) to a file, atomically: see [`checkpoint::save`].
+    ///
+    /// # Errors
+    /// If the backend or the disk fails; what was at `path` is still there then.
+    #[cfg(feature = "std")]
+    pub fn save(
+        &mut self,
+        path: impl AsRef<std::path::Path>,
+        extras: &Extras<'_>,
+    ) -> Result<(), SaveError<Error<B::Error>, checkpoint::FileError>> {
+        self.with_contents(extras, |contents, read| checkpoint::save(path, contents, read))
+    }
+
+    fn with_contents<W>(
+        &mut self,
+        extras: &Extras<'_>,
+        put: impl FnOnce(&Contents<'_>, ReadTensor<'_, B>) -> Result<(), SaveError<Error<B::Error>, W>>,
+    ) -> Result<(), SaveError<Error<B::Error>, W>> {
+        let state =
+            self.state().map_err(|error| SaveError::Read { tensor: "the device counters".into(), error })?;
+        let training = Training { config: self.config.clone(), state };
+        let plan = &self.workspace.plan;
+        let tensors = TensorSpec::training(plan);
+        let list = plan.parameters.list();
+        let spans: Vec<Span> = [self.params, self.m, self.v]
+            .iter()
+            .flat_map(|whole| list.iter().map(|t| t.region.on(whole.buffer, whole.dtype)))
+            .collect();
+        let config = plan.config.clone();
+        let contents = Contents {
+            config: &config,
+            tokenizer: extras.tokenizer,
+            training: Some(&training),
+            metadata: extras.metadata,
+            tensors: &tensors,
+        };
+        let backend = self.model.backend_mut();
+        put(&contents, &mut |tensor, offset, bytes| read_tensor(backend, spans[tensor], offset, bytes))
+    }
+
+    /// What must be remembered besides parameters and moments to continue this run bit for bit. Waits.
+    ///
+    /// # Errors
+    /// If the backend failed.
+    pub fn state(&mut self) -> Result<TrainState, Error<B::Error>> {
+        let span = self.workspace.counters();
+        let values = read_u32(self.model.backend_mut(), span).map_err(Error::Backend)?;
+        let mut counters = [0; counter::LEN];
+        counters.copy_from_slice(&values);
+        Ok(TrainState { counters, windows_drawn: self.windows_drawn })
+    }
+
+    pub(crate) fn set_state(&mut self, state: &TrainState) -> Result<(), Error<B::Error>> {
+        let span = self.workspace.counters();
+        write_u32(self.model.backend_mut(), span, &state.counters).map_err(Error::Backend)?;
+        self.windows_drawn = state.windows_drawn;
+        self.pending = 0;
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! The gradient of the whole model against central finite differences in f64, over a set of configs in which every
+//! pair of variants meets.
+
+use std::collections::BTreeSet;
+
+use minigpt_core::rng::{Rng, Stream};
+use minigpt_core::{
+    Activation, AttentionScale, GptConfig, Model, Norm, Position, Reference, TrainConfig, Trainer,
+};
+
+/// How many values each varied field has: position, norm, scale, residual, activation, bias, dropout, tied, shape.
+const CHOICES: [usize; 9] = [4, 3, 3, 2, 3, 2, 2, 2, 2];
+
+fn config(choice: &[usize; 9]) -> GptConfig {
+    let shape = [(2, 3, 12, 10, 7, 5), (1, 2, 8, 9, 11, 4)][choice[8]];
+    let (layers, heads, d_model, d_ff, vocab, context) = shape;
+    GptConfig {
+        layers,
+        heads,
+        d_model,
+        d_ff,
+        position: [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None][choice[0]],
+        norm: [Norm::Pre, Norm::Post, Norm::None][choice[1]],
+        attention_scale: [AttentionScale::InverseSqrt, AttentionScale::None, AttentionScale::Custom(0.3)]
+            [choice[2]],
+        residual: choice[3] == 0,
+        activation: [Activation::GeluTanh, Activation::GeluErf, Activation::Relu][choice[4]],
+        bias: choice[5] == 0,
+        dropout: [0.0, 0.2][choice[6]],
+        tied_embeddings: choice[7] == 0,
+        ..GptConfig::new(vocab, context)
+    }
+}
+
+type Pair = (usize, usize, usize, usize);
+
+fn pairs(choice: &[usize; 9]) -> impl Iterator<Item = Pair> + '_ {
+    (0..9).flat_map(move |i| (i + 1..9).map(move |j| (i, choice[i], j, choice[j])))
+}
+
+/// Greedily, the best of many random candidates, until every pair of values stands in some config.
+fn covering_set() -> Vec<[usize; 9]> {
+    let mut missing = BTreeSet::new();
+    for i in 0..9 {
+        for j in i + 1..9 {
+            for a in 0..CHOICES[i] {
+                missing.extend((0..CHOICES[j]).map(|b| (i, a, j, b)));
+            }
+        }
+    }
+    let mut rng = Rng::new(1, Stream::User);
+    let mut set = Vec::new();
+    while !missing.is_empty() {
+        let candidates = (0..60).map(|_| CHOICES.map(|n| rng.below(n as u64) as usize));
+        let best = candidates.max_by_key(|c| pairs(c).filter(|p| missing.contains(p)).count()).unwrap();
+        for pair in pairs(&best) {
+            missing.remove(&pair);
+        }
+        set.push(best);
+    }
+    set
+}
+
+const BATCH: usize = 2;
+
+struct Case {
+    config: GptConfig,
+    parameters: Vec<(String, Vec<f64>)>,
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+}
+
+impl Case {
+    fn new(config: GptConfig, seed: u64) -> Case {
+        let model = Model::new(Reference::<f64>::new(), config.clone(), seed).unwrap();
+        let mut rng = Rng::new(seed, Stream::User);
+        let parameters = model
+            .parameters()
+            .map(|(tensor, _)| {
+                // Norm weights around one, everything else wide enough to matter.
+                let centre =
+                    if tensor.name.contains("ln_") && tensor.name.ends_with("weight") { 1.0 } else { 0.0 };
+                (tensor.name.clone(), (0..tensor.region.len).map(|_| centre + 0.3 * rng.normal()).collect())
+            })
+            .collect();
+        let tokens = BATCH * config.context;
+        let mut draw = || (0..tokens).map(|_| rng.below(config.vocab_size as u64) as u32).collect::<Vec<_>>();
+        let (inputs, mut targets) = (draw(), draw());
+        targets[1] = minigpt_core::op::IGNORE;
+        Case { config: config.clone(), parameters, inputs, targets }
+    }
+
+    /// A trainer that has taken in the batch once. Always fresh, so that dropout masks are the same.
+    fn forward_backward(&self) -> Trainer<Reference<f64>> {
+        let mut model = Model::new(Reference::<f64>::new(), self.config.clone(), 0).unwrap();
+        for (name, values) in &self.parameters {
+            assert!(model.set_parameter(name, values).unwrap());
+        }
+        let settings = TrainConfig { batch: BATCH, time: self.config.context, ..TrainConfig::constant(0.0) };
+        let mut trainer = Trainer::new(model, settings).unwrap();
+        trainer.micro_step(&self.inputs, &self.targets).unwrap();
+        trainer
+    }
+
+    /// The summed loss, whose gradient the trainer keeps.
+    fn loss(&self) -> f64 {
+        let mut trainer = self.forward_backward();
+        trainer.finish_step().unwrap();
+        trainer.metrics().unwrap().loss * (self.inputs.len() - 1) as f64
+    }
+
+    /// The worst difference over some elements of each parameter, relative to the largest of them.
+    fn worst_error(&mut self) -> (f64, String) {
+        const STEP: f64 = 1e-5;
+        let mut trainer = self.forward_backward();
+        let mut worst = (0.0, String::new());
+        for p in 0..self.parameters.len() {
+            let name = self.parameters[p].0.clone();
+            let gradient = trainer.gradient(&name).unwrap().unwrap();
+            assert_eq!(gradient.len(), self.parameters[p].1.len());
+            let stride = gradient.len().div_ceil(5);
+            let (mut difference, mut scale) = (0.0f64, 1e-4f64);
+            for i in (p % stride..gradient.len()).step_by(stride) {
+                let begun = self.parameters[p].1[i];
+                self.parameters[p].1[i] = begun + STEP;
+                let above = self.loss();
+                self.parameters[p].1[i] = begun - STEP;
+                let below = self.loss();
+                self.parameters[p].1[i] = begun;
+                let finite = (above - below) / (2.0 * STEP);
+                difference = difference.max((finite - gradient[i]).abs());
+                scale = scale.max(gradient[i].abs());
+            }
+            if difference / scale >= worst.0 {
+                worst = (difference / scale, name);
+            }
+        }
+        worst
+    }
+}
+
+#[test]
+fn whole_model_gradients_match_finite_differences() {
+    let set = covering_set();
+    assert!(set.len() >= 12, "four positions times three norms need twelve configs");
+    for (i, choice) in set.iter().enumerate() {
+        let mut case = Case::new(config(choice), 40 + i as u64);
+        let (error, name) = case.worst_error();
+        println!("{choice:?}: {error:.1e} at {name}");
+        assert!(error < 1e-6, "{error:e} at {name} of {:?}", case.config);
+    }
+}
