@@ -1,0 +1,127 @@
+//! The conformance suite on the oracle itself and on two backends that know nothing but the trait.
+
+mod backends;
+
+use backends::{Deferred, SixMethods};
+use minigpt_core::conformance::{Options, Report, check};
+use minigpt_core::data::Windows;
+use minigpt_core::{Backend, GptConfig, Model, Op, Reference, TrainConfig, Trainer};
+
+fn passes(name: &str, report: &Report) {
+    println!("{name}\n{report}");
+    assert!(report.passed(), "{name}\n{report}");
+}
+
+/// Their arithmetic is the reference's: a few cases show that the transfers are right.
+fn few() -> Options {
+    Options { cases: 3, ..Options::default() }
+}
+
+#[test]
+fn reference_conforms_in_both_precisions() {
+    passes("Reference<f64>", &check(Reference::<f64>::new, &Options::default()));
+    passes("Reference<f32>", &check(Reference::<f32>::new, &Options::default()));
+}
+
+#[test]
+fn six_methods_make_a_backend() {
+    passes("SixMethods", &check(SixMethods::default, &few()));
+}
+
+#[test]
+fn a_backend_may_do_its_work_later() {
+    passes("Deferred", &check(Deferred::default, &few()));
+}
+
+/// A backend with one wrong op.
+struct Wrong {
+    inner: Reference<f32>,
+    wrong: minigpt_core::OpKind,
+}
+
+impl Backend for Wrong {
+    type Elem = f32;
+    type Error = <Reference<f32> as Backend>::Error;
+
+    fn alloc(&mut self, bytes: usize) -> Result<minigpt_core::Buffer, Self::Error> {
+        self.inner.alloc(bytes)
+    }
+    fn write(&mut self, to: minigpt_core::Span, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.inner.write(to, bytes)
+    }
+    fn read(&mut self, from: minigpt_core::Span, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        self.inner.read(from, bytes)
+    }
+    fn copy(&mut self, from: minigpt_core::Span, to: minigpt_core::Span) -> Result<(), Self::Error> {
+        self.inner.copy(from, to)
+    }
+    fn fill(&mut self, to: minigpt_core::Span, value: f64) -> Result<(), Self::Error> {
+        self.inner.fill(to, value)
+    }
+    fn sync(&mut self) -> Result<(), Self::Error> {
+        self.inner.sync()
+    }
+    fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
+        self.inner.run(op)?;
+        if op.kind() != self.wrong {
+            return Ok(());
+        }
+        // One element of one result is off by one part in a hundred (or, for counters, by one).
+        let operands = op.operands()?;
+        let Some(result) = operands.iter().filter(|o| o.access != minigpt_core::op::Access::Read).last()
+        else {
+            return Ok(());
+        };
+        let place = minigpt_core::Span { len: 1, ..result.span };
+        let mut bytes = [0; 4];
+        self.inner.read(place, &mut bytes)?;
+        if place.dtype == minigpt_core::Dtype::U32 {
+            bytes = (u32::from_le_bytes(bytes).wrapping_add(1)).to_le_bytes();
+        } else {
+            bytes = (f32::from_le_bytes(bytes) * 1.01 + 0.01).to_le_bytes();
+        }
+        self.inner.write(place, &bytes)
+    }
+}
+
+#[test]
+fn every_op_that_is_wrong_is_found() {
+    for &wrong in minigpt_core::OpKind::ALL {
+        let make = || Wrong { inner: Reference::new(), wrong };
+        let report = check(make, &Options { cases: 4, model: false, ..Options::default() });
+        for line in &report.lines {
+            assert_eq!(line.passed(), line.name != wrong.name(), "with {wrong:?} wrong:\n{report}");
+        }
+    }
+}
+
+#[test]
+fn a_step_only_enqueues() {
+    let config = GptConfig { layers: 2, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(5, 8) };
+    let text: Vec<u32> = (0..200).map(|i| i * i % 5).collect();
+    let windows = Windows::new(&text, 8).unwrap();
+    let settings = TrainConfig { batch: 2, time: 8, ..TrainConfig::constant(1e-2) };
+
+    let model = Model::new(Deferred::default(), config.clone(), 3).unwrap();
+    let mut late = Trainer::new(model, settings.clone()).unwrap();
+    for _ in 0..10 {
+        late.step(&windows).unwrap();
+    }
+    // Nothing has been waited for: ten whole steps are in the queue.
+    assert!(late.model().backend().longest_queue > 10 * 40);
+
+    let mut early = Trainer::new(Model::new(Reference::<f32>::new(), config, 3).unwrap(), settings).unwrap();
+    for _ in 0..10 {
+        early.step(&windows).unwrap();
+    }
+    assert_eq!(late.metrics().unwrap(), early.metrics().unwrap());
+}
+
+#[test]
+fn fallbacks_are_counted() {
+    let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 8, ..GptConfig::new(5, 8) };
+    let mut model = Model::new(SixMethods::default(), config, 3).unwrap();
+    model.logits(&[1, 2], 1, 2).unwrap();
+    // Embedding, two norms and the last, four linear layers, attention, head.
+    assert_eq!(model.backend().fallbacks, 10);
+}
