@@ -198,8 +198,8 @@ fn other_files_and_other_versions_are_told_apart() {
     assert_eq!(newer.fault, Fault::Version { found: 2 });
     assert_eq!(
         newer.to_string(),
-        "checkpoint, byte 4: format version 2 is newer than 1, the newest that this program reads: update the \
-         program"
+        "checkpoint, byte 4: format version 2 is newer than 1, the newest that this program reads: \
+         update the program"
     );
     assert_eq!(fault(&header(0, &[])), Fault::Version { found: 0 });
 }
@@ -309,7 +309,7 @@ fn hostile_indexes_are_refused() {
     };
     let name = || "a".to_string();
     let long = "x".repeat(256);
-    assert_eq!(open(&[record("", 1, 1, 0, 4), record(&long, 1, 1, 64, 4)]), Fault::NameLength { bytes: 0 });
+    assert_eq!(open(&[record("", 1, 1, 0, 4)]), Fault::NameLength { bytes: 0 });
     assert_eq!(open(&[record(&long, 1, 1, 0, 4)]), Fault::NameLength { bytes: 256 });
     assert_eq!(open(&[record("a", 0, 1, 0, 0)]), Fault::TensorSize { name: name() });
     assert_eq!(open(&[record("a", 1, 0, 0, 0)]), Fault::TensorSize { name: name() });
@@ -541,8 +541,8 @@ fn a_tensor_that_changes_while_it_is_saved_is_noticed() {
     assert_eq!(result, Err(SaveError::Changed { tensor: "wte.weight".into() }));
 }
 
-/// Writes the golden file anew when `MINIGPT_WRITE_GOLDEN` is set; only a change before the first release may need it:
-/// `MINIGPT_WRITE_GOLDEN=1 cargo test -p minigpt-core --test checkpoint golden`.
+/// Writes the golden file anew when `MINIGPT_WRITE_GOLDEN` is set; only a change before the first release may
+/// need it: `MINIGPT_WRITE_GOLDEN=1 cargo test -p minigpt-core --test checkpoint golden`.
 #[test]
 fn golden_file_of_version_1_is_what_is_written_and_read() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.mgpt");

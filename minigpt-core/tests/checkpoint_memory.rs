@@ -17,8 +17,8 @@ struct Counting;
 static USED: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator with the caller's own arguments, whose contract is the same; the
-// counters are atomics and allocate nothing.
+// SAFETY: every call goes to the system's allocator with the caller's own arguments, whose contract is the
+// same; the counters are atomics and allocate nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         PEAK.fetch_max(USED.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
@@ -28,7 +28,8 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         USED.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller promises that `alloc` gave this pointer for this layout, and that came from `System`.
+        // SAFETY: the caller promises that `alloc` gave this pointer for this layout, and that came from
+        // `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }

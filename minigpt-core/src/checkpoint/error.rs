@@ -177,7 +177,7 @@ pub enum Fault {
         /// Rows and columns of the tensor.
         found: (usize, usize),
     },
-    /// There is no memory for the index.
+    /// There is no memory for what the header holds.
     OutOfMemory {
         /// What could not be allocated.
         bytes: usize,
@@ -191,13 +191,13 @@ impl fmt::Display for Fault {
             Fault::Version { found: 0 } => write!(f, "there is no format version 0: the file is damaged"),
             Fault::Version { found } => write!(
                 f,
-                "format version {found} is newer than {VERSION}, the newest that this program reads: update the \
-                 program"
+                "format version {found} is newer than {VERSION}, the newest that this program reads: \
+                 update the program"
             ),
             Fault::Truncated { needed, found } => write!(
                 f,
-                "the file ends after {found} of at least {needed} bytes: copy it again from its source, or use \
-                 an earlier checkpoint"
+                "the file ends after {found} of at least {needed} bytes: copy it again from its source, \
+                 or use an earlier checkpoint"
             ),
             Fault::Trailing { bytes } => {
                 write!(f, "{bytes} bytes follow the end: the file is not what was saved, copy it again")
@@ -207,8 +207,8 @@ impl fmt::Display for Fault {
             }
             Fault::HeaderCrc { stored, computed } => write!(
                 f,
-                "the header's checksum is {computed:08x} and should be {stored:08x}: the file is damaged, copy it \
-                 again"
+                "the header's checksum is {computed:08x} and should be {stored:08x}: the file is damaged, \
+                 copy it again"
             ),
             Fault::SectionLength { tag } => {
                 write!(f, "section {} does not fit its length", tag.escape_ascii())
@@ -220,8 +220,8 @@ impl fmt::Display for Fault {
             ),
             Fault::UnknownSection { tag } => write!(
                 f,
-                "this checkpoint cannot be used without its section {}, which this program does not know: update \
-                 the program",
+                "this checkpoint cannot be used without its section {}, which this program does not know: \
+                 update the program",
                 tag.escape_ascii()
             ),
             Fault::RepeatedSection { tag } => {
@@ -251,15 +251,16 @@ impl fmt::Display for Fault {
             }
             Fault::TensorOffset { name, expected, found } => write!(
                 f,
-                "tensor {name:?} begins at byte {found} of the payload, but the one before it makes that {expected}"
+                "tensor {name:?} begins at byte {found} of the payload, but the one before it makes that \
+                 {expected}"
             ),
             Fault::TensorOrder { name } => {
                 write!(f, "parameter {name:?} stands behind a tensor that only training needs")
             }
             Fault::TensorCrc { name, stored, computed } => write!(
                 f,
-                "the checksum of tensor {name:?} is {computed:08x} and should be {stored:08x}: the file is damaged, \
-                 copy it again or use an earlier checkpoint"
+                "the checksum of tensor {name:?} is {computed:08x} and should be {stored:08x}: the file is \
+                 damaged, copy it again or use an earlier checkpoint"
             ),
             Fault::Padding => {
                 write!(f, "a byte between tensors is not zero: the file is damaged, copy it again")
@@ -279,7 +280,7 @@ impl fmt::Display for Fault {
                 found.0, found.1, expected.0, expected.1
             ),
             Fault::OutOfMemory { bytes } => {
-                write!(f, "no memory for {bytes} bytes of the index: free some, or use a smaller model")
+                write!(f, "no memory for {bytes} bytes of the header: free some, or use a smaller model")
             }
         }
     }
@@ -318,6 +319,15 @@ pub enum SaveError<R, W> {
         /// What could not be allocated.
         bytes: usize,
     },
+}
+
+impl<R, W> From<Fault> for SaveError<R, W> {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::OutOfMemory { bytes } => SaveError::OutOfMemory { bytes },
+            fault => SaveError::Invalid(fault),
+        }
+    }
 }
 
 impl<R: fmt::Display, W: fmt::Display> fmt::Display for SaveError<R, W> {

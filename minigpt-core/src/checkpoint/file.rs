@@ -109,12 +109,12 @@ fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a checkpoint to a file, as one: whatever happens, the power going off included, `path` names either what
-/// it named before or the new checkpoint, whole.
+/// Writes a checkpoint to a file, as one: whatever happens, the power going off included, `path` names either
+/// what it named before or the new checkpoint, whole.
 ///
-/// The bytes go to a new file in the same folder, which is flushed to the disk and then takes the name. If something
-/// fails, that file is removed. A link is followed, and what it leads to is replaced. A device or a pipe cannot be
-/// replaced: it is written to directly.
+/// The bytes go to a new file in the same folder, which is flushed to the disk and then takes the name. If
+/// something fails, that file is removed. A link is followed, and what it leads to is replaced. A device or a
+/// pipe cannot be replaced: it is written to directly.
 ///
 /// `read` is that of [`write()`].
 ///

@@ -1,7 +1,7 @@
 //! The names and numbers of the format, and its wire structs.
 //!
-//! Wire structs stand apart from the public types, so that those can change without changing a byte of a file.
-//! The order of their fields and variants is the format: only a new version may change it.
+//! Wire structs stand apart from the public types, so that those can change without changing a byte of a
+//! file. The order of their fields and variants is the format: only a new version may change it.
 
 use serde::{Deserialize, Serialize};
 
@@ -139,8 +139,8 @@ pub(super) struct WireTensor<'a> {
 }
 
 impl WireTensor<'_> {
-    /// The shortest record: a name of one byte, and one byte for each other field.
-    pub(super) const MIN_BYTES: usize = 9;
+    /// The shortest record: one byte for each field. (An empty name has a rule of its own.)
+    pub(super) const MIN_BYTES: usize = 8;
 }
 
 /// TOKN.

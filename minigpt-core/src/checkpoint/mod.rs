@@ -1,17 +1,18 @@
 //! Checkpoints: a model, its tokenizer and its training state in one file that any program can read.
 //!
-//! [`write()`] streams a checkpoint to a sink, [`Checkpoint::open`] opens one where it lies; with the feature `std`,
-//! [`save`] replaces a file as one and [`load`] reads one. No input makes the reader panic, loop longer than its
-//! length, or allocate more than a small multiple of it.
+//! [`write()`] streams a checkpoint to a sink, [`Checkpoint::open`] opens one where it lies; with the feature
+//! `std`, [`save`] replaces a file as one and [`load`] reads one. No input makes the reader panic, loop
+//! longer than its length, or allocate more than a small multiple of it.
 //!
 //! # The format, version 1
 //!
-//! All integers of fixed width are little-endian. CRC-32 is that of zip and Ethernet (IEEE 802.3; polynomial 0x04C11DB7,
-//! reflected, initial value and final XOR 0xFFFFFFFF): that of the bytes `123456789` is 0xCBF43926.
+//! All integers of fixed width are little-endian. CRC-32 is that of zip and Ethernet (IEEE 802.3; polynomial
+//! 0x04C11DB7, reflected, initial value and final XOR 0xFFFFFFFF): that of the bytes `123456789` is
+//! 0xCBF43926.
 //!
-//! A file is a header, zeros up to the next multiple of 64, and a payload. It ends where the payload ends, and its
-//! length is a multiple of 64. Nothing in it depends on when or where it was written: the same contents are the same
-//! bytes.
+//! A file is a header, zeros up to the next multiple of 64, and a payload. It ends where the payload ends,
+//! and its length is a multiple of 64. Nothing in it depends on when or where it was written: the same
+//! contents are the same bytes.
 //!
 //! | from byte | bytes | what |
 //! |---|---|---|
@@ -32,37 +33,39 @@
 //! | 4 | u32: the length of the body in bytes |
 //! | | the body |
 //!
-//! Sections may come in any order, each tag once. `CONF` and `TENS` are in every file. A body ends where its last
-//! value ends. Values are encoded by [postcard](https://postcard.jamesmunns.com/wire-format), as follows:
+//! Sections may come in any order, each tag once. `CONF` and `TENS` are in every file. A body ends where its
+//! last value ends. Values are encoded by [postcard](https://postcard.jamesmunns.com/wire-format), as
+//! follows:
 //!
 //! - `bool`: one byte, 0 or 1.
-//! - `u32`, `u64` and counts: base 128, the lowest 7 bits first; the highest bit of a byte says that another follows.
-//!   At most 5 bytes for 32 bits, 10 for 64. 300 is `AC 02`.
+//! - `u32`, `u64` and counts: base 128, the lowest 7 bits first; the highest bit of a byte says that another
+//!   follows. At most 5 bytes for 32 bits, 10 for 64. 300 is `AC 02`.
 //! - `f64`: 8 bytes, IEEE 754.
 //! - `str`: a count of bytes, then that many bytes of UTF-8.
 //! - a choice: its number as a `u32`, then the values that the choice carries.
-//! - a list: a count, then its elements. What is fixed in number, and the fields of a record, stand one behind the
-//!   other without a count.
+//! - a list: a count, then its elements. What is fixed in number, and the fields of a record, stand one
+//!   behind the other without a count.
 //!
-//! **`CONF`**, the model ([`GptConfig`](crate::GptConfig)), required: `u32` vocab_size, context, layers, heads, d_model,
-//! d_ff; position, a choice of 0 learned, 1 sinusoidal, 2 rotary, 3 none; norm, of 0 pre, 1 post, 2 none; attention
-//! scale, of 0 1/sqrt(d_k), 1 none, 2 custom, which carries an `f64`; `bool` residual; activation, of 0 GELU by tanh,
-//! 1 GELU by erf, 2 ReLU; `bool` bias; `f64` dropout; `bool` tied_embeddings; `f64` norm_eps.
+//! **`CONF`**, the model ([`GptConfig`](crate::GptConfig)), required: `u32` vocab_size, context, layers,
+//! heads, d_model, d_ff; position, a choice of 0 learned, 1 sinusoidal, 2 rotary, 3 none; norm, of 0 pre, 1
+//! post, 2 none; attention scale, of 0 1/sqrt(d_k), 1 none, 2 custom, which carries an `f64`; `bool`
+//! residual; activation, of 0 GELU by tanh, 1 GELU by erf, 2 ReLU; `bool` bias; `f64` dropout; `bool`
+//! tied_embeddings; `f64` norm_eps.
 //!
-//! **`TOKN`**, the tokenizer, if there is one: a choice of
-//! 0, every byte is the token of its value; or
-//! 1, characters, which carries a `str`: the characters sorted by code point, each once; the first is token 0.
+//! **`TOKN`**, the tokenizer, if there is one: a choice of 0, every byte is the token of its value; or 1,
+//! characters, which carries a `str`: the characters sorted by code point, each once; the first is token 0.
 //! There are at most vocab_size tokens.
 //!
-//! **`TRAN`**, if training is to continue ([`TrainConfig`], then [`TrainState`]):
-//! `u32` batch, time, accumulation; the learning rate's `f64` peak, floor, `u32` warmup, steps, and decay, a choice of
-//! 0 constant, 1 linear, 2 cosine; `f64` clip (may be infinite), beta1, beta2, eps, weight_decay; `u64` seed; 16 `u32`, the
-//! [counters](crate::op::counter) of the device; `u64` windows_drawn.
+//! **`TRAN`**, if training is to continue ([`TrainConfig`], then [`TrainState`]): `u32` batch, time,
+//! accumulation; the learning rate's `f64` peak, floor, `u32` warmup, steps, and decay, a choice of 0
+//! constant, 1 linear, 2 cosine; `f64` clip (may be infinite), beta1, beta2, eps, weight_decay; `u64` seed;
+//! 16 `u32`, the [counters](crate::op::counter) of the device; `u64` windows_drawn.
 //!
-//! **`META`**, if the program has something to keep: a list of records of two `str`, key and value, in the program's own
-//! order. Keys are not empty.
+//! **`META`**, if the program has something to keep: a list of records of two `str`, key and value, in the
+//! program's own order. Keys are not empty.
 //!
-//! **`TENS`**, the index of the payload, required: a list of records, one for each tensor, in the order of the payload.
+//! **`TENS`**, the index of the payload, required: a list of records, one for each tensor, in the order of
+//! the payload.
 //!
 //! | field | what |
 //! |---|---|
@@ -77,14 +80,15 @@
 //!
 //! ## Payload
 //!
-//! The tensors, row by row, each number little-endian, each tensor followed by zeros up to a multiple of 64 bytes. A row of
-//! Q8_0 or Q4_0 is made of whole blocks of 32 numbers: 34 bytes in Q8_0, 18 in Q4_0. The parameters' names and shapes
-//! are those of [`crate::plan::Tensor`]. AdamW's moments of parameter `p` are named `adam.m/p` and `adam.v/p`.
+//! The tensors, row by row, each number little-endian, each tensor followed by zeros up to a multiple of 64
+//! bytes. A row of Q8_0 or Q4_0 is made of whole blocks of 32 numbers: 34 bytes in Q8_0, 18 in Q4_0. The
+//! parameters' names and shapes are those of [`crate::plan::Tensor`]. AdamW's moments of parameter `p` are
+//! named `adam.m/p` and `adam.v/p`.
 //!
 //! ## What will not change
 //!
-//! Later versions of this library read version 1. What older programs may ignore comes as a new section without the
-//! flag; what they must not, as a new section with the flag; anything else as a new version.
+//! Later versions of this library read version 1. What older programs may ignore comes as a new section
+//! without the flag; what they must not, as a new section with the flag; anything else as a new version.
 
 mod error;
 #[cfg(feature = "std")]

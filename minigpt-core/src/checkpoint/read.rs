@@ -37,7 +37,8 @@ pub struct TensorView<'a> {
 
 /// A checkpoint, opened where it lies: in a `Vec`, in flash, in a mapped file.
 ///
-/// [`open`](Checkpoint::open) reads the header and no tensor; [`verify`](Checkpoint::verify) reads all the rest.
+/// [`open`](Checkpoint::open) reads the header and no tensor; [`verify`](Checkpoint::verify) reads all the
+/// rest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint<'a> {
     bytes: &'a [u8],
@@ -108,8 +109,8 @@ impl<'a> Checkpoint<'a> {
         self.header.tokenizer.as_ref()
     }
 
-    /// What a run needs to continue, besides the moments, if the checkpoint has it. Its values are as they were
-    /// saved: whoever trains with them checks them.
+    /// What a run needs to continue, besides the moments, if the checkpoint has it. Its values are as they
+    /// were saved: whoever trains with them checks them.
     pub fn training(&self) -> Option<&Training> {
         self.header.training.as_ref()
     }
@@ -129,11 +130,11 @@ impl<'a> Checkpoint<'a> {
         self.header.find(name).map(|entry| self.view(entry))
     }
 
-    /// The model's parameters, in the order of [`Plan::parameters`]`.list()`, each with the shape that the config
-    /// gives it.
+    /// The model's parameters, in the order of [`Plan::parameters`]`.list()`, each with the shape that the
+    /// config gives it.
     ///
-    /// Only after this has succeeded is the number of layers known to be backed by tensors: a config alone may ask for
-    /// billions, and a [`Plan`] of it would take memory to match.
+    /// Only after this has succeeded is the number of layers known to be backed by tensors: a config alone
+    /// may ask for billions, and a [`Plan`] of it would take memory to match.
     ///
     /// # Errors
     /// If one is missing, there are others, or a shape is wrong.
@@ -145,7 +146,8 @@ impl<'a> Checkpoint<'a> {
         Ok(parameters)
     }
 
-    /// AdamW's first and second moments of the parameters, each in the order of [`Plan::parameters`]`.list()`.
+    /// AdamW's first and second moments of the parameters, each in the order of
+    /// [`Plan::parameters`]`.list()`.
     ///
     /// # Errors
     /// If one is missing, there are other tensors for training, or a shape is wrong.
@@ -354,7 +356,7 @@ impl<'a> Section<'a> {
         let rest = &header[at..];
         let [t0, t1, t2, t3, f0, f1, f2, f3, l0, l1, l2, l3] = *rest
             .first_chunk::<SECTION_HEAD>()
-            .ok_or_else(|| LoadError::new(at, Fault::SectionLength { tag: *b"    " }))?;
+            .ok_or_else(|| LoadError::new(at, Fault::SectionLength { tag: *b"????" }))?;
         let tag = [t0, t1, t2, t3];
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         let bytes = rest[SECTION_HEAD..].get(..length);
@@ -434,8 +436,8 @@ fn read_training(mut section: Section<'_>) -> Result<Training, LoadError> {
 }
 
 fn read_metadata<'a>(mut section: Section<'a>) -> Result<Vec<(&'a str, &'a str)>, LoadError> {
-    // The shortest entry: a key of one byte and an empty value, each with its length.
-    let (count, mut entries) = section.list(3)?;
+    // The shortest entry: a key and a value, of which only the length is there.
+    let (count, mut entries) = section.list(2)?;
     for _ in 0..count {
         let begin = section;
         let entry: (&'a str, &'a str) = section.next()?;

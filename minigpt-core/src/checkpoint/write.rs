@@ -49,8 +49,8 @@ impl TensorSpec {
         plan.parameters.list().into_iter().map(spec).collect()
     }
 
-    /// The parameters of a model, then AdamW's first moments of all of them, then the second moments: tensor i
-    /// belongs to parameter `i % n` of the n in `plan.parameters.list()`.
+    /// The parameters of a model, then AdamW's first moments of all of them, then the second moments: tensor
+    /// i belongs to parameter `i % n` of the n in `plan.parameters.list()`.
     pub fn training(plan: &Plan) -> Vec<TensorSpec> {
         let mut all = TensorSpec::parameters(plan);
         let parameters = all.len();
@@ -81,17 +81,17 @@ pub struct Contents<'a> {
 
 /// Writes a checkpoint to `out`.
 ///
-/// `read(i, offset, bytes)` must fill `bytes` with the little-endian bytes of tensor `i` of `contents.tensors`,
-/// from byte `offset` of the tensor on. It is asked for whole elements (whole blocks of a quantised type), from the
-/// first to the last, at most 32 KiB at once. **Each tensor is read twice**: its checksum stands in the header,
-/// before the payload, so that a reader can check a tensor while it comes in. The first pass makes the checksums, the
-/// second one writes and makes them again.
+/// `read(i, offset, bytes)` must fill `bytes` with the little-endian bytes of tensor `i` of
+/// `contents.tensors`, from byte `offset` of the tensor on. It is asked for whole elements (whole blocks of a
+/// quantised type), from the first to the last, at most 32 KiB at once. **Each tensor is read twice**: its
+/// checksum stands in the header, before the payload, so that a reader can check a tensor while it comes in.
+/// The first pass makes the checksums, the second one writes and makes them again.
 ///
 /// The same contents write the same bytes. Beside the header, one chunk is kept in memory.
 ///
 /// # Errors
-/// [`SaveError::Invalid`], before anything is written, if [`Checkpoint::open`](super::Checkpoint::open) would refuse
-/// the result; else if `read` or `out` fails, a tensor changes between the passes, or memory is short.
+/// [`SaveError::Invalid`], before anything is written, if [`Checkpoint::open`](super::Checkpoint::open) would
+/// refuse the result; else if `read` or `out` fails, a tensor changes between the passes, or memory is short.
 ///
 /// ```
 /// use minigpt_core::checkpoint::{self, Checkpoint, Contents, Role, TensorSpec};
@@ -126,23 +126,24 @@ pub fn write<W: Write, R>(
     contents: &Contents<'_>,
     mut read: impl FnMut(usize, usize, &mut [u8]) -> Result<(), R>,
 ) -> Result<(), SaveError<R, W::Error>> {
-    let places = lay_out(contents.tensors).map_err(SaveError::Invalid)?;
+    let places = lay_out(contents.tensors)?;
     let mut chunk = Vec::new();
     let largest = places.iter().map(|place| place.length).max().unwrap_or(0).min(CHUNK);
     chunk.try_reserve_exact(largest).map_err(|_| SaveError::OutOfMemory { bytes: largest })?;
     chunk.resize(largest, 0);
 
     let mut crcs = Vec::new();
-    crcs.try_reserve_exact(places.len())
-        .map_err(|_| SaveError::OutOfMemory { bytes: places.len() * size_of::<u32>() })?;
+    let bytes = places.len() * size_of::<u32>();
+    crcs.try_reserve_exact(places.len()).map_err(|_| SaveError::OutOfMemory { bytes })?;
+    crcs.resize(places.len(), 0);
+    // One set of rules for both directions: what cannot be opened is not written. No rule depends on the
+    // checksums, which are still zero here.
+    Header::parse(&header(contents, &places, &crcs)?).map_err(|error| error.fault)?;
+
     for (i, spec) in contents.tensors.iter().enumerate() {
-        crcs.push(stream(spec, i, places[i].length, &mut chunk, &mut read, |_| Ok(()))?);
+        crcs[i] = stream(spec, i, places[i].length, &mut chunk, &mut read, |_| Ok(()))?;
     }
-
     let header = header(contents, &places, &crcs)?;
-    // One set of rules for both directions: what cannot be opened is not written.
-    Header::parse(&header).map_err(|error| SaveError::Invalid(error.fault))?;
-
     out.write_all(&header).map_err(SaveError::Write)?;
     pad(&mut out, header.len())?;
     for (i, spec) in contents.tensors.iter().enumerate() {
@@ -207,28 +208,7 @@ fn pad<W: Write, R>(out: &mut W, length: usize) -> Result<(), SaveError<R, W::Er
     out.write_all(&[0; ALIGN][..zeros]).map_err(SaveError::Write)
 }
 
-/// Why the header cannot be made.
-enum HeaderError {
-    Invalid(Fault),
-    OutOfMemory { bytes: usize },
-}
-
-impl From<Fault> for HeaderError {
-    fn from(fault: Fault) -> Self {
-        HeaderError::Invalid(fault)
-    }
-}
-
-impl<R, W> From<HeaderError> for SaveError<R, W> {
-    fn from(error: HeaderError) -> Self {
-        match error {
-            HeaderError::Invalid(fault) => SaveError::Invalid(fault),
-            HeaderError::OutOfMemory { bytes } => SaveError::OutOfMemory { bytes },
-        }
-    }
-}
-
-fn header(contents: &Contents<'_>, places: &[Place], crcs: &[u32]) -> Result<Vec<u8>, HeaderError> {
+fn header(contents: &Contents<'_>, places: &[Place], crcs: &[u32]) -> Result<Vec<u8>, Fault> {
     let mut header = Bytes(Vec::new());
     header.put(&MAGIC)?;
     header.put(&VERSION.to_le_bytes())?;
@@ -276,25 +256,24 @@ fn header(contents: &Contents<'_>, places: &[Place], crcs: &[u32]) -> Result<Vec
 struct Bytes(Vec<u8>);
 
 impl Bytes {
-    fn put(&mut self, bytes: &[u8]) -> Result<(), HeaderError> {
-        self.0.write_all(bytes).map_err(|_| HeaderError::OutOfMemory { bytes: self.0.len() + bytes.len() })
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.0.write_all(bytes).map_err(|_| Fault::OutOfMemory { bytes: self.0.len() + bytes.len() })
     }
 
-    fn encode<T: Serialize>(&mut self, value: &T) -> Result<(), HeaderError> {
+    fn encode<T: Serialize>(&mut self, value: &T) -> Result<(), Fault> {
         let bytes = self.0.len();
         // The wire structs always encode; only the room for their bytes can be missing.
-        postcard::serialize_with_flavor(value, Growing(&mut self.0))
-            .map_err(|_| HeaderError::OutOfMemory { bytes })
+        postcard::serialize_with_flavor(value, Growing(&mut self.0)).map_err(|_| Fault::OutOfMemory { bytes })
     }
 
-    fn encode_tokenizer(&mut self, tokenizer: &AnyTokenizer) -> Result<(), HeaderError> {
+    fn encode_tokenizer(&mut self, tokenizer: &AnyTokenizer) -> Result<(), Fault> {
         let mut text = String::new();
         let wire = match tokenizer {
             AnyTokenizer::Byte(_) => WireTokenizer::Bytes,
             AnyTokenizer::Char(tokenizer) => {
                 let chars = tokenizer.chars();
                 let bytes = chars.iter().map(|character| character.len_utf8()).sum();
-                text.try_reserve_exact(bytes).map_err(|_| HeaderError::OutOfMemory { bytes })?;
+                text.try_reserve_exact(bytes).map_err(|_| Fault::OutOfMemory { bytes })?;
                 text.extend(chars);
                 WireTokenizer::Chars(&text)
             }
@@ -306,8 +285,8 @@ impl Bytes {
         &mut self,
         tag: [u8; 4],
         flags: u32,
-        fill: impl FnOnce(&mut Self) -> Result<(), HeaderError>,
-    ) -> Result<(), HeaderError> {
+        fill: impl FnOnce(&mut Self) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
         self.put(&tag)?;
         self.put(&flags.to_le_bytes())?;
         self.put(&[0; 4])?;
