@@ -25,23 +25,20 @@
 //! a `Cpu` may be made and used anywhere, also inside a thread pool. How work is cut up depends on shapes alone:
 //! on one instruction set, every number of threads gives the same bits.
 #![cfg_attr(not(feature = "std"), no_std)]
+#![allow(dead_code, reason = "what layer norm and attention need is there before them")]
 extern crate alloc;
 #[cfg(any(feature = "std", test))]
 extern crate std;
 
-#[allow(dead_code, reason = "the first kernels are on their way")]
 mod arch;
-#[allow(dead_code, reason = "the first kernels are on their way")]
 mod context;
-#[allow(dead_code, reason = "the first kernels are on their way")]
 mod dropout;
 mod error;
 mod executor;
-#[allow(dead_code, reason = "the first kernels are on their way")]
+mod gemm;
 mod math;
 mod memory;
 mod ops;
-#[allow(dead_code, reason = "the first kernels are on their way")]
 mod par;
 
 use alloc::string::String;

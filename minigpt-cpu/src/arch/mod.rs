@@ -12,6 +12,7 @@ mod avx2;
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod avx512;
 mod portable;
+pub(crate) mod tile;
 
 use core::fmt;
 use core::ops::{Add, Div, Mul, Neg, Sub};

@@ -1,0 +1,67 @@
+use super::*;
+use crate::arch::Simd;
+use crate::executor::Executor;
+use std::vec;
+use std::vec::Vec;
+
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut rng = minigpt_core::rng::Rng::new(seed, minigpt_core::rng::Stream::User);
+    (0..len).map(|_| rng.uniform() as f32 - 0.5).collect()
+}
+
+/// Shapes around every edge: of the vectors, the register tile, the blocks of depth and the tasks.
+const SHAPES: [(usize, usize, usize); 12] = [
+    (1, 1, 1),
+    (7, 63, 65),
+    (65, 7, 63),
+    (129, 65, 7),
+    (12, 16, 32),
+    (13, 17, 33),
+    (5, 129, 129),
+    (63, 1, 127),
+    (24, 520, 40),
+    (3, 1100, 17),
+    (97, 30, 530),
+    (1, 5, 1030),
+];
+
+#[test]
+fn products_equal_plain_loops_on_every_instruction_set_however_the_operands_lie() {
+    for simd in Isa::available().filter_map(Simd::detect) {
+        let mut executor = Executor::team(2).unwrap();
+        for (rows, depth, cols) in SHAPES {
+            if cfg!(miri) && rows * depth * cols > 10_000 {
+                continue;
+            }
+            let (a, b) = (numbers(1, rows * depth), numbers(2, depth * cols));
+            let transpose = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+                (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
+            };
+            let (a_t, b_t) = (transpose(&a, rows, depth), transpose(&b, depth, cols));
+            let mut exact = vec![0.0f64; rows * cols];
+            for i in 0..rows {
+                for k in 0..depth {
+                    for j in 0..cols {
+                        exact[i * cols + j] += f64::from(a[i * depth + k]) * f64::from(b[k * cols + j]);
+                    }
+                }
+            }
+            let mut packed = vec![f32::NAN; packed_floats(cols, depth, simd.isa())];
+            let mut team = Team { executor: &mut executor, simd };
+            pack_transposed(&mut team, &b_t, depth, &mut packed);
+            for left in [Strided::rows(&a, depth), Strided::transposed(&a_t, rows)] {
+                for right in [Right::Rows { data: &b, cols }, Right::Packed { data: &packed }] {
+                    for (begin, first) in [(Begin::Zero, f32::NAN), (Begin::Accumulate, 1.5)] {
+                        let mut c = vec![first; rows * cols];
+                        product(&mut team, left, right, &mut c, None, (rows, depth, cols), begin, &AsIs);
+                        let added = if begin == Begin::Zero { 0.0 } else { f64::from(first) };
+                        for (i, (&c, &exact)) in c.iter().zip(&exact).enumerate() {
+                            let error = (f64::from(c) - added - exact).abs();
+                            assert!(error < 1e-5, "{} {rows} {depth} {cols} at {i}: {c} {exact}", simd.isa());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Linear layers: equal to [`minigpt_core::reference::linear`].
+//!
+//! Bias, non-linearity, dropout and residual are applied to a strip of the product while it is in the cache. A few
+//! rows (decoding) go another way: the weight is read once, row by row, at the speed of memory.
+
+use core::ops::Range;
+
+use minigpt_core::op::{LinearBackward, LinearForward};
+use minigpt_core::{Activation, Plan};
+
+use crate::arch::Vector;
+use crate::arch::tile::Strided;
+use crate::context::{Context, Job, Machine, whole_lines};
+use crate::dropout::Mask;
+use crate::error::CpuError;
+use crate::gemm::{AsIs, Begin, Finish, Right, pack_transposed, packed_floats, product};
+use crate::math;
+use crate::par::{Chunks, Grid, Tile};
+
+/// Up to so many rows, reading the weight is what takes the time.
+const FEW_ROWS: usize = 4;
+
+/// Equal to [`minigpt_core::reference::linear::linear_forward`].
+pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) -> Result<(), CpuError> {
+    let (rows, d_in, d_out) = (op.rows, op.d_in, op.d_out);
+    let views = &mut context.views;
+    let x = views.f32("x", op.x)?;
+    let weight = views.f32("weight", op.weight)?;
+    let bias = op.bias.map(|bias| views.f32("bias", bias)).transpose()?;
+    let mask = Mask::new(views, op.dropout)?;
+    let mut kept = match op.activate.and_then(|activate| activate.input) {
+        Some(input) => Some(views.f32_mut("activate.input", input)?),
+        None => None,
+    };
+    let in_place = op.residual == Some(op.y);
+    let residual = match op.residual {
+        Some(residual) if !in_place => Some(views.f32("residual", residual)?),
+        _ => None,
+    };
+    let y = views.f32_mut("y", op.y)?;
+    let activation = op.activate.map(|activate| activate.activation);
+    let mut finish = Forward { bias, activation, mask, residual, d_out };
+
+    // With the residual in the result's place, the product can be added to it only if nothing stands between.
+    let apart = in_place && (activation.is_some() || mask.is_some() || kept.is_some());
+    let packed_len = if rows > FEW_ROWS { packed_floats(d_out, d_in, context.team.simd.isa()) } else { 0 };
+    let apart_len = if apart { rows * d_out } else { 0 };
+    let scratch = context.scratch.floats(whole_lines(packed_len) + apart_len)?;
+    let (packed, before) = scratch.split_at_mut(whole_lines(packed_len));
+    let begin = if in_place && !apart { Begin::Accumulate } else { Begin::Zero };
+    if apart {
+        before.copy_from_slice(y);
+        finish.residual = Some(before);
+    }
+
+    let team = &mut context.team;
+    if rows > FEW_ROWS {
+        let packed = &mut packed[..packed_len];
+        pack_transposed(team, weight, d_in, packed);
+        let shape = (rows, d_in, d_out);
+        product(team, Strided::rows(x, d_in), Right::Packed { data: packed }, y, kept, shape, begin, &finish);
+    } else {
+        let width = if d_in * d_out < FEW_ELEMENTS { d_out } else { FEW_WIDTH };
+        let kept = kept.take().map(|kept| Grid::new(kept, d_out, rows, width));
+        let job = FewRows { x, weight, d_in, begin, finish: &finish };
+        team.for_each((Grid::new(y, d_out, rows, width), kept), &job);
+    }
+    Ok(())
+}
+
+/// What follows the product in the forward pass.
+struct Forward<'a> {
+    bias: Option<&'a [f32]>,
+    activation: Option<Activation>,
+    mask: Option<Mask>,
+    residual: Option<&'a [f32]>,
+    d_out: usize,
+}
+
+impl Finish for Forward<'_> {
+    #[inline(always)]
+    fn finish<V: Vector>(
+        &self,
+        t: V::Token,
+        row: usize,
+        cols: Range<usize>,
+        c: &mut [f32],
+        mut kept: Option<&mut [f32]>,
+    ) {
+        let first = row * self.d_out + cols.start;
+        let bias = self.bias.map(|bias| &bias[cols]);
+        let residual = self.residual.map(|residual| &residual[first..][..c.len()]);
+        let mut at = 0;
+        while at < c.len() {
+            let mut value = load::<V>(t, &c[at..]);
+            if let Some(bias) = bias {
+                value = value + load::<V>(t, &bias[at..]);
+            }
+            if let Some(kept) = kept.as_deref_mut() {
+                store(value, &mut kept[at..]);
+            }
+            if let Some(activation) = self.activation {
+                value = math::activate(t, activation, value);
+            }
+            if let (None, Some(residual)) = (&self.mask, residual) {
+                value = load::<V>(t, &residual[at..]) + value;
+            }
+            store(value, &mut c[at..]);
+            at += V::LANES;
+        }
+        let Some(mask) = &self.mask else { return };
+        mask.apply(first, c);
+        if let Some(residual) = residual {
+            for (c, &residual) in c.iter_mut().zip(residual) {
+                *c += residual;
+            }
+        }
+    }
+}
+
+/// A whole vector if `from` has one, else what it has.
+#[inline(always)]
+fn load<V: Vector>(t: V::Token, from: &[f32]) -> V {
+    if from.len() >= V::LANES { V::load(t, from) } else { V::load_partial(t, from) }
+}
+
+/// A whole vector if `to` has room for one, else what it has room for.
+#[inline(always)]
+fn store<V: Vector>(value: V, to: &mut [f32]) {
+    if to.len() >= V::LANES { value.store(to) } else { value.store_partial(to) }
+}
+
+/// Below so many weights, waking threads costs more than they bring.
+const FEW_ELEMENTS: usize = 1 << 16;
+/// Columns of the result that a task of few rows has.
+const FEW_WIDTH: usize = 64;
+
+/// A product of few rows with the transpose of a weight: dot products of contiguous rows.
+struct FewRows<'a, F> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    d_in: usize,
+    begin: Begin,
+    finish: &'a F,
+}
+
+impl<F: Finish> Job<(Grid<'_>, Option<Grid<'_>>)> for FewRows<'_, F> {
+    #[inline(always)]
+    fn run<V: Vector>(&self, t: V::Token, _: usize, (mut y, mut kept): (Tile<'_>, Option<Tile<'_>>)) {
+        let (rows, cols) = (y.rows(), y.cols());
+        match rows.len() {
+            1 => self.columns::<V, 1>(t, &mut y),
+            2 => self.columns::<V, 2>(t, &mut y),
+            3 => self.columns::<V, 3>(t, &mut y),
+            _ => self.columns::<V, 4>(t, &mut y),
+        }
+        for i in 0..rows.len() {
+            let kept = kept.as_mut().map(|kept| kept.row(i));
+            self.finish.finish::<V>(t, rows.start + i, cols.clone(), y.row(i), kept);
+        }
+    }
+}
+
+impl<F: Finish> FewRows<'_, F> {
+    #[inline(always)]
+    fn columns<V: Vector, const R: usize>(&self, t: V::Token, y: &mut Tile<'_>) {
+        // Four sums for each row: enough additions under way at once to hide the time that one takes.
+        const C: usize = 4;
+        let cols = y.cols();
+        let x: [&[f32]; R] = core::array::from_fn(|r| &self.x[r * self.d_in..][..self.d_in]);
+        let mut col = 0;
+        while col + C <= cols.len() {
+            let first = (cols.start + col) * self.d_in;
+            self.put(y, col, dots::<V, R, C>(t, x, &self.weight[first..][..C * self.d_in], self.d_in));
+            col += C;
+        }
+        while col < cols.len() {
+            let first = (cols.start + col) * self.d_in;
+            self.put(y, col, dots::<V, R, 1>(t, x, &self.weight[first..][..self.d_in], self.d_in));
+            col += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn put<const R: usize, const C: usize>(&self, y: &mut Tile<'_>, col: usize, sums: [[f32; C]; R]) {
+        for (i, sums) in sums.iter().enumerate() {
+            for (y, &sum) in y.row(i)[col..][..C].iter_mut().zip(sums) {
+                *y = if self.begin == Begin::Zero { sum } else { *y + sum };
+            }
+        }
+    }
+}
+
+/// The dot products of R rows with C rows of a weight.
+#[inline(always)]
+fn dots<V: Vector, const R: usize, const C: usize>(
+    t: V::Token,
+    x: [&[f32]; R],
+    weight: &[f32],
+    d_in: usize,
+) -> [[f32; C]; R] {
+    let weight: [&[f32]; C] = core::array::from_fn(|c| &weight[c * d_in..][..d_in]);
+    let x: [&[f32]; R] = core::array::from_fn(|r| &x[r][..d_in]);
+    let mut sum = [[V::splat(t, 0.0); C]; R];
+    let whole = d_in - d_in % V::LANES;
+    let mut k = 0;
+    while k < whole {
+        let w: [V; C] = core::array::from_fn(|c| V::load(t, &weight[c][k..k + V::LANES]));
+        for r in 0..R {
+            let x = V::load(t, &x[r][k..k + V::LANES]);
+            for c in 0..C {
+                sum[r][c] = w[c].mul_add(x, sum[r][c]);
+            }
+        }
+        k += V::LANES;
+    }
+    if whole < d_in {
+        for r in 0..R {
+            let x = V::load_partial(t, &x[r][whole..]);
+            for c in 0..C {
+                sum[r][c] = V::load_partial(t, &weight[c][whole..]).mul_add(x, sum[r][c]);
+            }
+        }
+    }
+    core::array::from_fn(|r| core::array::from_fn(|c| sum[r][c].sum()))
+}
+
+/// Equal to [`minigpt_core::reference::linear::linear_backward`].
+pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward) -> Result<(), CpuError> {
+    let (rows, d_in, d_out) = (op.rows, op.d_in, op.d_out);
+    let views = &mut context.views;
+    let x = views.f32("x", op.x)?;
+    let weight = views.f32("weight", op.weight)?;
+    let d_y = views.f32("d_y", op.d_y)?;
+    let mask = Mask::new(views, op.dropout)?;
+    let activated = match op.activate {
+        Some(activate) => match activate.input {
+            Some(input) => Some((activate.activation, views.f32("activate.input", input)?)),
+            None => None,
+        },
+        None => None,
+    };
+    let d_x = op.d_x.map(|d_x| views.f32_mut("d_x", d_x)).transpose()?;
+    let d_weight = views.f32_mut("d_weight", op.d_weight)?;
+    let d_bias = op.d_bias.map(|d_bias| views.f32_mut("d_bias", d_bias)).transpose()?;
+
+    let team = &mut context.team;
+    let g = match mask {
+        None => d_y,
+        // Three products and sums read it: dropped out once, it is not dropped out three times.
+        Some(mask) => {
+            let masked = context.scratch.floats(rows * d_out)?;
+            let size = d_out * MASKED_ROWS;
+            team.for_each(Chunks::new(masked, size), &DropOut { d_y, mask, size });
+            masked
+        }
+    };
+    if let Some(d_x) = d_x {
+        let begin = if op.accumulate { Begin::Accumulate } else { Begin::Zero };
+        let (a, b) = (Strided::rows(g, d_out), Right::Rows { data: weight, cols: d_in });
+        let shape = (rows, d_out, d_in);
+        match activated {
+            Some((activation, input)) => {
+                product(team, a, b, d_x, None, shape, begin, &Backward { activation, input, d_in });
+            }
+            None => product(team, a, b, d_x, None, shape, begin, &AsIs),
+        }
+    }
+    let (a, b) = (Strided::transposed(g, d_out), Right::Rows { data: x, cols: d_in });
+    product(team, a, b, d_weight, None, (d_out, rows, d_in), Begin::Accumulate, &AsIs);
+    if let Some(d_bias) = d_bias {
+        team.for_each(Chunks::new(d_bias, SUMMED_COLUMNS), &ColumnSums { g, d_out });
+    }
+    Ok(())
+}
+
+/// Rows that a task drops out.
+const MASKED_ROWS: usize = 16;
+
+struct DropOut<'a> {
+    d_y: &'a [f32],
+    mask: Mask,
+    size: usize,
+}
+
+impl Job<Chunks<'_, f32>> for DropOut<'_> {
+    #[inline(always)]
+    fn run<V: Vector>(&self, _: V::Token, index: usize, g: &mut [f32]) {
+        let first = index * self.size;
+        g.copy_from_slice(&self.d_y[first..][..g.len()]);
+        self.mask.apply(first, g);
+    }
+}
+
+/// What follows the product in the backward pass: the derivative of the activation that made the input.
+struct Backward<'a> {
+    activation: Activation,
+    input: &'a [f32],
+    d_in: usize,
+}
+
+impl Finish for Backward<'_> {
+    #[inline(always)]
+    fn finish<V: Vector>(
+        &self,
+        t: V::Token,
+        row: usize,
+        cols: Range<usize>,
+        c: &mut [f32],
+        _: Option<&mut [f32]>,
+    ) {
+        let input = &self.input[row * self.d_in + cols.start..][..c.len()];
+        let mut at = 0;
+        while at < c.len() {
+            let slope = math::derivative(t, self.activation, load::<V>(t, &input[at..]));
+            store(load::<V>(t, &c[at..]) * slope, &mut c[at..]);
+            at += V::LANES;
+        }
+    }
+}
+
+/// Columns whose sums are one task.
+const SUMMED_COLUMNS: usize = 64;
+
+/// Adds the sums of g's columns, from the first row to the last.
+struct ColumnSums<'a> {
+    g: &'a [f32],
+    d_out: usize,
+}
+
+impl Job<Chunks<'_, f32>> for ColumnSums<'_> {
+    #[inline(always)]
+    fn run<V: Vector>(&self, t: V::Token, index: usize, sums: &mut [f32]) {
+        let first = index * SUMMED_COLUMNS;
+        for (block, sums) in sums.chunks_mut(V::LANES).enumerate() {
+            let first = first + block * V::LANES;
+            let mut sum = V::splat(t, 0.0);
+            for row in self.g.chunks_exact(self.d_out) {
+                sum = sum + V::load_partial(t, &row[first..][..sums.len()]);
+            }
+            (V::load_partial(t, sums) + sum).store_partial(sums);
+        }
+    }
+}
+
+/// Scratch for the linear layers of `plan`: a packed weight, or a gradient after dropout.
+pub(crate) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
+    let config = &plan.config;
+    let (c, f, v) = (config.d_model, config.d_ff, config.vocab_size);
+    let packed = [(c.saturating_mul(3), c), (c, c), (f, c), (c, f), (v, c)]
+        .map(|(d_out, d_in)| whole_lines(packed_floats(d_out, d_in, machine.isa)));
+    let rows = plan.batch.saturating_mul(plan.time);
+    let masked = if plan.backward.is_some() && config.dropout > 0.0 { rows.saturating_mul(c) } else { 0 };
+    packed.into_iter().fold(masked, usize::max)
+}
+
+#[cfg(test)]
+mod tests;
