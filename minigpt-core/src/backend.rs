@@ -4,11 +4,29 @@
 //! operands, calls [`reference`](crate::reference) and writes the results back, so a new backend is correct on its
 //! first day and becomes fast one op at a time, by a match in [`Backend::run`]:
 //!
-//! ```ignore
-//! fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
-//!     match op {
-//!         Op::LinearForward(op) => self.my_fast_linear(op),
-//!         other => minigpt_core::reference::run(self, other),
+//! ```
+//! # use minigpt_core::{Backend, Buffer, Op, Reference, Span, op::LinearForward, reference};
+//! # struct MyBackend(Reference<f32>);
+//! # impl MyBackend {
+//! #     fn my_fast_linear(&mut self, op: &LinearForward) -> Result<(), <Self as Backend>::Error> {
+//! #         self.0.run(&(*op).into())
+//! #     }
+//! # }
+//! impl Backend for MyBackend {
+//! #     type Elem = f32;
+//! #     type Error = <Reference<f32> as Backend>::Error;
+//! #     fn alloc(&mut self, bytes: usize) -> Result<Buffer, Self::Error> { self.0.alloc(bytes) }
+//! #     fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> { self.0.write(to, bytes) }
+//! #     fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), Self::Error> { self.0.read(from, bytes) }
+//! #     fn copy(&mut self, from: Span, to: Span) -> Result<(), Self::Error> { self.0.copy(from, to) }
+//! #     fn fill(&mut self, to: Span, value: f64) -> Result<(), Self::Error> { self.0.fill(to, value) }
+//! #     fn sync(&mut self) -> Result<(), Self::Error> { self.0.sync() }
+//!     // ... the six methods, and:
+//!     fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
+//!         match op {
+//!             Op::LinearForward(op) => self.my_fast_linear(op),
+//!             other => reference::run(self, other),
+//!         }
 //!     }
 //! }
 //! ```

@@ -1,4 +1,79 @@
 //! minigpt: train and run a GPT inside any program.
+//!
+//! This crate holds the model, its maths and the training step, `no_std` with `alloc` and without `unsafe`. A
+//! [`Backend`] does the arithmetic: the plain [`Reference`] of this crate, which is also the specification, or one of
+//! the fast ones, `minigpt-cpu` and `minigpt-cuda`. They compute the same and share their checkpoints.
+//!
+//! ```
+//! use minigpt_core::{
+//!     AnyTokenizer, CharTokenizer, Decoder, GptConfig, Model, Reference, SampleConfig, Sampler, Tokenizer,
+//!     TrainConfig, Trainer, Windows, checkpoint::Checkpoint, model::Extras,
+//! };
+//!
+//! // Train: text, tokens, windows, steps.
+//! let text = "to be or not to be, that is the question. ".repeat(8);
+//! let tokenizer: AnyTokenizer = CharTokenizer::from_text(&text)?.into();
+//! let tokens = tokenizer.encode(&text)?;
+//! let windows = Windows::new(&tokens, 16)?;
+//! let config =
+//!     GptConfig { layers: 1, heads: 2, d_model: 32, d_ff: 64, ..GptConfig::new(tokenizer.vocab_size(), 16) };
+//! let model = Model::new(Reference::<f32>::new(), config, 1)?;
+//! let settings = TrainConfig { batch: 4, time: 16, ..TrainConfig::constant(1e-2) };
+//! let mut trainer = Trainer::new(model, settings)?;
+//! for _ in 0..60 {
+//!     trainer.step(&windows)?;
+//! }
+//! assert!(trainer.metrics()?.loss < 1.0);
+//!
+//! // Save: a file, or any writer. `Trainer::resume` would go on from here.
+//! let mut file = Vec::new();
+//! trainer.write(&mut file, &Extras { tokenizer: Some(&tokenizer), metadata: &[] })?;
+//!
+//! // Load and generate, in this program or another.
+//! let checkpoint = Checkpoint::open_verified(&file)?;
+//! let tokenizer = checkpoint.tokenizer().ok_or("no tokenizer")?;
+//! let mut model = Model::load(Reference::<f32>::new(), &checkpoint)?;
+//! let mut decoder = Decoder::new(&mut model, 16)?;
+//! decoder.feed(&mut model, &tokenizer.encode("to be")?)?;
+//! let mut sampler = Sampler::new(SampleConfig::greedy(), tokenizer.vocab_size())?;
+//! let tokens: Vec<u32> = decoder.generate(&mut model, &mut sampler).take(7).collect::<Result<_, _>>()?;
+//! assert_eq!(tokenizer.decode(&tokens)?.len(), 7);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The way through
+//!
+//! Data flows one way: text, [`tokenizer`], [`data`], [`train::Trainer`], [`model`], [`Backend`]; and back out as
+//! metrics and [`checkpoint`]s. To understand a GPT, read in this order:
+//!
+//! 1. [`config`]: everything that can be varied, each with its paper.
+//! 2. [`reference`](mod@reference): each op as plain loops, with its formula and the derivation of its gradient.
+//! 3. [`model`]: how the ops make a model, forward and backward.
+//! 4. [`train`]: loss, clipping, AdamW and the learning rate.
+//! 5. [`sample`]: how a distribution becomes text.
+//! 6. [`plan`]: what it all costs in bytes.
+//!
+//! To write a backend, read [`backend`] and [`op`], and let the `conformance` feature's suite check it.
+//!
+//! # Letters
+//!
+//! Shapes are written `(B, T, C)`, row-major, the last dimension contiguous:
+//!
+//! | letter | field | what |
+//! |---|---|---|
+//! | B | `batch` | sequences side by side |
+//! | T | `time` | tokens in a sequence |
+//! | C | `d_model` | width of the residual stream |
+//! | H | `heads` | attention heads |
+//! | D | `d_head` | width of a head, C / H |
+//! | F | `d_ff` | width of the feed-forward layer |
+//! | V | `vocab` | size of the vocabulary |
+//! | L | `layers` | blocks |
+//!
+//! # Features
+//!
+//! - `std` (default): files and `std::io` adapters for checkpoints. Everything else is there without it.
+//! - `conformance`: the suite by which a backend proves itself.
 #![no_std]
 #![forbid(unsafe_code)]
 
