@@ -1,0 +1,306 @@
+//! Which operands each op has, and how long they must be.
+
+use super::descriptors::*;
+use super::{Access, InvalidOp, Operand, OperandKind, counter, scalar};
+use crate::backend::Span;
+
+/// Collects operands and checks their lengths.
+struct Describe<'a> {
+    visit: &'a mut dyn FnMut(Operand),
+}
+
+fn product(operand: &'static str, dims: &[usize]) -> Result<usize, InvalidOp> {
+    dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or(InvalidOp::Overflow { operand })
+}
+
+impl Describe<'_> {
+    fn push(
+        &mut self,
+        name: &'static str,
+        span: Span,
+        access: Access,
+        kind: OperandKind,
+        fits: impl Fn(usize) -> bool,
+        expected: usize,
+    ) -> Result<(), InvalidOp> {
+        if !fits(span.len) {
+            return Err(InvalidOp::Length { operand: name, expected, found: span.len });
+        }
+        (self.visit)(Operand { name, span, access, kind });
+        Ok(())
+    }
+
+    fn elem(
+        &mut self,
+        name: &'static str,
+        span: Span,
+        access: Access,
+        dims: &[usize],
+    ) -> Result<(), InvalidOp> {
+        let expected = product(name, dims)?;
+        self.push(name, span, access, OperandKind::Elem, |len| len == expected, expected)
+    }
+
+    /// A span that may be longer than the op needs.
+    fn at_least(
+        &mut self,
+        name: &'static str,
+        span: Span,
+        access: Access,
+        dims: &[usize],
+    ) -> Result<(), InvalidOp> {
+        let expected = product(name, dims)?;
+        self.push(name, span, access, OperandKind::Elem, |len| len >= expected, expected)
+    }
+
+    fn weight(&mut self, name: &'static str, span: Span, rows: usize, cols: usize) -> Result<(), InvalidOp> {
+        let expected = product(name, &[rows, span.dtype.padded(cols)])?;
+        self.push(name, span, Access::Read, OperandKind::Weight { cols }, |len| len == expected, expected)
+    }
+
+    fn u32(
+        &mut self,
+        name: &'static str,
+        span: Span,
+        access: Access,
+        dims: &[usize],
+    ) -> Result<(), InvalidOp> {
+        let expected = product(name, dims)?;
+        self.push(name, span, access, OperandKind::U32, |len| len == expected, expected)
+    }
+
+    fn dropout(&mut self, dropout: &Option<Dropout>) -> Result<(), InvalidOp> {
+        match dropout {
+            None => Ok(()),
+            Some(d) if !(0.0..1.0).contains(&d.probability) => Err(InvalidOp::Value { operand: "dropout" }),
+            Some(d) => self.u32("dropout.counters", d.counters, Access::Read, &[counter::LEN]),
+        }
+    }
+
+    fn scalars(&mut self, span: Span) -> Result<(), InvalidOp> {
+        self.elem("scalars", span, Access::Update, &[scalar::LEN])
+    }
+}
+
+use Access::{Read, Update, Write};
+
+fn write_or_update(accumulate: bool) -> Access {
+    if accumulate { Update } else { Write }
+}
+
+impl EmbeddingForward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let (b, t, c) = (self.batch, self.time, self.d_model);
+        let mut d = Describe { visit };
+        d.u32("tokens", self.tokens, Read, &[b, t])?;
+        d.weight("token_embedding", self.token_embedding, self.vocab, c)?;
+        if let Some(span) = self.position_embedding {
+            let positions =
+                self.start.checked_add(t).ok_or(InvalidOp::Overflow { operand: "position_embedding" })?;
+            d.at_least("position_embedding", span, Read, &[positions, c])?;
+        }
+        d.dropout(&self.dropout)?;
+        d.elem("out", self.out, Write, &[b, t, c])
+    }
+}
+
+impl EmbeddingBackward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let (b, t, c) = (self.batch, self.time, self.d_model);
+        let mut d = Describe { visit };
+        d.u32("tokens", self.tokens, Read, &[b, t])?;
+        d.elem("d_out", self.d_out, Read, &[b, t, c])?;
+        d.dropout(&self.dropout)?;
+        d.elem("d_token_embedding", self.d_token_embedding, Update, &[self.vocab, c])?;
+        if let Some(span) = self.d_position_embedding {
+            d.at_least("d_position_embedding", span, Update, &[t, c])?;
+        }
+        Ok(())
+    }
+}
+
+impl LayerNormForward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.rows, self.width])?;
+        d.elem("weight", self.weight, Read, &[self.width])?;
+        if let Some(bias) = self.bias {
+            d.elem("bias", bias, Read, &[self.width])?;
+        }
+        d.elem("y", self.y, Write, &[self.rows, self.width])?;
+        d.elem("mean", self.mean, Write, &[self.rows])?;
+        d.elem("rstd", self.rstd, Write, &[self.rows])
+    }
+}
+
+impl LayerNormBackward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.rows, self.width])?;
+        d.elem("weight", self.weight, Read, &[self.width])?;
+        d.elem("mean", self.mean, Read, &[self.rows])?;
+        d.elem("rstd", self.rstd, Read, &[self.rows])?;
+        d.elem("d_y", self.d_y, Read, &[self.rows, self.width])?;
+        d.elem("d_x", self.d_x, write_or_update(self.accumulate), &[self.rows, self.width])?;
+        d.elem("d_weight", self.d_weight, Update, &[self.width])?;
+        match self.d_bias {
+            Some(d_bias) => d.elem("d_bias", d_bias, Update, &[self.width]),
+            None => Ok(()),
+        }
+    }
+}
+
+impl LinearForward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.rows, self.d_in])?;
+        d.weight("weight", self.weight, self.d_out, self.d_in)?;
+        if let Some(bias) = self.bias {
+            d.elem("bias", bias, Read, &[self.d_out])?;
+        }
+        if let Some(Activate { input: Some(input), .. }) = self.activate {
+            d.elem("activate.input", input, Write, &[self.rows, self.d_out])?;
+        }
+        d.dropout(&self.dropout)?;
+        if let Some(residual) = self.residual {
+            d.elem("residual", residual, Read, &[self.rows, self.d_out])?;
+        }
+        d.elem("y", self.y, Write, &[self.rows, self.d_out])
+    }
+}
+
+impl LinearBackward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.rows, self.d_in])?;
+        d.elem("weight", self.weight, Read, &[self.d_out, self.d_in])?;
+        d.elem("d_y", self.d_y, Read, &[self.rows, self.d_out])?;
+        d.dropout(&self.dropout)?;
+        if let Some(activate) = self.activate {
+            let input = activate.input.ok_or(InvalidOp::Value { operand: "activate.input" })?;
+            d.elem("activate.input", input, Read, &[self.rows, self.d_in])?;
+            if self.accumulate {
+                return Err(InvalidOp::Value { operand: "accumulate" });
+            }
+        }
+        if let Some(d_x) = self.d_x {
+            d.elem("d_x", d_x, write_or_update(self.accumulate), &[self.rows, self.d_in])?;
+        }
+        d.elem("d_weight", self.d_weight, Update, &[self.d_out, self.d_in])?;
+        match self.d_bias {
+            Some(d_bias) => d.elem("d_bias", d_bias, Update, &[self.d_out]),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Rotary {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        if !self.d_head.is_multiple_of(2) {
+            return Err(InvalidOp::Value { operand: "d_head" });
+        }
+        let mut d = Describe { visit };
+        let positions = self.start.checked_add(self.time).ok_or(InvalidOp::Overflow { operand: "table" })?;
+        d.at_least("table", self.table, Read, &[positions, self.d_head])?;
+        d.elem("qkv", self.qkv, Update, &[self.batch, self.time, 3, self.heads, self.d_head])
+    }
+}
+
+impl AttentionForward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let (b, t, h, dh) = (self.batch, self.time, self.heads, self.d_head);
+        let mut d = Describe { visit };
+        d.elem("qkv", self.qkv, Read, &[b, t, 3, h, dh])?;
+        d.dropout(&self.dropout)?;
+        d.elem("out", self.out, Write, &[b, t, h, dh])?;
+        d.elem("lse", self.lse, Write, &[b, h, t])
+    }
+}
+
+impl AttentionBackward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let (b, t, h, dh) = (self.batch, self.time, self.heads, self.d_head);
+        let mut d = Describe { visit };
+        d.elem("qkv", self.qkv, Read, &[b, t, 3, h, dh])?;
+        d.elem("out", self.out, Read, &[b, t, h, dh])?;
+        d.elem("lse", self.lse, Read, &[b, h, t])?;
+        d.elem("d_out", self.d_out, Read, &[b, t, h, dh])?;
+        d.dropout(&self.dropout)?;
+        d.elem("d_qkv", self.d_qkv, Write, &[b, t, 3, h, dh])
+    }
+}
+
+impl AttentionCached {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let (b, t, h, dh) = (self.batch, self.time, self.heads, self.d_head);
+        if self.past.checked_add(t).is_none_or(|end| end > self.capacity) {
+            return Err(InvalidOp::Value { operand: "past" });
+        }
+        let mut d = Describe { visit };
+        d.elem("qkv", self.qkv, Read, &[b, t, 3, h, dh])?;
+        d.elem("keys", self.keys, Update, &[b, h, self.capacity, dh])?;
+        d.elem("values", self.values, Update, &[b, h, self.capacity, dh])?;
+        d.elem("out", self.out, Write, &[b, t, h, dh])
+    }
+}
+
+impl AttentionScores {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let (b, t, h, dh) = (self.batch, self.time, self.heads, self.d_head);
+        let mut d = Describe { visit };
+        d.elem("qkv", self.qkv, Read, &[b, t, 3, h, dh])?;
+        d.elem("scores", self.scores, Write, &[b, h, t, t])
+    }
+}
+
+impl CrossEntropy {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("logits", self.logits, Read, &[self.rows, self.vocab])?;
+        d.u32("targets", self.targets, Read, &[self.rows])?;
+        if let Some(d_logits) = self.d_logits {
+            d.elem("d_logits", d_logits, Write, &[self.rows, self.vocab])?;
+        }
+        if let Some(losses) = self.losses {
+            d.elem("losses", losses, Write, &[self.rows])?;
+        }
+        d.scalars(self.scalars)
+    }
+}
+
+impl SquaredNorm {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.x.len])?;
+        d.scalars(self.scalars)
+    }
+}
+
+impl NextDraw {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        Describe { visit }.u32("counters", self.counters, Update, &[counter::LEN])
+    }
+}
+
+impl FinishStep {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.scalars(self.scalars)?;
+        d.u32("counters", self.counters, Update, &[counter::LEN])
+    }
+}
+
+impl AdamW {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let n = self.params.len;
+        if self.decayed > n {
+            return Err(InvalidOp::Value { operand: "decayed" });
+        }
+        let mut d = Describe { visit };
+        d.elem("grads", self.grads, Read, &[n])?;
+        d.elem("scalars", self.scalars, Read, &[scalar::LEN])?;
+        d.elem("params", self.params, Update, &[n])?;
+        d.elem("m", self.m, Update, &[n])?;
+        d.elem("v", self.v, Update, &[n])
+    }
+}

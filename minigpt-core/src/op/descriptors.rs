@@ -1,0 +1,388 @@
+//! What each op is told: spans and dimensions.
+
+use crate::backend::Span;
+use crate::config::Activation;
+use crate::train::schedule::Schedule;
+
+/// Inverted dropout: elements are dropped with `probability`, the others are divided by 1 - `probability`.
+///
+/// The mask is a pure function of seed, draw, site and element index ([`crate::rng::dropout_words`]), so the
+/// backward pass recomputes what the forward pass used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    /// In 0..1.
+    pub probability: f64,
+    /// Which place of the model this is: different places have different masks.
+    pub site: u32,
+    /// The device counters (u32, [`counter::LEN`]): seed and draw number.
+    pub counters: Span,
+}
+
+/// x = token_embedding\[token\] + position_embedding\[position\], then dropout.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmbeddingForward {
+    /// u32 (B, T), each below `vocab`.
+    pub tokens: Span,
+    /// (V, C).
+    pub token_embedding: Span,
+    /// (at least `start` + T, C): trained or sinusoidal.
+    pub position_embedding: Option<Span>,
+    /// Written: (B, T, C).
+    pub out: Span,
+    /// B.
+    pub batch: usize,
+    /// T.
+    pub time: usize,
+    /// C.
+    pub d_model: usize,
+    /// V.
+    pub vocab: usize,
+    /// The position of the first token of every row.
+    pub start: usize,
+    /// Applied to the sum.
+    pub dropout: Option<Dropout>,
+}
+
+/// The gradient of [`EmbeddingForward`] with `start` 0; adds to both gradients.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmbeddingBackward {
+    /// u32 (B, T).
+    pub tokens: Span,
+    /// (B, T, C).
+    pub d_out: Span,
+    /// Added to: (V, C).
+    pub d_token_embedding: Span,
+    /// Added to: (at least T, C).
+    pub d_position_embedding: Option<Span>,
+    /// B.
+    pub batch: usize,
+    /// T.
+    pub time: usize,
+    /// C.
+    pub d_model: usize,
+    /// V.
+    pub vocab: usize,
+    /// As in the forward pass.
+    pub dropout: Option<Dropout>,
+}
+
+/// y = (x - mean) * rstd * weight + bias, over the last dimension.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerNormForward {
+    /// (rows, C).
+    pub x: Span,
+    /// (C).
+    pub weight: Span,
+    /// (C).
+    pub bias: Option<Span>,
+    /// Written: (rows, C).
+    pub y: Span,
+    /// Written: (rows), the mean of each row.
+    pub mean: Span,
+    /// Written: (rows), 1 / sqrt(variance + eps).
+    pub rstd: Span,
+    /// Number of rows.
+    pub rows: usize,
+    /// C.
+    pub width: usize,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// The gradient of [`LayerNormForward`]; adds to the parameters' gradients.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerNormBackward {
+    /// (rows, C), the forward input.
+    pub x: Span,
+    /// (C).
+    pub weight: Span,
+    /// (rows).
+    pub mean: Span,
+    /// (rows).
+    pub rstd: Span,
+    /// (rows, C).
+    pub d_y: Span,
+    /// Written, or added to if `accumulate`: (rows, C). May be the very span `d_y` if not `accumulate`.
+    pub d_x: Span,
+    /// Whether `d_x` already holds a gradient, that of the residual connection around the norm.
+    pub accumulate: bool,
+    /// Added to: (C).
+    pub d_weight: Span,
+    /// Added to: (C).
+    pub d_bias: Option<Span>,
+    /// Number of rows.
+    pub rows: usize,
+    /// C.
+    pub width: usize,
+}
+
+/// The non-linearity that a linear layer ends in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Activate {
+    /// Which one.
+    pub activation: Activation,
+    /// Its input, (rows, width): written by the forward op if given, read by the backward op, which needs it.
+    pub input: Option<Span>,
+}
+
+/// y = residual + dropout(activation(x weight^T + bias)).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinearForward {
+    /// (rows, d_in).
+    pub x: Span,
+    /// (d_out, d_in); may be f16, bf16 or quantised along d_in.
+    pub weight: Span,
+    /// (d_out).
+    pub bias: Option<Span>,
+    /// Applied to the product.
+    pub activate: Option<Activate>,
+    /// Applied after the activation.
+    pub dropout: Option<Dropout>,
+    /// (rows, d_out), added last. May be the very span `y`.
+    pub residual: Option<Span>,
+    /// Written: (rows, d_out).
+    pub y: Span,
+    /// Number of rows.
+    pub rows: usize,
+    /// Width of the input.
+    pub d_in: usize,
+    /// Width of the output.
+    pub d_out: usize,
+}
+
+/// The gradient of [`LinearForward`] without its activation, with the gradient of the activation that made its
+/// input fused in: with g = dropout'(d_y), adds g^T x to `d_weight` and the column sums of g to `d_bias`, and
+/// d_x = (g weight) * activation'(input).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinearBackward {
+    /// (rows, d_in), the forward input.
+    pub x: Span,
+    /// (d_out, d_in).
+    pub weight: Span,
+    /// (rows, d_out): the gradient of y, which the residual connection also has.
+    pub d_y: Span,
+    /// As in the forward pass.
+    pub dropout: Option<Dropout>,
+    /// Written, or added to if `accumulate`: (rows, d_in).
+    pub d_x: Option<Span>,
+    /// Whether `d_x` already holds a gradient to add to.
+    pub accumulate: bool,
+    /// The activation that `x` came out of, with its input of shape (rows, d_in). Not with `accumulate`.
+    pub activate: Option<Activate>,
+    /// Added to: (d_out, d_in).
+    pub d_weight: Span,
+    /// Added to: (d_out).
+    pub d_bias: Option<Span>,
+    /// Number of rows.
+    pub rows: usize,
+    /// Width of the input.
+    pub d_in: usize,
+    /// Width of the output.
+    pub d_out: usize,
+}
+
+/// Rotary positions: turns each pair of neighbours (2i, 2i+1) of every query and key head by an angle
+/// position * 10000^(-2i/D); values stay. Its gradient is the turn back (`inverse`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rotary {
+    /// Changed in place: (B, T, 3C), queries, keys and values side by side.
+    pub qkv: Span,
+    /// (at least `start` + T, D): for each position, D/2 pairs (cos, sin).
+    pub table: Span,
+    /// B.
+    pub batch: usize,
+    /// T.
+    pub time: usize,
+    /// H.
+    pub heads: usize,
+    /// D, even.
+    pub d_head: usize,
+    /// The position of the first row of every sequence.
+    pub start: usize,
+    /// Turn back instead.
+    pub inverse: bool,
+}
+
+/// Causal multi-head attention: out = dropout(softmax(scale q k^T)) v, where a query sees the keys up to its own
+/// position. No (T, T) matrix is stored: only `lse`, from which the backward pass recomputes the weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionForward {
+    /// (B, T, 3C): queries, keys and values side by side, each C wide with the heads in order.
+    pub qkv: Span,
+    /// Written: (B, T, C).
+    pub out: Span,
+    /// Written: (B, H, T), the logarithm of the softmax's denominator: ln sum_j exp(scale q_i . k_j).
+    pub lse: Span,
+    /// B.
+    pub batch: usize,
+    /// T.
+    pub time: usize,
+    /// H.
+    pub heads: usize,
+    /// D.
+    pub d_head: usize,
+    /// The factor on the scores.
+    pub scale: f64,
+    /// Applied to the attention weights; the element index of weight (b, h, i, j) is ((b H + h) T + i) T + j.
+    pub dropout: Option<Dropout>,
+}
+
+/// The gradient of [`AttentionForward`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionBackward {
+    /// (B, T, 3C).
+    pub qkv: Span,
+    /// (B, T, C), the forward result.
+    pub out: Span,
+    /// (B, H, T), the forward result.
+    pub lse: Span,
+    /// (B, T, C).
+    pub d_out: Span,
+    /// Written: (B, T, 3C).
+    pub d_qkv: Span,
+    /// B.
+    pub batch: usize,
+    /// T.
+    pub time: usize,
+    /// H.
+    pub heads: usize,
+    /// D.
+    pub d_head: usize,
+    /// The factor on the scores.
+    pub scale: f64,
+    /// As in the forward pass.
+    pub dropout: Option<Dropout>,
+}
+
+/// Attention of new positions over a cache of earlier ones: first stores the new keys and values at positions
+/// `past .. past + time` of the caches, then lets query i see the cached positions `0 ..= past + i`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionCached {
+    /// (B, T, 3C), of the new positions.
+    pub qkv: Span,
+    /// Read, and written at the new positions: (B, H, capacity, D).
+    pub keys: Span,
+    /// Read, and written at the new positions: (B, H, capacity, D).
+    pub values: Span,
+    /// Written: (B, T, C).
+    pub out: Span,
+    /// How many positions the caches hold already.
+    pub past: usize,
+    /// How many positions the caches have room for.
+    pub capacity: usize,
+    /// B.
+    pub batch: usize,
+    /// T: how many positions are new.
+    pub time: usize,
+    /// H.
+    pub heads: usize,
+    /// D.
+    pub d_head: usize,
+    /// The factor on the scores.
+    pub scale: f64,
+}
+
+/// For probes: the (T, T) matrices that attention never stores, recomputed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionScores {
+    /// (B, T, 3C).
+    pub qkv: Span,
+    /// Written: (B, H, T, T); 0 above the diagonal.
+    pub scores: Span,
+    /// Whether to write the attention weights (after the softmax) or the scaled scores (before it).
+    pub softmax: bool,
+    /// B.
+    pub batch: usize,
+    /// T.
+    pub time: usize,
+    /// H.
+    pub heads: usize,
+    /// D.
+    pub d_head: usize,
+    /// The factor on the scores.
+    pub scale: f64,
+}
+
+/// Softmax and cross-entropy with the gradient: adds sum -ln p(target) to the loss and the number of targets to
+/// the count; d_logits = p - one_hot(target), zero for rows whose target is [`IGNORE`].
+///
+/// Losses and gradients are sums and not means, so that accumulating over micro-batches needs no correction:
+/// [`FinishStep`] divides by the number of targets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CrossEntropy {
+    /// (rows, V).
+    pub logits: Span,
+    /// u32 (rows): token ids below V, or [`IGNORE`].
+    pub targets: Span,
+    /// Written: (rows, V). May be the very span `logits`.
+    pub d_logits: Option<Span>,
+    /// Written: (rows), each row's -ln p(target), 0 where ignored.
+    pub losses: Option<Span>,
+    /// The device scalars: [`scalar::LOSS_SUM`] and [`scalar::TARGETS`] are added to.
+    pub scalars: Span,
+    /// Number of rows.
+    pub rows: usize,
+    /// V.
+    pub vocab: usize,
+}
+
+/// The sum of the squares of `x`, written to [`scalar::GRAD_SQUARED`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SquaredNorm {
+    /// Any length.
+    pub x: Span,
+    /// The device scalars.
+    pub scalars: Span,
+}
+
+/// Advances [`counter::DRAW`], so that the next forward pass has fresh dropout masks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NextDraw {
+    /// The device counters.
+    pub counters: Span,
+}
+
+/// Closes a step on the device: turns sums into means, decides whether the step is finite, clips, looks up the
+/// learning rate, and advances the counters. Computed in f64 on every backend.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FinishStep {
+    /// The device scalars: reads `LOSS_SUM`, `TARGETS` and `GRAD_SQUARED`, writes the rest, and sets `LOSS_SUM`
+    /// and `TARGETS` back to 0.
+    pub scalars: Span,
+    /// The device counters.
+    pub counters: Span,
+    /// The learning rate by step.
+    pub schedule: Schedule,
+    /// The largest norm of the mean gradient; a larger one is scaled down to it. Infinite: never.
+    pub clip: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+}
+
+/// AdamW over all parameters at once (Loshchilov and Hutter 2019). Does nothing if [`scalar::APPLY`] is 0, and
+/// then leaves every span as it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Changed: (n).
+    pub params: Span,
+    /// The summed gradient: (n).
+    pub grads: Span,
+    /// Changed: (n), first moment.
+    pub m: Span,
+    /// Changed: (n), second moment.
+    pub v: Span,
+    /// The device scalars: `GRAD_SCALE`, `LEARNING_RATE`, `CORRECTION1`, `CORRECTION2`, `APPLY`.
+    pub scalars: Span,
+    /// The first `decayed` parameters (the matrices) have weight decay, the others have none.
+    pub decayed: usize,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay; multiplied by the learning rate.
+    pub weight_decay: f64,
+}

@@ -1,0 +1,316 @@
+//! The ops: everything that a backend is asked to compute.
+//!
+//! An op is a small `Copy` descriptor: spans of device memory and dimensions. The letters are those of the crate's
+//! front page: B batch, T time, C d_model, H heads, D d_head, F d_ff, V vocabulary; all matrices are row-major.
+//! Weights of linear layers are `(d_out, d_in)`, as in PyTorch. [`crate::reference`] says what each op computes.
+//!
+//! Unless a field says otherwise, a span that an op writes overlaps no other span of that op.
+
+mod describe;
+mod descriptors;
+mod invalid;
+
+use crate::backend::{Dtype, Span};
+
+pub use descriptors::*;
+pub use invalid::InvalidOp;
+
+/// A target that counts neither in the loss nor in the gradient.
+pub const IGNORE: u32 = u32::MAX;
+
+/// Places in the span of device scalars (of the backend's number type, [`scalar::LEN`] long).
+pub mod scalar {
+    /// Sum of -ln p over the targets since the step began. [`CrossEntropy`](super::CrossEntropy) adds to it.
+    pub const LOSS_SUM: usize = 0;
+    /// How many targets were counted in `LOSS_SUM`.
+    pub const TARGETS: usize = 1;
+    /// Squared norm of the summed gradient, written by [`SquaredNorm`](super::SquaredNorm).
+    pub const GRAD_SQUARED: usize = 2;
+    /// Mean loss of the last finished step, in nats per token.
+    pub const LOSS: usize = 3;
+    /// Norm of the mean gradient of the last finished step, before clipping.
+    pub const GRAD_NORM: usize = 4;
+    /// What AdamW multiplies the summed gradient by: clip factor / targets. 0 in a step that is skipped.
+    pub const GRAD_SCALE: usize = 5;
+    /// Learning rate of the last finished step.
+    pub const LEARNING_RATE: usize = 6;
+    /// 1 - beta1^t for update number t.
+    pub const CORRECTION1: usize = 7;
+    /// 1 - beta2^t for update number t.
+    pub const CORRECTION2: usize = 8;
+    /// 1 if the last finished step's loss and gradient were finite and AdamW is to apply it, else 0.
+    pub const APPLY: usize = 9;
+    /// How many scalars there are.
+    pub const LEN: usize = 16;
+}
+
+/// Places in the span of device counters (u32, [`counter::LEN`] long). Pairs are (low, high) words.
+pub mod counter {
+    /// Low word of the seed, the key of the dropout masks.
+    pub const SEED: usize = 0;
+    /// Low word of the draw number: which forward pass the dropout masks belong to.
+    pub const DRAW: usize = 2;
+    /// Low word of the number of targets trained on.
+    pub const TOKENS: usize = 4;
+    /// Steps finished, skipped ones included.
+    pub const STEP: usize = 6;
+    /// Updates applied: t in AdamW's bias corrections.
+    pub const UPDATES: usize = 7;
+    /// Steps skipped because the loss or the gradient was not finite.
+    pub const SKIPPED: usize = 8;
+    /// Steps skipped since the last update.
+    pub const SKIPPED_IN_A_ROW: usize = 9;
+    /// How many counters there are.
+    pub const LEN: usize = 16;
+}
+
+macro_rules! ops {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Any op, with its operands.
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        #[non_exhaustive]
+        pub enum Op {
+            $($(#[$doc])* $name($name),)*
+        }
+
+        /// Any op, without its operands.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        pub enum OpKind {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl OpKind {
+            /// All kinds, in order.
+            pub const ALL: &'static [OpKind] = &[$(OpKind::$name),*];
+
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(OpKind::$name => stringify!($name),)*
+                }
+            }
+        }
+
+        impl Op {
+            /// Its kind.
+            pub const fn kind(&self) -> OpKind {
+                match self {
+                    $(Op::$name(_) => OpKind::$name,)*
+                }
+            }
+
+            fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+                match self {
+                    $(Op::$name(op) => op.describe(visit),)*
+                }
+            }
+        }
+
+        $(impl From<$name> for Op {
+            fn from(op: $name) -> Op {
+                Op::$name(op)
+            }
+        })*
+    };
+}
+
+ops! {
+    /// See [`struct@EmbeddingForward`].
+    EmbeddingForward,
+    /// See [`struct@EmbeddingBackward`].
+    EmbeddingBackward,
+    /// See [`struct@LayerNormForward`].
+    LayerNormForward,
+    /// See [`struct@LayerNormBackward`].
+    LayerNormBackward,
+    /// See [`struct@LinearForward`].
+    LinearForward,
+    /// See [`struct@LinearBackward`].
+    LinearBackward,
+    /// See [`struct@Rotary`].
+    Rotary,
+    /// See [`struct@AttentionForward`].
+    AttentionForward,
+    /// See [`struct@AttentionBackward`].
+    AttentionBackward,
+    /// See [`struct@AttentionCached`].
+    AttentionCached,
+    /// See [`struct@AttentionScores`].
+    AttentionScores,
+    /// See [`struct@CrossEntropy`].
+    CrossEntropy,
+    /// See [`struct@SquaredNorm`].
+    SquaredNorm,
+    /// See [`struct@NextDraw`].
+    NextDraw,
+    /// See [`struct@FinishStep`].
+    FinishStep,
+    /// See [`struct@AdamW`].
+    AdamW,
+}
+
+/// What an op does with a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// It reads it.
+    Read,
+    /// It writes all of it, whatever it held.
+    Write,
+    /// It reads it and changes it.
+    Update,
+}
+
+/// One operand of an op, as [`Op::operands`] lists them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Operand {
+    /// The descriptor's field.
+    pub name: &'static str,
+    /// The span.
+    pub span: Span,
+    /// What the op does with it.
+    pub access: Access,
+    /// What its elements must be.
+    pub kind: OperandKind,
+}
+
+/// What the elements of an operand must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OperandKind {
+    /// The backend's own number type.
+    Elem,
+    /// A weight, which may also be f16, bf16 or quantised along rows of this length.
+    Weight {
+        /// Length of a row, without padding.
+        cols: usize,
+    },
+    /// [`Dtype::U32`].
+    U32,
+}
+
+/// At most this many operands has any op.
+pub const MAX_OPERANDS: usize = 10;
+
+/// The operands of one op, without a heap.
+#[derive(Debug, Clone, Copy)]
+pub struct Operands {
+    list: [Option<Operand>; MAX_OPERANDS],
+    len: usize,
+}
+
+impl Operands {
+    /// In the order of [`Op::operands`].
+    pub fn iter(&self) -> impl Iterator<Item = &Operand> {
+        self.list[..self.len].iter().flatten()
+    }
+
+    /// The operand called `name`.
+    pub fn get(&self, name: &str) -> Option<&Operand> {
+        self.iter().find(|operand| operand.name == name)
+    }
+}
+
+impl Op {
+    /// What it reads and writes: reads first, then what it changes.
+    ///
+    /// # Errors
+    /// If a span's length does not fit the dimensions.
+    pub fn operands(&self) -> Result<Operands, InvalidOp> {
+        let mut operands = Operands { list: [None; MAX_OPERANDS], len: 0 };
+        self.describe(&mut |operand| {
+            operands.list[operands.len] = Some(operand);
+            operands.len += 1;
+        })?;
+        Ok(operands)
+    }
+
+    /// Whether a backend whose numbers are `elem` may run this op: lengths fit the dimensions, types are right,
+    /// offsets are aligned, and nothing that is written overlaps another operand except where the op allows it.
+    ///
+    /// What remains to the backend is whether each span lies inside its buffer.
+    ///
+    /// # Errors
+    /// The first operand that is wrong.
+    pub fn check(&self, elem: Dtype) -> Result<Operands, InvalidOp> {
+        let operands = self.operands()?;
+        for operand in operands.iter() {
+            let (name, span) = (operand.name, operand.span);
+            let fits = match operand.kind {
+                OperandKind::Elem => span.dtype == elem,
+                OperandKind::U32 => span.dtype == Dtype::U32,
+                OperandKind::Weight { .. } => {
+                    span.dtype == elem
+                        || matches!(span.dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0)
+                }
+            };
+            if !fits {
+                let expected = if operand.kind == OperandKind::U32 { Dtype::U32 } else { elem };
+                return Err(InvalidOp::Dtype { operand: name, expected, found: span.dtype });
+            }
+            let bytes = span.bytes().ok_or(InvalidOp::Overflow { operand: name })?;
+            if span.offset.checked_add(bytes).is_none() {
+                return Err(InvalidOp::Overflow { operand: name });
+            }
+            let (elements, unit) = span.dtype.unit();
+            let align = if elements == 1 { unit } else { 2 };
+            if !span.offset.is_multiple_of(align) {
+                return Err(InvalidOp::Misaligned { operand: name, offset: span.offset });
+            }
+        }
+        for (i, a) in operands.iter().enumerate() {
+            for b in operands.iter().skip(i + 1) {
+                let written = a.access != Access::Read || b.access != Access::Read;
+                if written && a.span.overlaps(&b.span) && !self.may_alias(a, b) {
+                    return Err(InvalidOp::Overlap { a: a.name, b: b.name });
+                }
+            }
+        }
+        Ok(operands)
+    }
+
+    /// The pairs that may be one and the same span.
+    fn may_alias(&self, a: &Operand, b: &Operand) -> bool {
+        a.span == b.span
+            && match self {
+                Op::LayerNormBackward(op) => (a.name, b.name) == ("d_y", "d_x") && !op.accumulate,
+                Op::LinearForward(_) => (a.name, b.name) == ("residual", "y"),
+                Op::CrossEntropy(_) => (a.name, b.name) == ("logits", "d_logits"),
+                _ => false,
+            }
+    }
+
+    /// Floating-point operations, counting a multiply-add as two and only what the mathematics needs: the matrix
+    /// products and the causal half of attention. Elementwise work counts as nothing.
+    pub fn flops(&self) -> u64 {
+        let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
+        match self {
+            Op::LinearForward(op) => mul(&[2, op.rows, op.d_in, op.d_out]),
+            Op::LinearBackward(op) => {
+                mul(&[if op.d_x.is_some() { 4 } else { 2 }, op.rows, op.d_in, op.d_out])
+            }
+            Op::AttentionForward(op) => mul(&[4, op.batch, op.heads, op.d_head, op.time * (op.time + 1) / 2]),
+            Op::AttentionBackward(op) => {
+                mul(&[8, op.batch, op.heads, op.d_head, op.time * (op.time + 1) / 2])
+            }
+            Op::AttentionCached(op) => {
+                let seen = op.time * op.past + op.time * (op.time + 1) / 2;
+                mul(&[4, op.batch, op.heads, op.d_head, seen])
+            }
+            Op::AttentionScores(op) => mul(&[2, op.batch, op.heads, op.d_head, op.time * (op.time + 1) / 2]),
+            _ => 0,
+        }
+    }
+
+    /// Bytes read and written, each operand once (updates twice).
+    pub fn bytes(&self) -> u64 {
+        self.operands().map_or(0, |operands| {
+            operands
+                .iter()
+                .map(|o| {
+                    let bytes = o.span.bytes().unwrap_or(0) as u64;
+                    if o.access == Access::Update { 2 * bytes } else { bytes }
+                })
+                .sum()
+        })
+    }
+}
