@@ -14,7 +14,7 @@ pub struct Dropout {
     pub probability: f64,
     /// Which place of the model this is: different places have different masks.
     pub site: u32,
-    /// The device counters (u32, [`counter::LEN`]): seed and draw number.
+    /// The device counters (u32, [`counter::LEN`](super::counter::LEN)): seed and draw number.
     pub counters: Span,
 }
 
@@ -304,7 +304,7 @@ pub struct AttentionScores {
 }
 
 /// Softmax and cross-entropy with the gradient: adds sum -ln p(target) to the loss and the number of targets to
-/// the count; d_logits = p - one_hot(target), zero for rows whose target is [`IGNORE`].
+/// the count; d_logits = p - one_hot(target), zero for rows whose target is [`IGNORE`](super::IGNORE).
 ///
 /// Losses and gradients are sums and not means, so that accumulating over micro-batches needs no correction:
 /// [`FinishStep`] divides by the number of targets.
@@ -312,13 +312,13 @@ pub struct AttentionScores {
 pub struct CrossEntropy {
     /// (rows, V).
     pub logits: Span,
-    /// u32 (rows): token ids below V, or [`IGNORE`].
+    /// u32 (rows): token ids below V, or [`IGNORE`](super::IGNORE).
     pub targets: Span,
     /// Written: (rows, V). May be the very span `logits`.
     pub d_logits: Option<Span>,
     /// Written: (rows), each row's -ln p(target), 0 where ignored.
     pub losses: Option<Span>,
-    /// The device scalars: [`scalar::LOSS_SUM`] and [`scalar::TARGETS`] are added to.
+    /// The device scalars: [`scalar::LOSS_SUM`](super::scalar::LOSS_SUM) and [`scalar::TARGETS`](super::scalar::TARGETS) are added to.
     pub scalars: Span,
     /// Number of rows.
     pub rows: usize,
@@ -326,7 +326,7 @@ pub struct CrossEntropy {
     pub vocab: usize,
 }
 
-/// The sum of the squares of `x`, written to [`scalar::GRAD_SQUARED`].
+/// The sum of the squares of `x`, written to [`scalar::GRAD_SQUARED`](super::scalar::GRAD_SQUARED).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SquaredNorm {
     /// Any length.
@@ -335,7 +335,7 @@ pub struct SquaredNorm {
     pub scalars: Span,
 }
 
-/// Advances [`counter::DRAW`], so that the next forward pass has fresh dropout masks.
+/// Advances [`counter::DRAW`](super::counter::DRAW), so that the next forward pass has fresh dropout masks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NextDraw {
     /// The device counters.
@@ -361,7 +361,7 @@ pub struct FinishStep {
     pub beta2: f64,
 }
 
-/// AdamW over all parameters at once (Loshchilov and Hutter 2019). Does nothing if [`scalar::APPLY`] is 0, and
+/// AdamW over all parameters at once (Loshchilov and Hutter 2019). Does nothing if [`scalar::APPLY`](super::scalar::APPLY) is 0, and
 /// then leaves every span as it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
