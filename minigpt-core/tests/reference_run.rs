@@ -686,6 +686,11 @@ fn a_descriptor_of_astronomical_size_is_an_error_and_not_an_abort() {
         d_out: 0,
     };
     memory.expect(linear, &[]);
+
+    // A row of this many elements cannot even be padded to whole blocks.
+    let weight = Span { dtype: Dtype::Q8_0, ..nothing };
+    let endless = LinearForward { weight, rows: 0, d_in: usize::MAX, ..linear };
+    memory.refuse(endless, InvalidOp::Overflow { operand: "weight" });
 }
 
 #[test]

@@ -54,7 +54,8 @@ impl Describe<'_> {
     }
 
     fn weight(&mut self, name: &'static str, span: Span, rows: usize, cols: usize) -> Result<(), InvalidOp> {
-        let expected = product(name, &[rows, span.dtype.padded(cols)])?;
+        let stored = cols.checked_next_multiple_of(span.dtype.unit().0);
+        let expected = product(name, &[rows, stored.ok_or(InvalidOp::Overflow { operand: name })?])?;
         self.push(name, span, Access::Read, OperandKind::Weight { cols }, |len| len == expected, expected)
     }
 

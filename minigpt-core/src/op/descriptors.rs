@@ -306,6 +306,9 @@ pub struct AttentionScores {
 /// Softmax and cross-entropy with the gradient: adds sum -ln p(target) to the loss and the number of targets to
 /// the count; d_logits = p - one_hot(target), zero for rows whose target is [`IGNORE`](super::IGNORE).
 ///
+/// In a row that counts, any logit that is not finite, minus infinity included, makes the loss not finite, so that
+/// [`FinishStep`] skips the step.
+///
 /// Losses and gradients are sums and not means, so that accumulating over micro-batches needs no correction:
 /// [`FinishStep`] divides by the number of targets.
 #[derive(Debug, Clone, Copy, PartialEq)]

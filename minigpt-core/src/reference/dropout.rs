@@ -69,6 +69,7 @@ pub(super) fn drop_out<R: Real>(mask: Option<&Mask>, index: usize, x: R) -> R {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
     const COUNTERS: [u32; counter::LEN] = [11, 12, 13, 14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -128,6 +129,4 @@ mod tests {
             assert!(if mask.apply(i, 1.0) == 0.0 { y == 0.0 } else { y.is_nan() });
         }
     }
-
-    use alloc::vec::Vec;
 }
