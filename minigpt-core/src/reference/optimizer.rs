@@ -70,7 +70,7 @@ pub fn next_draw(counters: &mut [u32]) {
 
 /// Adds to the 64-bit number whose low word is at `low`.
 fn add_u64(counters: &mut [u32], low: usize, amount: u64) {
-    let value = u64::from(counters[low]) | u64::from(counters[low + 1]) << 32;
+    let value = u64::from(counters[low]) + (u64::from(counters[low + 1]) << 32);
     let value = value.wrapping_add(amount);
     counters[low] = value as u32;
     counters[low + 1] = (value >> 32) as u32;
