@@ -1,13 +1,16 @@
 //! The model and its training against PyTorch's numbers. `golden/make_golden.py` says where they come from.
+//!
+//! On `Reference<f64>` every tensor agrees within 1e-9 of its largest element, and every loss and norm within 1e-9 of
+//! itself.
 
 #[path = "golden/load.rs"]
 mod load;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use load::Golden;
+use load::{Golden, Tensor};
 use minigpt_core::op::IGNORE;
-use minigpt_core::{Dtype, Plan};
+use minigpt_core::{Dtype, Plan, Reference};
 
 /// The values of every variant of a config, as text.
 fn variants(golden: &Golden) -> Vec<String> {
@@ -104,4 +107,103 @@ fn the_goldens_are_consistent_in_themselves() {
         ignored += golden.targets.iter().flatten().filter(|&&id| id == IGNORE).count();
     }
     assert!(clipped > 0 && unclipped > 0 && ignored > 0, "{clipped} {unclipped} {ignored}");
+}
+
+/// That no element of `found` is off by more than 1e-9 of the largest in `expected`.
+#[track_caller]
+fn agree(what: &str, found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+    let worst = found.iter().zip(expected).fold(0.0, |max: f64, (a, b)| max.max((a - b).abs()));
+    assert!(worst <= 1e-9 * largest, "{what}: off by {worst:e} of {largest:e}");
+    // `max` passes over what is not a number.
+    assert!(found.iter().all(|x| x.is_finite()), "{what} is not finite");
+}
+
+fn agree_all(
+    golden: &Golden,
+    what: &str,
+    expected: &BTreeMap<String, Tensor>,
+    mut found: impl FnMut(&str) -> Vec<f64>,
+) {
+    for (name, tensor) in expected {
+        agree(&format!("{}: {what} {name}", golden.name), &found(name), &tensor.values);
+    }
+}
+
+#[test]
+fn logits_equal_pytorchs() {
+    for golden in load::all() {
+        let mut model = golden.model(Reference::<f64>::new());
+        let logits = model.logits(&golden.tokens[0], golden.batch, golden.time).unwrap();
+        agree(&golden.name, &logits, &golden.logits.values);
+    }
+}
+
+#[test]
+fn the_loss_and_every_gradient_equal_pytorchs() {
+    for golden in load::all() {
+        let mut trainer = golden.trainer(Reference::<f64>::new(), golden.batch);
+        golden.step(&mut trainer, 0);
+        let metrics = trainer.metrics().unwrap();
+        agree(&golden.name, &[metrics.loss], &[golden.loss]);
+        // The trainer's gradients are sums over the targets that count.
+        let count = golden.targets[0].iter().filter(|&&id| id != IGNORE).count();
+        assert_eq!(metrics.tokens, count as u64, "{}", golden.name);
+        agree_all(&golden, "gradient of", &golden.grads, |name| {
+            let sums = trainer.gradient(name).unwrap().unwrap();
+            sums.iter().map(|sum| sum / count as f64).collect()
+        });
+    }
+}
+
+#[test]
+fn adamw_changes_the_weights_as_pytorchs_does() {
+    for golden in load::all() {
+        let mut trainer = golden.trainer(Reference::<f64>::new(), golden.batch);
+        for i in 0..golden.training.after {
+            golden.step(&mut trainer, i);
+        }
+        agree_all(&golden, "after 10 steps,", &golden.after, |name| {
+            trainer.model_mut().parameter(name).unwrap().unwrap()
+        });
+    }
+}
+
+/// Trains for as long as PyTorch did, in micro-batches of `batch` sequences, and compares each loss and norm.
+fn retrace(golden: &Golden, batch: usize) {
+    let mut trainer = golden.trainer(Reference::<f64>::new(), batch);
+    for i in 0..golden.training.steps {
+        golden.step(&mut trainer, i);
+        let metrics = trainer.metrics().unwrap();
+        let what = format!("{}, step {i}, micro-batches of {batch}", golden.name);
+        agree(&what, &[metrics.loss], &[golden.losses[i]]);
+        agree(&what, &[metrics.grad_norm], &[golden.grad_norms[i]]);
+    }
+}
+
+#[test]
+fn fifty_steps_have_pytorchs_losses() {
+    for golden in load::all() {
+        retrace(&golden, golden.batch);
+    }
+}
+
+#[test]
+fn micro_batches_of_one_sequence_train_as_pytorchs_whole_batch() {
+    for golden in load::all() {
+        retrace(&golden, 1);
+    }
+}
+
+#[test]
+fn single_precision_stays_within_a_thousandth_of_pytorchs_losses() {
+    for golden in load::all() {
+        let mut trainer = golden.trainer(Reference::<f32>::new(), golden.batch);
+        for i in 0..golden.training.steps {
+            golden.step(&mut trainer, i);
+            let loss = trainer.metrics().unwrap().loss;
+            assert!((loss - golden.losses[i]).abs() <= 1e-3, "{}, step {i}: {loss}", golden.name);
+        }
+    }
 }

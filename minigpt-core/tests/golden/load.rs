@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-use minigpt_core::{Activation, AttentionScale, GptConfig, Norm, Position};
+use minigpt_core::train::{TrainConfig, Trainer, schedule::Schedule};
+use minigpt_core::{Activation, AttentionScale, Backend, GptConfig, Model, Norm, Position, Real};
 use serde_json::Value;
 
 /// A tensor of a golden file; f32 values are widened exactly.
@@ -145,6 +146,46 @@ impl Golden {
         };
         assert!(tensors.is_empty(), "{name} holds more than is read: {:?}", tensors.keys());
         golden
+    }
+}
+
+impl Golden {
+    /// The golden model on `backend`, with its initial parameters.
+    pub(crate) fn model<B: Backend>(&self, backend: B) -> Model<B> {
+        let mut model = Model::new(backend, self.config.clone(), 0).unwrap();
+        for (parameter, tensor) in &self.params {
+            let values: Vec<B::Elem> = tensor.values.iter().map(|&x| B::Elem::from_f64(x)).collect();
+            assert!(model.set_parameter(parameter, &values).unwrap(), "{}: {parameter}", self.name);
+        }
+        model
+    }
+
+    /// The golden training at its beginning, with `batch` sequences in a micro-batch.
+    pub(crate) fn trainer<B: Backend>(&self, backend: B, batch: usize) -> Trainer<B> {
+        let Training { learning_rate, beta1, beta2, eps, weight_decay, clip, .. } = self.training;
+        let config = TrainConfig {
+            batch,
+            time: self.time,
+            accumulation: self.batch / batch,
+            schedule: Schedule::constant(learning_rate),
+            clip,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            seed: 0,
+        };
+        Trainer::new(self.model(backend), config).unwrap()
+    }
+
+    /// Step `i` of the golden training, in as many micro-batches as `trainer` was made for.
+    pub(crate) fn step<B: Backend>(&self, trainer: &mut Trainer<B>, i: usize) {
+        let batch = i % self.tokens.len();
+        let size = trainer.config().batch * self.time;
+        for (inputs, targets) in self.tokens[batch].chunks(size).zip(self.targets[batch].chunks(size)) {
+            trainer.micro_step(inputs, targets).unwrap();
+        }
+        trainer.finish_step().unwrap();
     }
 }
 
