@@ -55,7 +55,7 @@ fn panic(_: &PanicInfo<'_>) -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn _start() -> ! {
     // Looked at, so that no part of it is optimised away.
-    black_box(crate::speak().is_ok());
+    black_box(crate::speak("a small model", 40).is_ok());
     loop {
         spin_loop();
     }
