@@ -149,10 +149,8 @@ pub fn save<R>(
     let asked = path.as_ref();
     let fail =
         |attempt| move |error| SaveError::Write(FileError { path: asked.to_path_buf(), attempt, error });
-    let target = match fs::canonicalize(asked) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => asked.to_path_buf(),
-        found => found.map_err(fail("reach"))?,
-    };
+    // What is not there yet has no other path; what cannot be reached fails below.
+    let target = fs::canonicalize(asked).unwrap_or_else(|_| asked.to_path_buf());
     let before = fs::metadata(&target).ok();
     if before.as_ref().is_some_and(fs::Metadata::is_dir) || target.file_name().is_none() {
         return Err(fail("write to")(io::ErrorKind::IsADirectory.into()));
