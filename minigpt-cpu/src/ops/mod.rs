@@ -1,15 +1,23 @@
 //! The ops, one file for each family. Each fast op names the reference function that it must equal.
 
+mod cross_entropy;
 mod draw;
+mod embedding;
+mod lanes;
+mod layernorm;
 mod linear;
+mod optimizer;
+mod rotary;
 
 use minigpt_core::op::{LinearBackward, LinearForward};
+use minigpt_core::plan::Purpose;
 use minigpt_core::{Dtype, Op, Plan};
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
 
-/// Runs `op`, which was checked, if there is a kernel for it; says whether there was.
+/// Runs `op`, which was checked, if there is a kernel for it; says whether there was. Shapes without elements are
+/// left to the reference, so that kernels need not think of them.
 pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuError> {
     match op {
         // Nothing to compute is no work for a kernel.
@@ -21,7 +29,16 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         }
         Op::LinearForward(op) if op.weight.dtype == Dtype::F32 => linear::linear_forward(context, op)?,
         Op::LinearBackward(op) => linear::linear_backward(context, op)?,
+        Op::EmbeddingForward(op) if op.out.len > 0 => embedding::forward(context, op)?,
+        Op::EmbeddingBackward(op) if op.d_out.len > 0 => embedding::backward(context, op)?,
+        Op::LayerNormForward(op) if op.y.len > 0 => layernorm::forward(context, op)?,
+        Op::LayerNormBackward(op) if op.d_x.len > 0 => layernorm::backward(context, op)?,
+        Op::Rotary(op) if op.qkv.len > 0 => rotary::rotary(context, op)?,
+        Op::CrossEntropy(op) if op.logits.len > 0 => cross_entropy::cross_entropy(context, op)?,
+        Op::SquaredNorm(op) => optimizer::squared_norm(context, op)?,
         Op::NextDraw(op) => draw::next_draw(context, op)?,
+        Op::FinishStep(op) => optimizer::finish_step(context, op)?,
+        Op::AdamW(op) => optimizer::adamw(context, op)?,
         _ => return Ok(false),
     }
     Ok(true)
@@ -29,5 +46,12 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
 
 /// How many f32 of scratch the ops of `plan` need: they use it in turn, so the largest need counts.
 pub(crate) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
-    linear::scratch_floats(plan, machine)
+    let rows = plan.batch * plan.time;
+    let mut most = linear::scratch_floats(plan, machine).max(cross_entropy::scratch_floats(rows));
+    if plan.purpose == Purpose::Training {
+        most = most
+            .max(layernorm::scratch_floats(rows, plan.config.d_model))
+            .max(optimizer::scratch_floats(plan.parameter_span));
+    }
+    most
 }
