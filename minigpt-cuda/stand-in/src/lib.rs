@@ -5,8 +5,8 @@
 //!
 //! - Device memory lives on the host but under addresses that the host cannot use, and it starts as garbage. Every
 //!   range is checked against its allocation.
-//! - Work that is asynchronous runs only when its stream is synchronised or something is freed. Host memory of a copy
-//!   is read or written then, so that a synchronisation that is missing shows.
+//! - Work that is asynchronous runs only when its stream is synchronised. Host memory of a copy is read or written
+//!   then, and device memory that was freed before is an error then, so that a synchronisation that is missing shows.
 //! - Every call but a few needs a context that is current on the calling thread.
 //! - Kernels are loaded unseen and never run: `cuLaunchKernel` answers `CUDA_ERROR_NOT_SUPPORTED`.
 //!
@@ -190,7 +190,7 @@ pub unsafe extern "C" fn cuMemAlloc_v2(address: *mut Address, bytes: usize) -> S
     })
 }
 
-/// Finishes all work and frees device memory.
+/// Frees device memory, without waiting for work that uses it.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemFree_v2(address: Address) -> Status {
     inside("cuMemFree_v2", |machine| machine.release(address))
@@ -403,6 +403,16 @@ mod tests {
         assert_eq!(cuMemFree_v2(a), SUCCESS);
         assert_eq!(cuMemFree_v2(a), INVALID_VALUE);
         assert_eq!(cuMemsetD8Async(a, 0, 1, stream), INVALID_VALUE);
+    }
+
+    #[test]
+    fn work_on_memory_that_was_freed_fails() {
+        let stream = start();
+        let address = allocate(64);
+        assert_eq!(cuMemsetD8Async(address, 0, 64, stream), SUCCESS);
+        assert_eq!(cuMemFree_v2(address), SUCCESS);
+        assert_eq!(cuStreamSynchronize(stream), machine::ILLEGAL_ADDRESS);
+        assert_eq!(cuStreamSynchronize(stream), SUCCESS);
     }
 
     #[test]

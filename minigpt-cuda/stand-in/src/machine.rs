@@ -17,6 +17,7 @@ pub(crate) const NOT_INITIALIZED: Status = 3;
 pub(crate) const INVALID_DEVICE: Status = 101;
 pub(crate) const INVALID_CONTEXT: Status = 201;
 pub(crate) const INVALID_HANDLE: Status = 400;
+pub(crate) const ILLEGAL_ADDRESS: Status = 700;
 pub(crate) const NOT_SUPPORTED: Status = 801;
 
 /// Bytes of device memory unless `MINIGPT_STAND_IN_MEMORY` says otherwise.
@@ -97,9 +98,8 @@ impl Machine {
         Ok(address)
     }
 
-    /// Frees an allocation, when all work is done: the driver waits for it too.
+    /// Frees an allocation at once. Queued work that still uses it then fails.
     pub(crate) fn release(&mut self, address: u64) -> Result<(), Status> {
-        self.finish()?;
         self.free += self.memory.remove(&address).ok_or(INVALID_VALUE)?.len();
         Ok(())
     }
@@ -118,8 +118,10 @@ impl Machine {
         Ok(host)
     }
 
+    /// Frees host memory, when no work can use it any more.
     pub(crate) fn release_host(&mut self, host: *mut c_void) -> Result<(), Status> {
-        self.finish()?;
+        let streams: Vec<usize> = self.streams.keys().copied().collect();
+        streams.into_iter().try_for_each(|stream| self.run(stream))?;
         self.locked.remove(&host.addr()).map(drop).ok_or(INVALID_VALUE)
     }
 
@@ -165,30 +167,32 @@ impl Machine {
     /// Runs what a stream has queued, in order.
     pub(crate) fn run(&mut self, stream: usize) -> Result<(), Status> {
         let queue = mem::take(self.streams.get_mut(&stream).ok_or(INVALID_HANDLE)?);
-        for work in queue {
-            match work {
-                Work::ToDevice { bytes: 0, .. } | Work::ToHost { bytes: 0, .. } => {}
-                Work::ToDevice { to, from, bytes } => {
-                    let from = ptr::with_exposed_provenance::<u8>(from);
-                    // SAFETY: whoever queued this must keep the host memory until it has synchronised.
-                    let from = unsafe { slice::from_raw_parts(from, bytes) };
-                    self.at(to, bytes)?.copy_from_slice(from);
-                }
-                Work::ToHost { to, from, bytes } => {
-                    let from = self.at(from, bytes)?;
-                    let to = ptr::with_exposed_provenance_mut::<u8>(to);
-                    // SAFETY: whoever queued this must keep the host memory, and leave it alone, until it has
-                    // synchronised.
-                    unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, bytes) };
-                }
-                Work::Copy { to, from, bytes } => {
-                    let from = self.at(from, bytes)?.to_vec();
-                    self.at(to, bytes)?.copy_from_slice(&from);
-                }
-                Work::Fill { to, word, count } => {
-                    for place in self.at(to, word.len() * count)?.chunks_exact_mut(word.len()) {
-                        place.copy_from_slice(&word);
-                    }
+        queue.into_iter().try_for_each(|work| self.perform(work)).map_err(|_| ILLEGAL_ADDRESS)
+    }
+
+    fn perform(&mut self, work: Work) -> Result<(), Status> {
+        match work {
+            Work::ToDevice { bytes: 0, .. } | Work::ToHost { bytes: 0, .. } => {}
+            Work::ToDevice { to, from, bytes } => {
+                let from = ptr::with_exposed_provenance::<u8>(from);
+                // SAFETY: whoever queued this must keep the host memory until it has synchronised.
+                let from = unsafe { slice::from_raw_parts(from, bytes) };
+                self.at(to, bytes)?.copy_from_slice(from);
+            }
+            Work::ToHost { to, from, bytes } => {
+                let from = self.at(from, bytes)?;
+                let to = ptr::with_exposed_provenance_mut::<u8>(to);
+                // SAFETY: whoever queued this must keep the host memory, and leave it alone, until it has
+                // synchronised.
+                unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, bytes) };
+            }
+            Work::Copy { to, from, bytes } => {
+                let from = self.at(from, bytes)?.to_vec();
+                self.at(to, bytes)?.copy_from_slice(&from);
+            }
+            Work::Fill { to, word, count } => {
+                for place in self.at(to, word.len() * count)?.chunks_exact_mut(word.len()) {
+                    place.copy_from_slice(&word);
                 }
             }
         }
@@ -201,11 +205,6 @@ impl Machine {
         self.locked.clear();
         self.streams.clear();
         self.free = self.total;
-    }
-
-    fn finish(&mut self) -> Result<(), Status> {
-        let streams: Vec<usize> = self.streams.keys().copied().collect();
-        streams.into_iter().try_for_each(|stream| self.run(stream))
     }
 
     /// Device memory from `address` on, if it all lies in one allocation.

@@ -139,11 +139,12 @@ fn what_cannot_be_filled_is_refused() {
 fn spans_outside_their_buffer_are_invalid() {
     in_child("spans_outside_their_buffer_are_invalid", Driver::StandIn, &[], || {
         let mut cuda = Cuda::new(0).unwrap();
-        let (buffer, gone) = (cuda.alloc(64).unwrap(), cuda.alloc(64).unwrap());
+        let (buffer, odd, gone) = (cuda.alloc(64).unwrap(), cuda.alloc(63).unwrap(), cuda.alloc(64).unwrap());
         cuda.release(gone).unwrap();
         let inside = words(buffer, 4);
         for bad in [
             words(buffer, 17),
+            words(odd, 16),
             span(buffer, Dtype::U32, 52, 4),
             span(buffer, Dtype::U32, usize::MAX - 3, 4),
             span(buffer, Dtype::U32, 0, usize::MAX),
@@ -192,6 +193,17 @@ fn an_allocation_that_does_not_fit_is_out_of_memory_and_breaks_nothing() {
             cuda.alloc(600_001).unwrap();
         },
     );
+}
+
+#[test]
+fn memory_is_given_back_only_when_the_work_on_it_is_done() {
+    in_child("memory_is_given_back_only_when_the_work_on_it_is_done", Driver::StandIn, &[], || {
+        let mut cuda = Cuda::new(0).unwrap();
+        let buffer = cuda.alloc(64).unwrap();
+        cuda.fill(words(buffer, 16), 1.0).unwrap();
+        cuda.release(buffer).unwrap();
+        cuda.sync().unwrap();
+    });
 }
 
 #[test]
@@ -286,9 +298,13 @@ fn a_driver_that_does_not_start_is_unavailable_and_its_answer_is_told() {
 fn a_failure_of_the_driver_is_a_device_error() {
     let fail = [("MINIGPT_STAND_IN_FAIL", "cuStreamSynchronize=700")];
     in_child("a_failure_of_the_driver_is_a_device_error", Driver::StandIn, &fail, || {
-        let error = Cuda::new(0).unwrap().sync().unwrap_err();
+        let mut cuda = Cuda::new(0).unwrap();
+        let error = cuda.sync().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Device);
         assert!(matches!(error, CudaError::Driver { code: 700, .. }), "{error}");
+        let buffer = cuda.alloc(4).unwrap();
+        let empty = cuda.read(words(buffer, 0), &mut []).unwrap_err();
+        assert_eq!(empty, error, "reading nothing waits too");
         assert!(
             error.to_string().contains("finish the work that was queued: IllegalAddress (700)"),
             "{error}"
