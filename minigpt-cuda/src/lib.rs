@@ -44,7 +44,7 @@
 //! | | |
 //! |---|---|
 //! | on a GPU, with NVIDIA's driver | **nothing so far** |
-//! | on the stand-in driver, Linux on x86-64 | the tests of this crate: allocation, transfers, fills, errors, an op's fallback |
+//! | on the stand-in driver, Linux on x86-64 | the tests of this crate: allocation, transfers, fills, errors; the conformance suite; training and decoding |
 //! | on Windows and other targets | nothing with the feature `cuda` |
 //!
 //! The stand-in (`minigpt-cuda/stand-in` in the repository) is a small library for the tests. It keeps "device" memory

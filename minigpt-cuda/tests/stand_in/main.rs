@@ -2,6 +2,7 @@
 //! it may. Nothing here needs or touches a GPU.
 
 mod child;
+mod model;
 
 use child::{DRIVER, Driver, in_child};
 use minigpt_core::backend::{read_elems, read_u32, write_elems};
