@@ -169,6 +169,10 @@ fn decodes<B: Backend>(backend: B, config: GptConfig, name: &str, line: &mut Lin
         if window != text[fed - crate::model::window_length(fed, config.context)..fed] {
             return Err(format!("after {fed} tokens the window is {window:?}"));
         }
+        let recent = decoder.recent();
+        if !text[..fed].ends_with(recent) || recent.len() < fed.min(config.context) {
+            return Err(format!("after {fed} tokens the recent ones are {recent:?}"));
+        }
         let full = model.logits(&window, 1, window.len()).map_err(told)?;
         let oracle: Vec<f64> = full[(window.len() - 1) * vocab..].iter().map(|x| x.to_f64()).collect();
         let found: Vec<f64> = decoder.logits().iter().map(|x| x.to_f64()).collect();

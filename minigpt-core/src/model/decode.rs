@@ -46,7 +46,9 @@ pub fn window_length(fed: usize, context: usize) -> usize {
 #[derive(Debug)]
 pub struct Decoder<B: Backend> {
     workspace: Workspace,
-    window: Vec<u32>,
+    /// The latest tokens, of which the last `seen` are in the cache: at least a context of them, at most two.
+    history: Vec<u32>,
+    seen: usize,
     staging: Vec<u8>,
     logit_bytes: Vec<u8>,
     logits: Vec<B::Elem>,
@@ -66,7 +68,8 @@ impl<B: Backend> Decoder<B> {
         let workspace = Workspace::new(model.backend_mut(), plan)?;
         Ok(Decoder {
             workspace,
-            window: Vec::with_capacity(context),
+            history: Vec::with_capacity(2 * context),
+            seen: 0,
             staging,
             logit_bytes: vec![0; vocab * size_of::<B::Elem>()],
             logits: vec![B::Elem::default(); vocab],
@@ -75,7 +78,13 @@ impl<B: Backend> Decoder<B> {
 
     /// The tokens that the next prediction rests on.
     pub fn window(&self) -> &[u32] {
-        &self.window
+        &self.history[self.history.len() - self.seen..]
+    }
+
+    /// The tokens that were fed lately, the latest last: what a repetition penalty looks at. It reaches back at least a
+    /// context, also where the window has just been cut to half of one.
+    pub fn recent(&self) -> &[u32] {
+        &self.history
     }
 
     /// The plan of its buffers.
@@ -85,7 +94,8 @@ impl<B: Backend> Decoder<B> {
 
     /// Forgets all tokens.
     pub fn reset(&mut self) {
-        self.window.clear();
+        self.history.clear();
+        self.seen = 0;
     }
 
     /// Shows the model `tokens` and computes the logits of what comes next.
@@ -104,19 +114,11 @@ impl<B: Backend> Decoder<B> {
         }
         check_tokens(tokens, model.config().vocab_size)?;
         let context = model.config().context;
-        let seen = self.window.len();
         // A window that is not full has all its tokens in the cache, so it counts on from its own length.
-        let start = if seen + tokens.len() <= context {
-            self.window.extend_from_slice(tokens);
-            seen
-        } else {
-            let length = window_length(seen + tokens.len(), context);
-            let old = length.saturating_sub(tokens.len());
-            self.window.copy_within(seen - old..seen, 0);
-            self.window.truncate(old);
-            self.window.extend_from_slice(&tokens[tokens.len() - (length - old)..]);
-            0
-        };
+        let length = window_length(self.seen + tokens.len(), context);
+        let start = if length == self.seen + tokens.len() { self.seen } else { 0 };
+        self.remember(tokens, 2 * context);
+        self.seen = length;
         let result = self.run(model, start);
         if result.is_err() {
             self.reset();
@@ -124,15 +126,26 @@ impl<B: Backend> Decoder<B> {
         result.map_err(Error::Backend)
     }
 
+    /// Adds to the history, and drops what is oldest: half of it at once, so that a token is rarely moved.
+    fn remember(&mut self, tokens: &[u32], capacity: usize) {
+        let tokens = &tokens[tokens.len().saturating_sub(capacity)..];
+        if self.history.len() + tokens.len() > capacity {
+            let kept = (capacity - tokens.len()).min(capacity / 2);
+            self.history.drain(..self.history.len() - kept);
+        }
+        self.history.extend_from_slice(tokens);
+    }
+
     /// Runs the window from position `start` on.
     fn run(&mut self, model: &mut Model<B>, mut start: usize) -> Result<(), B::Error> {
         let workspace = &self.workspace;
-        while start < self.window.len() {
-            let end = self.window.len().min(start + workspace.plan.time);
-            let piece = &self.window[start..end];
+        let window = &self.history[self.history.len() - self.seen..];
+        while start < window.len() {
+            let end = window.len().min(start + workspace.plan.time);
+            let piece = &window[start..end];
             let bytes = stage(piece, &mut self.staging);
             model.backend_mut().write(workspace.tokens(piece.len()), bytes)?;
-            let last = end == self.window.len();
+            let last = end == window.len();
             let logits = last.then_some(Logits::Last);
             forward(model, workspace, &Pass { batch: 1, time: piece.len(), start, dropout: None, logits })?;
             start = end;
@@ -162,7 +175,7 @@ impl<B: Backend> Decoder<B> {
 
 impl<B: Backend> Decoder<B> {
     /// What comes next, token by token, without end; `sampler` chooses, and its repetition penalty looks at the
-    /// decoder's window.
+    /// decoder's [recent](Decoder::recent) tokens.
     ///
     /// The prompt must have been [fed](Decoder::feed). A token is fed when the one after it is asked for: whoever stops
     /// and later goes on feeds the last token first.
@@ -211,10 +224,11 @@ impl<B: Backend> Generate<'_, B> {
         if let Some(last) = self.last {
             self.decoder.feed(self.model, &[last])?;
         }
-        if self.decoder.window.is_empty() {
+        if self.decoder.seen == 0 {
             return Err(Error::EmptyPrompt);
         }
-        let token = self.sampler.sample(&self.decoder.logits, &self.decoder.window).map_err(Error::Sample)?;
+        let token =
+            self.sampler.sample(&self.decoder.logits, &self.decoder.history).map_err(Error::Sample)?;
         self.last = Some(token);
         Ok(token)
     }
