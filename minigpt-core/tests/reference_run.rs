@@ -703,6 +703,15 @@ fn an_op_that_fails_its_check_is_refused() {
     memory.refuse(over, InvalidOp::Overlap { a: "token_embedding", b: "out" });
 }
 
+#[test]
+fn an_operand_may_be_empty() {
+    let mut memory = Memory::new();
+    let (scalars_span, mut scalars) = memory.random(scalar::LEN);
+    scalars[scalar::GRAD_SQUARED] = 0.0;
+    let nothing = Span { len: 0, ..scalars_span };
+    memory.expect(SquaredNorm { x: nothing, scalars: scalars_span }, &[(scalars_span, &scalars)]);
+}
+
 /// Claims to hold any span, and counts what falls back to the reference.
 #[derive(Default)]
 struct Hollow {

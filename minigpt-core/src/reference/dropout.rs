@@ -87,6 +87,14 @@ mod tests {
     }
 
     #[test]
+    fn a_word_at_the_threshold_is_kept() {
+        let word = dropout_words(0, 5, [13, 14], [11, 12])[2];
+        let probability_of = |threshold: u32| f64::from(threshold) / 4_294_967_296.0;
+        assert_ne!(Mask::new(probability_of(word), 5, &COUNTERS).apply(2, 1.0f64), 0.0);
+        assert_eq!(Mask::new(probability_of(word + 1), 5, &COUNTERS).apply(2, 1.0f64), 0.0);
+    }
+
+    #[test]
     fn seed_draw_and_site_each_change_the_mask() {
         let pattern = |mask: Mask| -> Vec<bool> { (0..64).map(|i| mask.apply(i, 1.0f64) == 0.0).collect() };
         let base = pattern(Mask::new(0.5, 0, &COUNTERS));
