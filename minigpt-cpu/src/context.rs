@@ -89,5 +89,8 @@ impl Scratch {
 
 /// `len` f32, and as many more as fill the last cache line: what follows in scratch begins on a line of its own.
 pub(crate) const fn whole_lines(len: usize) -> usize {
-    len.next_multiple_of(Line::BYTES / 4)
+    match len.checked_next_multiple_of(Line::BYTES / 4) {
+        Some(whole) => whole,
+        None => usize::MAX,
+    }
 }

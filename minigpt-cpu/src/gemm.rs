@@ -15,9 +15,9 @@ use crate::context::{Job, Team};
 use crate::par::{Chunks, Grid, Tile};
 
 /// The deepest block: a strip of `a` of this depth fits the first-level cache with room to spare.
-const DEPTH: usize = 512;
+pub(crate) const DEPTH: usize = 384;
 /// The widest task: a block of `b` of this width and depth fits a second-level cache of 1 MiB.
-const WIDTH: usize = 512;
+pub(crate) const WIDTH: usize = 512;
 /// With so many tasks, the last one to end does not matter on a few threads.
 const TASKS: usize = 16;
 
@@ -234,18 +234,23 @@ pub(crate) fn pack_transposed(team: &mut Team<'_>, matrix: &[f32], cols: usize, 
     }
     impl Job<Chunks<'_, f32>> for Pack<'_> {
         #[inline(always)]
-        fn run<V: Vector>(&self, _: V::Token, index: usize, packed: &mut [f32]) {
-            // So many columns at a time that the lines that are written stay in the first-level cache.
-            const COLUMNS: usize = 16;
-            let first = index * self.panel * self.cols;
-            for (block, packed) in packed.chunks_mut(COLUMNS * self.panel).enumerate() {
-                let columns = packed.len() / self.panel;
-                for lane in 0..self.panel {
-                    let at = first + lane * self.cols + block * COLUMNS;
-                    let lanes = packed[lane..].iter_mut().step_by(self.panel);
-                    match self.matrix.get(at..at + columns) {
-                        Some(row) => lanes.zip(row).for_each(|(lane, &x)| *lane = x),
-                        None => lanes.for_each(|lane| *lane = 0.0),
+        fn run<V: Vector>(&self, t: V::Token, index: usize, packed: &mut [f32]) {
+            let rows = &self.matrix[index * self.panel * self.cols..];
+            let lanes = self.panel.min(rows.len() / self.cols);
+            let square = V::LANES;
+            for lane in (0..self.panel).step_by(square) {
+                for col in (0..self.cols).step_by(square) {
+                    let to = &mut packed[col * self.panel + lane..];
+                    if lane + square <= lanes && col + square <= self.cols {
+                        V::transpose(t, &rows[lane * self.cols + col..], self.cols, to, self.panel);
+                        continue;
+                    }
+                    for j in 0..square {
+                        for i in 0..square.min(self.cols - col) {
+                            let inside = lane + j < lanes;
+                            to[i * self.panel + j] =
+                                if inside { rows[(lane + j) * self.cols + col + i] } else { 0.0 };
+                        }
                     }
                 }
             }
@@ -253,6 +258,33 @@ pub(crate) fn pack_transposed(team: &mut Team<'_>, matrix: &[f32], cols: usize, 
     }
     let panel = register_tile(team.simd.isa()).1;
     let chunks = Chunks::new(packed, panel * cols);
+    team.for_each(chunks, &Pack { matrix, cols, panel });
+}
+
+/// Packs a row-major matrix of `cols` columns as a right operand: its rows are the depth.
+///
+/// It pays where rows are so far apart that every one is on a page of its own. `packed` has as many elements as
+/// [`packed_floats`] of (`cols`, the depth).
+pub(crate) fn pack_rows(team: &mut Team<'_>, matrix: &[f32], cols: usize, packed: &mut [f32]) {
+    struct Pack<'a> {
+        matrix: &'a [f32],
+        cols: usize,
+        panel: usize,
+    }
+    impl Job<Chunks<'_, f32>> for Pack<'_> {
+        #[inline(always)]
+        fn run<V: Vector>(&self, _: V::Token, index: usize, packed: &mut [f32]) {
+            let first = index * self.panel;
+            let lanes = self.panel.min(self.cols - first);
+            let rows = self.matrix.chunks_exact(self.cols);
+            for (row, packed) in rows.zip(packed.chunks_exact_mut(self.panel)) {
+                packed[..lanes].copy_from_slice(&row[first..][..lanes]);
+                packed[lanes..].fill(0.0);
+            }
+        }
+    }
+    let panel = register_tile(team.simd.isa()).1;
+    let chunks = Chunks::new(packed, panel * (matrix.len() / cols));
     team.for_each(chunks, &Pack { matrix, cols, panel });
 }
 

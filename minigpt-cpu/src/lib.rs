@@ -310,8 +310,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn workspace_bytes(&self, plan: &Plan) -> usize {
-        (ops::scratch_floats(plan, self.machine()).saturating_mul(4)).div_ceil(memory::Line::BYTES)
-            * memory::Line::BYTES
+        context::whole_lines(ops::scratch_floats(plan, self.machine())).saturating_mul(4)
     }
 
     fn reserve(&mut self, plan: &Plan) -> Result<(), CpuError> {

@@ -1,6 +1,7 @@
 use super::*;
+use minigpt_core::GptConfig;
 use minigpt_core::backend::{BackendError, ErrorKind, read_elems, read_u32, write_elems, write_u32};
-use minigpt_core::op::{AttentionScores, NextDraw, counter};
+use minigpt_core::op::{AttentionScores, Dropout, LinearBackward, LinearForward, NextDraw, counter};
 use std::string::ToString;
 
 fn span(buffer: Buffer, dtype: Dtype, offset: usize, len: usize) -> Span {
@@ -146,4 +147,69 @@ fn the_draw_number_carries_into_its_high_word() {
         assert_eq!(read_u32(&mut cpu, counters.slice(counter::DRAW, 2)).unwrap(), expected);
     }
     assert_eq!(cpu.fallbacks(), 0);
+}
+
+#[test]
+fn what_is_reserved_for_a_plan_is_what_it_declares_and_is_enough() {
+    let config =
+        GptConfig { heads: 2, d_model: 24, d_ff: 520, layers: 1, dropout: 0.1, ..GptConfig::new(97, 10) };
+    let plan = Plan::training(&config, Dtype::F32, 2, 10).unwrap();
+    for isa in Isa::available() {
+        let mut cpu = Cpu::builder().isa(isa).threads(2).build().unwrap();
+        cpu.reserve(&plan).unwrap();
+        let reserved = cpu.scratch.bytes();
+        assert!(reserved > 0);
+        assert_eq!(reserved, cpu.workspace_bytes(&plan));
+        let buffer = cpu.alloc(1 << 20).unwrap();
+        let counters = span(buffer, Dtype::U32, 0, counter::LEN);
+        let dropout = Some(Dropout { probability: 0.1, site: 0, counters });
+        let mut needed = 0;
+        for (d_out, d_in, dropout) in
+            [(72, 24, None), (24, 24, dropout), (520, 24, None), (24, 520, dropout), (97, 24, None)]
+        {
+            let rows = 20;
+            let mut end = 64;
+            let mut place = |len: usize| {
+                let place = span(buffer, Dtype::F32, end, len);
+                end += 4 * len;
+                place
+            };
+            let forward = LinearForward {
+                x: place(rows * d_in),
+                weight: place(d_out * d_in),
+                bias: None,
+                activate: None,
+                dropout,
+                residual: None,
+                y: place(rows * d_out),
+                rows,
+                d_in,
+                d_out,
+            };
+            let backward = LinearBackward {
+                x: forward.x,
+                weight: forward.weight,
+                d_y: forward.y,
+                dropout,
+                d_x: Some(place(rows * d_in)),
+                accumulate: false,
+                activate: None,
+                d_weight: place(d_out * d_in),
+                d_bias: None,
+                rows,
+                d_in,
+                d_out,
+            };
+            for op in [Op::from(forward), Op::from(backward)] {
+                cpu.run(&op).unwrap();
+                assert_eq!(cpu.scratch.bytes(), reserved, "{isa} {op:?}");
+                let mut bare = Cpu::builder().isa(isa).threads(1).build().unwrap();
+                bare.alloc(1 << 20).unwrap();
+                bare.run(&op).unwrap();
+                needed = needed.max(bare.scratch.bytes());
+            }
+        }
+        let machine = Machine { threads: 2, isa };
+        assert_eq!(needed, 4 * context::whole_lines(ops::linear::scratch_floats(&plan, machine)), "{isa}");
+    }
 }

@@ -99,6 +99,31 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    fn transpose(t: Avx2, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
+        let zero = Self::splat(t, 0.0).0;
+        let (mut pairs, mut fours) = ([zero; LANES], [zero; LANES]);
+        for i in 0..LANES / 2 {
+            let a = Self::load(t, &from[2 * i * from_stride..]).0;
+            let b = Self::load(t, &from[(2 * i + 1) * from_stride..]).0;
+            (pairs[2 * i], pairs[2 * i + 1]) = simd!((_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)));
+        }
+        // In fours[4 * i + j], 128-bit lane l: column 4 * l + j of rows 4 * i ..= 4 * i + 3.
+        for i in 0..LANES / 4 {
+            for half in 0..2 {
+                let a = simd!(_mm256_castps_pd(pairs[4 * i + half]));
+                let b = simd!(_mm256_castps_pd(pairs[4 * i + half + 2]));
+                fours[4 * i + 2 * half] = simd!(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)));
+                fours[4 * i + 2 * half + 1] = simd!(_mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+            }
+        }
+        for j in 0..4 {
+            let (a, b) = (fours[j], fours[4 + j]);
+            F32x8(simd!(_mm256_permute2f128_ps::<0x20>(a, b))).store(&mut to[j * to_stride..]);
+            F32x8(simd!(_mm256_permute2f128_ps::<0x31>(a, b))).store(&mut to[(4 + j) * to_stride..]);
+        }
+    }
+
+    #[inline(always)]
     fn mul_add(self, a: Self, b: Self) -> Self {
         F32x8(simd!(_mm256_fmadd_ps(self.0, a.0, b.0)))
     }

@@ -108,6 +108,38 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn transpose(t: Avx512, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
+        // Picks lanes 0 and 2, or 1 and 3, of each operand.
+        const EVEN: i32 = 0b10_00_10_00;
+        const ODD: i32 = 0b11_01_11_01;
+        let zero = Self::splat(t, 0.0).0;
+        let (mut pairs, mut fours) = ([zero; LANES], [zero; LANES]);
+        for i in 0..LANES / 2 {
+            let a = Self::load(t, &from[2 * i * from_stride..]).0;
+            let b = Self::load(t, &from[(2 * i + 1) * from_stride..]).0;
+            (pairs[2 * i], pairs[2 * i + 1]) = simd!((_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+        }
+        // In fours[4 * i + j], 128-bit lane l: column 4 * l + j of rows 4 * i ..= 4 * i + 3.
+        for i in 0..LANES / 4 {
+            for half in 0..2 {
+                let a = simd!(_mm512_castps_pd(pairs[4 * i + half]));
+                let b = simd!(_mm512_castps_pd(pairs[4 * i + half + 2]));
+                fours[4 * i + 2 * half] = simd!(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)));
+                fours[4 * i + 2 * half + 1] = simd!(_mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+            }
+        }
+        for j in 0..4 {
+            let (a, b, c, d) = (fours[j], fours[4 + j], fours[8 + j], fours[12 + j]);
+            let (ab, cd) = simd!((_mm512_shuffle_f32x4::<EVEN>(a, b), _mm512_shuffle_f32x4::<EVEN>(c, d)));
+            F32x16(simd!(_mm512_shuffle_f32x4::<EVEN>(ab, cd))).store(&mut to[j * to_stride..]);
+            F32x16(simd!(_mm512_shuffle_f32x4::<ODD>(ab, cd))).store(&mut to[(8 + j) * to_stride..]);
+            let (ab, cd) = simd!((_mm512_shuffle_f32x4::<ODD>(a, b), _mm512_shuffle_f32x4::<ODD>(c, d)));
+            F32x16(simd!(_mm512_shuffle_f32x4::<EVEN>(ab, cd))).store(&mut to[(4 + j) * to_stride..]);
+            F32x16(simd!(_mm512_shuffle_f32x4::<ODD>(ab, cd))).store(&mut to[(12 + j) * to_stride..]);
+        }
+    }
+
+    #[inline(always)]
     fn mul_add(self, a: Self, b: Self) -> Self {
         F32x16(simd!(_mm512_fmadd_ps(self.0, a.0, b.0)))
     }

@@ -56,6 +56,11 @@ pub(crate) trait Vector:
     fn store(self, to: &mut [f32]);
     /// Writes the first elements of `to`, at most `LANES`.
     fn store_partial(self, to: &mut [f32]);
+    /// Transposes a square of `LANES` x `LANES`: `to[c * to_stride + r] = from[r * from_stride + c]`.
+    ///
+    /// # Panics
+    /// If either slice is too short for that.
+    fn transpose(token: Self::Token, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize);
 
     /// self * a + b. With one rounding where the instruction set has it, with two in the portable set.
     fn mul_add(self, a: Self, b: Self) -> Self;

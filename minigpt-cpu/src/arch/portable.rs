@@ -84,6 +84,15 @@ impl Vector for F32x4 {
     }
 
     #[inline(always)]
+    fn transpose(_: Portable, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
+        for row in 0..LANES {
+            for col in 0..LANES {
+                to[col * to_stride + row] = from[row * from_stride + col];
+            }
+        }
+    }
+
+    #[inline(always)]
     fn mul_add(self, a: Self, b: Self) -> Self {
         // Without the instruction, one rounding takes a function call: two roundings are the better bargain.
         self * a + b

@@ -107,6 +107,29 @@ fn reductions_fold_halves_in_a_fixed_order() {
     simds().for_each(|simd| simd.dispatch(Reductions));
 }
 
+struct Transpose;
+impl Kernel for Transpose {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, t: V::Token) {
+        let (from_stride, to_stride) = (V::LANES + 3, V::LANES + 1);
+        let from: Vec<f32> = (0..V::LANES * from_stride).map(|i| i as f32).collect();
+        let mut to = std::vec![-1.0; V::LANES * to_stride];
+        V::transpose(t, &from, from_stride, &mut to, to_stride);
+        for row in 0..V::LANES {
+            for col in 0..V::LANES {
+                assert_eq!(to[col * to_stride + row], from[row * from_stride + col]);
+            }
+            assert_eq!(to[row * to_stride + V::LANES], -1.0);
+        }
+    }
+}
+
+#[test]
+fn squares_are_transposed_within_their_bounds() {
+    simds().for_each(|simd| simd.dispatch(Transpose));
+}
+
 #[test]
 fn names_parse_back() {
     for &isa in Isa::ALL {

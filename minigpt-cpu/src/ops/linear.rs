@@ -8,12 +8,14 @@ use core::ops::Range;
 use minigpt_core::op::{LinearBackward, LinearForward};
 use minigpt_core::{Activation, Plan};
 
-use crate::arch::Vector;
 use crate::arch::tile::Strided;
+use crate::arch::{Isa, Vector};
 use crate::context::{Context, Job, Machine, whole_lines};
 use crate::dropout::Mask;
 use crate::error::CpuError;
-use crate::gemm::{AsIs, Begin, Finish, Right, pack_transposed, packed_floats, product};
+use crate::gemm::{
+    AsIs, Begin, DEPTH, Finish, Right, WIDTH, pack_rows, pack_transposed, packed_floats, product,
+};
 use crate::math;
 use crate::par::{Chunks, Grid, Tile};
 
@@ -45,7 +47,7 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
     let apart = in_place && (activation.is_some() || mask.is_some() || kept.is_some());
     let packed_len = if rows > FEW_ROWS { packed_floats(d_out, d_in, context.team.simd.isa()) } else { 0 };
     let apart_len = if apart { rows * d_out } else { 0 };
-    let scratch = context.scratch.floats(whole_lines(packed_len) + apart_len)?;
+    let scratch = context.scratch.floats(whole_lines(packed_len).saturating_add(apart_len))?;
     let (packed, before) = scratch.split_at_mut(whole_lines(packed_len));
     let begin = if in_place && !apart { Begin::Accumulate } else { Begin::Zero };
     if apart {
@@ -87,6 +89,14 @@ impl Finish for Forward<'_> {
         c: &mut [f32],
         mut kept: Option<&mut [f32]>,
     ) {
+        if self.bias.is_none()
+            && kept.is_none()
+            && self.activation.is_none()
+            && self.mask.is_none()
+            && self.residual.is_none()
+        {
+            return;
+        }
         let first = row * self.d_out + cols.start;
         let bias = self.bias.map(|bias| &bias[cols]);
         let residual = self.residual.map(|residual| &residual[first..][..c.len()]);
@@ -245,11 +255,15 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
     let d_bias = op.d_bias.map(|d_bias| views.f32_mut("d_bias", d_bias)).transpose()?;
 
     let team = &mut context.team;
+    let masked_len = if mask.is_some() { rows * d_out } else { 0 };
+    let packed_len = packed_input(rows, d_in, team.simd.isa());
+    let scratch = context.scratch.floats(whole_lines(masked_len).saturating_add(packed_len))?;
+    let (masked, packed) = scratch.split_at_mut(whole_lines(masked_len));
     let g = match mask {
         None => d_y,
         // Three products and sums read it: dropped out once, it is not dropped out three times.
         Some(mask) => {
-            let masked = context.scratch.floats(rows * d_out)?;
+            let masked = &mut masked[..masked_len];
             let size = d_out * MASKED_ROWS;
             team.for_each(Chunks::new(masked, size), &DropOut { d_y, mask, size });
             masked
@@ -266,8 +280,20 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
             None => product(team, a, b, d_x, None, shape, begin, &AsIs),
         }
     }
-    let (a, b) = (Strided::transposed(g, d_out), Right::Rows { data: x, cols: d_in });
-    product(team, a, b, d_weight, None, (d_out, rows, d_in), Begin::Accumulate, &AsIs);
+    // Both operands are read across their rows.
+    let a = Strided::transposed(g, d_out);
+    if packed_len > 0 {
+        for (block, x) in x.chunks(DEPTH * d_in).enumerate() {
+            let depth = x.len() / d_in;
+            let packed = &mut packed[..packed_floats(d_in, depth, team.simd.isa())];
+            pack_rows(team, x, d_in, packed);
+            let (a, b) = (a.from(0, block * DEPTH), Right::Packed { data: packed });
+            product(team, a, b, d_weight, None, (d_out, depth, d_in), Begin::Accumulate, &AsIs);
+        }
+    } else {
+        let b = Right::Rows { data: x, cols: d_in };
+        product(team, a, b, d_weight, None, (d_out, rows, d_in), Begin::Accumulate, &AsIs);
+    }
     if let Some(d_bias) = d_bias {
         team.for_each(Chunks::new(d_bias, SUMMED_COLUMNS), &ColumnSums { g, d_out });
     }
@@ -343,15 +369,32 @@ impl Job<Chunks<'_, f32>> for ColumnSums<'_> {
     }
 }
 
-/// Scratch for the linear layers of `plan`: a packed weight, or a gradient after dropout.
+/// Scratch for the linear layers of `plan`: packed operands, and gradients after dropout.
 pub(crate) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
     let config = &plan.config;
     let (c, f, v) = (config.d_model, config.d_ff, config.vocab_size);
-    let packed = [(c.saturating_mul(3), c), (c, c), (f, c), (c, f), (v, c)]
-        .map(|(d_out, d_in)| whole_lines(packed_floats(d_out, d_in, machine.isa)));
     let rows = plan.batch.saturating_mul(plan.time);
-    let masked = if plan.backward.is_some() && config.dropout > 0.0 { rows.saturating_mul(c) } else { 0 };
-    packed.into_iter().fold(masked, usize::max)
+    let training = plan.backward.is_some();
+    let mut most = 0;
+    for (d_out, d_in, dropped) in
+        [(c.saturating_mul(3), c, false), (c, c, true), (f, c, false), (c, f, true), (v, c, false)]
+    {
+        if rows > FEW_ROWS {
+            most = most.max(whole_lines(packed_floats(d_out, d_in, machine.isa)));
+        }
+        if training {
+            let masked = if dropped && config.dropout > 0.0 { rows.saturating_mul(d_out) } else { 0 };
+            let packed = packed_input(rows, d_in, machine.isa);
+            most = most.max(whole_lines(masked).saturating_add(packed));
+        }
+    }
+    most
+}
+
+/// How many f32 the input takes that the weight's gradient reads, if it is packed: a block of its depth, where its
+/// rows are far apart.
+fn packed_input(rows: usize, d_in: usize, isa: Isa) -> usize {
+    if d_in > WIDTH { packed_floats(d_in, rows.min(DEPTH), isa) } else { 0 }
 }
 
 #[cfg(test)]

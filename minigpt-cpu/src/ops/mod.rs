@@ -5,7 +5,7 @@ mod draw;
 mod embedding;
 mod lanes;
 mod layernorm;
-mod linear;
+pub(crate) mod linear;
 mod optimizer;
 mod rotary;
 

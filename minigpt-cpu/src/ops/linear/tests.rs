@@ -1,12 +1,15 @@
 //! On every instruction set, against the reference in f64.
 
+use super::scratch_floats;
+use crate::context::Machine;
 use crate::{Cpu, Isa};
 use minigpt_core::backend::{read_elems, write_elems, write_u32};
 use minigpt_core::op::{Activate, Dropout, LinearBackward, LinearForward, counter};
+use minigpt_core::plan::Logits;
 use minigpt_core::reference::dropout::Mask;
 use minigpt_core::reference::linear;
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Activation, Backend, Dtype, Span};
+use minigpt_core::{Activation, Backend, Dtype, GptConfig, Plan, Span};
 use std::vec;
 use std::vec::Vec;
 
@@ -57,7 +60,7 @@ fn each_cpu(mut test: impl FnMut(&mut Cpu<'_>)) {
 }
 
 /// (rows, d_in, d_out): few rows and many, round and not.
-const SHAPES: [(usize, usize, usize); 12] = [
+const SHAPES: [(usize, usize, usize); 13] = [
     (1, 7, 65),
     (1, 129, 63),
     (2, 64, 1),
@@ -70,6 +73,7 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (65, 7, 129),
     (129, 63, 64),
     (17, 530, 33),
+    (400, 515, 9),
 ];
 
 struct Case {
@@ -267,5 +271,17 @@ fn any_number_of_threads_gives_the_same_bits() {
             });
             assert!(results[0] == results[1] && results[0] == results[2], "{isa} {rows} {d_in} {d_out}");
         }
+    }
+}
+
+#[test]
+fn decoding_a_token_needs_no_scratch() {
+    let config = GptConfig::new(65, 64);
+    for isa in Isa::available() {
+        let machine = Machine { threads: 2, isa };
+        let one = Plan::inference(&config, Dtype::F32, 1, 1, Logits::Last, 64).unwrap();
+        assert_eq!(scratch_floats(&one, machine), 0);
+        let many = Plan::inference(&config, Dtype::F32, 1, 8, Logits::Last, 64).unwrap();
+        assert!(scratch_floats(&many, machine) >= config.d_model * config.d_ff);
     }
 }
