@@ -17,6 +17,7 @@ use crate::gemm::{
     AsIs, Begin, DEPTH, Finish, Right, WIDTH, pack_rows, pack_transposed, packed_floats, product,
 };
 use crate::math;
+use crate::ops::lanes::{load, store};
 use crate::par::{Chunks, Grid, Tile};
 
 /// Up to so many rows, reading the weight is what takes the time.
@@ -102,20 +103,20 @@ impl Finish for Forward<'_> {
         let residual = self.residual.map(|residual| &residual[first..][..c.len()]);
         let mut at = 0;
         while at < c.len() {
-            let mut value = load::<V>(t, &c[at..]);
+            let mut value = load::<V>(t, c, at);
             if let Some(bias) = bias {
-                value = value + load::<V>(t, &bias[at..]);
+                value = value + load::<V>(t, bias, at);
             }
             if let Some(kept) = kept.as_deref_mut() {
-                store(value, &mut kept[at..]);
+                store(value, kept, at);
             }
             if let Some(activation) = self.activation {
                 value = math::activate(t, activation, value);
             }
             if let (None, Some(residual)) = (&self.mask, residual) {
-                value = load::<V>(t, &residual[at..]) + value;
+                value = load::<V>(t, residual, at) + value;
             }
-            store(value, &mut c[at..]);
+            store(value, c, at);
             at += V::LANES;
         }
         let Some(mask) = &self.mask else { return };
@@ -126,18 +127,6 @@ impl Finish for Forward<'_> {
             }
         }
     }
-}
-
-/// A whole vector if `from` has one, else what it has.
-#[inline(always)]
-fn load<V: Vector>(t: V::Token, from: &[f32]) -> V {
-    if from.len() >= V::LANES { V::load(t, from) } else { V::load_partial(t, from) }
-}
-
-/// A whole vector if `to` has room for one, else what it has room for.
-#[inline(always)]
-fn store<V: Vector>(value: V, to: &mut [f32]) {
-    if to.len() >= V::LANES { value.store(to) } else { value.store_partial(to) }
 }
 
 /// Below so many weights, waking threads costs more than they bring.
@@ -338,8 +327,8 @@ impl Finish for Backward<'_> {
         let input = &self.input[row * self.d_in + cols.start..][..c.len()];
         let mut at = 0;
         while at < c.len() {
-            let slope = math::derivative(t, self.activation, load::<V>(t, &input[at..]));
-            store(load::<V>(t, &c[at..]) * slope, &mut c[at..]);
+            let slope = math::derivative(t, self.activation, load::<V>(t, input, at));
+            store(load::<V>(t, c, at) * slope, c, at);
             at += V::LANES;
         }
     }
