@@ -229,6 +229,7 @@ pub(crate) struct Grid<'s> {
     cols: usize,
     tile_rows: usize,
     tile_cols: usize,
+    by_columns: bool,
     owner: PhantomData<&'s mut [f32]>,
 }
 
@@ -240,7 +241,13 @@ impl<'s> Grid<'s> {
     pub(crate) fn new(slice: &'s mut [f32], cols: usize, tile_rows: usize, tile_cols: usize) -> Self {
         let (cols, tile_rows, tile_cols) = (cols.max(1), tile_rows.max(1), tile_cols.max(1));
         let rows = slice.len() / cols;
-        Grid { start: slice.as_mut_ptr(), rows, cols, tile_rows, tile_cols, owner: PhantomData }
+        let start = slice.as_mut_ptr();
+        Grid { start, rows, cols, tile_rows, tile_cols, by_columns: false, owner: PhantomData }
+    }
+
+    /// The same, numbered column by column.
+    pub(crate) fn by_columns(self) -> Self {
+        Grid { by_columns: true, ..self }
     }
 }
 
@@ -251,9 +258,14 @@ unsafe impl Parts for Grid<'_> {
         self.rows.div_ceil(self.tile_rows) * self.cols.div_ceil(self.tile_cols)
     }
     unsafe fn part<'t>(&self, task: Task) -> Tile<'t> {
-        let across = self.cols.div_ceil(self.tile_cols);
-        let row = (task.index() / across).saturating_mul(self.tile_rows).min(self.rows);
-        let col = (task.index() % across) * self.tile_cols;
+        let (down, across) = (self.rows.div_ceil(self.tile_rows), self.cols.div_ceil(self.tile_cols));
+        let (tile_row, tile_col) = if self.by_columns {
+            (task.index() % down.max(1), task.index() / down.max(1))
+        } else {
+            (task.index() / across, task.index() % across)
+        };
+        let row = tile_row.saturating_mul(self.tile_rows).min(self.rows);
+        let col = tile_col.saturating_mul(self.tile_cols).min(self.cols);
         Tile {
             start: self.start,
             stride: self.cols,

@@ -115,7 +115,7 @@ fn every_instruction_set_can_be_forced_and_an_absent_one_is_an_error() {
 }
 
 #[test]
-fn ops_without_a_kernel_are_counted() {
+fn ops_that_are_left_to_the_reference_are_counted() {
     let mut cpu = Cpu::new().unwrap();
     let buffer = cpu.alloc(1024).unwrap();
     let scores = AttentionScores {
@@ -129,6 +129,10 @@ fn ops_without_a_kernel_are_counted() {
         scale: 1.0,
     };
     cpu.run(&scores.into()).unwrap();
+    assert_eq!(cpu.fallbacks(), 0);
+    // Without a width there is nothing to be fast at.
+    let empty = AttentionScores { qkv: scores.qkv.first(0), d_head: 0, ..scores };
+    cpu.run(&empty.into()).unwrap();
     assert_eq!(cpu.fallbacks(), 1);
     assert_eq!(cpu.fallbacks_of(OpKind::AttentionScores), 1);
     assert_eq!(cpu.fallbacks_of(OpKind::AdamW), 0);

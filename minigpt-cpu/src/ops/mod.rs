@@ -1,5 +1,6 @@
 //! The ops, one file for each family. Each fast op names the reference function that it must equal.
 
+mod attention;
 mod cross_entropy;
 mod draw;
 mod embedding;
@@ -34,6 +35,10 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::LayerNormForward(op) if op.y.len > 0 => layernorm::forward(context, op)?,
         Op::LayerNormBackward(op) if op.d_x.len > 0 => layernorm::backward(context, op)?,
         Op::Rotary(op) if op.qkv.len > 0 => rotary::rotary(context, op)?,
+        Op::AttentionForward(op) if op.qkv.len > 0 => attention::forward(context, op)?,
+        Op::AttentionBackward(op) if op.qkv.len > 0 => attention::backward(context, op)?,
+        Op::AttentionCached(op) if op.qkv.len > 0 => attention::cached(context, op)?,
+        Op::AttentionScores(op) if op.qkv.len > 0 => attention::scores(context, op)?,
         Op::CrossEntropy(op) if op.logits.len > 0 => cross_entropy::cross_entropy(context, op)?,
         Op::SquaredNorm(op) => optimizer::squared_norm(context, op)?,
         Op::NextDraw(op) => draw::next_draw(context, op)?,
@@ -47,7 +52,9 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
 /// How many f32 of scratch the ops of `plan` need: they use it in turn, so the largest need counts.
 pub(crate) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
     let rows = plan.batch * plan.time;
-    let mut most = linear::scratch_floats(plan, machine).max(cross_entropy::scratch_floats(rows));
+    let mut most = linear::scratch_floats(plan, machine)
+        .max(attention::scratch_floats(plan, machine))
+        .max(cross_entropy::scratch_floats(rows));
     if plan.purpose == Purpose::Training {
         most = most
             .max(layernorm::scratch_floats(rows, plan.config.d_model))

@@ -88,6 +88,15 @@ fn tiles_cover_a_matrix_once() {
         });
         assert!(x.iter().enumerate().all(|(i, &x)| x == i as f32 + 1.0));
         assert_eq!(parts.iter().sum::<usize>(), rows * cols);
+
+        let grid = Grid::new(&mut x, cols, 4, 5).by_columns();
+        for_each(&mut executor, (grid, Chunks::new(&mut parts, 1)), |index, (mut tile, part)| {
+            part[0] = tile.rows().len() * tile.cols().len();
+            assert_eq!((tile.rows().start, tile.cols().start), (index % 4 * 4, index / 4 * 5));
+            (0..tile.rows().len()).for_each(|i| tile.row(i).iter_mut().for_each(|x| *x -= 1.0));
+        });
+        assert!(x.iter().enumerate().all(|(i, &x)| x == i as f32));
+        assert_eq!(parts.iter().sum::<usize>(), rows * cols);
     }
 }
 
