@@ -205,5 +205,12 @@ mod tests {
             0.0,
         );
         assert_eq!((y, rstd), ([-1.0, 1.0], [1.0]));
+
+        // A mean that f32 cannot hold: the deviations are -4/3, -1/3 and 5/3, the variance is 14/9. Sums of x^2 - m^2
+        // would be off by thousands.
+        let x = [999_999.0f32, 1_000_000.0, 1_000_002.0];
+        let (mut y, mut mean, mut rstd) = ([0.0f32; 3], [0.0], [0.0]);
+        layernorm_forward(&x, &[1.0; 3], None, &mut y, &mut mean, &mut rstd, 1, 3, 0.0);
+        assert_close(&[f64::from(rstd[0])], &[(9.0f64 / 14.0).sqrt()], 1e-3);
     }
 }
