@@ -2,8 +2,8 @@
 //!
 //! The result is cut into tasks by its shape alone. A task goes through the depth in blocks; for each it takes a strip
 //! of a few rows of `a`, small enough for the first-level cache, past all its columns of `b`, which the second level
-//! holds. Operands are read where they lie, transposed or not; only a right operand whose depth is contiguous (the
-//! weight, in the forward pass) is packed first, because its lanes would be far apart.
+//! holds. Operands are read where they lie, transposed or not. Only a right operand is packed first, if its depth is
+//! contiguous (the weight, in the forward pass) so that its lanes would be far apart, or if its rows are far apart.
 //!
 //! Each element is summed in the order of the depth, block after block: never a function of the threads.
 
@@ -17,7 +17,7 @@ use crate::par::{Chunks, Grid, Tile};
 /// The deepest block: a strip of `a` of this depth fits the first-level cache with room to spare.
 pub(crate) const DEPTH: usize = 384;
 /// The widest task: a block of `b` of this width and depth fits a second-level cache of 1 MiB.
-pub(crate) const WIDTH: usize = 512;
+const WIDTH: usize = 512;
 /// With so many tasks, the last one to end does not matter on a few threads.
 const TASKS: usize = 16;
 
@@ -263,7 +263,7 @@ pub(crate) fn pack_transposed(team: &mut Team<'_>, matrix: &[f32], cols: usize, 
 
 /// Packs a row-major matrix of `cols` columns as a right operand: its rows are the depth.
 ///
-/// It pays where rows are so far apart that every one is on a page of its own. `packed` has as many elements as
+/// `packed` has as many elements as
 /// [`packed_floats`] of (`cols`, the depth).
 pub(crate) fn pack_rows(team: &mut Team<'_>, matrix: &[f32], cols: usize, packed: &mut [f32]) {
     struct Pack<'a> {

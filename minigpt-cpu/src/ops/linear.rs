@@ -13,9 +13,7 @@ use crate::arch::{Isa, Vector};
 use crate::context::{Context, Job, Machine, whole_lines};
 use crate::dropout::Mask;
 use crate::error::CpuError;
-use crate::gemm::{
-    AsIs, Begin, DEPTH, Finish, Right, WIDTH, pack_rows, pack_transposed, packed_floats, product,
-};
+use crate::gemm::{AsIs, Begin, DEPTH, Finish, Right, pack_rows, pack_transposed, packed_floats, product};
 use crate::math;
 use crate::ops::lanes::{load, store};
 use crate::par::{Chunks, Grid, Tile};
@@ -245,7 +243,7 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
 
     let team = &mut context.team;
     let masked_len = if mask.is_some() { rows * d_out } else { 0 };
-    let packed_len = packed_input(rows, d_in, team.simd.isa());
+    let packed_len = packed_backward(rows, d_in, d_out, team.simd.isa());
     let scratch = context.scratch.floats(whole_lines(masked_len).saturating_add(packed_len))?;
     let (masked, packed) = scratch.split_at_mut(whole_lines(masked_len));
     let g = match mask {
@@ -260,8 +258,14 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
     };
     if let Some(d_x) = d_x {
         let begin = if op.accumulate { Begin::Accumulate } else { Begin::Zero };
-        let (a, b) = (Strided::rows(g, d_out), Right::Rows { data: weight, cols: d_in });
-        let shape = (rows, d_out, d_in);
+        let b = if packed_len > 0 {
+            let packed = &mut packed[..packed_floats(d_in, d_out, team.simd.isa())];
+            pack_rows(team, weight, d_in, packed);
+            Right::Packed { data: packed }
+        } else {
+            Right::Rows { data: weight, cols: d_in }
+        };
+        let (a, shape) = (Strided::rows(g, d_out), (rows, d_out, d_in));
         match activated {
             Some((activation, input)) => {
                 product(team, a, b, d_x, None, shape, begin, &Backward { activation, input, d_in });
@@ -373,17 +377,21 @@ pub(crate) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
         }
         if training {
             let masked = if dropped && config.dropout > 0.0 { rows.saturating_mul(d_out) } else { 0 };
-            let packed = packed_input(rows, d_in, machine.isa);
+            let packed = packed_backward(rows, d_in, d_out, machine.isa);
             most = most.max(whole_lines(masked).saturating_add(packed));
         }
     }
     most
 }
 
-/// How many f32 the input takes that the weight's gradient reads, if it is packed: a block of its depth, where its
-/// rows are far apart.
-fn packed_input(rows: usize, d_in: usize, isa: Isa) -> usize {
-    if d_in > WIDTH { packed_floats(d_in, rows.min(DEPTH), isa) } else { 0 }
+/// Rows of a right operand that are longer than this are so far apart that walking down a column of them misses the
+/// cache of page addresses at every step: then it is packed.
+const FAR_APART: usize = 256;
+
+/// How many f32 the packed right operands of the backward pass take: the weight, or a block of the input's depth.
+fn packed_backward(rows: usize, d_in: usize, d_out: usize, isa: Isa) -> usize {
+    let deepest = d_out.max(rows.min(DEPTH));
+    if d_in > FAR_APART && rows > FEW_ROWS { packed_floats(d_in, deepest, isa) } else { 0 }
 }
 
 #[cfg(test)]
