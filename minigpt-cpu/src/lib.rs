@@ -25,7 +25,6 @@
 //! a `Cpu` may be made and used anywhere, also inside a thread pool. How work is cut up depends on shapes alone:
 //! on one instruction set, every number of threads gives the same bits.
 #![cfg_attr(not(feature = "std"), no_std)]
-#![allow(dead_code, reason = "what attention needs is there before it")]
 extern crate alloc;
 #[cfg(any(feature = "std", test))]
 extern crate std;
