@@ -83,3 +83,51 @@ impl TrainConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_setting_without_meaning_is_named() {
+        let good = || TrainConfig { batch: 2, ..TrainConfig::constant(1e-3) };
+        assert_eq!(good().validate(), Ok(()));
+        let refused = |config: TrainConfig| config.validate().err().map(|(field, _)| field);
+        let rate = |peak, floor| Schedule { peak, floor, ..Schedule::constant(0.0) };
+        for (config, field) in [
+            (TrainConfig { batch: 0, ..good() }, "batch"),
+            (TrainConfig { time: 0, ..good() }, "time"),
+            (TrainConfig { accumulation: 0, ..good() }, "accumulation"),
+            (TrainConfig { schedule: rate(-1.0, 0.0), ..good() }, "schedule.peak"),
+            (TrainConfig { schedule: rate(f64::INFINITY, 0.0), ..good() }, "schedule.peak"),
+            (TrainConfig { schedule: rate(1.0, f64::NAN), ..good() }, "schedule.floor"),
+            (TrainConfig { clip: 0.0, ..good() }, "clip"),
+            (TrainConfig { clip: f64::NAN, ..good() }, "clip"),
+            (TrainConfig { beta1: 1.0, ..good() }, "beta1"),
+            (TrainConfig { beta2: -0.1, ..good() }, "beta2"),
+            (TrainConfig { eps: 0.0, ..good() }, "eps"),
+            (TrainConfig { eps: f64::INFINITY, ..good() }, "eps"),
+            (TrainConfig { weight_decay: -0.1, ..good() }, "weight_decay"),
+            (TrainConfig { weight_decay: f64::INFINITY, ..good() }, "weight_decay"),
+        ] {
+            assert_eq!(refused(config), Some(field));
+        }
+        for config in [
+            TrainConfig { batch: 1, time: 1, accumulation: 1, ..good() },
+            TrainConfig { schedule: rate(0.0, 0.0), ..good() },
+            TrainConfig { clip: f64::INFINITY, ..good() },
+            TrainConfig { beta1: 0.0, beta2: 0.0, weight_decay: 0.0, ..good() },
+        ] {
+            assert_eq!(config.validate(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_constant_rate_comes_with_the_usual_settings() {
+        let config = TrainConfig::constant(1e-3);
+        assert_eq!((config.batch, config.time, config.accumulation), (1, 64, 1));
+        assert_eq!(config.schedule, Schedule::constant(1e-3));
+        assert_eq!((config.beta1, config.beta2, config.eps), (0.9, 0.99, 1e-8));
+        assert_eq!((config.weight_decay, config.clip), (0.1, 1.0));
+    }
+}

@@ -63,3 +63,53 @@ impl Schedule {
         floor + remaining * (peak - floor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(decay: Decay) -> Schedule {
+        Schedule { peak: 1.0, floor: 0.2, warmup: 3, steps: 11, decay }
+    }
+
+    #[test]
+    fn warm_up_is_a_straight_line_to_the_peak() {
+        for decay in [Decay::Constant, Decay::Linear, Decay::Cosine] {
+            let rates = [0, 1, 2, 3].map(|step| schedule(decay).learning_rate(step));
+            assert_eq!(rates, [0.25, 0.5, 0.75, 1.0], "{decay:?}");
+        }
+    }
+
+    #[test]
+    fn each_decay_has_its_line() {
+        let rate = |decay, step| schedule(decay).learning_rate(step);
+        let close = |x: f64, y: f64| assert!((x - y).abs() < 1e-12, "{x} {y}");
+        // A quarter, a half and all of the way from step 3 to step 11.
+        close(rate(Decay::Linear, 5), 0.8);
+        close(rate(Decay::Linear, 7), 0.6);
+        close(rate(Decay::Linear, 11), 0.2);
+        close(rate(Decay::Cosine, 5), 0.2 + 0.8 * 0.5 * (1.0 + core::f64::consts::FRAC_1_SQRT_2));
+        close(rate(Decay::Cosine, 7), 0.6);
+        close(rate(Decay::Cosine, 10), 0.2 + 0.4 * (1.0 - libm::cos(core::f64::consts::PI / 8.0)));
+        close(rate(Decay::Cosine, 11), 0.2);
+        close(rate(Decay::Constant, 7), 1.0);
+    }
+
+    #[test]
+    fn the_floor_is_kept_and_a_constant_never_falls() {
+        for step in [11, 12, u32::MAX] {
+            assert_eq!(schedule(Decay::Linear).learning_rate(step), 0.2);
+            assert_eq!(schedule(Decay::Cosine).learning_rate(step), 0.2);
+            assert_eq!(schedule(Decay::Constant).learning_rate(step), 1.0);
+        }
+        assert_eq!(Schedule::constant(0.3).learning_rate(0), 0.3);
+        assert_eq!(Schedule::constant(0.3).learning_rate(u32::MAX), 0.3);
+    }
+
+    #[test]
+    fn a_warm_up_past_the_end_is_a_warm_up_and_then_the_floor() {
+        let late = Schedule { steps: 2, ..schedule(Decay::Cosine) };
+        assert_eq!(late.learning_rate(2), 0.75);
+        assert_eq!(late.learning_rate(3), 0.2);
+    }
+}

@@ -280,7 +280,7 @@ impl<B: Backend> Trainer<B> {
             loss: scalars[scalar::LOSS].to_f64(),
             grad_norm: scalars[scalar::GRAD_NORM].to_f64(),
             learning_rate: scalars[scalar::LEARNING_RATE].to_f64(),
-            tokens: u64::from(counters[counter::TOKENS]) | u64::from(counters[counter::TOKENS + 1]) << 32,
+            tokens: u64::from(counters[counter::TOKENS]) + (u64::from(counters[counter::TOKENS + 1]) << 32),
             skipped: counters[counter::SKIPPED],
             skipped_in_a_row: counters[counter::SKIPPED_IN_A_ROW],
         })
@@ -460,5 +460,73 @@ impl<B: Backend> Trainer<B> {
         self.windows_drawn = state.windows_drawn;
         self.pending = 0;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GptConfig, Reference};
+
+    fn trainer() -> Trainer<Reference<f32>> {
+        let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 2) };
+        let settings =
+            TrainConfig { batch: 2, time: 2, seed: 0x1234_5678_9abc, ..TrainConfig::constant(0.1) };
+        Trainer::new(Model::new(Reference::new(), config, 1).unwrap(), settings).unwrap()
+    }
+
+    #[test]
+    fn a_state_that_is_set_is_the_state_that_is_told() {
+        let mut trainer = trainer();
+        let state = trainer.state().unwrap();
+        assert_eq!(state.counters[counter::SEED..counter::SEED + 2], [0x5678_9abc, 0x1234]);
+        assert_eq!(state.windows_drawn, 0);
+        let mut counters = [0; counter::LEN];
+        counters[counter::TOKENS..counter::TOKENS + 2].copy_from_slice(&[7, 3]);
+        counters[counter::STEP] = 9;
+        let later = TrainState { counters, windows_drawn: 5 };
+        trainer.set_state(&later).unwrap();
+        assert_eq!(trainer.state().unwrap(), later);
+        let metrics = trainer.metrics().unwrap();
+        assert_eq!((metrics.tokens, metrics.step), (7 + (3 << 32), 9));
+    }
+
+    #[test]
+    fn windows_are_counted_one_by_one() {
+        let mut trainer = trainer();
+        let text = [0, 1, 2, 0, 1, 2];
+        trainer.step(&Windows::new(&text, 2).unwrap()).unwrap();
+        trainer.step(&Windows::new(&text, 2).unwrap()).unwrap();
+        assert_eq!(trainer.state().unwrap().windows_drawn, 4);
+        let metrics = trainer.metrics().unwrap();
+        assert_eq!((metrics.tokens, metrics.learning_rate), (8, f64::from(0.1f32)));
+        // The gradient's norm is that of the mean over the targets.
+        let names: Vec<_> = trainer.plan().parameters.list().iter().map(|t| t.name.clone()).collect();
+        let mut squared = 0.0;
+        for name in names {
+            let gradient = trainer.gradient(&name).unwrap().unwrap();
+            squared += gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
+        }
+        assert!((metrics.grad_norm - libm::sqrt(squared) / 4.0).abs() < 1e-6);
+        assert!(trainer.gradient("no such parameter").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_step_in_the_making_is_added_to_and_a_finished_one_is_not() {
+        let mut trainer = trainer();
+        let gradient = |trainer: &mut Trainer<_>| trainer.gradient("h.0.mlp.c_fc.weight").unwrap().unwrap();
+        trainer.micro_step(&[0, 1, 2, 0], &[1, 2, 0, 1]).unwrap();
+        let once = gradient(&mut trainer);
+        trainer.micro_step(&[0, 1, 2, 0], &[1, 2, 0, 1]).unwrap();
+        let twice = gradient(&mut trainer);
+        for (once, twice) in once.iter().zip(&twice) {
+            assert!((2.0 * once - twice).abs() <= 1e-6 * once.abs());
+        }
+        trainer.set_state(&TrainState { counters: [0; counter::LEN], windows_drawn: 0 }).unwrap();
+        trainer.micro_step(&[0, 1, 2, 0], &[1, 2, 0, 1]).unwrap();
+        assert_eq!(gradient(&mut trainer), once);
+        trainer.finish_step().unwrap();
+        assert_eq!(trainer.config().batch, 2);
+        assert_eq!(trainer.model().config().vocab_size, 3);
     }
 }
