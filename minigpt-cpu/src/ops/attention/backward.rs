@@ -6,7 +6,8 @@
 use minigpt_core::op::AttentionBackward;
 
 use super::tile::{
-    ACROSS, Drop, KEYS, MAX_QUERIES, Sight, dot, dropped, product, queries, take, turn, turn_back,
+    ACROSS, Drop, KEYS, MAX_LANES, MAX_QUERIES, Sight, copy_scaled, dot, dropped, padded, product, queries,
+    take, turn,
 };
 use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
@@ -28,29 +29,26 @@ struct Backward<'s> {
     mask: Option<Mask>,
 }
 
-/// The widest vector, to whose multiples rows are padded that vectors run along.
-const LANES: usize = MAX_QUERIES / 2;
-
 impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Backward<'_> {
     #[inline(always)]
     fn run<V: Vector>(&self, t: V::Token, _: usize, (mut d_qkv, mut scratch): (Tile<'_>, &mut [f32])) {
         let Shape { time, heads, d_head } = self.shape;
         let (batch, head) = (d_qkv.rows().start / (3 * time), d_qkv.cols().start / d_head);
-        let padded = d_head.next_multiple_of(V::LANES);
+        let padded = padded::<V>(d_head);
         let width = queries::<V>();
         let scratch = &mut scratch;
         let [keys, values] = [(); 2].map(|()| take(scratch, time * d_head));
         let [d_k, d_v] = [(); 2].map(|()| take(scratch, time * padded));
-        let [q_turned, d_out_turned, d_q_turned] = [(); 3].map(|()| take(scratch, d_head * width));
+        let [q_turned, d_out_turned, d_q_turned] = [(); 3].map(|()| take(scratch, padded * width));
         let [q, d_out] = [(); 2].map(|()| take(scratch, width * padded));
-        let [weights, d_s, factors] = [(); 3].map(|()| take(scratch, KEYS * width));
+        let [weights, d_s, factors, factor_rows] = [(); 4].map(|()| take(scratch, KEYS * width));
 
         for (part, rows) in [(KEY, &mut *keys), (VALUE, &mut *values)] {
             for (j, row) in rows.chunks_exact_mut(d_head).enumerate() {
                 row.copy_from_slice(self.shape.of(self.qkv, batch * time + j, part, head));
             }
         }
-        for zeroed in [&mut *d_k, d_v, q_turned, d_out_turned, q, d_out] {
+        for zeroed in [&mut *d_k, d_v, q, d_out] {
             zeroed.fill(0.0);
         }
 
@@ -61,22 +59,20 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Backward<'_> {
             let line = (batch * heads + head) * time + first;
             lse[..count].copy_from_slice(&self.lse[line..][..count]);
             if count < width {
-                q_turned.fill(0.0);
-                d_out_turned.fill(0.0);
+                q.fill(0.0);
+                d_out.fill(0.0);
             }
             for i in 0..count {
                 let row = batch * time + first + i;
                 let q_row = self.shape.of(self.qkv, row, QUERY, head);
                 let here = (row * heads + head) * d_head;
                 let (out_row, d_out_row) = (&self.out[here..][..d_head], &self.d_out[here..][..d_head]);
-                for (q, x) in q[i * padded..].iter_mut().zip(q_row) {
-                    *q = self.scale * x;
-                }
+                copy_scaled::<V>(t, q_row, self.scale, &mut q[i * padded..]);
                 d_out[i * padded..][..d_head].copy_from_slice(d_out_row);
-                turn::<V>(q_row, self.scale, i, q_turned);
-                turn::<V>(d_out_row, 1.0, i, d_out_turned);
                 mean_d_p[i] = dot::<V>(t, d_out_row, out_row);
             }
+            turn::<V>(t, q, (width, padded), q_turned);
+            turn::<V>(t, d_out, (width, padded), d_out_turned);
             let (lse, mean_d_p) = (lanes_of::<V>(t, &lse), lanes_of::<V>(t, &mean_d_p));
             let sight = Sight::<V>::new(t, first);
             let drop = self.mask.map(|mask| Drop { mask, line, time });
@@ -88,7 +84,7 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Backward<'_> {
                 product::<V>(t, Strided::rows(k, d_head), q_turned, weights, scores, Begin::Zero);
                 product::<V>(t, Strided::rows(v, d_head), d_out_turned, d_s, scores, Begin::Zero);
                 if let Some(drop) = &drop {
-                    drop.factors::<V>(from, count_keys, count, factors);
+                    drop.factors::<V>(t, from, count_keys, count, factor_rows, factors);
                 }
                 let cut = sight.is_cut(from + count_keys);
                 for j in 0..count_keys {
@@ -119,9 +115,12 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Backward<'_> {
                 let shape = (d_head, count_keys, width);
                 product::<V>(t, Strided::transposed(k, d_head), d_s, d_q_turned, shape, begin);
             }
-            for i in 0..count {
-                turn_back::<V>(d_q_turned, i, self.scale, d_qkv.row(3 * (first + i) + QUERY));
+            // The queries themselves are done with: their rows take the gradient.
+            turn::<V>(t, d_q_turned, (padded, width), q);
+            for (i, row) in q.chunks_exact(padded).take(count).enumerate() {
+                copy_scaled::<V>(t, &row[..d_head], self.scale, d_qkv.row(3 * (first + i) + QUERY));
             }
+            q.fill(0.0);
         }
         for (part, rows) in [(KEY, d_k), (VALUE, d_v)] {
             for (j, row) in rows.chunks_exact(padded).enumerate() {
@@ -143,9 +142,9 @@ fn lanes_of<V: Vector>(t: V::Token, x: &[f32; MAX_QUERIES]) -> [V; ACROSS] {
 
 /// Scratch of a thread.
 pub(super) fn scratch_floats(time: usize, d_head: usize) -> usize {
-    let padded = d_head.next_multiple_of(LANES);
+    let padded = d_head.next_multiple_of(MAX_LANES);
     let rows = whole_lines(time.saturating_mul(d_head)).saturating_add(time.saturating_mul(padded));
-    let tile = d_head.saturating_mul(3).saturating_add(padded.saturating_mul(2)).saturating_add(3 * KEYS);
+    let tile = padded.saturating_mul(5).saturating_add(4 * KEYS);
     rows.saturating_mul(2).saturating_add(tile.saturating_mul(MAX_QUERIES))
 }
 

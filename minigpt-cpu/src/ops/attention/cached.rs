@@ -6,7 +6,7 @@
 use minigpt_core::op::AttentionCached;
 
 use super::forward::QUERIES_PER_TASK;
-use super::tile::{Head, Work, queries, score_row, softmax_row, turn, turn_back};
+use super::tile::{Head, Work, copy_scaled, padded, queries, score_row, softmax_row};
 use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
 use crate::arch::tile::{Strided, multiply};
@@ -93,19 +93,20 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Tiled<'_> {
         let Shape { time, d_head, .. } = self.0.shape;
         let (batch, head) = (self.0.batch, out.cols().start / d_head);
         let (start, end) = (out.rows().start, out.rows().end);
+        let padded = padded::<V>(d_head);
         let mut work = Work::new::<V>(&mut scratch, d_head);
         for first in (start..end).step_by(queries::<V>()) {
             let count = queries::<V>().min(end - first);
             if count < queries::<V>() {
-                work.q.fill(0.0);
+                work.rows.fill(0.0);
             }
             for i in 0..count {
                 let q = self.0.shape.of(self.0.qkv, batch * time + first + i, QUERY, head);
-                turn::<V>(q, self.0.scale, i, work.q);
+                copy_scaled::<V>(t, q, self.0.scale, &mut work.rows[i * padded..]);
             }
             work.attend::<V>(t, self.0.head(batch, head), self.0.past + first, count, None);
             for i in 0..count {
-                turn_back::<V>(work.out, i, 1.0, out.row(first - start + i));
+                out.row(first - start + i).copy_from_slice(&work.rows[i * padded..][..d_head]);
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use minigpt_core::op::AttentionForward;
 
-use super::tile::{Drop, Head, Work, queries, take, turn, turn_back};
+use super::tile::{Drop, Head, Work, copy_scaled, padded, queries, take};
 use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
 use crate::context::{Context, Job, whole_lines};
@@ -42,6 +42,7 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
         let end = start + out.rows().len();
         let keys = take(&mut scratch, end * d_head);
         let values = take(&mut scratch, end * d_head);
+        let padded = padded::<V>(d_head);
         let mut work = Work::new::<V>(&mut scratch, d_head);
         for (part, rows) in [(KEY, &mut *keys), (VALUE, &mut *values)] {
             for (j, row) in rows.chunks_exact_mut(d_head).enumerate() {
@@ -52,18 +53,18 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
         for first in (start..end).step_by(queries::<V>()) {
             let count = queries::<V>().min(end - first);
             if count < queries::<V>() {
-                work.q.fill(0.0);
+                work.rows.fill(0.0);
             }
             for i in 0..count {
                 let q = self.shape.of(self.qkv, batch * time + first + i, QUERY, head);
-                turn::<V>(q, self.scale, i, work.q);
+                copy_scaled::<V>(t, q, self.scale, &mut work.rows[i * padded..]);
             }
             let line = (batch * heads + head) * time + first;
             let drop = self.mask.map(|mask| Drop { mask, line, time });
             let denominators = work.attend::<V>(t, packed, first, count, drop);
             lse.row(0)[first - start..][..count].copy_from_slice(&denominators[..count]);
             for i in 0..count {
-                turn_back::<V>(work.out, i, 1.0, out.row(first - start + i));
+                out.row(first - start + i).copy_from_slice(&work.rows[i * padded..][..d_head]);
             }
         }
     }

@@ -17,8 +17,25 @@ pub(super) fn queries<V: Vector>() -> usize {
     ACROSS * V::LANES
 }
 
+/// The widest vector.
+pub(super) const MAX_LANES: usize = 16;
+
 /// Queries in a tile of the widest vectors.
-pub(super) const MAX_QUERIES: usize = ACROSS * 16;
+pub(super) const MAX_QUERIES: usize = ACROSS * MAX_LANES;
+
+/// D in whole vectors.
+#[inline(always)]
+pub(super) fn padded<V: Vector>(d_head: usize) -> usize {
+    d_head.next_multiple_of(V::LANES)
+}
+
+/// to = factor from.
+#[inline(always)]
+pub(super) fn copy_scaled<V: Vector>(t: V::Token, from: &[f32], factor: f32, to: &mut [f32]) {
+    for i in (0..from.len()).step_by(V::LANES) {
+        store(load::<V>(t, from, i) * V::splat(t, factor), to, i);
+    }
+}
 
 /// Keys in a tile.
 pub(super) const KEYS: usize = 64;
@@ -106,19 +123,13 @@ pub(super) fn dot<V: Vector>(t: V::Token, a: &[f32], b: &[f32]) -> f32 {
     sum.sum()
 }
 
-/// Puts `row`, times `factor`, into lane `lane` of `turned` (row's length, queries).
+/// Turns x (rows, cols) into (cols, rows); both are in whole vectors.
 #[inline(always)]
-pub(super) fn turn<V: Vector>(row: &[f32], factor: f32, lane: usize, turned: &mut [f32]) {
-    for (x, turned) in row.iter().zip(turned.chunks_exact_mut(queries::<V>())) {
-        turned[lane] = x * factor;
-    }
-}
-
-/// Lane `lane` of `turned`, times `factor`, into `row`.
-#[inline(always)]
-pub(super) fn turn_back<V: Vector>(turned: &[f32], lane: usize, factor: f32, row: &mut [f32]) {
-    for (x, turned) in row.iter_mut().zip(turned.chunks_exact(queries::<V>())) {
-        *x = turned[lane] * factor;
+pub(super) fn turn<V: Vector>(t: V::Token, x: &[f32], (rows, cols): (usize, usize), turned: &mut [f32]) {
+    for row in (0..rows).step_by(V::LANES) {
+        for col in (0..cols).step_by(V::LANES) {
+            V::transpose(t, &x[row * cols + col..], cols, &mut turned[col * rows + row..], rows);
+        }
     }
 }
 
@@ -163,15 +174,24 @@ pub(super) struct Drop {
 }
 
 impl Drop {
-    /// Writes what the weights of `count` queries on `keys` keys, from key `first` on, are multiplied with.
+    /// Writes what the weights of `count` queries on `keys` keys, from key `first` on, are multiplied with:
+    /// (keys, queries). `rows` is scratch for (queries, keys).
     #[inline(always)]
-    pub(super) fn factors<V: Vector>(&self, first: usize, keys: usize, count: usize, factors: &mut [f32]) {
-        for i in 0..count {
-            let mut row = [1.0; KEYS];
+    pub(super) fn factors<V: Vector>(
+        &self,
+        t: V::Token,
+        first: usize,
+        keys: usize,
+        count: usize,
+        rows: &mut [f32],
+        factors: &mut [f32],
+    ) {
+        for (i, row) in rows.chunks_exact_mut(KEYS).take(count).enumerate() {
             let row = &mut row[..keys];
+            row.fill(1.0);
             self.mask.apply((self.line + i) * self.time + first, row);
-            turn::<V>(row, 1.0, i, factors);
         }
+        turn::<V>(t, rows, (queries::<V>(), KEYS), factors);
     }
 }
 
@@ -190,37 +210,43 @@ pub(super) struct Head<'s> {
     pub(super) d_head: usize,
 }
 
-/// Scratch for a tile of queries in the forward pass.
+/// Scratch for a tile of queries in the forward pass. P is D, padded to whole vectors.
 pub(super) struct Work<'s> {
-    /// (D, queries): the queries, turned, times the scale.
-    pub(super) q: &'s mut [f32],
-    /// (D, queries): the result, turned.
-    pub(super) out: &'s mut [f32],
+    /// (queries, P): the queries times the scale; later the result.
+    pub(super) rows: &'s mut [f32],
+    /// (P, queries): the queries, turned.
+    q: &'s mut [f32],
+    /// (P, queries): the result, turned.
+    out: &'s mut [f32],
     /// (keys, queries).
     scores: &'s mut [f32],
     /// (keys, queries).
     factors: &'s mut [f32],
+    /// (queries, keys).
+    factor_rows: &'s mut [f32],
 }
 
 impl<'s> Work<'s> {
     #[inline(always)]
     pub(super) fn new<V: Vector>(scratch: &mut &'s mut [f32], d_head: usize) -> Self {
-        let (head, keys) = (d_head * queries::<V>(), KEYS * queries::<V>());
+        let (head, keys) = (padded::<V>(d_head) * queries::<V>(), KEYS * queries::<V>());
         Work {
+            rows: take(scratch, head),
             q: take(scratch, head),
             out: take(scratch, head),
             scores: take(scratch, keys),
             factors: take(scratch, keys),
+            factor_rows: take(scratch, keys),
         }
     }
 
     /// What it takes of scratch.
     pub(super) fn floats(d_head: usize) -> usize {
-        d_head.saturating_add(KEYS).saturating_mul(2 * MAX_QUERIES)
+        d_head.next_multiple_of(MAX_LANES).saturating_add(KEYS).saturating_mul(3 * MAX_QUERIES)
     }
 
-    /// Attention of the queries in `q`, `count` of them at positions from `first` on, over the keys that they see.
-    /// Writes `out`; returns the logarithm of each query's denominator.
+    /// Attention of the queries in `rows`, `count` of them at positions from `first` on, over the keys that they see.
+    /// Leaves the result in `rows`; returns the logarithm of each query's denominator.
     #[inline(always)]
     pub(super) fn attend<V: Vector>(
         &mut self,
@@ -231,6 +257,8 @@ impl<'s> Work<'s> {
         drop: Option<Drop>,
     ) -> [f32; MAX_QUERIES] {
         let (width, d_head) = (queries::<V>(), head.d_head);
+        let padded = padded::<V>(d_head);
+        turn::<V>(t, self.rows, (width, padded), self.q);
         let sight = Sight::<V>::new(t, first);
         let end = first + count;
         let mut max = [V::splat(t, f32::NEG_INFINITY); ACROSS];
@@ -268,7 +296,7 @@ impl<'s> Work<'s> {
                 }
             }
             if let Some(drop) = &drop {
-                drop.factors::<V>(from, keys, count, self.factors);
+                drop.factors::<V>(t, from, keys, count, self.factor_rows, self.factors);
                 for at in (0..keys * width).step_by(V::LANES) {
                     let p = dropped(t, V::load(t, &self.scores[at..]), V::load(t, &self.factors[at..]));
                     p.store(&mut self.scores[at..]);
@@ -288,6 +316,7 @@ impl<'s> Work<'s> {
             sum[i].store(&mut lse[i * V::LANES..]);
         }
         scale(t, self.out, part);
+        turn::<V>(t, self.out, (padded, width), self.rows);
         let mut largest = [0.0; MAX_QUERIES];
         for i in 0..ACROSS {
             max[i].store(&mut largest[i * V::LANES..]);

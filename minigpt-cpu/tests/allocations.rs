@@ -1,0 +1,66 @@
+//! Once a model stands, nothing is allocated: not in a training step, not in decoding, on no thread.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use minigpt_core::train::{TrainConfig, Trainer};
+use minigpt_core::{Decoder, GptConfig, Model, Windows};
+use minigpt_cpu::Cpu;
+
+/// Counts the calls of all threads.
+struct Counting;
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every method passes its arguments on to the system's allocator, which keeps the contract.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, SeqCst);
+        // SAFETY: passed on to the caller.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: passed on to the caller.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// How many allocations `work` makes.
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = CALLS.load(SeqCst);
+    work();
+    CALLS.load(SeqCst) - before
+}
+
+// One test: a second one beside it would be counted too.
+#[test]
+fn neither_training_nor_decoding_allocates() {
+    assert_eq!(allocations(|| drop(black_box(Box::new(1)))), 1);
+
+    let (vocab, time) = (65, 40);
+    let config = GptConfig {
+        layers: 2,
+        heads: 4,
+        d_model: 48,
+        d_ff: 192,
+        dropout: 0.1,
+        ..GptConfig::new(vocab, time)
+    };
+    let text: Vec<u32> = (0..500).map(|i| i * i % vocab as u32).collect();
+    let windows = Windows::new(&text, time).unwrap();
+    let cpu = Cpu::builder().threads(3).build().unwrap();
+    let settings = TrainConfig { batch: 9, time, ..TrainConfig::constant(1e-3) };
+    let mut trainer = Trainer::new(Model::new(cpu, config, 1).unwrap(), settings).unwrap();
+    assert_eq!(allocations(|| (0..200).for_each(|_| trainer.step(&windows).unwrap())), 0);
+
+    let mut model = trainer.into_model();
+    let mut decoder = Decoder::new(&mut model, 16).unwrap();
+    // The window slides four times on the way.
+    let decoded =
+        allocations(|| text[..200].iter().for_each(|&token| decoder.feed(&mut model, &[token]).unwrap()));
+    assert_eq!(decoded, 0);
+}

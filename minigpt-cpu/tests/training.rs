@@ -1,0 +1,78 @@
+//! A training and a decoding as a program would run them: on kernels alone, and the same bits on any number of
+//! threads.
+
+use minigpt_core::config::{Activation, Norm, Position};
+use minigpt_core::model::Extras;
+use minigpt_core::rng::{Rng, Stream};
+use minigpt_core::train::{TrainConfig, Trainer};
+use minigpt_core::{Decoder, GptConfig, Model, SampleConfig, Sampler, Windows};
+use minigpt_cpu::{Cpu, Isa};
+
+const VOCAB: usize = 65;
+const TIME: usize = 33;
+
+/// GPT-2 as it is, and what of it the curriculum varies most.
+fn configs() -> [GptConfig; 2] {
+    let base = GptConfig { layers: 2, heads: 3, d_model: 48, d_ff: 100, ..GptConfig::new(VOCAB, TIME) };
+    let varied = GptConfig {
+        position: Position::Rotary,
+        norm: Norm::Post,
+        activation: Activation::GeluErf,
+        bias: false,
+        tied_embeddings: false,
+        dropout: 0.0,
+        ..base.clone()
+    };
+    [GptConfig { dropout: 0.1, ..base }, varied]
+}
+
+fn trained(isa: Isa, threads: usize, config: &GptConfig, steps: usize) -> Trainer<Cpu<'static>> {
+    let mut rng = Rng::new(1, Stream::User);
+    let text: Vec<u32> = (0..2000).map(|_| rng.below(VOCAB as u64) as u32).collect();
+    let windows = Windows::new(&text, TIME).unwrap();
+    let cpu = Cpu::builder().isa(isa).threads(threads).build().unwrap();
+    let model = Model::new(cpu, config.clone(), 1).unwrap();
+    // Twelve sequences of three heads: attention has enough heads for one to be a task.
+    let settings = TrainConfig { batch: 12, time: TIME, ..TrainConfig::constant(1e-3) };
+    let mut trainer = Trainer::new(model, settings).unwrap();
+    for _ in 0..steps {
+        trainer.step(&windows).unwrap();
+    }
+    trainer
+}
+
+#[test]
+fn training_and_decoding_never_fall_back_to_the_reference() {
+    for isa in Isa::available() {
+        for config in configs() {
+            let trainer = trained(isa, 2, &config, 2);
+            let mut model = trainer.into_model();
+            let mut decoder = Decoder::new(&mut model, 16).unwrap();
+            decoder.feed(&mut model, &[1; 20]).unwrap();
+            let mut sampler = Sampler::new(SampleConfig::greedy(), VOCAB).unwrap();
+            // Past the context, where the window slides.
+            assert_eq!(
+                decoder.generate(&mut model, &mut sampler).take(TIME).filter(Result::is_ok).count(),
+                TIME
+            );
+            assert_eq!(model.backend().fallbacks(), 0, "{isa}");
+        }
+    }
+}
+
+#[test]
+fn every_number_of_threads_gives_the_same_bits() {
+    for isa in Isa::available() {
+        for config in configs() {
+            let run = |threads| {
+                let mut file = Vec::new();
+                trained(isa, threads, &config, 20).write(&mut file, &Extras::default()).unwrap();
+                file
+            };
+            let alone = run(1);
+            for threads in [2, 3] {
+                assert!(run(threads) == alone, "{isa}, {threads} threads");
+            }
+        }
+    }
+}
