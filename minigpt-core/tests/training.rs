@@ -244,7 +244,9 @@ fn bad_settings_and_bad_batches_are_errors() {
     ));
     let tokens = text(100);
     let longer = Windows::new(&tokens, 9).unwrap();
-    assert!(trainer.step(&longer).is_err());
+    assert!(matches!(trainer.step(&longer), Err(Error::BatchLength { found: 27, expected: 24 })));
+    let longer = EvalWindows::new(&tokens, 9).unwrap();
+    assert!(matches!(trainer.evaluate(&longer), Err(Error::BatchLength { found: 9, expected: 8 })));
     let mut decoder = Decoder::new(trainer.model_mut(), 8).unwrap();
     assert!(matches!(decoder.feed(trainer.model_mut(), &[]), Err(Error::EmptyPrompt)));
     assert!(matches!(
