@@ -254,3 +254,26 @@ fn bad_settings_and_bad_batches_are_errors() {
         Err(Error::Token { token: 99, index: 1, .. })
     ));
 }
+
+#[test]
+fn dropout_acts_in_training_alone_and_is_fresh_in_each_pass() {
+    let text = text(9);
+    let eval = EvalWindows::new(&text, 8).unwrap();
+    let losses = |dropout| {
+        let settings = TrainConfig { batch: 1, time: 8, ..TrainConfig::constant(0.0) };
+        let mut trainer = trainer(GptConfig { dropout, ..small() }, settings);
+        let steps = [(); 3].map(|()| {
+            trainer.micro_step(&text[..8], &text[1..]).unwrap();
+            trainer.finish_step().unwrap();
+            trainer.metrics().unwrap().loss
+        });
+        (steps, trainer.evaluate(&eval).unwrap())
+    };
+    // Without dropout, and with a learning rate of 0, all passes are alike.
+    let (steps, evaluated) = losses(0.0);
+    assert_eq!(steps, [steps[0]; 3]);
+    assert!((steps[0] - evaluated).abs() < 1e-6);
+    let (dropped, evaluated_with_dropout) = losses(0.5);
+    assert_eq!(evaluated_with_dropout, evaluated);
+    assert!(dropped[0] != dropped[1] && dropped[1] != dropped[2] && dropped[0] != steps[0], "{dropped:?}");
+}
