@@ -277,3 +277,20 @@ fn dropout_acts_in_training_alone_and_is_fresh_in_each_pass() {
     assert_eq!(evaluated_with_dropout, evaluated);
     assert!(dropped[0] != dropped[1] && dropped[1] != dropped[2] && dropped[0] != steps[0], "{dropped:?}");
 }
+
+#[cfg(feature = "std")]
+#[test]
+fn a_saved_file_is_what_was_written() {
+    let folder = std::env::temp_dir().join(format!("minigpt-training-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (run, weights) = (folder.join("run.mgpt"), folder.join("weights.mgpt"));
+    let mut trainer = trainer(small(), settings());
+    let extras = Extras { tokenizer: None, metadata: &[("note", "a test")] };
+    trainer.save(&run, &extras).unwrap();
+    assert!(minigpt_core::checkpoint::load(&run).unwrap() == saved(&mut trainer));
+    trainer.model_mut().save(&weights, &extras).unwrap();
+    let mut bytes = Vec::new();
+    trainer.model_mut().write(&mut bytes, &extras).unwrap();
+    assert!(minigpt_core::checkpoint::load(&weights).unwrap() == bytes);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
