@@ -18,7 +18,7 @@ use crate::par::{Chunks, Grid, Tile, Views};
 /// The token table, in whatever type it is stored.
 enum Table<'s> {
     F32(&'s [f32]),
-    /// The words that its bytes are in, and where in the first word they begin.
+    /// Its bytes, or where bytes are reached by way of their words: those, and where in the first one it begins.
     Packed {
         memory: &'s [u8],
         skip: usize,
@@ -34,7 +34,7 @@ impl<'s> Table<'s> {
         if span.dtype == Dtype::F32 {
             return Ok(Table::F32(views.f32("token_embedding", span)?));
         }
-        let (words, skip) = crate::words(span);
+        let (words, skip) = if cfg!(target_endian = "big") { crate::words(span) } else { (span, 0) };
         Ok(Table::Packed { memory: views.bytes("token_embedding", words)?, skip, dtype: span.dtype })
     }
 

@@ -9,6 +9,8 @@ mod layernorm;
 pub(crate) mod linear;
 mod optimizer;
 mod rotary;
+#[cfg(test)]
+mod tests;
 
 use minigpt_core::op::{LinearBackward, LinearForward};
 use minigpt_core::plan::Purpose;

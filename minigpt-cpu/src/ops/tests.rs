@@ -1,0 +1,305 @@
+//! What the conformance suite leaves open: shapes that are cut up in other ways, stored types, refusals. Each op runs
+//! on two backends that hold the same numbers, on one by its kernel and on the other by the reference.
+
+use std::vec::Vec;
+
+use minigpt_core::backend::{read_elems, write_elems, write_u32};
+use minigpt_core::op::{
+    AdamW, AttentionBackward, AttentionCached, AttentionForward, CrossEntropy, Dropout, EmbeddingForward,
+    IGNORE, SquaredNorm, counter, scalar,
+};
+use minigpt_core::rng::{Rng, Stream};
+use minigpt_core::{Backend, Dtype, InvalidOp, Op, Span, reference};
+
+use crate::{Cpu, CpuError, Isa};
+
+/// A backend with operands on it, made from one stream of random numbers.
+struct Bench {
+    cpu: Cpu<'static>,
+    rng: Rng,
+}
+
+impl Bench {
+    fn new(isa: Isa) -> Self {
+        let cpu = Cpu::builder().isa(isa).threads(2).build().unwrap();
+        Bench { cpu, rng: Rng::new(5, Stream::User) }
+    }
+
+    fn span(&mut self, dtype: Dtype, len: usize) -> Span {
+        let buffer = self.cpu.alloc(dtype.bytes(len).unwrap()).unwrap();
+        Span { buffer, dtype, offset: 0, len }
+    }
+
+    fn values(&mut self, values: &[f32]) -> Span {
+        let span = self.span(Dtype::F32, values.len());
+        write_elems(&mut self.cpu, span, values).unwrap();
+        span
+    }
+
+    fn normal(&mut self, len: usize) -> Span {
+        let values: Vec<f32> = (0..len).map(|_| self.rng.normal() as f32).collect();
+        self.values(&values)
+    }
+
+    /// To be written: what is left out shows.
+    fn poison(&mut self, len: usize) -> Span {
+        self.values(&std::vec![f32::NAN; len])
+    }
+
+    fn words(&mut self, words: &[u32]) -> Span {
+        let span = self.span(Dtype::U32, words.len());
+        write_u32(&mut self.cpu, span, words).unwrap();
+        span
+    }
+
+    fn dropout(&mut self) -> Option<Dropout> {
+        let words: Vec<u32> = (0..counter::LEN as u32).collect();
+        Some(Dropout { probability: 0.2, site: 3, counters: self.words(&words) })
+    }
+
+    fn read(&mut self, span: Span) -> Vec<f32> {
+        read_elems(&mut self.cpu, span).unwrap()
+    }
+}
+
+/// That the op of `make` gives what the reference gives in the spans that stand with it, on every instruction set,
+/// relative to each span's largest value.
+fn assert_like_the_reference(tolerance: f32, make: impl Fn(&mut Bench) -> (Op, Vec<Span>)) {
+    for isa in Isa::available() {
+        let (mut fast, mut slow) = (Bench::new(isa), Bench::new(isa));
+        let ((op, spans), same) = (make(&mut fast), make(&mut slow));
+        assert_eq!((op, &spans), (same.0, &same.1), "the two hand out the same buffers");
+        let before = fast.cpu.fallbacks();
+        fast.cpu.run(&op).unwrap();
+        assert_eq!(fast.cpu.fallbacks(), before);
+        reference::run(&mut slow.cpu, &op).unwrap();
+        for (i, span) in spans.into_iter().enumerate() {
+            let (found, expected) = (fast.read(span), slow.read(span));
+            let scale = expected.iter().fold(1e-3f32, |max, x| max.max(x.abs()));
+            for (k, (x, y)) in found.iter().zip(&expected).enumerate() {
+                assert!(x == y || (x - y).abs() <= tolerance * scale, "{isa}, span {i}[{k}]: {x} is not {y}");
+            }
+        }
+    }
+}
+
+fn attention(bench: &mut Bench, batch: usize, time: usize, heads: usize, d_head: usize) -> AttentionForward {
+    let rows = batch * time * heads;
+    AttentionForward {
+        qkv: bench.normal(rows * 3 * d_head),
+        out: bench.poison(rows * d_head),
+        lse: bench.poison(rows),
+        batch,
+        time,
+        heads,
+        d_head,
+        scale: 0.3,
+        dropout: bench.dropout(),
+    }
+}
+
+#[test]
+fn attention_over_several_tiles_of_keys_is_the_references() {
+    // Few heads, cut into runs of queries; many heads, each a task.
+    for (batch, heads) in [(2, 3), (11, 3)] {
+        assert_like_the_reference(1e-5, |bench| {
+            let op = attention(bench, batch, 130, heads, 20);
+            (op.into(), [op.out, op.lse].into())
+        });
+    }
+}
+
+#[test]
+fn attentions_gradient_over_several_tiles_of_keys_is_the_references() {
+    assert_like_the_reference(2e-5, |bench| {
+        let forward = attention(bench, 2, 130, 3, 20);
+        reference::run(&mut bench.cpu, &forward.into()).unwrap();
+        let AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout } = forward;
+        let (d_out, d_qkv) = (bench.normal(out.len), bench.poison(qkv.len));
+        let op =
+            AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout };
+        (op.into(), [d_qkv].into())
+    });
+}
+
+#[test]
+fn a_long_prompt_behind_a_cache_is_the_references() {
+    let (batch, time, heads, d_head, past, capacity) = (2, 150, 2, 20, 37, 190);
+    assert_like_the_reference(1e-5, |bench| {
+        let rows = batch * time * heads;
+        let cache = batch * heads * capacity * d_head;
+        let op = AttentionCached {
+            qkv: bench.normal(rows * 3 * d_head),
+            keys: bench.normal(cache),
+            values: bench.normal(cache),
+            out: bench.poison(rows * d_head),
+            past,
+            capacity,
+            batch,
+            time,
+            heads,
+            d_head,
+            scale: 0.3,
+        };
+        (op.into(), [op.out, op.keys, op.values].into())
+    });
+}
+
+#[test]
+fn a_head_gives_the_same_bits_whole_or_in_runs_of_queries() {
+    for isa in Isa::available() {
+        let mut bench = Bench::new(isa);
+        let (batch, time, d_head) = (32, 70, 12);
+        let whole = AttentionForward { dropout: None, ..attention(&mut bench, batch, time, 1, d_head) };
+        bench.cpu.run(&whole.into()).unwrap();
+        let out = bench.poison(time * d_head);
+        let lse = bench.poison(time);
+        for b in 0..batch {
+            let qkv = whole.qkv.slice(b * time * 3 * d_head, time * 3 * d_head);
+            bench.cpu.run(&AttentionForward { qkv, out, lse, batch: 1, ..whole }.into()).unwrap();
+            assert_eq!(bench.read(out), bench.read(whole.out.slice(b * time * d_head, time * d_head)));
+            assert_eq!(bench.read(lse), bench.read(whole.lse.slice(b * time, time)));
+        }
+    }
+}
+
+#[test]
+fn packed_embeddings_are_the_references() {
+    let (vocab, d_model, tokens) = (7, 45, [6, 0, 3, 3]);
+    for dtype in [Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0] {
+        assert_like_the_reference(0.0, |bench| {
+            let len = vocab * dtype.padded(d_model);
+            // Two bytes on: not the start of a word.
+            let bytes = dtype.bytes(len).unwrap();
+            let buffer = bench.cpu.alloc(bytes + 2).unwrap();
+            let table = Span { buffer, dtype, offset: 2, len };
+            // Scales and floats of ordinary size, whatever the type: no byte is above 0x3f.
+            let bytes: Vec<u8> = (0..bytes).map(|_| bench.rng.next_u32() as u8 & 0x3f).collect();
+            bench.cpu.write(table, &bytes).unwrap();
+            let op = EmbeddingForward {
+                tokens: bench.words(&tokens),
+                token_embedding: table,
+                position_embedding: None,
+                out: bench.poison(tokens.len() * d_model),
+                batch: 2,
+                time: 2,
+                d_model,
+                vocab,
+                start: 0,
+                dropout: None,
+            };
+            (op.into(), [op.out].into())
+        });
+    }
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_refused_before_anything_is_written() {
+    let mut bench = Bench::new(Isa::Portable);
+    let words = bench.words(&[1, 5]);
+    let (table, out) = (bench.normal(15), bench.values(&[7.0; 6]));
+    let embedding = EmbeddingForward {
+        tokens: words,
+        token_embedding: table,
+        position_embedding: None,
+        out,
+        batch: 1,
+        time: 2,
+        d_model: 3,
+        vocab: 5,
+        start: 0,
+        dropout: None,
+    };
+    let scalars = bench.values(&[7.0; scalar::LEN]);
+    let loss = CrossEntropy {
+        logits: table.first(10),
+        targets: words,
+        d_logits: Some(table.first(10)),
+        losses: Some(out.first(2)),
+        scalars,
+        rows: 2,
+        vocab: 5,
+    };
+    let before = bench.read(table);
+    for op in [embedding.into(), loss.into()] {
+        let refused = bench.cpu.run(&op).unwrap_err();
+        assert_eq!(refused, CpuError::Invalid(InvalidOp::Token { token: 5, vocab: 5 }));
+    }
+    assert_eq!(bench.cpu.fallbacks(), 0);
+    assert_eq!(bench.read(table), before);
+    assert_eq!((bench.read(out), bench.read(scalars)), ([7.0; 6].into(), [7.0; scalar::LEN].into()));
+}
+
+#[test]
+fn a_logit_that_is_not_finite_gives_a_loss_that_is_not() {
+    for isa in Isa::available() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            // In a whole vector and in the rest, in front of the target and behind it.
+            for place in [0, 20, 66] {
+                let mut bench = Bench::new(isa);
+                let vocab = 67;
+                let mut logits = std::vec![0.5; 3 * vocab];
+                logits[place] = bad;
+                // A row that is ignored may hold anything.
+                logits[2 * vocab + place] = bad;
+                let op = CrossEntropy {
+                    logits: bench.values(&logits),
+                    targets: bench.words(&[20, 3, IGNORE]),
+                    d_logits: None,
+                    losses: Some(bench.poison(3)),
+                    scalars: bench.values(&[0.0; scalar::LEN]),
+                    rows: 3,
+                    vocab,
+                };
+                bench.cpu.run(&op.into()).unwrap();
+                let (losses, scalars) = (bench.read(op.losses.unwrap()), bench.read(op.scalars));
+                assert!(losses[0].is_nan() && (losses[1] - 67f32.ln()).abs() < 1e-5, "{losses:?}");
+                assert_eq!(losses[2], 0.0);
+                assert!(scalars[scalar::LOSS_SUM].is_nan());
+                assert_eq!(scalars[scalar::TARGETS], 2.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_optimizer_is_the_references_over_several_chunks() {
+    for (apply, decayed) in [(1.0, 20_001), (1.0, 0), (1.0, 40_000), (0.0, 20_001)] {
+        assert_like_the_reference(1e-6, |bench| {
+            let n = 40_000;
+            let mut scalars = [0.0; scalar::LEN];
+            scalars[scalar::APPLY] = apply;
+            scalars[scalar::GRAD_SCALE] = 0.5;
+            scalars[scalar::LEARNING_RATE] = 0.1;
+            scalars[scalar::CORRECTION1] = 0.19;
+            scalars[scalar::CORRECTION2] = 0.002;
+            let squares: Vec<f32> = (0..n).map(|_| bench.rng.uniform() as f32).collect();
+            let op = AdamW {
+                params: bench.normal(n),
+                grads: bench.normal(n),
+                m: bench.normal(n),
+                v: bench.values(&squares),
+                scalars: bench.values(&scalars),
+                decayed,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.1,
+            };
+            (op.into(), [op.params, op.m, op.v].into())
+        });
+    }
+}
+
+#[test]
+fn squares_are_summed_in_double_precision() {
+    // In f32 the ones would be lost beside 2^26.
+    let mut x = std::vec![1.0; 40_001];
+    x[0] = 8192.0;
+    for isa in Isa::available() {
+        let mut bench = Bench::new(isa);
+        let op = SquaredNorm { x: bench.values(&x), scalars: bench.poison(scalar::LEN) };
+        bench.cpu.run(&op.into()).unwrap();
+        assert_eq!(bench.read(op.scalars)[scalar::GRAD_SQUARED], 67_108_864.0 + 40_000.0);
+    }
+}
