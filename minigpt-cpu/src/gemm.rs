@@ -288,5 +288,5 @@ pub(crate) fn pack_rows(team: &mut Team<'_>, matrix: &[f32], cols: usize, packed
     team.for_each(chunks, &Pack { matrix, cols, panel });
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "std"))]
 mod tests;

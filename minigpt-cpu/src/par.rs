@@ -451,5 +451,5 @@ impl Loan {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "std"))]
 mod tests;

@@ -103,14 +103,22 @@ fn imported_bytes_read_alike_whether_borrowed_or_copied() {
 #[test]
 fn every_instruction_set_can_be_forced_and_an_absent_one_is_an_error() {
     for &isa in Isa::ALL {
-        match Cpu::builder().isa(isa).threads(2).build() {
-            Ok(cpu) => assert_eq!((cpu.isa(), cpu.threads()), (isa, 2)),
+        match Cpu::builder().isa(isa).build() {
+            Ok(cpu) => assert_eq!(cpu.isa(), isa),
             Err(error) => {
                 assert!(!Isa::available().any(|there| there == isa));
                 assert_eq!(error.kind(), ErrorKind::Unavailable);
                 assert!(error.to_string().contains("this machine has portable"), "{error}");
             }
         }
+    }
+}
+
+#[cfg(feature = "std")]
+#[test]
+fn there_are_as_many_threads_as_were_asked_for() {
+    for (asked, threads) in [(0, 1), (1, 1), (2, 2), (5, 5)] {
+        assert_eq!(Cpu::builder().threads(asked).build().unwrap().threads(), threads);
     }
 }
 
@@ -159,7 +167,7 @@ fn what_is_reserved_for_a_plan_is_what_it_declares_and_is_enough() {
         GptConfig { heads: 2, d_model: 24, d_ff: 520, layers: 1, dropout: 0.1, ..GptConfig::new(97, 10) };
     let plan = Plan::training(&config, Dtype::F32, 2, 10).unwrap();
     for isa in Isa::available() {
-        let mut cpu = Cpu::builder().isa(isa).threads(2).build().unwrap();
+        let mut cpu = Cpu::builder().isa(isa).build().unwrap();
         cpu.reserve(&plan).unwrap();
         let reserved = cpu.scratch.bytes();
         assert!(reserved > 0);
@@ -207,13 +215,13 @@ fn what_is_reserved_for_a_plan_is_what_it_declares_and_is_enough() {
             for op in [Op::from(forward), Op::from(backward)] {
                 cpu.run(&op).unwrap();
                 assert_eq!(cpu.scratch.bytes(), reserved, "{isa} {op:?}");
-                let mut bare = Cpu::builder().isa(isa).threads(1).build().unwrap();
+                let mut bare = Cpu::builder().isa(isa).build().unwrap();
                 bare.alloc(1 << 20).unwrap();
                 bare.run(&op).unwrap();
                 needed = needed.max(bare.scratch.bytes());
             }
         }
-        let machine = Machine { threads: 2, isa };
-        assert_eq!(needed, 4 * context::whole_lines(ops::linear::scratch_floats(&plan, machine)), "{isa}");
+        let declared = ops::linear::scratch_floats(&plan, cpu.machine());
+        assert_eq!(needed, 4 * context::whole_lines(declared), "{isa}");
     }
 }

@@ -1,4 +1,5 @@
 //! Once a model stands, nothing is allocated: not in a training step, not in decoding, on no thread.
+#![cfg(feature = "std")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;

@@ -1,5 +1,6 @@
 //! A training and a decoding as a program would run them: on kernels alone, and the same bits on any number of
 //! threads.
+#![cfg(feature = "std")]
 
 use minigpt_core::config::{Activation, Norm, Position};
 use minigpt_core::model::Extras;

@@ -394,5 +394,5 @@ fn packed_backward(rows: usize, d_in: usize, d_out: usize, isa: Isa) -> usize {
     if d_in > FAR_APART && rows > FEW_ROWS { packed_floats(d_in, deepest, isa) } else { 0 }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "std"))]
 mod tests;

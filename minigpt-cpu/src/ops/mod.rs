@@ -9,7 +9,7 @@ mod layernorm;
 pub(crate) mod linear;
 mod optimizer;
 mod rotary;
-#[cfg(test)]
+#[cfg(all(test, feature = "std"))]
 mod tests;
 
 use minigpt_core::op::{LinearBackward, LinearForward};
