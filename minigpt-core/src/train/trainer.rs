@@ -1,10 +1,9 @@
 //! [`Trainer`]: the training step.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{TrainConfig, TrainState};
-use crate::backend::{Backend, Buffer, Span, read_elems, read_u32, write_u32};
+use crate::backend::{Backend, Buffer, Span, read_elems, read_u32, write_u32, zeros};
 use crate::checkpoint::{self, Checkpoint, Contents, SaveError, TensorSpec, Training, Write};
 use crate::data::{EvalWindows, Windows};
 use crate::error::Error;
@@ -111,9 +110,9 @@ impl<B: Backend> Trainer<B> {
             gradients,
             windows_drawn: 0,
             pending: 0,
-            inputs: vec![0; tokens],
-            targets: vec![0; tokens],
-            staging: vec![0; tokens * 4],
+            inputs: zeros("inputs", tokens)?,
+            targets: zeros("targets", tokens)?,
+            staging: zeros("staging", tokens * 4)?,
             config,
         };
         let mut counters = [0; counter::LEN];
@@ -150,7 +149,8 @@ impl<B: Backend> Trainer<B> {
     /// One step on random windows of a text: `accumulation` micro-batches, then the update.
     ///
     /// # Errors
-    /// If the windows are not `time` long or hold a token that is not in the vocabulary, or the backend fails.
+    /// If the windows are not `time` long or hold a token that is not in the vocabulary, or the backend fails. The
+    /// micro-batches of a step that fails are dropped.
     pub fn step(&mut self, windows: &Windows<'_>) -> Result<(), Error<B::Error>> {
         let TrainConfig { batch, time, accumulation, seed, .. } = self.config;
         if windows.time() != time {
@@ -164,8 +164,12 @@ impl<B: Backend> Trainer<B> {
                 .map_err(Error::Data)
                 .and_then(|()| self.micro_step(&inputs, &targets));
             (self.inputs, self.targets) = (inputs, targets);
-            result?;
-            self.windows_drawn += batch as u64;
+            if result.is_err() {
+                self.pending = 0;
+                return result;
+            }
+            // Wrapping, as the windows' numbers do: the count may come from a stranger's checkpoint.
+            self.windows_drawn = self.windows_drawn.wrapping_add(batch as u64);
         }
         self.finish_step()
     }
@@ -174,13 +178,14 @@ impl<B: Backend> Trainer<B> {
     /// [`IGNORE`](crate::op::IGNORE) do not count.
     ///
     /// # Errors
-    /// If the batch has another length or a token is not in the vocabulary, or the backend fails.
+    /// If the batch has another length or a token is not in the vocabulary, which leaves the step in the making as it
+    /// was; or if the backend fails, which drops it.
     pub fn micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), Error<B::Error>> {
         let TrainConfig { batch, time, .. } = self.config;
         self.check_batch(inputs, targets, batch)?;
-        self.enqueue_micro_step(inputs, targets, batch, time).map_err(Error::Backend)?;
-        self.pending += 1;
-        Ok(())
+        let result = self.enqueue_micro_step(inputs, targets, batch, time);
+        self.pending = if result.is_ok() { self.pending + 1 } else { 0 };
+        result.map_err(Error::Backend)
     }
 
     fn check_batch(&self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), Error<B::Error>> {
@@ -207,12 +212,16 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<(), B::Error> {
         let rows = batch * time;
         let probability = self.model.config().dropout;
-        let counters = self.workspace.counters();
+        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
         let dropout = (probability > 0.0).then_some(Dropout { probability, site: 0, counters });
         let pass = Pass { batch, time, start: 0, dropout, logits: Some(Logits::All) };
         let backend = self.model.backend_mut();
         if self.pending == 0 {
             backend.fill(self.grads, 0.0)?;
+            // Zero after a finished step, but not after one that was dropped.
+            for sum in [scalar::LOSS_SUM, scalar::TARGETS] {
+                backend.fill(scalars.slice(sum, 1), 0.0)?;
+            }
         }
         backend.run(&NextDraw { counters }.into())?;
         backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
@@ -226,7 +235,7 @@ impl<B: Backend> Trainer<B> {
                 targets: self.workspace.targets(rows),
                 d_logits: Some(logits),
                 losses: None,
-                scalars: self.workspace.scalars(),
+                scalars,
                 rows,
                 vocab,
             }
@@ -528,5 +537,34 @@ mod tests {
         trainer.finish_step().unwrap();
         assert_eq!(trainer.config().batch, 2);
         assert_eq!(trainer.model().config().vocab_size, 3);
+    }
+
+    #[test]
+    fn a_step_that_failed_half_way_leaves_nothing_for_the_next() {
+        let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 2) };
+        let settings = TrainConfig { batch: 1, time: 2, accumulation: 2, ..TrainConfig::constant(0.1) };
+        let mut trainer =
+            Trainer::new(Model::new(Reference::<f32>::new(), config, 1).unwrap(), settings).unwrap();
+        // The first window is good, the second has a token that the model does not know.
+        let seed = trainer.config().seed;
+        let numbers: Vec<u32> = (0..40).collect();
+        let places = Windows::new(&numbers, 2).unwrap();
+        let (first, second) = (places.start(seed, 0), places.start(seed, 1));
+        assert!(first.abs_diff(second) > 2);
+        let mut text = [1; 40];
+        text[second] = 9;
+        assert!(matches!(trainer.step(&Windows::new(&text, 2).unwrap()), Err(Error::Token { token: 9, .. })));
+        trainer.step(&Windows::new(&[1; 40], 2).unwrap()).unwrap();
+        assert_eq!(trainer.metrics().unwrap().tokens, 4);
+        assert_eq!(trainer.metrics().unwrap().step, 1);
+    }
+
+    #[test]
+    fn the_number_of_windows_wraps_around() {
+        let mut trainer = trainer();
+        let state = TrainState { windows_drawn: u64::MAX, ..trainer.state().unwrap() };
+        trainer.set_state(&state).unwrap();
+        trainer.step(&Windows::new(&[0, 1, 2, 0, 1, 2], 2).unwrap()).unwrap();
+        assert_eq!(trainer.state().unwrap().windows_drawn, 1);
     }
 }
