@@ -1,10 +1,10 @@
 //! Decoding: one token after the other, over a cache of keys and values.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Model, Pass, Workspace, check_tokens, forward, stage};
-use crate::backend::Backend;
+use crate::backend::{Backend, zeros};
+use crate::config::ConfigError;
 use crate::error::Error;
 use crate::plan::{Logits, Plan};
 use crate::real::Real;
@@ -64,16 +64,15 @@ impl<B: Backend> Decoder<B> {
         let config = model.config();
         let (context, vocab) = (config.context, config.vocab_size);
         let plan = Plan::inference(config, B::Elem::DTYPE, 1, prefill.min(context), Logits::Last, context)?;
-        let staging = vec![0; plan.time * 4];
+        let memory = context.checked_mul(2).ok_or(ConfigError::TooLarge { field: "context" })?;
+        let mut history = zeros("history", memory)?;
+        history.clear();
+        let staging = zeros("staging", plan.time * 4)?;
+        let logit_bytes = zeros("logits", vocab * size_of::<B::Elem>())?;
+        let logits = zeros("logits", vocab)?;
+        // Last, so that nothing stays on the device if the host has no room.
         let workspace = Workspace::new(model.backend_mut(), plan)?;
-        Ok(Decoder {
-            workspace,
-            history: Vec::with_capacity(2 * context),
-            seen: 0,
-            staging,
-            logit_bytes: vec![0; vocab * size_of::<B::Elem>()],
-            logits: vec![B::Elem::default(); vocab],
-        })
+        Ok(Decoder { workspace, history, seen: 0, staging, logit_bytes, logits })
     }
 
     /// The tokens that the next prediction rests on.
@@ -96,15 +95,16 @@ impl<B: Backend> Decoder<B> {
     pub fn reset(&mut self) {
         self.history.clear();
         self.seen = 0;
+        self.logits.fill(B::Elem::default());
     }
 
     /// Shows the model `tokens` and computes the logits of what comes next.
     ///
-    /// Feeding many tokens at once gives what feeding them one by one would give, in fewer passes. If it fails, the
-    /// decoder is as if [`reset`](Decoder::reset).
+    /// Feeding many tokens at once gives what feeding them one by one would give, in fewer passes.
     ///
     /// # Errors
-    /// If `tokens` is empty or has one that is not in the vocabulary, or the backend fails.
+    /// If `tokens` is empty or has one that is not in the vocabulary, or the model is of another shape: then the decoder
+    /// is as it was. If the backend fails: then it is as if [`reset`](Decoder::reset).
     pub fn feed(&mut self, model: &mut Model<B>, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);

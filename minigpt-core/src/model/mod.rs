@@ -17,7 +17,7 @@ mod storage;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Span, read_elems, write_elems};
+use crate::backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Span, read_elems, write_elems, zeros};
 use crate::config::{GptConfig, Position};
 use crate::error::Error;
 use crate::op::Dropout;
@@ -83,16 +83,23 @@ impl Workspace {
     /// Allocates what `plan` needs besides parameters.
     pub(crate) fn new<B: Backend>(backend: &mut B, plan: Plan) -> Result<Self, Error<B::Error>> {
         let needed = plan.bytes.total().saturating_add(backend.workspace_bytes(&plan));
-        let mut attempt = || {
-            backend.reserve(&plan)?;
-            Ok((
-                backend.alloc(plan.bytes.activations)?,
-                if plan.bytes.cache > 0 { Some(backend.alloc(plan.bytes.cache)?) } else { None },
-                backend.alloc(plan.bytes.state)?,
-            ))
-        };
-        let (activations, cache, state) = attempt().map_err(|error| out_of_memory(needed, error))?;
-        Ok(Workspace { plan, activations, cache, state })
+        let mut taken = Vec::new();
+        let result = backend.reserve(&plan).and_then(|()| {
+            let mut take = |bytes| backend.alloc(bytes).inspect(|&buffer| taken.push(buffer));
+            let activations = take(plan.bytes.activations)?;
+            let cache = if plan.bytes.cache > 0 { Some(take(plan.bytes.cache)?) } else { None };
+            Ok((activations, cache, take(plan.bytes.state)?))
+        });
+        match result {
+            Ok((activations, cache, state)) => Ok(Workspace { plan, activations, cache, state }),
+            Err(error) => {
+                // What did fit goes back, so that a smaller plan can be tried.
+                for buffer in taken {
+                    backend.release(buffer).map_err(Error::Backend)?;
+                }
+                Err(out_of_memory(needed, error))
+            }
+        }
     }
 
     pub(crate) fn release<B: Backend>(self, backend: &mut B) -> Result<(), B::Error> {
@@ -206,7 +213,7 @@ impl<B: Backend> Model<B> {
             let needed = plan.bytes.constants;
             let buffer = model.backend.alloc(needed).map_err(|error| out_of_memory(needed, error))?;
             let table = region.on(buffer, B::Elem::DTYPE);
-            let mut values = vec![B::Elem::default(); table.len];
+            let mut values = zeros("position_table", table.len)?;
             match model.config.position {
                 Position::Rotary => reference::rotary::rotary_table(&mut values, model.config.d_head()),
                 _ => reference::position::sinusoidal_table(&mut values, model.config.d_model),
@@ -310,8 +317,8 @@ impl<B: Backend> Model<B> {
             return Err(Error::BatchLength { found: tokens.len(), expected: batch * time });
         }
         check_tokens(tokens, self.config.vocab_size)?;
+        let mut staging = zeros("staging", tokens.len() * 4)?;
         let workspace = Workspace::new(&mut self.backend, plan)?;
-        let mut staging = vec![0; tokens.len() * 4];
         let logits = workspace.activation(workspace.plan.activations.logits, usize::MAX);
         let pass = Pass { batch, time, start: 0, dropout: None, logits: Some(Logits::All) };
         let mut attempt = || {

@@ -1,10 +1,9 @@
 //! A model from a checkpoint, and a checkpoint from a model.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use super::Model;
-use crate::backend::{Backend, Dtype, Import, Span};
+use crate::backend::{Backend, Dtype, Import, Span, zeros};
 use crate::checkpoint::{self, Checkpoint, Contents, SaveError, TensorSpec, TensorView, Write};
 use crate::error::Error;
 use crate::plan::{Logits, Parameters, Plan};
@@ -48,7 +47,8 @@ pub(crate) fn write_tensor<B: Backend>(
     }
     // Row by row: quantised blocks never straddle rows, and no second copy of a large tensor is made.
     let size = size_of::<B::Elem>();
-    let (mut row, mut bytes) = (vec![B::Elem::default(); tensor.cols], vec![0; tensor.cols * size]);
+    let mut row: Vec<B::Elem> = zeros("row", tensor.cols)?;
+    let mut bytes = zeros("row", tensor.cols * size)?;
     for (i, stored) in tensor.bytes.chunks_exact(tensor.bytes.len() / tensor.rows).enumerate() {
         decode_weight(stored, tensor.dtype, &mut row, 1, tensor.cols);
         for (out, value) in bytes.chunks_exact_mut(size).zip(&row) {

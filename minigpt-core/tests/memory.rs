@@ -1,0 +1,110 @@
+//! When memory does not suffice: an error, and nothing that stays taken.
+
+use std::collections::BTreeMap;
+
+use minigpt_core::{
+    Backend, Buffer, Decoder, Error, GptConfig, Model, Op, Reference, ReferenceError, Span, TrainConfig,
+    Trainer,
+};
+
+/// A reference with room for so many bytes.
+#[derive(Debug)]
+struct Small {
+    inner: Reference<f32>,
+    room: usize,
+    taken: BTreeMap<Buffer, usize>,
+}
+
+impl Small {
+    fn used(&self) -> usize {
+        self.taken.values().sum()
+    }
+}
+
+impl Backend for Small {
+    type Elem = f32;
+    type Error = ReferenceError;
+
+    fn alloc(&mut self, bytes: usize) -> Result<Buffer, ReferenceError> {
+        if bytes > self.room - self.used() {
+            return Err(ReferenceError::OutOfMemory { bytes });
+        }
+        let buffer = self.inner.alloc(bytes)?;
+        self.taken.insert(buffer, bytes);
+        Ok(buffer)
+    }
+    fn release(&mut self, buffer: Buffer) -> Result<(), ReferenceError> {
+        self.taken.remove(&buffer);
+        self.inner.release(buffer)
+    }
+    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), ReferenceError> {
+        self.inner.write(to, bytes)
+    }
+    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), ReferenceError> {
+        self.inner.read(from, bytes)
+    }
+    fn copy(&mut self, from: Span, to: Span) -> Result<(), ReferenceError> {
+        self.inner.copy(from, to)
+    }
+    fn fill(&mut self, to: Span, value: f64) -> Result<(), ReferenceError> {
+        self.inner.fill(to, value)
+    }
+    fn sync(&mut self) -> Result<(), ReferenceError> {
+        self.inner.sync()
+    }
+    fn run(&mut self, op: &Op) -> Result<(), ReferenceError> {
+        self.inner.run(op)
+    }
+}
+
+fn model(room: usize) -> Model<Small> {
+    let config = GptConfig { layers: 2, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(11, 32) };
+    Model::new(Small { inner: Reference::new(), room, taken: BTreeMap::new() }, config, 1).unwrap()
+}
+
+#[test]
+fn a_decoder_or_a_pass_that_does_not_fit_leaves_nothing_behind() {
+    let weights = model(usize::MAX).backend().used();
+    let mut model = model(usize::MAX);
+    let plan = Decoder::new(&mut model, 32).unwrap().plan().clone();
+    // Room for each buffer but the last that is taken.
+    for missing in [1, plan.bytes.state + 1, plan.bytes.state + plan.bytes.cache + 1] {
+        let mut model =
+            self::model(weights + plan.bytes.activations + plan.bytes.cache + plan.bytes.state - missing);
+        let error = Decoder::new(&mut model, 32).unwrap_err();
+        assert!(matches!(error, Error::Memory { needed, .. } if needed == plan.bytes.total()), "{error}");
+        assert_eq!(model.backend().used(), weights);
+        assert!(model.logits(&[1; 64 * 32], 64, 32).unwrap_err().is_out_of_memory());
+        assert_eq!(model.backend().used(), weights);
+        let mut decoder = Decoder::new(&mut model, 1).unwrap();
+        decoder.feed(&mut model, &[1, 2]).unwrap();
+        decoder.release(&mut model).unwrap();
+        assert_eq!(model.backend().used(), weights);
+    }
+}
+
+#[test]
+fn what_a_trainer_takes_is_its_plan_to_the_byte() {
+    let settings = TrainConfig { batch: 3, time: 9, ..TrainConfig::constant(1e-3) };
+    let trainer = Trainer::new(model(usize::MAX), settings.clone()).unwrap();
+    let bytes = trainer.plan().bytes.total();
+    assert_eq!(trainer.model().backend().used(), bytes);
+    assert!(Trainer::new(model(bytes), settings.clone()).is_ok());
+    assert!(Trainer::new(model(bytes - 1), settings).unwrap_err().is_out_of_memory());
+}
+
+#[test]
+fn a_decoder_that_is_reset_is_as_new() {
+    let mut model = model(usize::MAX);
+    let mut decoder = Decoder::new(&mut model, 8).unwrap();
+    decoder.feed(&mut model, &[1, 2, 3]).unwrap();
+    let first = decoder.logits().to_vec();
+    // Bad input changes nothing.
+    decoder.feed(&mut model, &[1, 99]).unwrap_err();
+    decoder.feed(&mut model, &[]).unwrap_err();
+    assert_eq!((decoder.window(), decoder.logits()), (&[1, 2, 3][..], &first[..]));
+    decoder.reset();
+    assert_eq!((decoder.window(), decoder.logits()), (&[][..], &[0.0; 11][..]));
+    decoder.feed(&mut model, &[1, 2, 3]).unwrap();
+    assert_eq!(decoder.logits(), first);
+}
