@@ -124,9 +124,10 @@ impl Span {
     /// Past the end, the result is empty: the op that it goes to then refuses it.
     #[must_use]
     pub fn slice(self, start: usize, len: usize) -> Span {
-        match self.dtype.bytes(start) {
-            Some(skip) if start.checked_add(len).is_some_and(|end| end <= self.len) => {
-                Span { offset: self.offset + skip, len, ..self }
+        let offset = self.dtype.bytes(start).and_then(|skip| self.offset.checked_add(skip));
+        match offset {
+            Some(offset) if start.checked_add(len).is_some_and(|end| end <= self.len) => {
+                Span { offset, len, ..self }
             }
             _ => Span { len: 0, ..self },
         }
@@ -358,5 +359,20 @@ impl fmt::Display for ErrorKind {
             ErrorKind::Unavailable => "unavailable",
             ErrorKind::Device => "device failure",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_is_inside_its_span_or_empty() {
+        let span = Span { buffer: Buffer(0), dtype: Dtype::F32, offset: 64, len: 10 };
+        assert_eq!(span.slice(3, 7), Span { offset: 76, len: 7, ..span });
+        assert_eq!(span.slice(3, 8).len, 0);
+        assert_eq!(span.slice(usize::MAX, 2).len, 0);
+        // Where the offset itself cannot be counted.
+        assert_eq!(Span { offset: usize::MAX - 3, ..span }.slice(1, 1).len, 0);
     }
 }

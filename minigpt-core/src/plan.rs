@@ -529,12 +529,16 @@ impl Plan {
     /// Floating-point operations of one training step over `sequences` sequences of `time` tokens: the model's
     /// matrix products, forward and backward, and the causal half of attention. Recomputation does not count.
     pub fn training_flops(&self, sequences: usize) -> u64 {
-        let c = &self.config;
-        let (width, time) = (c.d_model as u64, self.time as u64);
-        let per_layer = 4 * width * width + 2 * width * c.d_ff as u64;
-        let weights = c.layers as u64 * per_layer + c.vocab_size as u64 * width;
-        let attention = 3 * c.layers as u64 * 4 * width * (time * (time + 1) / 2);
-        sequences as u64 * (6 * weights * time + attention)
+        let GptConfig { layers, d_model, d_ff, vocab_size, .. } = self.config;
+        let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
+        let block = mul(&[4, layers, d_model, d_model]).saturating_add(mul(&[2, layers, d_model, d_ff]));
+        let weights = block.saturating_add(mul(&[vocab_size, d_model]));
+        // Of T (T + 1) / 2 pairs, each has 4 operations forward and 8 backward.
+        let attention = mul(&[6, layers, d_model, self.time, self.time.saturating_add(1)]);
+        weights
+            .saturating_mul(mul(&[6, self.time]))
+            .saturating_add(attention)
+            .saturating_mul(sequences as u64)
     }
 }
 
@@ -676,4 +680,19 @@ fn activations(
         None
     };
     Ok((Activations { blocks, head_in, final_norm, logits, losses }, backward))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn training_operations_are_counted_and_saturate() {
+        let config = GptConfig { layers: 2, heads: 1, d_model: 3, d_ff: 5, ..GptConfig::new(7, 4) };
+        let plan = Plan::training(&config, Dtype::F32, 1, 4).unwrap();
+        let weights = 2 * (4 * 3 * 3 + 2 * 3 * 5) + 7 * 3;
+        let attention = 3 * 2 * 4 * 3 * (1 + 2 + 3 + 4);
+        assert_eq!(plan.training_flops(10), 10 * (6 * weights * 4 + attention));
+        assert_eq!(plan.training_flops(usize::MAX), u64::MAX);
+    }
 }

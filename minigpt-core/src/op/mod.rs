@@ -283,20 +283,24 @@ impl Op {
     /// products and the causal half of attention. Elementwise work counts as nothing.
     pub fn flops(&self) -> u64 {
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
+        let linear = |products, rows, d_in, d_out| mul(&[products, rows, d_in, d_out]);
+        // Twice the pairs (i, j) with j <= past + i, so that no half is lost.
+        let twice_seen = |past: usize, time: usize| {
+            let (past, time) = (past as u64, time as u64);
+            time.saturating_mul(past.saturating_mul(2).saturating_add(time).saturating_add(1))
+        };
+        let attention = |products, batch, heads, d_head, past, time| {
+            mul(&[products, batch, heads, d_head]).saturating_mul(twice_seen(past, time))
+        };
         match self {
-            Op::LinearForward(op) => mul(&[2, op.rows, op.d_in, op.d_out]),
+            Op::LinearForward(op) => linear(2, op.rows, op.d_in, op.d_out),
             Op::LinearBackward(op) => {
-                mul(&[if op.d_x.is_some() { 4 } else { 2 }, op.rows, op.d_in, op.d_out])
+                linear(if op.d_x.is_some() { 4 } else { 2 }, op.rows, op.d_in, op.d_out)
             }
-            Op::AttentionForward(op) => mul(&[4, op.batch, op.heads, op.d_head, op.time * (op.time + 1) / 2]),
-            Op::AttentionBackward(op) => {
-                mul(&[8, op.batch, op.heads, op.d_head, op.time * (op.time + 1) / 2])
-            }
-            Op::AttentionCached(op) => {
-                let seen = op.time * op.past + op.time * (op.time + 1) / 2;
-                mul(&[4, op.batch, op.heads, op.d_head, seen])
-            }
-            Op::AttentionScores(op) => mul(&[2, op.batch, op.heads, op.d_head, op.time * (op.time + 1) / 2]),
+            Op::AttentionForward(op) => attention(2, op.batch, op.heads, op.d_head, 0, op.time),
+            Op::AttentionBackward(op) => attention(4, op.batch, op.heads, op.d_head, 0, op.time),
+            Op::AttentionCached(op) => attention(2, op.batch, op.heads, op.d_head, op.past, op.time),
+            Op::AttentionScores(op) => attention(1, op.batch, op.heads, op.d_head, 0, op.time),
             _ => 0,
         }
     }
@@ -308,9 +312,53 @@ impl Op {
                 .iter()
                 .map(|o| {
                     let bytes = o.span.bytes().unwrap_or(0) as u64;
-                    if o.access == Access::Update { 2 * bytes } else { bytes }
+                    if o.access == Access::Update { bytes.saturating_mul(2) } else { bytes }
                 })
-                .sum()
+                .fold(0, u64::saturating_add)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Buffer;
+
+    fn attention(batch: usize, past: usize, time: usize) -> Op {
+        let qkv = Span { buffer: Buffer(0), dtype: Dtype::F64, offset: 0, len: usize::MAX / 8 };
+        let (heads, d_head, capacity) = (3, 5, usize::MAX);
+        let (keys, values, out) = (qkv, qkv, qkv);
+        AttentionCached { qkv, keys, values, out, past, capacity, batch, time, heads, d_head, scale: 1.0 }
+            .into()
+    }
+
+    #[test]
+    fn attention_counts_the_pairs_that_see_each_other() {
+        let pairs = |past: u64, time: u64| (0..time).map(|i| past + i + 1).sum::<u64>();
+        for (past, time) in [(0, 1), (0, 7), (4, 1), (9, 6)] {
+            let op = attention(2, past, time);
+            assert_eq!(op.flops(), 4 * 2 * 3 * 5 * pairs(past as u64, time as u64));
+        }
+    }
+
+    #[test]
+    fn counts_saturate_whatever_the_dimensions() {
+        assert_eq!(attention(1, usize::MAX, usize::MAX).flops(), u64::MAX);
+        assert_eq!(attention(usize::MAX, 0, 1).flops(), u64::MAX);
+        let x = Span { buffer: Buffer(0), dtype: Dtype::F32, offset: 0, len: usize::MAX / 4 };
+        let scalars = Span { len: scalar::LEN, ..x };
+        let n = AdamW {
+            params: x,
+            grads: x,
+            m: x,
+            v: x,
+            scalars,
+            decayed: 0,
+            beta1: 0.0,
+            beta2: 0.0,
+            eps: 1.0,
+            weight_decay: 0.0,
+        };
+        assert_eq!(Op::from(n).bytes(), u64::MAX);
     }
 }
