@@ -5,6 +5,8 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use half::{bf16, f16};
+
 use super::{Line, Options, describe, error};
 use crate::backend::{
     Backend, BackendError, Buffer, Dtype, ErrorKind, Span, read_elems, read_u32, write_elems, write_u32,
@@ -29,6 +31,8 @@ enum Fill {
     Poison,
     /// u32.
     Words(Vec<u32>),
+    /// Bytes of a weight in fewer bits.
+    Stored(Dtype, Vec<u8>),
 }
 
 /// Where a case's spans come from: a real backend, or the oracle.
@@ -45,7 +49,11 @@ struct On<'b, B: Backend> {
 
 impl<B: Backend> On<'_, B> {
     fn try_span(&mut self, len: usize, fill: Fill) -> Result<Span, B::Error> {
-        let dtype = if matches!(fill, Fill::Words(_)) { Dtype::U32 } else { B::Elem::DTYPE };
+        let dtype = match fill {
+            Fill::Words(_) => Dtype::U32,
+            Fill::Stored(dtype, _) => dtype,
+            _ => B::Elem::DTYPE,
+        };
         let bytes = dtype.bytes(len).unwrap_or(0).next_multiple_of(64).max(64);
         let buffer = self.backend.alloc(bytes)?;
         self.buffers.push(buffer);
@@ -58,6 +66,10 @@ impl<B: Backend> On<'_, B> {
                 write_u32(self.backend, span, &words)?;
                 return Ok(span);
             }
+            Fill::Stored(_, bytes) => {
+                self.backend.write(span, &bytes)?;
+                return Ok(span);
+            }
             Fill::Normal(deviation) => (0..len).map(|_| rounded(deviation * rng.normal())).collect(),
             Fill::Values(values) => values.into_iter().map(rounded).collect(),
             Fill::Poison => vec![B::Elem::from_f64(f64::NAN); len],
@@ -67,10 +79,14 @@ impl<B: Backend> On<'_, B> {
     }
 
     fn read(&mut self, span: Span) -> Result<Vec<f64>, B::Error> {
-        Ok(if span.dtype == Dtype::U32 {
-            read_u32(self.backend, span)?.into_iter().map(f64::from).collect()
-        } else {
-            read_elems(self.backend, span)?.into_iter().map(Real::to_f64).collect()
+        Ok(match span.dtype {
+            Dtype::U32 => read_u32(self.backend, span)?.into_iter().map(f64::from).collect(),
+            Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0 => {
+                let mut bytes = vec![0; span.bytes().unwrap_or(0)];
+                self.backend.read(span, &mut bytes)?;
+                bytes.into_iter().map(f64::from).collect()
+            }
+            _ => read_elems(self.backend, span)?.into_iter().map(Real::to_f64).collect(),
         })
     }
 }
@@ -166,6 +182,29 @@ fn coin(rng: &mut Rng) -> bool {
 
 fn words(rng: &mut Rng, len: usize, below: usize) -> Fill {
     Fill::Words((0..len).map(|_| rng.below(below as u64) as u32).collect())
+}
+
+/// A weight (rows, cols): in half of the cases in the backend's numbers, else in fewer bits, where the padding of rows
+/// is as random as the rest.
+fn weight(rng: &mut Rng, memory: &mut dyn Memory, rows: usize, cols: usize, deviation: f64) -> Span {
+    const STORED: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0];
+    let Some(&dtype) = STORED.get(rng.below(8) as usize) else {
+        return memory.span(rows * cols, Fill::Normal(deviation));
+    };
+    let (len, (elements, size)) = (rows * dtype.padded(cols), dtype.unit());
+    let mut bytes = Vec::new();
+    for _ in 0..len / elements {
+        let x = deviation * rng.normal();
+        let head = match dtype {
+            Dtype::Bf16 => bf16::from_f64(x).to_le_bytes(),
+            Dtype::Q8_0 => f16::from_f64(x / 64.0).to_le_bytes(),
+            Dtype::Q4_0 => f16::from_f64(x / 4.0).to_le_bytes(),
+            _ => f16::from_f64(x).to_le_bytes(),
+        };
+        bytes.extend(head);
+        bytes.extend((2..size).map(|_| rng.next_u32() as u8));
+    }
+    memory.span(len, Fill::Stored(dtype, bytes))
 }
 
 fn counters(rng: &mut Rng) -> Fill {
@@ -291,7 +330,7 @@ fn embedding(kind: OpKind, rng: &mut Rng, memory: &mut dyn Memory) -> Op {
     if kind == OpKind::EmbeddingForward {
         return EmbeddingForward {
             tokens,
-            token_embedding: memory.span(vocab * d_model, Fill::Normal(1.0)),
+            token_embedding: weight(rng, memory, vocab, d_model, 1.0),
             position_embedding: with_positions
                 .then(|| memory.span((start + time + 2) * d_model, Fill::Normal(1.0))),
             out: memory.span(rows * d_model, Fill::Poison),
@@ -392,7 +431,7 @@ fn linear_forward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
     let y = memory.span(n, if residual == 1 { Fill::Normal(1.0) } else { Fill::Poison });
     LinearForward {
         x: memory.span(rows * d_in, Fill::Normal(1.0)),
-        weight: memory.span(d_out * d_in, Fill::Normal(0.5)),
+        weight: weight(rng, memory, d_out, d_in, 0.5),
         bias: with_bias.then(|| memory.span(d_out, Fill::Normal(1.0))),
         activate: with_activation.then(|| Activate {
             activation: activation(rng),
@@ -492,7 +531,15 @@ fn cross_entropy(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
     let (with_gradient, in_place, with_losses) = (coin(rng), coin(rng), coin(rng));
     let targets =
         (0..rows).map(|_| if rng.below(8) == 0 { IGNORE } else { rng.below(vocab as u64) as u32 }).collect();
-    let logits = memory.span(rows * vocab, Fill::Normal(deviation));
+    let broken = rng.below(4) == 0;
+    let mut values = normals(rng, rows * vocab, deviation);
+    if broken {
+        let place = rng.below(values.len() as u64) as usize;
+        values[place] = [f64::NEG_INFINITY, f64::INFINITY, f64::NAN][rng.below(3) as usize];
+    }
+    let logits = memory.span(rows * vocab, Fill::Values(values));
+    // The loss must show what is broken; what the gradient then is does not matter.
+    let with_gradient = with_gradient && !broken;
     let mut scalars = vec![0.0; scalar::LEN];
     (scalars[scalar::LOSS_SUM], scalars[scalar::TARGETS]) = (3.5, 2.0);
     CrossEntropy {
