@@ -198,6 +198,10 @@ fn it_learns_a_text_that_can_be_learnt() {
     assert_eq!(copied.logits(&text[..8], 1, 8).unwrap(), logits);
     assert_eq!(borrowed.logits(&text[..8], 1, 8).unwrap(), logits);
     assert!(matches!(Trainer::new(borrowed, settings()), Err(Error::Frozen)));
+    // Another number type is converted where it is copied, and refused at once where it would be borrowed.
+    assert!(Model::load(Reference::<f64>::new(), &opened).is_ok());
+    let error = Model::borrow(Reference::<f64>::new(), &opened).unwrap_err();
+    assert_eq!(error.to_string(), "`a matrix` holds F32 where F64 is needed");
 
     let mut inference = Vec::new();
     let characters = CharTokenizer::from_text("abcdefghijk").unwrap().into();

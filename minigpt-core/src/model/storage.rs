@@ -6,6 +6,7 @@ use super::Model;
 use crate::backend::{Backend, Dtype, Import, Span, zeros};
 use crate::checkpoint::{self, Checkpoint, Contents, SaveError, TensorSpec, TensorView, Write};
 use crate::error::Error;
+use crate::op::InvalidOp;
 use crate::plan::{Logits, Parameters, Plan};
 use crate::real::Real;
 use crate::reference::weights::decode_weight;
@@ -80,10 +81,11 @@ impl<B: Backend> Model<B> {
     /// borrow them (else they are copied). It cannot be trained. The weights are not read here, so they are not checked
     /// either: call [`Checkpoint::verify`] once on files that may be damaged.
     ///
-    /// Vectors (biases and the weights of norms) must be stored in the backend's number type.
+    /// Vectors (biases and the weights of norms) and learned positions must be stored in the backend's number type, other
+    /// matrices in that or in fewer bits.
     ///
     /// # Errors
-    /// If the tensors do not fit the config, or the backend fails.
+    /// If the tensors do not fit the config or are of other types, or the backend fails.
     pub fn borrow<'a>(mut backend: B, checkpoint: &Checkpoint<'a>) -> Result<Self, Error<B::Error>>
     where
         B: Import<'a>,
@@ -91,7 +93,14 @@ impl<B: Backend> Model<B> {
         let tensors = checkpoint.parameters()?;
         let plan = Plan::inference(checkpoint.config(), B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
         let mut spans = Vec::with_capacity(tensors.len());
-        for tensor in &tensors {
+        for (tensor, planned) in tensors.iter().zip(plan.parameters.list()) {
+            let narrow = matches!(tensor.dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0);
+            let added = Some(planned) == plan.parameters.position_embedding.as_ref() || !planned.is_matrix();
+            if tensor.dtype != B::Elem::DTYPE && (added || !narrow) {
+                let operand = if added { "a vector or learned positions" } else { "a matrix" };
+                let (expected, found) = (B::Elem::DTYPE, tensor.dtype);
+                return Err(InvalidOp::Dtype { operand, expected, found }.into());
+            }
             let len = tensor.rows * tensor.dtype.padded(tensor.cols);
             let buffer = backend.import(tensor.bytes).map_err(Error::Backend)?;
             spans.push(Span { buffer, dtype: tensor.dtype, offset: 0, len });
