@@ -132,6 +132,79 @@ fn every_scalar_that_is_wrong_is_found() {
     }
 }
 
+/// A backend that does not do what an op asks for, but another op.
+struct Careless {
+    inner: Reference<f32>,
+    instead: fn(Op) -> Op,
+    /// A result that it writes where it should add.
+    forgets: &'static str,
+}
+
+impl Backend for Careless {
+    type Elem = f32;
+    type Error = <Reference<f32> as Backend>::Error;
+
+    fn alloc(&mut self, bytes: usize) -> Result<minigpt_core::Buffer, Self::Error> {
+        self.inner.alloc(bytes)
+    }
+    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.inner.write(to, bytes)
+    }
+    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        self.inner.read(from, bytes)
+    }
+    fn copy(&mut self, from: Span, to: Span) -> Result<(), Self::Error> {
+        self.inner.copy(from, to)
+    }
+    fn fill(&mut self, to: Span, value: f64) -> Result<(), Self::Error> {
+        self.inner.fill(to, value)
+    }
+    fn sync(&mut self) -> Result<(), Self::Error> {
+        self.inner.sync()
+    }
+    fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
+        if let Some(operand) = op.operands()?.get(self.forgets) {
+            self.inner.fill(operand.span, 0.0)?;
+        }
+        self.inner.run(&(self.instead)(*op))
+    }
+}
+
+#[test]
+fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
+    use minigpt_core::op::*;
+    fn site(dropout: Option<Dropout>) -> Option<Dropout> {
+        dropout.map(|dropout| Dropout { site: 0, ..dropout })
+    }
+    let careless: [fn(Op) -> Op; 10] = [
+        |op| if let Op::EmbeddingForward(op) = op { EmbeddingForward { start: 0, ..op }.into() } else { op },
+        |op| if let Op::Rotary(op) = op { Rotary { start: 0, ..op }.into() } else { op },
+        |op| if let Op::Rotary(op) = op { Rotary { inverse: false, ..op }.into() } else { op },
+        |op| if let Op::LayerNormForward(op) = op { LayerNormForward { eps: 0.0, ..op }.into() } else { op },
+        |op| match op {
+            Op::LinearForward(op) => LinearForward { dropout: site(op.dropout), ..op }.into(),
+            _ => op,
+        },
+        |op| match op {
+            Op::AttentionBackward(op) => AttentionBackward { dropout: site(op.dropout), ..op }.into(),
+            _ => op,
+        },
+        |op| if let Op::FinishStep(op) = op { FinishStep { clip: f64::INFINITY, ..op }.into() } else { op },
+        |op| if let Op::AdamW(op) = op { AdamW { eps: 1e-8, ..op }.into() } else { op },
+        |op| if let Op::AdamW(op) = op { AdamW { decayed: 0, ..op }.into() } else { op },
+        |op| if let Op::AdamW(op) = op { AdamW { weight_decay: 0.0, ..op }.into() } else { op },
+    ];
+    let nothing = careless.into_iter().map(|instead| (instead, ""));
+    let forgets = ["d_weight", "d_bias", "d_token_embedding", "d_position_embedding", "keys"];
+    for (i, (instead, forgets)) in
+        nothing.chain(forgets.map(|name| (Op::from as fn(Op) -> Op, name))).enumerate()
+    {
+        let make = || Careless { inner: Reference::new(), instead, forgets };
+        let report = check(make, &Options { model: false, ..Options::default() });
+        assert!(!report.passed(), "number {i}, {forgets}:\n{report}");
+    }
+}
+
 #[test]
 fn a_step_only_enqueues() {
     let config = GptConfig { layers: 2, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(5, 8) };
