@@ -76,7 +76,7 @@ impl Builder {
     }
 }
 
-/// The automaton. See the [module](self).
+/// States, and the strings by which each leads to others.
 #[derive(Debug, Clone)]
 pub struct Automaton {
     states: Vec<State>,
