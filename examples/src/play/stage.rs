@@ -3,7 +3,8 @@
 //! A play has a title, players, acts, scenes, speeches and stage directions. A speech is made of couplets. What
 //! ties a text together, and what a model has to find out, reaches far beyond a few letters, but never beyond 64:
 //!
-//! * each character speaks in images of one theme, in nouns, adjectives, verbs and the very sounds of names;
+//! * each character speaks in images of one theme, in nouns, adjectives, verbs, rhymes and the sounds of coined words;
+//! * the auxiliary decides the form of the verb, and the number of the subject decides the auxiliary;
 //! * the second line of a couplet rhymes with the first;
 //! * a speech ends by asking someone by name, and that one answers.
 //!
@@ -12,17 +13,16 @@
 
 use super::automaton::{Automaton, Builder, StateId};
 use super::words::{
-    ACTS, Character, DIRECTIONS, HOOKS, HOURS, KINDS, MANNERS, PLACES, PROPS, RHYMES, THEMES, Theme, VOWELS,
+    ACTS, Character, DIRECTIONS, HOOKS, HOURS, KINDS, MANNERS, PLACES, PROPS, THEMES, Theme, VOWELS,
 };
 
-/// Of a thousand nouns, how many are coined names.
-const COINED: u32 = 400;
-/// Of a thousand nouns that may have an adjective, how many have one.
-const DESCRIBED: u32 = 400;
-
-const DETERMINERS: &str = "the my thy our this that her his your any";
-const PREPOSITIONS: &str = "in by on at to off for from like near past with";
-const AUXILIARIES: &str = "shall will must may can did would might dare should";
+const SINGULAR: &str = "the my thy our this any";
+const PLURAL: &str = "these those all";
+const PREPOSITIONS: &str = "in by on for from near with";
+/// Auxiliaries by the form of the verb that they ask for: as it is, with -ed, with -ing; number tells the last two.
+const MODALS: &str = "shall will must may can did";
+const PERFECT: [&str; 2] = ["hath", "have"];
+const PROGRESSIVE: [&str; 2] = ["is was", "are were"];
 
 fn words(list: &str) -> impl Iterator<Item = &str> {
     list.split_whitespace()
@@ -33,13 +33,8 @@ fn capitalised(word: &str) -> String {
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
-/// `drown` to `drowns`.
-fn third_person(verb: &str) -> String {
-    match verb.strip_suffix('y') {
-        Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{stem}ies"),
-        _ if ["s", "sh", "ch", "x", "z"].iter().any(|end| verb.ends_with(end)) => format!("{verb}es"),
-        _ => format!("{verb}s"),
-    }
+fn listed(list: &str, form: impl Fn(&str) -> String) -> Vec<String> {
+    words(list).map(form).collect()
 }
 
 /// Adds choices that together weigh about `weight`, all alike.
@@ -61,15 +56,8 @@ pub(super) fn automaton() -> Result<Automaton, String> {
     let entrance = scenery(&mut b, title, &characters);
     for (number, (character, &turn)) in characters.iter().zip(&turns).enumerate() {
         let tag = b.state();
-        for (manner, weight) in [(".", 14), (", aside.", 1), (", aloud.", 1)] {
-            for from in [turn, tag] {
-                b.choice(
-                    from,
-                    format!("{}{manner}\n", character.name.to_uppercase()),
-                    weight,
-                    speeches[number / 2],
-                );
-            }
+        for from in [turn, tag] {
+            b.choice(from, format!("{}.\n", character.name.to_uppercase()), 16, speeches[number / 2]);
         }
         for direction in DIRECTIONS.split('|') {
             b.choice(turn, format!("[{direction}.]\n\n"), 1, tag);
@@ -134,95 +122,107 @@ fn scenery(b: &mut Builder, title: StateId, characters: &[&Character]) -> Scener
     Scenery { scene_or_act, enter }
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Number {
+    Singular,
+    Plural,
+}
+
 /// `The salt tide shall drown my keel by the stone,` and then a second line that rhymes; or a chant, which is all
 /// coined words; or, but not as the first line of a speech, a line that asks one of `others` to speak.
 fn first_line(b: &mut Builder, theme: &Theme, opening: StateId, others: &[(&str, StateId)]) {
     let again = b.state();
-    let subject = b.state();
+    let (one, many) = (b.state(), b.state());
+    let (does, do_) = (b.state(), b.state());
     let called = b.state();
-    let verb_phrase = b.state();
     let imperative = b.state();
     let object = b.state();
     let mut chant = b.state();
 
-    let openers: Vec<String> = words(DETERMINERS).map(|word| capitalised(word) + " ").collect();
     for from in [opening, again] {
-        alike(b, from, 360, &openers, subject);
-        coined(b, theme, from, 380, " ", verb_phrase, Letters::Capital);
+        alike(b, from, 160, &listed(SINGULAR, |word| capitalised(word) + " "), one);
+        alike(b, from, 160, &listed(PLURAL, |word| capitalised(word) + " "), many);
+        coined(b, theme, from, 420, " ", does, Letters::Capital);
         b.choice(from, "O ", 60, called);
-        b.choice(from, "'", 200, chant);
+        b.choice(from, "'", 600, chant);
     }
     for hook in HOOKS.split('/') {
         if let Some((before, mark)) = hook.split_once('|') {
             let asked = b.state();
-            b.choice(again, before, 28, asked);
+            b.choice(again, before, 75, asked);
             for &(name, turn) in others {
                 b.choice(asked, format!("{name}{mark}\n\n"), 1, turn);
             }
         }
     }
-    for _ in 0..3 {
+    for _ in 0..4 {
         let next = b.state();
         coined(b, theme, chant, 1000, " ", next, Letters::Small);
         chant = next;
     }
     coined(b, theme, chant, 1000, "!'\n", again, Letters::Small);
 
-    noun(b, theme, subject, Adjective::Allowed, " ", verb_phrase);
-    noun(b, theme, called, Adjective::Allowed, ", ", imperative);
-    predicate(b, theme, verb_phrase, imperative, object);
+    noun(b, theme, one, Number::Singular, Adjective::Allowed, " ", does);
+    noun(b, theme, many, Number::Plural, Adjective::Allowed, " ", do_);
+    noun(b, theme, called, Number::Singular, Adjective::Allowed, ", ", imperative);
+    for (from, number) in [(does, 0), (do_, 1)] {
+        predicate(b, theme, from, PERFECT[number], PROGRESSIVE[number], object);
+    }
+    alike(b, imperative, 1000, &listed(theme.verbs, |word| format!("{word} ")), object);
     let end = object_and_place(b, theme, object, Adjective::Allowed);
-    for (first, second) in RHYMES {
+    for (first, second) in theme.rhymes {
         let next = second_line(b, theme, second, again);
-        for word in words(first) {
-            for (mark, weight) in [(",\n", 6), (";\n", 2), (":\n", 1)] {
-                b.choice(end, format!("{word}{mark}"), weight, next);
-            }
+        for (mark, weight) in [(",\n", 6), (";\n", 2), (":\n", 1)] {
+            b.choice(end, format!("{first}{mark}"), weight, next);
         }
     }
 }
 
 /// `And will devour the loaf near thy throne.` It has neither subject nor adjective, so that it is short: the first
 /// line's rhyme lies less than 64 characters before its own.
-fn second_line(b: &mut Builder, theme: &Theme, rhymes: &str, next: StateId) -> StateId {
+fn second_line(b: &mut Builder, theme: &Theme, rhyme: &str, next: StateId) -> StateId {
     let start = b.state();
     let verb_phrase = b.state();
-    let verb = b.state();
     let object = b.state();
-    for word in ["And", "Yet", "But", "Or", "Nor"] {
-        b.choice(start, format!("{word} "), 1, verb_phrase);
-    }
-    predicate(b, theme, verb_phrase, verb, object);
+    alike(b, start, 1000, &listed("And Yet But Or Nor", |word| format!("{word} ")), verb_phrase);
+    predicate(b, theme, verb_phrase, "had", "", object);
     let end = object_and_place(b, theme, object, Adjective::None);
-    for word in words(rhymes) {
-        for (mark, weight) in [(".\n", 5), ("!\n", 1), ("?\n", 1)] {
-            b.choice(end, format!("{word}{mark}"), weight, next);
-        }
+    for (mark, weight) in [(".\n", 5), ("!\n", 1), ("?\n", 1)] {
+        b.choice(end, format!("{rhyme}{mark}"), weight, next);
     }
     start
 }
 
-/// `shall drown `
-fn predicate(b: &mut Builder, theme: &Theme, verb_phrase: StateId, verb: StateId, object: StateId) {
-    let auxiliaries: Vec<String> = words(AUXILIARIES).map(|word| format!("{word} ")).collect();
-    let verbs: Vec<String> = words(theme.verbs).map(|word| format!("{word} ")).collect();
-    let present: Vec<String> = words(theme.verbs).map(|word| third_person(word) + " ").collect();
-    alike(b, verb_phrase, 400, &auxiliaries, verb);
-    alike(b, verb_phrase, 600, &present, object);
-    alike(b, verb, 1000, &verbs, object);
+/// `shall drown `, `hath drowned `, `is drowning `: the auxiliary decides the form of the verb.
+fn predicate(
+    b: &mut Builder,
+    theme: &Theme,
+    from: StateId,
+    perfect: &str,
+    progressive: &str,
+    object: StateId,
+) {
+    for (auxiliaries, form) in [(MODALS, ""), (perfect, "ed"), (progressive, "ing")] {
+        if !auxiliaries.is_empty() {
+            let verb = b.state();
+            alike(b, from, 1000, &listed(auxiliaries, |word| format!("{word} ")), verb);
+            alike(b, verb, 1000, &listed(theme.verbs, |word| format!("{word}{form} ")), object);
+        }
+    }
 }
 
 /// `my keel by the `, with the state that a rhyme has to follow.
 fn object_and_place(b: &mut Builder, theme: &Theme, object: StateId, adjective: Adjective) -> StateId {
-    let (phrase, place, article, end) = (b.state(), b.state(), b.state(), b.state());
-    let determiners: Vec<String> = words(DETERMINERS).map(|word| format!("{word} ")).collect();
-    let prepositions: Vec<String> = words(PREPOSITIONS).map(|word| format!("{word} ")).collect();
-    alike(b, object, 500, &determiners, phrase);
-    alike(b, object, 150, &prepositions, article);
+    let (one, many, place, article, end) = (b.state(), b.state(), b.state(), b.state(), b.state());
+    let prepositions = listed(PREPOSITIONS, |word| format!("{word} "));
+    alike(b, object, 200, &listed(SINGULAR, |word| format!("{word} ")), one);
+    alike(b, object, 200, &listed(PLURAL, |word| format!("{word} ")), many);
     coined(b, theme, object, 500, " ", place, Letters::Capital);
-    noun(b, theme, phrase, adjective, " ", place);
+    alike(b, object, 100, &prepositions, article);
+    noun(b, theme, one, Number::Singular, adjective, " ", place);
+    noun(b, theme, many, Number::Plural, adjective, " ", place);
     alike(b, place, 1000, &prepositions, article);
-    alike(b, article, 400, &determiners, end);
+    alike(b, article, 400, &listed(SINGULAR, |word| format!("{word} ")), end);
     coined(b, theme, article, 600, "'s ", end, Letters::Capital);
     end
 }
@@ -233,21 +233,32 @@ enum Adjective {
     None,
 }
 
-/// A noun of the theme or a coined name, perhaps with an adjective, then `mark`.
-fn noun(b: &mut Builder, theme: &Theme, from: StateId, adjective: Adjective, mark: &str, next: StateId) {
-    let nouns: Vec<String> = words(theme.nouns).map(|word| format!("{word}{mark}")).collect();
-    let adjectives: Vec<String> = words(theme.adjectives).map(|word| format!("{word} ")).collect();
-    let scale = 100;
-    let mut plain = 1000 * scale;
+/// A noun of the theme, or, if it is one, perhaps a coined name; perhaps with an adjective; then `mark`.
+fn noun(
+    b: &mut Builder,
+    theme: &Theme,
+    from: StateId,
+    number: Number,
+    adjective: Adjective,
+    mark: &str,
+    next: StateId,
+) {
+    let plural = if number == Number::Plural { "s" } else { "" };
+    let nouns = listed(theme.nouns, |word| format!("{word}{plural}{mark}"));
+    let mut states = vec![(from, 10_000)];
     if adjective == Adjective::Allowed {
-        plain -= DESCRIBED * scale;
         let described = b.state();
-        alike(b, from, DESCRIBED * scale, &adjectives, described);
-        alike(b, described, (1000 - COINED) * scale, &nouns, next);
-        coined(b, theme, described, COINED * scale, mark, next, Letters::Capital);
+        states = vec![(from, 6_000), (described, 10_000)];
+        alike(b, from, 4_000, &listed(theme.adjectives, |word| format!("{word} ")), described);
     }
-    alike(b, from, plain / 1000 * (1000 - COINED), &nouns, next);
-    coined(b, theme, from, plain / 1000 * COINED, mark, next, Letters::Capital);
+    for (from, weight) in states {
+        if number == Number::Singular {
+            alike(b, from, weight / 10 * 6, &nouns, next);
+            coined(b, theme, from, weight / 10 * 4, mark, next, Letters::Capital);
+        } else {
+            alike(b, from, weight, &nouns, next);
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -256,7 +267,7 @@ enum Letters {
     Small,
 }
 
-/// A coined word of two syllables and an end, in the sounds of the theme, then `mark`.
+/// A coined word of two or three syllables and an end, in the sounds of the theme, then `mark`.
 fn coined(
     b: &mut Builder,
     theme: &Theme,
@@ -266,16 +277,18 @@ fn coined(
     next: StateId,
     letters: Letters,
 ) {
-    let [starts, middles, ends] = theme.sounds;
-    let syllables = |consonants: &str, letters: Letters| -> Vec<String> {
+    let [consonants, ends] = theme.sounds;
+    let syllables = |letters: Letters| -> Vec<String> {
         words(consonants)
             .flat_map(|c| words(VOWELS).map(move |v| format!("{c}{v}")))
             .map(|syllable| if letters == Letters::Capital { capitalised(&syllable) } else { syllable })
             .collect()
     };
-    let (middle, end) = (b.state(), b.state());
-    let ends: Vec<String> = words(ends).map(|end| format!("{}{mark}", end.trim_matches('-'))).collect();
-    alike(b, from, weight, &syllables(starts, letters), middle);
-    alike(b, middle, 1000, &syllables(middles, Letters::Small), end);
-    alike(b, end, 1000, &ends, next);
+    let (second, third, last) = (b.state(), b.state(), b.state());
+    let ends: Vec<String> = listed(ends, |end| format!("{}{mark}", end.trim_matches('-')));
+    alike(b, from, weight, &syllables(letters), second);
+    alike(b, second, 600, &syllables(Letters::Small), third);
+    alike(b, third, 300, &ends, next);
+    alike(b, third, 900, &syllables(Letters::Small), last);
+    alike(b, last, 600, &ends, next);
 }
