@@ -1,0 +1,276 @@
+//! Where the time goes: `cargo run --release --example profile -- --shape 6,6,384,256,8`
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+use minigpt_core::{
+    Backend, Decoder, GptConfig, Model, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
+};
+use minigpt_examples::options::{BackendName, OnBackend, human, on_backend};
+use minigpt_examples::profiled::{Cost, Profiled};
+use minigpt_examples::{Outcome, memory};
+use serde_json::json;
+
+/// Time the training step and decoding of a model of any shape, op by op.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "profile")]
+struct Options {
+    /// Layers, heads, width, context and batch; or S for 4,4,128,64,12, or M for 6,6,384,256,8.
+    #[arg(long, default_value = "S", value_parser = shape)]
+    shape: Shape,
+    /// Size of the vocabulary.
+    #[arg(long, default_value_t = 65)]
+    vocab: usize,
+    /// What to time.
+    #[arg(long, value_enum, default_value = "all")]
+    mode: Mode,
+    /// Threads; else as many as the machine offers.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// How long to time each.
+    #[arg(long, default_value_t = 6.0)]
+    seconds: f64,
+    /// What computes.
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: BackendName,
+    /// Print a line of JSON for each timing and no tables.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// The training step.
+    Step,
+    /// Decoding, one sequence.
+    Gen,
+    /// Both.
+    All,
+}
+
+#[derive(Debug, Clone)]
+struct Shape {
+    name: String,
+    numbers: [usize; 5],
+}
+
+fn shape(text: &str) -> Result<Shape, String> {
+    let list = match text {
+        "S" => "4,4,128,64,12",
+        "M" => "6,6,384,256,8",
+        other => other,
+    };
+    let numbers: Result<Vec<usize>, _> = list.split(',').map(|number| number.trim().parse()).collect();
+    let numbers = numbers
+        .ok()
+        .and_then(|numbers| numbers.try_into().ok())
+        .ok_or("five numbers are needed: layers,heads,width,context,batch, such as 4,4,128,64,12")?;
+    Ok(Shape { name: text.into(), numbers })
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Outcome<()> {
+    if !(options.seconds > 0.0 && options.seconds < 1e6) {
+        return Err("--seconds must be above 0".into());
+    }
+    // Each in a backend of its own, so that the peak of memory is its own too if only one is asked for.
+    if options.mode != Mode::Gen {
+        on_backend(options.backend, options.threads, Step(options))?;
+    }
+    if options.mode != Mode::Step {
+        on_backend(options.backend, options.threads, Generation(options))?;
+    }
+    Ok(())
+}
+
+fn config(options: &Options) -> GptConfig {
+    let [layers, heads, d_model, context, _] = options.shape.numbers;
+    GptConfig {
+        layers,
+        heads,
+        d_model,
+        d_ff: d_model.saturating_mul(4),
+        ..GptConfig::new(options.vocab, context)
+    }
+}
+
+fn threads(options: &Options) -> usize {
+    match options.backend {
+        BackendName::Cpu => options
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+        BackendName::Reference => 1,
+    }
+}
+
+fn peer(options: &Options) -> &'static str {
+    match options.backend {
+        BackendName::Cpu => "minigpt",
+        BackendName::Reference => "minigpt-reference",
+    }
+}
+
+/// Times `work` again and again for `seconds`, at least three times.
+fn times(seconds: f64, mut work: impl FnMut() -> Outcome<()>) -> Outcome<Vec<Duration>> {
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let mut times = Vec::new();
+    while Instant::now() < end || times.len() < 3 {
+        let begun = Instant::now();
+        work()?;
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    Ok(times)
+}
+
+fn rounded(value: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}
+
+fn peak_mb() -> Option<f64> {
+    memory::peak().map(|bytes| rounded(bytes as f64 / f64::from(1 << 20), 1))
+}
+
+struct Step<'a>(&'a Options);
+
+impl OnBackend for Step<'_> {
+    type Result = ();
+
+    fn run<B: Backend>(self, backend: B) -> Outcome<()> {
+        let options = self.0;
+        let [_, _, _, context, batch] = options.shape.numbers;
+        let settings = TrainConfig { batch, time: context, ..TrainConfig::constant(1e-3) };
+        let model = Model::new(Profiled::new(backend), config(options), 1)?;
+        let parameters = model.parameter_count();
+        let mut trainer = Trainer::new(model, settings)?;
+        let mut rng = minigpt_core::rng::Rng::new(1, minigpt_core::rng::Stream::User);
+        let tokens: Vec<u32> =
+            (0..context * 64 + 1).map(|_| rng.below(options.vocab as u64) as u32).collect();
+        let windows = Windows::new(&tokens, context)?;
+        let step = |trainer: &mut Trainer<Profiled<B>>| -> Outcome<f64> {
+            trainer.step(&windows)?;
+            Ok(trainer.metrics()?.loss)
+        };
+        let first = step(&mut trainer)?;
+        for _ in 0..2 {
+            step(&mut trainer)?;
+        }
+        trainer.model_mut().backend_mut().reset();
+        let mut last = first;
+        let times = times(options.seconds, || {
+            last = step(&mut trainer)?;
+            Ok(())
+        })?;
+        let (median, least) = (times[times.len() / 2].as_secs_f64(), times[0].as_secs_f64());
+        let tokens_per_s = (batch * context) as f64 / median;
+        let gflops = trainer.plan().training_flops(batch) as f64 / median / 1e9;
+        if options.json {
+            let line = json!({
+                "peer": peer(options), "config": options.shape.name, "threads": threads(options),
+                "params": parameters, "ms": rounded(median * 1e3, 3), "ms_min": rounded(least * 1e3, 3),
+                "tok_s": tokens_per_s.round(), "gflops": rounded(gflops, 1), "rss_mb": peak_mb(),
+                "steps": times.len(), "loss0": rounded(first, 4), "loss": rounded(last, 4),
+            });
+            println!("{line}");
+            return Ok(());
+        }
+        println!(
+            "training step: {:.3} ms (median of {}, least {:.3}), {tokens_per_s:.0} tokens/s, {gflops:.1} GFLOP/s, \
+             {parameters} parameters, {} threads",
+            median * 1e3,
+            times.len(),
+            least * 1e3,
+            threads(options)
+        );
+        let bytes = trainer.plan().bytes;
+        for (name, bytes) in bytes.categories().into_iter().filter(|(_, bytes)| *bytes > 0) {
+            println!("  {name:<14}{:>12}", human(bytes));
+        }
+        let backend = trainer.model().backend();
+        println!("  {:<14}{:>12}\n", "workspace", human(backend.workspace_bytes(trainer.plan())));
+        table(&backend.costs(), times.iter().sum(), times.len());
+        Ok(())
+    }
+}
+
+/// Where the time of `count` rounds went that took `total` together.
+fn table(costs: &[(minigpt_core::OpKind, Cost)], total: Duration, count: usize) {
+    println!(
+        "{:<20}{:>7}{:>11}{:>8}{:>11}{:>9}{:>11}",
+        "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "bytes"
+    );
+    let rounds = count as f64;
+    let share = |time: f64| 100.0 * time / total.as_secs_f64();
+    let mut accounted = 0.0;
+    for (kind, cost) in costs {
+        let seconds = cost.time.as_secs_f64();
+        accounted += seconds;
+        println!(
+            "{:<20}{:>7.0}{:>11.3}{:>7.1}%{:>11.1}{:>9.1}{:>11}",
+            kind.name(),
+            cost.calls as f64 / rounds,
+            seconds / rounds * 1e3,
+            share(seconds),
+            cost.flops as f64 / seconds / 1e9,
+            cost.bytes as f64 / seconds / 1e9,
+            human((cost.bytes as f64 / rounds) as usize)
+        );
+    }
+    let rest = (total.as_secs_f64() - accounted).max(0.0);
+    println!("{:<20}{:>7}{:>11.3}{:>7.1}%\n", "the rest", "", rest / rounds * 1e3, share(rest));
+}
+
+struct Generation<'a>(&'a Options);
+
+impl OnBackend for Generation<'_> {
+    type Result = ();
+
+    fn run<B: Backend>(self, backend: B) -> Outcome<()> {
+        /// Tokens of one timing, as many as the comparison generates.
+        const TOKENS: usize = 500;
+        let options = self.0;
+        let mut model = Model::new(Profiled::new(backend), config(options), 1)?;
+        let context = model.config().context;
+        let mut decoder = Decoder::new(&mut model, context)?;
+        let settings =
+            SampleConfig { temperature: 0.8, top_k: Some(200), seed: 1, ..SampleConfig::default() };
+        let mut sampler = Sampler::new(settings, options.vocab)?;
+        let mut generate = |model: &mut Model<Profiled<B>>, count: usize| -> Outcome<()> {
+            decoder.reset();
+            decoder.feed(model, &[0])?;
+            for token in decoder.generate(model, &mut sampler).take(count) {
+                token?;
+            }
+            Ok(())
+        };
+        generate(&mut model, 16)?;
+        model.backend_mut().reset();
+        let times = times(options.seconds, || generate(&mut model, TOKENS))?;
+        let speed = |time: Duration| TOKENS as f64 / time.as_secs_f64();
+        let (median, best) = (speed(times[times.len() / 2]), speed(times[0]));
+        if options.json {
+            let line = json!({
+                "peer": format!("{}+kv", peer(options)), "mode": "gen", "config": options.shape.name,
+                "threads": threads(options), "tokens": TOKENS, "tok_s": rounded(median, 1),
+                "best": rounded(best, 1), "rss_mb": peak_mb(),
+            });
+            println!("{line}");
+            return Ok(());
+        }
+        println!("decoding, one sequence: {median:.1} tokens/s (best {best:.1}); a token:\n");
+        table(&model.backend().costs(), times.iter().sum(), times.len() * TOKENS);
+        Ok(())
+    }
+}

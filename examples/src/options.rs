@@ -1,0 +1,59 @@
+//! The flags that the examples share.
+
+use clap::ValueEnum;
+use minigpt_core::{Backend, Reference};
+use minigpt_cpu::Cpu;
+
+use crate::Outcome;
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// SIMD and threads.
+    Cpu,
+    /// The plain loops of the specification, in f32: slow.
+    Reference,
+}
+
+/// Something to be done on a backend that is chosen at run time.
+pub trait OnBackend {
+    /// What it gives.
+    type Result;
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// Whatever can go wrong.
+    fn run<B: Backend>(self, backend: B) -> Outcome<Self::Result>;
+}
+
+/// Makes the backend and does `what` on it. `threads` of `None`: as many as the machine offers.
+///
+/// # Errors
+/// If the backend cannot be made; else those of `what`.
+pub fn on_backend<W: OnBackend>(name: BackendName, threads: Option<usize>, what: W) -> Outcome<W::Result> {
+    match name {
+        BackendName::Cpu => {
+            let builder = Cpu::builder();
+            let builder = match threads {
+                Some(0) => return Err("--threads 0: at least one thread has to do the work".into()),
+                Some(threads) => builder.threads(threads),
+                None => builder,
+            };
+            what.run(builder.build()?)
+        }
+        BackendName::Reference => what.run(Reference::<f32>::new()),
+    }
+}
+
+/// The largest size that is not shorter in another unit, such as `1.5 GB`.
+pub fn human(bytes: usize) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 1000.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} TB")
+}

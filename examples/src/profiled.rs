@@ -1,0 +1,142 @@
+//! [`Profiled`]: any backend, with a clock on every op.
+
+use std::time::{Duration, Instant};
+
+use minigpt_core::{Backend, Buffer, Op, OpKind, Plan, Span};
+
+/// What the ops of one kind have cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cost {
+    /// How often one ran.
+    pub calls: u64,
+    /// How long they took.
+    pub time: Duration,
+    /// Floating-point operations of their matrix products.
+    pub flops: u64,
+    /// Bytes of their operands: what has to be read and written at least.
+    pub bytes: u64,
+}
+
+/// A backend that runs another's ops one at a time and keeps account of them.
+///
+/// It waits for each op, so a backend that queues its work is slower under it.
+#[derive(Debug)]
+pub struct Profiled<B> {
+    inner: B,
+    costs: Vec<Cost>,
+}
+
+impl<B: Backend> Profiled<B> {
+    /// `inner`, with all accounts empty.
+    pub fn new(inner: B) -> Self {
+        Profiled { inner, costs: vec![Cost::default(); OpKind::ALL.len()] }
+    }
+
+    /// Empties all accounts.
+    pub fn reset(&mut self) {
+        self.costs.fill(Cost::default());
+    }
+
+    /// The kinds of op that ran, the costliest first.
+    pub fn costs(&self) -> Vec<(OpKind, Cost)> {
+        let mut costs: Vec<(OpKind, Cost)> = OpKind::ALL
+            .iter()
+            .copied()
+            .zip(self.costs.iter().copied())
+            .filter(|(_, cost)| cost.calls > 0)
+            .collect();
+        costs.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.time));
+        costs
+    }
+}
+
+impl<B: Backend> Backend for Profiled<B> {
+    type Elem = B::Elem;
+    type Error = B::Error;
+
+    fn run(&mut self, op: &Op) -> Result<(), B::Error> {
+        let begun = Instant::now();
+        self.inner.run(op)?;
+        self.inner.sync()?;
+        let time = begun.elapsed();
+        if let Some(cost) = self.costs.get_mut(op.kind() as usize) {
+            cost.calls += 1;
+            cost.time += time;
+            cost.flops += op.flops();
+            cost.bytes += op.bytes();
+        }
+        Ok(())
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<Buffer, B::Error> {
+        self.inner.alloc(bytes)
+    }
+
+    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), B::Error> {
+        self.inner.write(to, bytes)
+    }
+
+    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), B::Error> {
+        self.inner.read(from, bytes)
+    }
+
+    fn copy(&mut self, from: Span, to: Span) -> Result<(), B::Error> {
+        self.inner.copy(from, to)
+    }
+
+    fn fill(&mut self, to: Span, value: f64) -> Result<(), B::Error> {
+        self.inner.fill(to, value)
+    }
+
+    fn sync(&mut self) -> Result<(), B::Error> {
+        self.inner.sync()
+    }
+
+    fn release(&mut self, buffer: Buffer) -> Result<(), B::Error> {
+        self.inner.release(buffer)
+    }
+
+    fn fell_back(&mut self, op: OpKind) {
+        self.inner.fell_back(op);
+    }
+
+    fn workspace_bytes(&self, plan: &Plan) -> usize {
+        self.inner.workspace_bytes(plan)
+    }
+
+    fn reserve(&mut self, plan: &Plan) -> Result<(), B::Error> {
+        self.inner.reserve(plan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minigpt_core::{GptConfig, Model, Reference, TrainConfig, Trainer, Windows};
+
+    use super::*;
+
+    #[test]
+    fn a_profiled_run_computes_the_same_and_accounts_for_every_op() {
+        let tokens: Vec<u32> = (0..200).map(|i| i % 7).collect();
+        let windows = Windows::new(&tokens, 8).unwrap();
+        let config = GptConfig { layers: 2, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(7, 8) };
+        let settings = TrainConfig { batch: 2, time: 8, ..TrainConfig::constant(1e-2) };
+        let mut plain =
+            Trainer::new(Model::new(Reference::<f32>::new(), config.clone(), 1).unwrap(), settings.clone())
+                .unwrap();
+        let mut profiled =
+            Trainer::new(Model::new(Profiled::new(Reference::<f32>::new()), config, 1).unwrap(), settings)
+                .unwrap();
+        for _ in 0..3 {
+            plain.step(&windows).unwrap();
+            profiled.step(&windows).unwrap();
+        }
+        assert_eq!(plain.metrics().unwrap(), profiled.metrics().unwrap());
+        let costs = profiled.model().backend().costs();
+        let calls = |kind| costs.iter().find(|(k, _)| *k == kind).map_or(0, |(_, cost)| cost.calls);
+        // Four linear layers in each of two blocks, and the head.
+        assert_eq!((calls(OpKind::LinearForward), calls(OpKind::LinearBackward)), (27, 27));
+        assert_eq!((calls(OpKind::AdamW), calls(OpKind::AttentionForward)), (3, 6));
+        assert!(costs.windows(2).all(|pair| pair[0].1.time >= pair[1].1.time));
+    }
+}
