@@ -182,7 +182,7 @@ fn all(criterion: &mut Criterion) {
         .collect();
     for (i, (name, op)) in reference_ops.iter().enumerate() {
         let mut group = criterion.benchmark_group(*name);
-        // The reference takes a tenth of a second for one product.
+        // Few and short: some ops take the reference tens of milliseconds.
         group.sampling_mode(SamplingMode::Flat).sample_size(10);
         group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
         measure(&mut group, "reference", &mut reference, op);

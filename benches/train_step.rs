@@ -34,10 +34,7 @@ fn all(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("train step {}", shape.name));
         group.sampling_mode(SamplingMode::Flat).sample_size(10);
         group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
-        // One step of S takes the reference seconds.
-        if shape.name == "tiny" {
-            measure(&mut group, "reference", Reference::<f32>::new(), &shape);
-        }
+        measure(&mut group, "reference", Reference::<f32>::new(), &shape);
         for (name, cpu) in cpus().expect("the CPU backend starts") {
             measure(&mut group, &name, cpu, &shape);
         }

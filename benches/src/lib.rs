@@ -18,7 +18,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Small enough for the reference: 2 layers, 4 heads, width 64, context 32, batch 4.
+    /// So small that fixed costs show: 2 layers, 4 heads, width 64, context 32, batch 4.
     pub fn tiny() -> Self {
         let config = GptConfig { layers: 2, d_model: 64, d_ff: 256, ..GptConfig::new(65, 32) };
         Shape { name: "tiny", config, batch: 4, time: 32 }
