@@ -48,6 +48,8 @@ pub enum Error<E> {
     Load(LoadError),
     /// The checkpoint holds a model but not the state of a training.
     NoTraining,
+    /// Micro-batches have been added to a step that is not finished: they would be lost.
+    UnfinishedStep,
     /// There is no token to begin from.
     EmptyPrompt,
     /// A number in the training settings has no meaning.
@@ -59,7 +61,7 @@ pub enum Error<E> {
     },
     /// The weights are borrowed or not of the backend's number type, so they cannot be trained.
     Frozen,
-    /// A decoder was used with a model of another shape than the one that made it.
+    /// A decoder was used with another model than the one that made it.
     OtherModel,
 }
 
@@ -128,6 +130,9 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             Error::NoTraining => f.write_str(
                 "this checkpoint holds a model but no training to continue: load it with Model::load and train it anew",
             ),
+            Error::UnfinishedStep => {
+                f.write_str("a step is in the making, and a checkpoint does not hold it: call finish_step first")
+            }
             Error::EmptyPrompt => {
                 f.write_str("the prompt is empty: give at least one token to begin from, such as a line break")
             }
@@ -136,7 +141,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
                 "these weights cannot be trained: they are borrowed or stored in fewer bits; load the checkpoint into \
                  memory with Model::load",
             ),
-            Error::OtherModel => f.write_str("this decoder was made for a model of another shape: make a new one"),
+            Error::OtherModel => f.write_str("another model made this decoder: use it with that one, or make a new one"),
         }
     }
 }

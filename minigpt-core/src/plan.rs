@@ -219,8 +219,6 @@ pub struct Activations {
     pub final_norm: NormActivations,
     /// (logit rows, V). In training, the gradient takes its place.
     pub logits: Region,
-    /// -ln p of each target: (B, T). Training only; else empty.
-    pub losses: Region,
 }
 
 /// What the backward pass needs besides.
@@ -618,7 +616,7 @@ fn activations(
     let mut input = layout.push(&stream)?;
     // In inference a block's values die with it, so one set serves all; three streams suffice, because the input
     // is dead once the attention sum is made.
-    let normed = if training { input } else { layout.push(&stream)? };
+    let normed = if training || config.norm == Norm::None { input } else { layout.push(&stream)? };
     for _ in 0..config.layers {
         if !training && let Some(first) = blocks.first() {
             let again = *first;
@@ -668,7 +666,6 @@ fn activations(
         _ => time,
     };
     let logits = layout.push(&[batch, logit_rows, config.vocab_size])?;
-    let losses = layout.push(&[batch, if training { time } else { 0 }])?;
     let backward = if training {
         Some(BackwardActivations {
             d_stream: layout.push(&stream)?,
@@ -679,7 +676,7 @@ fn activations(
     } else {
         None
     };
-    Ok((Activations { blocks, head_in, final_norm, logits, losses }, backward))
+    Ok((Activations { blocks, head_in, final_norm, logits }, backward))
 }
 
 #[cfg(test)]

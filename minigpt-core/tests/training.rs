@@ -6,7 +6,9 @@ use minigpt_core::model::Extras;
 use minigpt_core::op::IGNORE;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::schedule::{Decay, Schedule};
-use minigpt_core::{CharTokenizer, Decoder, Error, GptConfig, Model, Reference, TrainConfig, Trainer};
+use minigpt_core::{
+    CharTokenizer, Decoder, Error, GptConfig, Model, Reference, SampleConfig, Sampler, TrainConfig, Trainer,
+};
 
 fn small() -> GptConfig {
     GptConfig { layers: 2, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(11, 8) }
@@ -297,4 +299,45 @@ fn a_saved_file_is_what_was_written() {
     trainer.model_mut().write(&mut bytes, &extras).unwrap();
     assert!(minigpt_core::checkpoint::load(&weights).unwrap() == bytes);
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_step_in_the_making_is_not_saved() {
+    let mut trainer = trainer(small(), settings());
+    let batch = text(25);
+    trainer.micro_step(&batch[..24], &batch[1..]).unwrap();
+    let refused = trainer.write(Vec::new(), &Extras::default()).unwrap_err().to_string();
+    assert!(refused.contains("call finish_step first"), "{refused}");
+    trainer.finish_step().unwrap();
+    trainer.write(Vec::new(), &Extras::default()).unwrap();
+}
+
+#[test]
+fn a_decoder_is_refused_by_another_model() {
+    let model = || Model::new(Reference::<f32>::new(), small(), 1).unwrap();
+    let (mut first, mut second) = (model(), model());
+    let mut decoder = Decoder::new(&mut first, 8).unwrap();
+    assert!(matches!(decoder.feed(&mut second, &[1]), Err(Error::OtherModel)));
+    // A model that moves is still the same.
+    let mut moved = first;
+    decoder.feed(&mut moved, &[1]).unwrap();
+    assert!(matches!(decoder.release(&mut second), Err(Error::OtherModel)));
+}
+
+#[test]
+fn generation_goes_on_where_it_stopped() {
+    let mut model = Model::new(Reference::<f32>::new(), small(), 1).unwrap();
+    let mut run = |pieces: &[usize]| {
+        let mut sampler = Sampler::new(SampleConfig { seed: 3, ..SampleConfig::default() }, 11).unwrap();
+        let mut decoder = Decoder::new(&mut model, 8).unwrap();
+        decoder.feed(&mut model, &[1, 2]).unwrap();
+        let mut tokens: Vec<u32> = Vec::new();
+        for &piece in pieces {
+            tokens.extend(decoder.generate(&mut model, &mut sampler).take(piece).map(Result::unwrap));
+        }
+        decoder.feed(&mut model, &[5]).unwrap();
+        assert!(decoder.recent().ends_with(&[&tokens[15..], &[5]].concat()));
+        (tokens, decoder.logits().to_vec())
+    };
+    assert_eq!(run(&[20]), run(&[7, 1, 12]));
 }

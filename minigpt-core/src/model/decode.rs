@@ -32,7 +32,8 @@ pub fn window_length(fed: usize, context: usize) -> usize {
 
 /// The state of one text in the making: which tokens the model has seen, and the cache of their keys and values.
 ///
-/// A decoder belongs to the model that made it, but does not borrow it: many decoders can take turns on one model.
+/// A decoder belongs to the model that made it, but does not borrow it: many decoders can take turns on one model. If
+/// the model learns meanwhile, [`reset`](Decoder::reset) it: its cache is of the old weights.
 ///
 /// ```
 /// use minigpt_core::{Decoder, GptConfig, Model, Reference};
@@ -50,6 +51,10 @@ pub struct Decoder<B: Backend> {
     /// The latest tokens, of which the last `seen` are in the cache: at least a context of them, at most two.
     history: Vec<u32>,
     seen: usize,
+    /// Generated, but not fed yet.
+    pending: Option<u32>,
+    /// Which model made it, see [`Model::identity`].
+    model: usize,
     staging: Vec<u8>,
     logit_bytes: Vec<u8>,
     logits: Vec<B::Elem>,
@@ -74,7 +79,8 @@ impl<B: Backend> Decoder<B> {
         let logits = zeros("logits", vocab)?;
         // Last, so that nothing stays on the device if the host has no room.
         let workspace = Workspace::new(model.backend_mut(), plan)?;
-        Ok(Decoder { workspace, history, seen: 0, staging, logit_bytes, logits })
+        let model = model.identity();
+        Ok(Decoder { workspace, history, seen: 0, pending: None, model, staging, logit_bytes, logits })
     }
 
     /// The tokens that the next prediction rests on.
@@ -97,24 +103,33 @@ impl<B: Backend> Decoder<B> {
     pub fn reset(&mut self) {
         self.history.clear();
         self.seen = 0;
+        self.pending = None;
         self.logits.fill(B::Elem::default());
     }
 
     /// Shows the model `tokens` and computes the logits of what comes next.
     ///
-    /// Feeding many tokens at once gives what feeding them one by one would give, in fewer passes.
+    /// Feeding many tokens at once gives what feeding them one by one would give, in fewer passes. A token that was
+    /// [generated](Decoder::generate) and not yet fed goes before them.
     ///
     /// # Errors
-    /// If `tokens` is empty or has one that is not in the vocabulary, or the model is of another shape: then the decoder
-    /// is as it was. If the backend fails: then it is as if [`reset`](Decoder::reset).
+    /// If `tokens` is empty or has one that is not in the vocabulary, or another model made this decoder: then it is as
+    /// it was. If the backend fails: then it is as if [`reset`](Decoder::reset).
     pub fn feed(&mut self, model: &mut Model<B>, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if *model.config() != self.workspace.plan.config {
+        if model.identity() != self.model {
             return Err(Error::OtherModel);
         }
         check_tokens(tokens, model.config().vocab_size)?;
+        if let Some(generated) = self.pending.take() {
+            self.append(model, &[generated])?;
+        }
+        self.append(model, tokens)
+    }
+
+    fn append(&mut self, model: &mut Model<B>, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         let context = model.config().context;
         // A window that is not full has all its tokens in the cache, so it counts on from its own length.
         let length = window_length(self.seen + tokens.len(), context);
@@ -169,8 +184,11 @@ impl<B: Backend> Decoder<B> {
     /// Gives its buffers back to the backend.
     ///
     /// # Errors
-    /// If the backend does not know them.
+    /// If another model made this decoder.
     pub fn release(self, model: &mut Model<B>) -> Result<(), Error<B::Error>> {
+        if model.identity() != self.model {
+            return Err(Error::OtherModel);
+        }
         self.workspace.release(model.backend_mut()).map_err(Error::Backend)
     }
 }
@@ -179,8 +197,8 @@ impl<B: Backend> Decoder<B> {
     /// What comes next, token by token, without end; `sampler` chooses, and its repetition penalty looks at the
     /// decoder's [recent](Decoder::recent) tokens.
     ///
-    /// The prompt must have been [fed](Decoder::feed). A token is fed when the one after it is asked for: whoever stops
-    /// and later goes on feeds the last token first.
+    /// The prompt must have been [fed](Decoder::feed). A token is fed when the one after it is asked for, so the last one
+    /// costs no pass; whoever generates or feeds more later goes on from it.
     ///
     /// ```
     /// use minigpt_core::{Decoder, GptConfig, Model, Reference, SampleConfig, Sampler};
@@ -194,7 +212,7 @@ impl<B: Backend> Decoder<B> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn generate<'a>(&'a mut self, model: &'a mut Model<B>, sampler: &'a mut Sampler) -> Generate<'a, B> {
-        Generate { decoder: self, model, sampler, last: None, failed: false }
+        Generate { decoder: self, model, sampler, failed: false }
     }
 }
 
@@ -204,7 +222,6 @@ pub struct Generate<'a, B: Backend> {
     decoder: &'a mut Decoder<B>,
     model: &'a mut Model<B>,
     sampler: &'a mut Sampler,
-    last: Option<u32>,
     failed: bool,
 }
 
@@ -223,15 +240,18 @@ impl<B: Backend> Iterator for Generate<'_, B> {
 
 impl<B: Backend> Generate<'_, B> {
     fn step(&mut self) -> Result<u32, Error<B::Error>> {
-        if let Some(last) = self.last {
-            self.decoder.feed(self.model, &[last])?;
+        if self.model.identity() != self.decoder.model {
+            return Err(Error::OtherModel);
+        }
+        if let Some(last) = self.decoder.pending.take() {
+            self.decoder.append(self.model, &[last])?;
         }
         if self.decoder.seen == 0 {
             return Err(Error::EmptyPrompt);
         }
         let token =
             self.sampler.sample(&self.decoder.logits, &self.decoder.history).map_err(Error::Sample)?;
-        self.last = Some(token);
+        self.decoder.pending = Some(token);
         Ok(token)
     }
 }

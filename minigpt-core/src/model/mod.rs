@@ -14,6 +14,7 @@ mod decode;
 mod forward;
 mod storage;
 
+use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -53,6 +54,7 @@ pub struct Model<B: Backend> {
     /// All parameters in one, laid out as the plan has them; only then can they be trained.
     trainable: Option<Span>,
     position_table: Option<Span>,
+    identity: Box<u8>,
 }
 
 /// The buffers of one plan.
@@ -208,6 +210,7 @@ impl<B: Backend> Model<B> {
             spans,
             trainable,
             position_table: None,
+            identity: Box::new(0),
         };
         if let Some(region) = plan.position_table {
             let needed = plan.bytes.constants;
@@ -266,6 +269,12 @@ impl<B: Backend> Model<B> {
     /// Its parameters in the order of the model: what each is, and where it lies.
     pub fn parameters(&self) -> impl Iterator<Item = (&Tensor, Span)> {
         self.tensors.list().into_iter().zip(self.spans.list().into_iter().copied())
+    }
+
+    /// A number that no other living model has: the address of a byte that it owns. Buffers are numbers too, so a
+    /// decoder on another model's backend would write over what it does not know.
+    pub(crate) fn identity(&self) -> usize {
+        core::ptr::from_ref(&*self.identity).addr()
     }
 
     /// All parameters as one span, if they can be trained.

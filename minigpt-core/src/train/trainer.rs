@@ -141,9 +141,16 @@ impl<B: Backend> Trainer<B> {
         &mut self.model
     }
 
-    /// The model, trained. Gradients and moments stay on the backend until it is dropped.
+    /// The model, trained. Gradients, moments and activations are given back to the backend.
     pub fn into_model(self) -> Model<B> {
-        self.model
+        let Trainer { mut model, workspace, grads, m, v, .. } = self;
+        let backend = model.backend_mut();
+        // A backend that will not take a buffer back keeps it until it is dropped: no reason to lose the model.
+        let _ = workspace.release(backend);
+        for span in [grads, m, v] {
+            let _ = backend.release(span.buffer);
+        }
+        model
     }
 
     /// One step on random windows of a text: `accumulation` micro-batches, then the update.
@@ -398,11 +405,11 @@ impl<B: Backend> Trainer<B> {
         Ok(trainer)
     }
 
-    /// Writes a checkpoint from which the run can be resumed: parameters, moments, settings and counters. Between
-    /// steps: the gradient of a step in the making is not kept.
+    /// Writes a checkpoint from which the run can be resumed: parameters, moments, settings and counters. Only
+    /// between steps, because the gradient of a step in the making is not kept.
     ///
     /// # Errors
-    /// If the backend or `out` fails, or the extras do not fit the model.
+    /// If a step is in the making, the backend or `out` fails, or the extras do not fit the model.
     pub fn write<W: Write>(
         &mut self,
         out: W,
@@ -429,6 +436,9 @@ impl<B: Backend> Trainer<B> {
         extras: &Extras<'_>,
         put: impl FnOnce(&Contents<'_>, ReadTensor<'_, B>) -> Result<(), SaveError<Error<B::Error>, W>>,
     ) -> Result<(), SaveError<Error<B::Error>, W>> {
+        if self.pending > 0 {
+            return Err(SaveError::Read { tensor: "the gradient".into(), error: Error::UnfinishedStep });
+        }
         let state =
             self.state().map_err(|error| SaveError::Read { tensor: "the device counters".into(), error })?;
         let training = Training { config: self.config.clone(), state };
