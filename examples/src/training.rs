@@ -36,7 +36,7 @@ const PATIENCE: u32 = 10;
 #[command(
     name = "train_shakespeare",
     args_override_self = true,
-    after_help = "The defaults of the numbers are those of the preset."
+    after_help = "In parentheses: defaults. Those that are not given depend on the preset."
 )]
 pub struct Options {
     /// The text to train on; else $MINIGPT_DATA/, data/, a download of tiny Shakespeare, or the built-in plays.
@@ -69,10 +69,10 @@ pub struct Settings {
     /// Where the numbers come from that are not given.
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
-    /// Seed of the first weights, the windows and the dropout masks [1337].
+    /// Seed of the first weights, the windows and the dropout masks (1337).
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Characters or bytes [char].
+    /// Characters or bytes (char).
     #[arg(long, value_enum)]
     pub tokenizer: Option<TokenizerName>,
     /// Blocks.
@@ -84,19 +84,19 @@ pub struct Settings {
     /// Width of the residual stream.
     #[arg(long)]
     pub d_model: Option<usize>,
-    /// Width of the feed-forward layers [4 times d-model].
+    /// Width of the feed-forward layers (4 times d-model).
     #[arg(long)]
     pub d_ff: Option<usize>,
     /// Tokens that the model sees at once.
     #[arg(long)]
     pub context: Option<usize>,
-    /// How positions enter [learned].
+    /// How positions enter (learned).
     #[arg(long, value_enum)]
     pub position: Option<PositionName>,
-    /// Where layer norm stands [pre].
+    /// Where layer norm stands (pre).
     #[arg(long, value_enum)]
     pub norm: Option<NormName>,
-    /// The non-linearity [gelu-erf].
+    /// The non-linearity (gelu-erf).
     #[arg(long, value_enum)]
     pub activation: Option<ActivationName>,
     /// Give linear layers and norms a bias.
@@ -111,13 +111,13 @@ pub struct Settings {
     /// Probability of dropping an element.
     #[arg(long)]
     pub dropout: Option<f64>,
-    /// Added to the variance in layer norm [1e-5].
+    /// Added to the variance in layer norm (1e-5).
     #[arg(long)]
     pub norm_eps: Option<f64>,
     /// Sequences in a micro-batch.
     #[arg(long)]
     pub batch: Option<usize>,
-    /// Micro-batches in a step [1].
+    /// Micro-batches in a step (1).
     #[arg(long)]
     pub accumulation: Option<usize>,
     /// Steps.
@@ -126,40 +126,40 @@ pub struct Settings {
     /// The largest learning rate.
     #[arg(long)]
     pub lr: Option<f64>,
-    /// The last learning rate [a tenth of --lr].
+    /// The last learning rate (a tenth of --lr).
     #[arg(long)]
     pub min_lr: Option<f64>,
     /// Steps until the learning rate is at its largest.
     #[arg(long)]
     pub warmup: Option<u32>,
-    /// How the learning rate falls after that [cosine].
+    /// How the learning rate falls after that (cosine).
     #[arg(long, value_enum)]
     pub schedule: Option<DecayName>,
-    /// The largest norm of the gradient; inf: any [1].
+    /// The largest norm of the gradient; inf: any (1).
     #[arg(long)]
     pub clip: Option<f64>,
-    /// Decay of AdamW's first moment [0.9].
+    /// Decay of AdamW's first moment (0.9).
     #[arg(long)]
     pub beta1: Option<f64>,
-    /// Decay of AdamW's second moment [0.99].
+    /// Decay of AdamW's second moment (0.99).
     #[arg(long)]
     pub beta2: Option<f64>,
-    /// Added to the root of AdamW's second moment [1e-8].
+    /// Added to the root of AdamW's second moment (1e-8).
     #[arg(long)]
     pub eps: Option<f64>,
-    /// Weight decay of matrices [0.1].
+    /// Weight decay of matrices (0.1).
     #[arg(long)]
     pub weight_decay: Option<f64>,
-    /// Steps from one validation, with sample and checkpoint, to the next [250].
+    /// Steps from one validation, with sample and checkpoint, to the next (250).
     #[arg(long)]
     pub eval_every: Option<u32>,
-    /// Batches of a validation; the last one is over all [20].
+    /// Batches of a validation; the last one is over all (20).
     #[arg(long)]
     pub eval_batches: Option<usize>,
-    /// Steps from one line of metrics to the next [10].
+    /// Steps from one line of metrics to the next (10).
     #[arg(long)]
     pub log_every: Option<u32>,
-    /// Tokens of a sample; 0: none [300].
+    /// Tokens of a sample; 0: none (300).
     #[arg(long)]
     pub sample: Option<usize>,
 }
