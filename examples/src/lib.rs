@@ -14,3 +14,8 @@ pub mod training;
 
 /// What an example gives, or a message that says what to do.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
