@@ -59,7 +59,6 @@ impl<'m, 'a> Views<'m, 'a> {
     }
 
     /// u32 to write.
-    #[allow(dead_code, reason = "for ops that change counters")]
     pub(crate) fn u32_mut(&mut self, operand: &'static str, span: Span) -> Result<&'m mut [u32], CpuError> {
         self.typed(operand, span, Dtype::U32)?;
         let from = self.claim(operand, span, true)?;
