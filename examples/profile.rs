@@ -9,7 +9,7 @@ use minigpt_core::{
 };
 use minigpt_examples::options::{BackendName, OnBackend, human, on_backend};
 use minigpt_examples::profiled::{Cost, Profiled};
-use minigpt_examples::{Outcome, memory};
+use minigpt_examples::{Outcome, memory, say};
 use serde_json::json;
 
 /// Time the training step and decoding of a model of any shape, op by op.
@@ -152,6 +152,8 @@ impl OnBackend for Step<'_> {
         let options = self.0;
         let [_, _, _, context, batch] = options.shape.numbers;
         let settings = TrainConfig { batch, time: context, ..TrainConfig::constant(1e-3) };
+        let remedy = "it is the last number of --shape";
+        memory::check_training(&backend, &config(options), batch, context, remedy)?;
         let model = Model::new(Profiled::new(backend), config(options), 1)?;
         let parameters = model.parameter_count();
         let mut trainer = Trainer::new(model, settings)?;
@@ -180,44 +182,43 @@ impl OnBackend for Step<'_> {
             let line = json!({
                 "peer": peer(options), "config": options.shape.name, "threads": threads(options),
                 "params": parameters, "ms": rounded(median * 1e3, 3), "ms_min": rounded(least * 1e3, 3),
-                "tok_s": tokens_per_s.round(), "gflops": rounded(gflops, 1), "rss_mb": peak_mb(),
+                "tok_s": tokens_per_s.round() as u64, "gflops": rounded(gflops, 1), "rss_mb": peak_mb(),
                 "steps": times.len(), "loss0": rounded(first, 4), "loss": rounded(last, 4),
             });
-            println!("{line}");
+            say(line)?;
             return Ok(());
         }
-        println!(
+        say(format_args!(
             "training step: {:.3} ms (median of {}, least {:.3}), {tokens_per_s:.0} tokens/s, {gflops:.1} GFLOP/s, \
              {parameters} parameters, {} threads",
             median * 1e3,
             times.len(),
             least * 1e3,
             threads(options)
-        );
+        ))?;
         let bytes = trainer.plan().bytes;
         for (name, bytes) in bytes.categories().into_iter().filter(|(_, bytes)| *bytes > 0) {
-            println!("  {name:<14}{:>12}", human(bytes));
+            say(format_args!("  {name:<14}{:>12}", human(bytes)))?;
         }
         let backend = trainer.model().backend();
-        println!("  {:<14}{:>12}\n", "workspace", human(backend.workspace_bytes(trainer.plan())));
-        table(&backend.costs(), times.iter().sum(), times.len());
-        Ok(())
+        say(format_args!("  {:<14}{:>12}\n", "workspace", human(backend.workspace_bytes(trainer.plan()))))?;
+        table(&backend.costs(), times.iter().sum(), times.len())
     }
 }
 
 /// Where the time of `count` rounds went that took `total` together.
-fn table(costs: &[(minigpt_core::OpKind, Cost)], total: Duration, count: usize) {
-    println!(
+fn table(costs: &[(minigpt_core::OpKind, Cost)], total: Duration, count: usize) -> Outcome<()> {
+    say(format_args!(
         "{:<20}{:>7}{:>11}{:>8}{:>11}{:>9}{:>11}",
         "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "bytes"
-    );
+    ))?;
     let rounds = count as f64;
     let share = |time: f64| 100.0 * time / total.as_secs_f64();
     let mut accounted = 0.0;
     for (kind, cost) in costs {
         let seconds = cost.time.as_secs_f64();
         accounted += seconds;
-        println!(
+        say(format_args!(
             "{:<20}{:>7.0}{:>11.3}{:>7.1}%{:>11.1}{:>9.1}{:>11}",
             kind.name(),
             cost.calls as f64 / rounds,
@@ -226,10 +227,10 @@ fn table(costs: &[(minigpt_core::OpKind, Cost)], total: Duration, count: usize) 
             cost.flops as f64 / seconds / 1e9,
             cost.bytes as f64 / seconds / 1e9,
             human((cost.bytes as f64 / rounds) as usize)
-        );
+        ))?;
     }
     let rest = (total.as_secs_f64() - accounted).max(0.0);
-    println!("{:<20}{:>7}{:>11.3}{:>7.1}%\n", "the rest", "", rest / rounds * 1e3, share(rest));
+    say(format_args!("{:<20}{:>7}{:>11.3}{:>7.1}%\n", "the rest", "", rest / rounds * 1e3, share(rest)))
 }
 
 struct Generation<'a>(&'a Options);
@@ -241,6 +242,7 @@ impl OnBackend for Generation<'_> {
         /// Tokens of one timing, as many as the comparison generates.
         const TOKENS: usize = 500;
         let options = self.0;
+        memory::check_decoding(&backend, &config(options))?;
         let mut model = Model::new(Profiled::new(backend), config(options), 1)?;
         let context = model.config().context;
         let mut decoder = Decoder::new(&mut model, context)?;
@@ -266,11 +268,10 @@ impl OnBackend for Generation<'_> {
                 "threads": threads(options), "tokens": TOKENS, "tok_s": rounded(median, 1),
                 "best": rounded(best, 1), "rss_mb": peak_mb(),
             });
-            println!("{line}");
+            say(line)?;
             return Ok(());
         }
-        println!("decoding, one sequence: {median:.1} tokens/s (best {best:.1}); a token:\n");
-        table(&model.backend().costs(), times.iter().sum(), times.len() * TOKENS);
-        Ok(())
+        say(format_args!("decoding, one sequence: {median:.1} tokens/s (best {best:.1}); a token:\n"))?;
+        table(&model.backend().costs(), times.iter().sum(), times.len() * TOKENS)
     }
 }

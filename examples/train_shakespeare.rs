@@ -7,31 +7,22 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
-use minigpt_examples::Outcome;
 use minigpt_examples::training::{End, Options, train};
+use minigpt_examples::{Outcome, say};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    match run(&options) {
-        Ok(End::Finished(summary)) => {
-            println!("{summary}");
-            ExitCode::SUCCESS
-        }
-        Ok(End::Interrupted(step)) => {
-            let text = match &options.data {
-                Some(data) => format!(" --data {}", data.display()),
-                None if options.built_in => " --built-in".into(),
-                None => String::new(),
-            };
-            println!(
-                "stopped behind step {step}; to go on: cargo run --release --example train_shakespeare -- --resume \
-                 --out {}{text}",
-                options.out.display(),
-            );
-            ExitCode::from(130)
-        }
+    let end = run(&options).and_then(|end| match end {
+        End::Finished(summary) => say(summary).map(|()| ExitCode::SUCCESS),
+        End::Interrupted { step, flags } => say(format_args!(
+            "stopped behind step {step}; to go on: cargo run --release --example train_shakespeare -- {flags}"
+        ))
+        .map(|()| ExitCode::from(130)),
+    });
+    match end {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

@@ -249,15 +249,16 @@ pub fn download(search: &Search) -> Result<String, DownloadError> {
     if bytes.len() != search.length {
         return Err(DownloadError::Length { expected: search.length, found: bytes.len() });
     }
-    let hash = hex(&Sha256::digest(&bytes));
+    let hash = sha256(&bytes);
     if hash != search.sha256 {
         return Err(DownloadError::Hash(hash));
     }
     String::from_utf8(bytes).map_err(|_| DownloadError::Hash(hash))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// The SHA-256 of `bytes`, in hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes the whole file or leaves none: to a temporary name in the same folder, then renamed.
@@ -316,7 +317,7 @@ mod tests {
             connect_timeout: Duration::from_millis(500),
             timeout: Duration::from_millis(500),
             length: TEXT.len(),
-            sha256: hex(&Sha256::digest(TEXT)),
+            sha256: sha256(TEXT.as_bytes()),
         }
     }
 

@@ -12,6 +12,9 @@ pub mod profiled;
 mod scratch;
 pub mod training;
 
+use std::fmt::Display;
+use std::io::Write;
+
 /// What an example gives, or a message that says what to do.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -19,3 +22,30 @@ pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// Prints a line. An output that is full or closed is an error, where `println!` would panic.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn say(line: impl Display) -> Outcome<()> {
+    say_to(&mut std::io::stdout().lock(), line)
+}
+
+fn say_to(out: &mut impl Write, line: impl Display) -> Outcome<()> {
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|error| format!("cannot write to the standard output: {error}").into())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_output_that_takes_no_more_is_an_error() {
+        let mut room = [0; 5];
+        let error = super::say_to(&mut &mut room[..], "six is too long").unwrap_err().to_string();
+        assert!(error.starts_with("cannot write to the standard output: "), "{error}");
+        let mut out = Vec::new();
+        super::say_to(&mut out, format_args!("a line of {}", 1)).unwrap();
+        assert_eq!(out, b"a line of 1\n");
+    }
+}

@@ -1,5 +1,7 @@
 //! The flags that the examples share.
 
+use std::fmt;
+
 use clap::ValueEnum;
 use minigpt_core::{Backend, Reference};
 use minigpt_cpu::Cpu;
@@ -13,6 +15,16 @@ pub enum BackendName {
     Cpu,
     /// The plain loops of the specification, in f32: slow.
     Reference,
+}
+
+impl fmt::Display for BackendName {
+    /// As it is written on the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BackendName::Cpu => "cpu",
+            BackendName::Reference => "reference",
+        })
+    }
 }
 
 /// Something to be done on a backend that is chosen at run time.

@@ -1,0 +1,96 @@
+//! A run from its first step, or from where its checkpoint left it.
+
+use minigpt_core::checkpoint::{self, Checkpoint};
+use minigpt_core::{
+    AnyTokenizer, Backend, ByteTokenizer, CharTokenizer, Model, Tokenizer, TrainConfig, Trainer,
+};
+
+use super::TRAINING_SHARE;
+use super::folder::{Folder, Pace};
+use super::options::{Settings, TokenizerName};
+use crate::metrics::Metrics;
+use crate::{Outcome, memory, say};
+
+/// How the flags change the batch.
+const REMEDY: &str = "set it with --batch, and make up for it with --accumulation";
+
+/// What a run goes on with.
+pub(super) type Begun<B> = (Trainer<B>, AnyTokenizer, Pace, Metrics);
+
+/// A new run.
+pub(super) fn begin<B: Backend>(
+    backend: B,
+    folder: &Folder,
+    settings: &Settings,
+    text: &str,
+    sha256: String,
+) -> Outcome<Begun<B>> {
+    let tokenizer: AnyTokenizer = match settings.tokenizer.unwrap_or(TokenizerName::Char) {
+        TokenizerName::Char => CharTokenizer::from_text(text)?.into(),
+        TokenizerName::Byte => ByteTokenizer.into(),
+    };
+    let config = settings.model(tokenizer.vocab_size());
+    let training = settings.training(config.context);
+    let pace = settings.pace(sha256);
+    // A text that cannot be trained on is refused before memory is.
+    let tokens =
+        if settings.tokenizer == Some(TokenizerName::Byte) { text.len() } else { text.chars().count() };
+    let validation = tokens - (TRAINING_SHARE * tokens as f64) as usize;
+    if validation <= config.context {
+        return Err(format!(
+            "the text has {tokens} tokens, of which {validation} validate: too few for a context of {}; train on a \
+             longer text, or with --context {} or less",
+            config.context,
+            validation.saturating_sub(1).max(1)
+        )
+        .into());
+    }
+    memory::check_training(&backend, &config, training.batch, training.time, REMEDY)?;
+    let model = Model::new(backend, config, settings.seed())?;
+    let trainer = Trainer::new(model, training)?;
+    let metrics = Metrics::create(&folder.metrics()).map_err(|e| {
+        format!("cannot write {}: {e}; name another folder with --out", folder.metrics().display())
+    })?;
+    Ok((trainer, tokenizer, pace, metrics))
+}
+
+/// The run in `folder`, if it was on the text with this SHA-256.
+pub(super) fn resume<B: Backend>(backend: B, folder: &Folder, sha256: &str) -> Outcome<Begun<B>> {
+    let path = folder.checkpoint();
+    if !path.is_file() {
+        return Err(format!(
+            "there is no run to resume: {} does not exist; name the run's folder with --out, or leave out --resume",
+            path.display()
+        )
+        .into());
+    }
+    let bytes = checkpoint::load(&path)?;
+    let checkpoint = Checkpoint::open_verified(&bytes)?;
+    let pace = Pace::from_metadata(checkpoint.metadata());
+    let (Some(pace), Some(tokenizer), Some(training)) = (pace, checkpoint.tokenizer(), checkpoint.training())
+    else {
+        return Err(
+            format!("{} is not a checkpoint of train_shakespeare: begin a new run", path.display()).into()
+        );
+    };
+    if pace.corpus_sha256 != sha256 {
+        return Err(
+            "the run was on another text: name it with --data, or --built-in if it was the built-in plays; or \
+             begin a new run without --resume"
+                .into()
+        );
+    }
+    let TrainConfig { batch, time, .. } = training.config;
+    memory::check_training(&backend, checkpoint.config(), batch, time, REMEDY)?;
+    let tokenizer = tokenizer.clone();
+    let mut trainer = Trainer::resume(backend, &checkpoint)?;
+    let step = trainer.metrics()?.step;
+    let metrics = Metrics::resume(&folder.metrics(), step).map_err(|e| {
+        format!(
+            "cannot go on with {}: {e}; mend it, or move it away to begin a new one",
+            folder.metrics().display()
+        )
+    })?;
+    say(format_args!("resumed behind step {step} of {}", pace.iterations))?;
+    Ok((trainer, tokenizer, pace, metrics))
+}
