@@ -105,8 +105,9 @@ fn environment() -> Result<Option<Isa>, CpuError> {
 impl Builder {
     /// Use this instruction set.
     #[must_use]
-    pub fn isa(self, isa: Isa) -> Self {
-        Builder { isa: Some(isa), ..self }
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
     }
 
     /// Use so many threads, the caller's included; 0 is taken as 1.

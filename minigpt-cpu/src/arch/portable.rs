@@ -46,6 +46,16 @@ impl core::ops::Neg for F32x4 {
     }
 }
 
+/// The square root is exact everywhere, so the processor's own gives the same bits as libm's loop; but only std knows
+/// how to ask for it.
+#[inline(always)]
+fn root(x: f32) -> f32 {
+    #[cfg(feature = "std")]
+    return x.sqrt();
+    #[cfg(not(feature = "std"))]
+    return libm::sqrtf(x);
+}
+
 impl Vector for F32x4 {
     type Token = Portable;
     type Mask = [bool; LANES];
@@ -100,7 +110,7 @@ impl Vector for F32x4 {
 
     #[inline(always)]
     fn sqrt(self) -> Self {
-        map(self, libm::sqrtf)
+        map(self, root)
     }
 
     #[inline(always)]
