@@ -7,7 +7,7 @@
 
 use minigpt_core::op::{LayerNormBackward, LayerNormForward};
 
-use super::lanes::{load, rows_per_task, store};
+use super::lanes::{load, load_or, rows_per_task, store};
 use crate::arch::Vector;
 use crate::context::{Context, Job, whole_lines};
 use crate::error::CpuError;
@@ -113,9 +113,9 @@ impl Job<(Chunks<'_, f32>, Chunks<'_, f32>)> for Backward<'_> {
 
             let (mut sum_g, mut sum_gn) = (zero, zero);
             for c in (0..width).step_by(V::LANES) {
-                // Lanes beyond the row have d_y = 0.
+                // Lanes beyond the row have d_y = 0, and x at the mean: elsewhere n could overflow, and 0 times that.
                 let d: V = load(t, d_y.unwrap_or(d_x), c);
-                let n = (load::<V>(t, x, c) - m) * r;
+                let n = (load_or::<V>(t, x, c, self.mean[row]) - m) * r;
                 let g = d * load(t, self.weight, c);
                 sum_g = sum_g + g;
                 sum_gn = g.mul_add(n, sum_gn);

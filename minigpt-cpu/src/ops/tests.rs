@@ -6,7 +6,7 @@ use std::vec::Vec;
 use minigpt_core::backend::{read_elems, write_elems, write_u32};
 use minigpt_core::op::{
     AdamW, AttentionBackward, AttentionCached, AttentionForward, CrossEntropy, Dropout, EmbeddingForward,
-    IGNORE, SquaredNorm, counter, scalar,
+    IGNORE, LayerNormBackward, SquaredNorm, counter, scalar,
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Backend, Dtype, InvalidOp, Op, Span, reference};
@@ -302,4 +302,27 @@ fn squares_are_summed_in_double_precision() {
         bench.cpu.run(&op.into()).unwrap();
         assert_eq!(bench.read(op.scalars)[scalar::GRAD_SQUARED], 67_108_864.0 + 40_000.0);
     }
+}
+
+#[test]
+fn lanes_beyond_a_row_of_large_numbers_do_not_reach_layer_norms_gradient() {
+    let (rows, width) = (2, 4);
+    assert_like_the_reference(1e-5, |bench| {
+        let (d_x, d_weight) = (bench.poison(rows * width), bench.values(&[0.0; 4]));
+        let op = LayerNormBackward {
+            x: bench.values(&[1e37; 8]),
+            weight: bench.normal(width),
+            mean: bench.values(&[1e37; 2]),
+            // Of a variance of 0.
+            rstd: bench.values(&[316.0; 2]),
+            d_y: bench.normal(rows * width),
+            d_x,
+            accumulate: false,
+            d_weight,
+            d_bias: None,
+            rows,
+            width,
+        };
+        (op.into(), [d_x, d_weight].into())
+    });
 }
