@@ -122,6 +122,29 @@ fn there_are_as_many_threads_as_were_asked_for() {
     }
 }
 
+#[cfg(feature = "std")]
+#[test]
+fn a_backend_and_its_team_may_move_to_another_thread() {
+    use minigpt_core::op::{SquaredNorm, scalar};
+
+    let mut cpu = Cpu::builder().threads(3).build().unwrap();
+    let buffer = cpu.alloc(4 << 16).unwrap();
+    let x = span(buffer, Dtype::F32, 0, 1 << 16);
+    let scalars = cpu.alloc(4 * scalar::LEN).unwrap();
+    let scalars = span(scalars, Dtype::F32, 0, scalar::LEN);
+    cpu.fill(x, 2.0).unwrap();
+    let op: Op = SquaredNorm { x, scalars }.into();
+    cpu.run(&op).unwrap();
+    let moved = std::thread::spawn(move || {
+        cpu.fill(x, 1.0).unwrap();
+        cpu.run(&op).unwrap();
+        cpu
+    });
+    let mut cpu = moved.join().unwrap();
+    let sums = read_elems(&mut cpu, scalars).unwrap();
+    assert_eq!(sums[scalar::GRAD_SQUARED], 65536.0);
+}
+
 #[test]
 fn ops_that_are_left_to_the_reference_are_counted() {
     let mut cpu = Cpu::new().unwrap();
