@@ -48,6 +48,9 @@ pub(super) fn begin<B: Backend>(
     memory::check_training(&backend, &config, training.batch, training.time, REMEDY)?;
     let model = Model::new(backend, config, settings.seed())?;
     let trainer = Trainer::new(model, training)?;
+    if let Some(aside) = folder.set_earlier_run_aside()? {
+        say(format_args!("the run that was here is now in {}", aside.display()))?;
+    }
     let metrics = Metrics::create(&folder.metrics()).map_err(|e| {
         format!("cannot write {}: {e}; name another folder with --out", folder.metrics().display())
     })?;

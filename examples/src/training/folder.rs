@@ -27,6 +27,31 @@ impl Folder {
     pub(super) fn curve(&self) -> PathBuf {
         self.0.join("loss.svg")
     }
+
+    /// Moves the files of a run that is here already to a folder of their own, which is returned: a new run must not
+    /// cost an old one.
+    pub(super) fn set_earlier_run_aside(&self) -> Outcome<Option<PathBuf>> {
+        if !self.checkpoint().exists() {
+            return Ok(None);
+        }
+        let fail = |path: &Path, e: std::io::Error| {
+            format!("cannot move the earlier run to {}: {e}; name another folder with --out", path.display())
+        };
+        for number in 1u32.. {
+            let aside = self.0.join(format!("earlier-{number}"));
+            match std::fs::create_dir(&aside) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(|e| fail(&aside, e))?,
+            }
+            for file in [self.metrics(), self.curve(), self.checkpoint()] {
+                if let (true, Some(name)) = (file.exists(), file.file_name()) {
+                    std::fs::rename(&file, aside.join(name)).map_err(|e| fail(&aside, e))?;
+                }
+            }
+            return Ok(Some(aside));
+        }
+        Ok(None)
+    }
 }
 
 /// All that a run goes by besides the model's and the trainer's config. Kept in the checkpoint's metadata.

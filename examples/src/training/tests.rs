@@ -130,7 +130,8 @@ fn a_damaged_checkpoint_is_not_resumed() {
     let last = bytes.len() - 100;
     bytes[last] ^= 1;
     fs::write(&path, bytes).unwrap();
-    assert!(!error(&resumed(&scratch)).is_empty());
+    let refused = error(&resumed(&scratch));
+    assert!(refused.contains("checksum"), "{refused}");
 }
 
 #[test]
@@ -190,4 +191,20 @@ fn a_learning_rate_that_destroys_the_model_stops_the_run_and_keeps_the_checkpoin
         Model::load(Reference::<f32>::new(), &Checkpoint::open_verified(&bytes).unwrap()).unwrap();
     let logits = model.logits(&[0, 1], 1, 2).unwrap();
     assert!(logits.iter().all(|logit| logit.is_finite()));
+}
+
+#[test]
+fn a_new_run_sets_the_earlier_ones_aside() {
+    let scratch = Scratch::new();
+    let file = |path: &str| fs::read(scratch.path("run").join(path)).unwrap();
+    train(&options(&scratch, "--seed 1"), || false).unwrap();
+    let first = ["checkpoint.mgpt", "metrics.jsonl", "loss.svg"].map(file);
+    train(&options(&scratch, "--seed 2"), || false).unwrap();
+    let second = file("checkpoint.mgpt");
+    assert!(second != first[0]);
+    train(&options(&scratch, "--seed 3"), || false).unwrap();
+    assert!(
+        first == ["checkpoint.mgpt", "metrics.jsonl", "loss.svg"].map(|f| file(&format!("earlier-1/{f}")))
+    );
+    assert!(second == file("earlier-2/checkpoint.mgpt"));
 }

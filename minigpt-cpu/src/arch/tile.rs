@@ -56,8 +56,14 @@ pub(crate) fn multiply<V: Vector, const M: usize, const N: usize>(
         return sum;
     }
     assert!((1..=M).contains(&rows) && (1..=N * V::LANES).contains(&width));
-    assert!((rows - 1) * a.row_stride + (depth - 1) * a.col_stride < a.data.len());
-    assert!((depth - 1) * b_stride + width <= b.len());
+    // Checked, because the reads below rest on these sums.
+    let product = |count: usize, stride: usize| count.checked_mul(stride);
+    let last = product(rows - 1, a.row_stride)
+        .zip(product(depth - 1, a.col_stride))
+        .and_then(|(row, col)| row.checked_add(col));
+    assert!(last.is_some_and(|last| last < a.data.len()));
+    let end = product(depth - 1, b_stride).and_then(|start| start.checked_add(width));
+    assert!(end.is_some_and(|end| end <= b.len()));
     let row: [usize; M] = core::array::from_fn(|i| i.min(rows - 1) * a.row_stride);
     let whole = width == N * V::LANES;
     let (a_start, b_start) = (a.data.as_ptr(), b.as_ptr());
