@@ -5,7 +5,9 @@ mod backends;
 use backends::{Deferred, SixMethods};
 use minigpt_core::conformance::{Options, Report, check};
 use minigpt_core::data::Windows;
-use minigpt_core::{Backend, Dtype, GptConfig, Model, Op, OpKind, Reference, Span, TrainConfig, Trainer};
+use minigpt_core::{
+    Backend, Dtype, GptConfig, Model, Op, OpKind, Reference, ReferenceError, Span, TrainConfig, Trainer,
+};
 
 fn passes(name: &str, report: &Report) {
     println!("{name}\n{report}");
@@ -33,17 +35,15 @@ fn a_backend_may_do_its_work_later() {
     passes("Deferred", &check(Deferred::default, &few()));
 }
 
-/// A backend with one wrong op, of which one operand comes out wrong: one element of it, or its first place of scalars.
-struct Wrong {
+/// The reference with `run` in its place: what a faulty backend would do with an op.
+struct Faulty<F> {
     inner: Reference<f32>,
-    wrong: OpKind,
-    operand: &'static str,
-    place: usize,
+    run: F,
 }
 
-impl Backend for Wrong {
+impl<F: FnMut(&mut Reference<f32>, &Op) -> Result<(), ReferenceError>> Backend for Faulty<F> {
     type Elem = f32;
-    type Error = <Reference<f32> as Backend>::Error;
+    type Error = ReferenceError;
 
     fn alloc(&mut self, bytes: usize) -> Result<minigpt_core::Buffer, Self::Error> {
         self.inner.alloc(bytes)
@@ -63,28 +63,40 @@ impl Backend for Wrong {
     fn sync(&mut self) -> Result<(), Self::Error> {
         self.inner.sync()
     }
-    fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
-        self.inner.run(op)?;
-        if op.kind() != self.wrong {
-            return Ok(());
-        }
-        // One element is off by one part in a hundred (or, for counters, by one).
-        let Some(operand) = op.operands()?.get(self.operand).copied() else { return Ok(()) };
-        let place = Span { dtype: Dtype::U32, ..operand.span.slice(self.place, 1) };
-        let mut bytes = [0; 4];
-        self.inner.read(place, &mut bytes)?;
-        if operand.span.dtype == Dtype::U32 {
-            bytes = (u32::from_le_bytes(bytes).wrapping_add(1)).to_le_bytes();
-        } else {
-            bytes = (f32::from_le_bytes(bytes) * 1.01 + 0.01).to_le_bytes();
-        }
-        self.inner.write(place, &bytes)
+    fn run(&mut self, op: &Op) -> Result<(), ReferenceError> {
+        (self.run)(&mut self.inner, op)
     }
+}
+
+/// One op is wrong, of which one operand comes out wrong: one element of it, or one place of the scalars.
+fn wrong_operand(
+    inner: &mut Reference<f32>,
+    op: &Op,
+    wrong: OpKind,
+    name: &str,
+    index: usize,
+) -> Result<(), ReferenceError> {
+    inner.run(op)?;
+    if op.kind() != wrong {
+        return Ok(());
+    }
+    // One element is off by one part in a hundred (or, for counters, by one).
+    let Some(operand) = op.operands()?.get(name).copied() else { return Ok(()) };
+    let place = Span { dtype: Dtype::U32, ..operand.span.slice(index, 1) };
+    let mut bytes = [0; 4];
+    inner.read(place, &mut bytes)?;
+    if operand.span.dtype == Dtype::U32 {
+        bytes = (u32::from_le_bytes(bytes).wrapping_add(1)).to_le_bytes();
+    } else {
+        bytes = (f32::from_le_bytes(bytes) * 1.01 + 0.01).to_le_bytes();
+    }
+    inner.write(place, &bytes)
 }
 
 /// That the suite finds `wrong` when `operand` of it is.
 fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
-    let make = || Wrong { inner: Reference::new(), wrong: *wrong, operand, place };
+    let run = |inner: &mut Reference<f32>, op: &Op| wrong_operand(inner, op, *wrong, operand, place);
+    let make = || Faulty { inner: Reference::new(), run };
     let ops = core::slice::from_ref(wrong);
     let report = check(make, &Options { ops, cases: 6, model: false, ..Options::default() });
     let failed: Vec<&str> =
@@ -132,44 +144,6 @@ fn every_scalar_that_is_wrong_is_found() {
     }
 }
 
-/// A backend that does not do what an op asks for, but another op.
-struct Careless {
-    inner: Reference<f32>,
-    instead: fn(Op) -> Op,
-    /// A result that it writes where it should add.
-    forgets: &'static str,
-}
-
-impl Backend for Careless {
-    type Elem = f32;
-    type Error = <Reference<f32> as Backend>::Error;
-
-    fn alloc(&mut self, bytes: usize) -> Result<minigpt_core::Buffer, Self::Error> {
-        self.inner.alloc(bytes)
-    }
-    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> {
-        self.inner.write(to, bytes)
-    }
-    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), Self::Error> {
-        self.inner.read(from, bytes)
-    }
-    fn copy(&mut self, from: Span, to: Span) -> Result<(), Self::Error> {
-        self.inner.copy(from, to)
-    }
-    fn fill(&mut self, to: Span, value: f64) -> Result<(), Self::Error> {
-        self.inner.fill(to, value)
-    }
-    fn sync(&mut self) -> Result<(), Self::Error> {
-        self.inner.sync()
-    }
-    fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
-        if let Some(operand) = op.operands()?.get(self.forgets) {
-            self.inner.fill(operand.span, 0.0)?;
-        }
-        self.inner.run(&(self.instead)(*op))
-    }
-}
-
 #[test]
 fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
     use minigpt_core::op::*;
@@ -199,7 +173,14 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
     for (i, (instead, forgets)) in
         nothing.chain(forgets.map(|name| (Op::from as fn(Op) -> Op, name))).enumerate()
     {
-        let make = || Careless { inner: Reference::new(), instead, forgets };
+        // It does not do what an op asks for, but another op, or writes a result where it should add.
+        let run = |inner: &mut Reference<f32>, op: &Op| {
+            if let Some(operand) = op.operands()?.get(forgets) {
+                inner.fill(operand.span, 0.0)?;
+            }
+            inner.run(&instead(*op))
+        };
+        let make = || Faulty { inner: Reference::new(), run };
         let report = check(make, &Options { model: false, ..Options::default() });
         assert!(!report.passed(), "number {i}, {forgets}:\n{report}");
     }
