@@ -3,8 +3,11 @@
 //! Bias, non-linearity, dropout and residual are applied to a strip of the product while it is in the cache. A few
 //! rows (decoding) go another way: the weight is read once, row by row, at the speed of memory.
 
+mod few_rows;
+
 use core::ops::Range;
 
+use few_rows::FEW_ROWS;
 use minigpt_core::op::{LinearBackward, LinearForward};
 use minigpt_core::{Activation, Plan};
 
@@ -16,10 +19,7 @@ use crate::error::CpuError;
 use crate::gemm::{AsIs, Begin, DEPTH, Finish, Right, pack_rows, pack_transposed, packed_floats, product};
 use crate::math;
 use crate::ops::lanes::{load, store};
-use crate::par::{Chunks, Grid, Tile};
-
-/// Up to so many rows, reading the weight is what takes the time.
-const FEW_ROWS: usize = 4;
+use crate::par::Chunks;
 
 /// Equal to [`minigpt_core::reference::linear::linear_forward`].
 pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) -> Result<(), CpuError> {
@@ -29,7 +29,7 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
     let weight = views.f32("weight", op.weight)?;
     let bias = op.bias.map(|bias| views.f32("bias", bias)).transpose()?;
     let mask = Mask::new(views, op.dropout)?;
-    let mut kept = match op.activate.and_then(|activate| activate.input) {
+    let kept = match op.activate.and_then(|activate| activate.input) {
         Some(input) => Some(views.f32_mut("activate.input", input)?),
         None => None,
     };
@@ -61,10 +61,7 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
         let shape = (rows, d_in, d_out);
         product(team, Strided::rows(x, d_in), Right::Packed { data: packed }, y, kept, shape, begin, &finish);
     } else {
-        let width = if d_in * d_out < FEW_ELEMENTS { d_out } else { FEW_WIDTH };
-        let kept = kept.take().map(|kept| Grid::new(kept, d_out, rows, width));
-        let job = FewRows { x, weight, d_in, begin, finish: &finish };
-        team.for_each((Grid::new(y, d_out, rows, width), kept), &job);
+        few_rows::product(team, x, weight, y, kept, (rows, d_in, d_out), begin, &finish);
     }
     Ok(())
 }
@@ -125,101 +122,6 @@ impl Finish for Forward<'_> {
             }
         }
     }
-}
-
-/// Below so many weights, waking threads costs more than they bring.
-const FEW_ELEMENTS: usize = 1 << 16;
-/// Columns of the result that a task of few rows has.
-const FEW_WIDTH: usize = 64;
-
-/// A product of few rows with the transpose of a weight: dot products of contiguous rows.
-struct FewRows<'a, F> {
-    x: &'a [f32],
-    weight: &'a [f32],
-    d_in: usize,
-    begin: Begin,
-    finish: &'a F,
-}
-
-impl<F: Finish> Job<(Grid<'_>, Option<Grid<'_>>)> for FewRows<'_, F> {
-    #[inline(always)]
-    fn run<V: Vector>(&self, t: V::Token, _: usize, (mut y, mut kept): (Tile<'_>, Option<Tile<'_>>)) {
-        let (rows, cols) = (y.rows(), y.cols());
-        match rows.len() {
-            1 => self.columns::<V, 1>(t, &mut y),
-            2 => self.columns::<V, 2>(t, &mut y),
-            3 => self.columns::<V, 3>(t, &mut y),
-            _ => self.columns::<V, 4>(t, &mut y),
-        }
-        for i in 0..rows.len() {
-            let kept = kept.as_mut().map(|kept| kept.row(i));
-            self.finish.finish::<V>(t, rows.start + i, cols.clone(), y.row(i), kept);
-        }
-    }
-}
-
-impl<F: Finish> FewRows<'_, F> {
-    #[inline(always)]
-    fn columns<V: Vector, const R: usize>(&self, t: V::Token, y: &mut Tile<'_>) {
-        // Four sums for each row: enough additions under way at once to hide the time that one takes.
-        const C: usize = 4;
-        let cols = y.cols();
-        let x: [&[f32]; R] = core::array::from_fn(|r| &self.x[r * self.d_in..][..self.d_in]);
-        let mut col = 0;
-        while col + C <= cols.len() {
-            let first = (cols.start + col) * self.d_in;
-            self.put(y, col, dots::<V, R, C>(t, x, &self.weight[first..][..C * self.d_in], self.d_in));
-            col += C;
-        }
-        while col < cols.len() {
-            let first = (cols.start + col) * self.d_in;
-            self.put(y, col, dots::<V, R, 1>(t, x, &self.weight[first..][..self.d_in], self.d_in));
-            col += 1;
-        }
-    }
-
-    #[inline(always)]
-    fn put<const R: usize, const C: usize>(&self, y: &mut Tile<'_>, col: usize, sums: [[f32; C]; R]) {
-        for (i, sums) in sums.iter().enumerate() {
-            for (y, &sum) in y.row(i)[col..][..C].iter_mut().zip(sums) {
-                *y = if self.begin == Begin::Zero { sum } else { *y + sum };
-            }
-        }
-    }
-}
-
-/// The dot products of R rows with C rows of a weight.
-#[inline(always)]
-fn dots<V: Vector, const R: usize, const C: usize>(
-    t: V::Token,
-    x: [&[f32]; R],
-    weight: &[f32],
-    d_in: usize,
-) -> [[f32; C]; R] {
-    let weight: [&[f32]; C] = core::array::from_fn(|c| &weight[c * d_in..][..d_in]);
-    let x: [&[f32]; R] = core::array::from_fn(|r| &x[r][..d_in]);
-    let mut sum = [[V::splat(t, 0.0); C]; R];
-    let whole = d_in - d_in % V::LANES;
-    let mut k = 0;
-    while k < whole {
-        let w: [V; C] = core::array::from_fn(|c| V::load(t, &weight[c][k..k + V::LANES]));
-        for r in 0..R {
-            let x = V::load(t, &x[r][k..k + V::LANES]);
-            for c in 0..C {
-                sum[r][c] = w[c].mul_add(x, sum[r][c]);
-            }
-        }
-        k += V::LANES;
-    }
-    if whole < d_in {
-        for r in 0..R {
-            let x = V::load_partial(t, &x[r][whole..]);
-            for c in 0..C {
-                sum[r][c] = V::load_partial(t, &weight[c][whole..]).mul_add(x, sum[r][c]);
-            }
-        }
-    }
-    core::array::from_fn(|r| core::array::from_fn(|c| sum[r][c].sum()))
 }
 
 /// Equal to [`minigpt_core::reference::linear::linear_backward`].
