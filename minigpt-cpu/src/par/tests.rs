@@ -1,7 +1,10 @@
 use super::*;
+use crate::error::CpuError;
+use crate::executor::Executor;
+use crate::memory::Memory;
+use core::slice;
+use minigpt_core::{Buffer, Dtype, InvalidOp, Span};
 use std::vec;
-
-use minigpt_core::Buffer;
 
 fn span(buffer: Buffer, offset: usize, len: usize) -> Span {
     Span { buffer, dtype: Dtype::F32, offset, len }

@@ -1,0 +1,118 @@
+//! From spans to slices.
+
+use core::slice;
+
+use minigpt_core::{Dtype, InvalidOp, Span};
+
+use crate::error::CpuError;
+use crate::memory::{Line, Memory, Storage};
+
+/// More than any op has operands.
+const MAX_VIEWS: usize = 16;
+
+/// The spans of one op as slices.
+///
+/// Each span is checked when it is asked for: that it lies in its buffer, has the right type and alignment, and
+/// overlaps no other that was handed out if either of the two is written. So no two slices conflict, whether or not
+/// the op's description was checked before.
+pub(crate) struct Views<'m, 'a> {
+    memory: &'m mut Memory<'a>,
+    handed: [Option<(Span, bool)>; MAX_VIEWS],
+}
+
+impl<'m, 'a> Views<'m, 'a> {
+    pub(crate) fn new(memory: &'m mut Memory<'a>) -> Self {
+        Views { memory, handed: [None; MAX_VIEWS] }
+    }
+
+    /// f32 to read.
+    pub(crate) fn f32(&mut self, operand: &'static str, span: Span) -> Result<&'m [f32], CpuError> {
+        self.typed(operand, span, Dtype::F32)?;
+        let from = self.claim(operand, span, false)?;
+        // SAFETY: `claim` found `span` inside a live buffer that stays borrowed for 'm, at an address that is a
+        // multiple of four, and all slices handed out for 'm that overlap it are shared. Any bits are an f32.
+        Ok(unsafe { slice::from_raw_parts(from.cast_const().cast(), span.len) })
+    }
+
+    /// u32 to read.
+    pub(crate) fn u32(&mut self, operand: &'static str, span: Span) -> Result<&'m [u32], CpuError> {
+        self.typed(operand, span, Dtype::U32)?;
+        let from = self.claim(operand, span, false)?;
+        // SAFETY: as for f32.
+        Ok(unsafe { slice::from_raw_parts(from.cast_const().cast(), span.len) })
+    }
+
+    /// f32 to write.
+    pub(crate) fn f32_mut(&mut self, operand: &'static str, span: Span) -> Result<&'m mut [f32], CpuError> {
+        self.typed(operand, span, Dtype::F32)?;
+        let from = self.claim(operand, span, true)?;
+        // SAFETY: `claim` found `span` inside a live owned buffer that stays exclusively borrowed for 'm, at an
+        // address that is a multiple of four, and no slice handed out for 'm overlaps it. Any bits are an f32.
+        Ok(unsafe { slice::from_raw_parts_mut(from.cast(), span.len) })
+    }
+
+    /// u32 to write.
+    pub(crate) fn u32_mut(&mut self, operand: &'static str, span: Span) -> Result<&'m mut [u32], CpuError> {
+        self.typed(operand, span, Dtype::U32)?;
+        let from = self.claim(operand, span, true)?;
+        // SAFETY: as for f32.
+        Ok(unsafe { slice::from_raw_parts_mut(from.cast(), span.len) })
+    }
+
+    /// The span's bytes as they lie in memory (see [`crate::memory`]), to read.
+    pub(crate) fn bytes(&mut self, operand: &'static str, span: Span) -> Result<&'m [u8], CpuError> {
+        let from = self.claim(operand, span, false)?;
+        // SAFETY: as for f32; bytes need no alignment, and `claim` has counted them.
+        Ok(unsafe { slice::from_raw_parts(from.cast_const(), span.bytes().unwrap_or(0)) })
+    }
+
+    /// The span's bytes as they lie in memory (see [`crate::memory`]), to write.
+    pub(crate) fn bytes_mut(&mut self, operand: &'static str, span: Span) -> Result<&'m mut [u8], CpuError> {
+        let from = self.claim(operand, span, true)?;
+        // SAFETY: as for f32; bytes need no alignment, and `claim` has counted them.
+        Ok(unsafe { slice::from_raw_parts_mut(from, span.bytes().unwrap_or(0)) })
+    }
+
+    fn typed(&self, operand: &'static str, span: Span, expected: Dtype) -> Result<(), CpuError> {
+        if span.dtype == expected {
+            Ok(())
+        } else {
+            Err(InvalidOp::Dtype { operand, expected, found: span.dtype }.into())
+        }
+    }
+
+    /// Checks `span` and notes it as handed out; returns its address.
+    fn claim(&mut self, operand: &'static str, span: Span, write: bool) -> Result<*mut u8, CpuError> {
+        let bytes = span.bytes().ok_or(InvalidOp::Overflow { operand })?;
+        let end = span.offset.checked_add(bytes).ok_or(InvalidOp::Overflow { operand })?;
+        let (address, size) = match self.memory.storage(span.buffer, operand)? {
+            Storage::Owned { lines, bytes } => (lines.as_mut_ptr().cast::<u8>(), *bytes),
+            Storage::Borrowed(_) if write => return Err(InvalidOp::ReadOnly { operand }.into()),
+            Storage::Borrowed(bytes) => (bytes.as_ptr().cast_mut(), bytes.len()),
+            Storage::Gone => (core::ptr::null_mut(), 0),
+        };
+        if end > size || address.is_null() {
+            return Err(InvalidOp::OutOfBounds { operand, end, size }.into());
+        }
+        let (elements, unit) = span.dtype.unit();
+        let align = if elements == 1 { unit.min(4) } else { 2 };
+        if !span.offset.is_multiple_of(align) {
+            return Err(InvalidOp::Misaligned { operand, offset: span.offset }.into());
+        }
+        let conflict = self.handed.iter().flatten().find(|(other, w)| (write || *w) && span.overlaps(other));
+        if conflict.is_some() {
+            return Err(InvalidOp::Overlap { a: operand, b: "another operand" }.into());
+        }
+        let free = self.handed.iter_mut().find(|h| h.is_none()).ok_or(InvalidOp::Value { operand })?;
+        *free = Some((span, write));
+        // SAFETY: the offset is inside the allocation, or one past its end.
+        Ok(unsafe { address.add(span.offset) })
+    }
+}
+
+/// Lines as numbers, for scratch.
+pub(crate) fn floats(lines: &mut [Line]) -> &mut [f32] {
+    // SAFETY: a line is 64 initialised bytes without padding, aligned to more than an f32; any bits are an f32 and
+    // any f32 is u32 words. The borrow of the lines goes over to the result.
+    unsafe { slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * (Line::BYTES / 4)) }
+}
