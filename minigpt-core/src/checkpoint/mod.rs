@@ -100,7 +100,9 @@ mod write;
 
 pub use error::{Fault, LoadError, SaveError};
 #[cfg(feature = "std")]
-pub use file::{FileError, LoadFileError, load, save};
+pub use file::{
+    FileError, Journal, LoadFileError, Newest, RunFolder, RunFolderError, load, newest, save, sync_folder,
+};
 pub use format::{FIRST_MOMENT, SECOND_MOMENT, VERSION};
 #[cfg(feature = "std")]
 pub use io::IoWriter;
