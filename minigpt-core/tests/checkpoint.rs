@@ -541,20 +541,6 @@ fn a_tensor_that_changes_while_it_is_saved_is_noticed() {
     assert_eq!(result, Err(SaveError::Changed { tensor: "wte.weight".into() }));
 }
 
-/// Writes the golden file anew when `MINIGPT_WRITE_GOLDEN` is set; only a change before the first release may
-/// need it: `MINIGPT_WRITE_GOLDEN=1 cargo test -p minigpt-core --test checkpoint golden`.
-#[test]
-fn golden_file_of_version_1_is_what_is_written_and_read() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.mgpt");
-    let written = small_checkpoint();
-    if std::env::var_os("MINIGPT_WRITE_GOLDEN").is_some() {
-        std::fs::write(path, &written).unwrap();
-    }
-    let golden = std::fs::read(path).unwrap();
-    assert!(golden == written, "the writer writes another file than {path}");
-    assert_eq!(Checkpoint::open_verified(&golden).unwrap().training(), Some(&small_training()));
-}
-
 /// Opens and verifies in every way; only a panic can fail.
 fn exercise(bytes: &[u8]) -> bool {
     let Ok(checkpoint) = Checkpoint::open(bytes) else { return false };

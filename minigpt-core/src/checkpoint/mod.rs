@@ -80,10 +80,63 @@
 //!
 //! ## Payload
 //!
-//! The tensors, row by row, each number little-endian, each tensor followed by zeros up to a multiple of 64
-//! bytes. A row of Q8_0 or Q4_0 is made of whole blocks of 32 numbers: 34 bytes in Q8_0, 18 in Q4_0. The
-//! parameters' names and shapes are those of [`crate::plan::Tensor`]. AdamW's moments of parameter `p` are
-//! named `adam.m/p` and `adam.v/p`.
+//! The tensors, row by row, each followed by zeros up to a multiple of 64 bytes. f64, f32 and f16 are the formats of
+//! IEEE 754 of 8, 4 and 2 bytes, little-endian; bf16 is the upper two bytes of an f32; u32 has 4 bytes. In Q8_0 and
+//! Q4_0, a row is made of whole blocks of 32 numbers, and what fills up its last block means nothing:
+//!
+//! ```text
+//! Q8_0   34 bytes: f16 d, 32 signed bytes q      number k is d q[k]
+//! Q4_0   18 bytes: f16 d, 16 bytes q             number k is d ((q[k] mod 16) - 8)       for k < 16
+//!                                                            d (floor(q[k - 16] / 16) - 8)  for k >= 16
+//! ```
+//!
+//! ## The model
+//!
+//! These tensors have role 0. V, T, C, F are vocab_size, context, d_model, d_ff, and i counts the layers from 0. The
+//! layers marked with a star have a `.bias` beside their `.weight` if `bias` is true: one row of as many columns as
+//! the weight has rows (norms: columns).
+//!
+//! | name | rows x columns | there |
+//! |---|---|---|
+//! | `wte.weight` | V x C | always |
+//! | `wpe.weight` | T x C | if position is learned |
+//! | `h.i.ln_1.weight` * | 1 x C | unless norm is none |
+//! | `h.i.attn.c_attn.weight` * | 3C x C | always |
+//! | `h.i.attn.c_proj.weight` * | C x C | always |
+//! | `h.i.ln_2.weight` * | 1 x C | unless norm is none |
+//! | `h.i.mlp.c_fc.weight` * | F x C | always |
+//! | `h.i.mlp.c_proj.weight` * | C x F | always |
+//! | `ln_f.weight` * | 1 x C | if norm is pre |
+//! | `lm_head.weight` | V x C | unless tied_embeddings; then `wte.weight` stands for it |
+//!
+//! A linear layer makes W x + b of a vector x. A norm makes (x - mean) / sqrt(variance + norm_eps) * weight + bias of
+//! it, where mean and variance are those of its C numbers (the variance is the mean of the squared differences). For
+//! the token at position p, counted from 0:
+//!
+//! ```text
+//! x = wte[token] + e(p)       e(p): wpe[p] if learned; else 0, or, if sinusoidal, for j = 0, 1, ...:
+//!                             e[2j] = sin(p / 10000^(2j/C)),  e[2j+1] = cos(p / 10000^(2j/C))
+//! in each layer:
+//!     norm pre:    x = x + A(ln_1(x));   x = x + M(ln_2(x))
+//!     norm post:   x = ln_1(x + A(x));   x = ln_2(x + M(x))
+//!     norm none:   x = x + A(x);         x = x + M(x)
+//!                  (without `residual`, the sums are A and M alone)
+//! logits = lm_head ln_f(x)    (without ln_f, of x)
+//!
+//! M(x) = mlp.c_proj(f(mlp.c_fc(x)))
+//!     GELU by tanh:  f(z) = z/2 (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3)))
+//!     GELU by erf:   f(z) = z/2 (1 + erf(z / sqrt(2)))
+//!     ReLU:          f(z) = max(z, 0)
+//!
+//! A(x) = attn.c_proj(o)
+//!     q, k, v: the first, second and last C numbers of attn.c_attn(x); each is the heads side by side, and each
+//!     head has D = C / heads numbers. If position is rotary, the pairs of each head of q and k are turned:
+//!         (z[2j], z[2j+1]) becomes (z[2j] cos a - z[2j+1] sin a, z[2j] sin a + z[2j+1] cos a),  a = p 10000^(-2j/D)
+//!     o, for each head: the sum over the positions s <= p of w(s) v(s), where w is the softmax over these s of
+//!     scale (q . k(s)), and scale is 1/sqrt(D), 1, or the custom number
+//! ```
+//!
+//! AdamW's moments of parameter `p` are named `adam.m/p` and `adam.v/p`, have its shape and role 1.
 //!
 //! ## What will not change
 //!

@@ -1,0 +1,193 @@
+//! The specification of the format is good enough to write a reader from: `python/reader.py` reads what this library
+//! writes, and its models compute the same.
+//!
+//! Not among the tests of plain `cargo test`, because it needs Python 3 with numpy:
+//! `MINIGPT_PYTHON=python3 cargo test -p minigpt-core --test second_reader`.
+
+#[path = "support/models.rs"]
+mod models;
+#[path = "support/checkpoints.rs"]
+#[expect(dead_code, reason = "shared with the tests of the format")]
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use minigpt_core::{
+    Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, GptConfig, Model, Norm, Position,
+    Reference,
+};
+use models::TOKENS;
+use serde_json::{Value, json};
+
+/// What the reader says of these files.
+fn read(files: &[PathBuf], tokens: &[u32]) -> Vec<Value> {
+    let python = std::env::var_os("MINIGPT_PYTHON").unwrap_or_else(|| "python3".into());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/reader.py");
+    let tokens = tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let mut command = Command::new(&python);
+    command.arg(script);
+    for file in files {
+        command.arg(file).arg(&tokens);
+    }
+    let output = command.output().unwrap_or_else(|e| {
+        panic!("cannot run {}: {e}; set MINIGPT_PYTHON to a Python 3 that has numpy", python.display())
+    });
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the reader failed; it needs numpy (`pip install numpy`): {errors}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let answers: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), files.len());
+    answers
+}
+
+/// The config as the reader prints it.
+fn as_json(config: &GptConfig) -> Value {
+    json!({
+        "vocab_size": config.vocab_size, "context": config.context, "layers": config.layers,
+        "heads": config.heads, "d_model": config.d_model, "d_ff": config.d_ff,
+        "position": match config.position {
+            Position::Learned => "learned",
+            Position::Sinusoidal => "sinusoidal",
+            Position::Rotary => "rotary",
+            _ => "none",
+        },
+        "norm": match config.norm {
+            Norm::Pre => "pre",
+            Norm::Post => "post",
+            _ => "none",
+        },
+        "scale": match config.attention_scale {
+            AttentionScale::Custom(scale) => json!(scale),
+            AttentionScale::InverseSqrt => json!("inverse_sqrt"),
+            _ => json!("none"),
+        },
+        "residual": config.residual,
+        "activation": match config.activation {
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::GeluErf => "gelu_erf",
+            _ => "relu",
+        },
+        "bias": config.bias, "dropout": config.dropout,
+        "tied_embeddings": config.tied_embeddings, "norm_eps": config.norm_eps,
+    })
+}
+
+/// The largest difference between the reader's logits and those of a backend, as a share of the largest logit.
+fn difference<B: Backend>(backend: B, file: &[u8], answer: &Value) -> f64
+where
+    f64: From<B::Elem>,
+{
+    let checkpoint = Checkpoint::open_verified(file).unwrap();
+    let mut model = Model::load(backend, &checkpoint).unwrap();
+    let expected = model.logits(&TOKENS, 1, TOKENS.len()).unwrap();
+    let rows = answer["logits"].as_array().unwrap();
+    assert_eq!(rows.len(), TOKENS.len());
+    let found: Vec<f64> =
+        rows.iter().flat_map(|row| row.as_array().unwrap()).map(|x| x.as_f64().unwrap()).collect();
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().all(|x| x.is_finite()));
+    let largest = found.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+    let worst = found.iter().zip(expected).fold(0.0, |max: f64, (a, b)| max.max((a - f64::from(b)).abs()));
+    assert!(largest > 1e-3, "the logits say nothing");
+    worst / largest.max(1.0)
+}
+
+/// A folder that is removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("minigpt-{test}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn the_second_reader_gives_the_logits_of_every_config_in_every_format() {
+    let folder = Folder::new("second-reader");
+    let (mut paths, mut files, mut configs) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, config) in models::configs().into_iter().enumerate() {
+        for format in models::FORMATS {
+            let file = models::checkpoint_of(&config, format, None, &[]);
+            let path = folder.0.join(format!("{i}-{format:?}.mgpt"));
+            fs::write(&path, &file).unwrap();
+            paths.push(path);
+            files.push(file);
+            configs.push(config.clone());
+        }
+    }
+    let (mut worst32, mut worst64) = (0.0f64, 0.0f64);
+    for (i, answer) in read(&paths, &TOKENS).iter().enumerate() {
+        let name = paths[i].display();
+        assert_eq!(answer["config"], as_json(&configs[i]), "{name}");
+        let single = difference(Reference::<f32>::new(), &files[i], answer);
+        let double = difference(Reference::<f64>::new(), &files[i], answer);
+        assert!(single <= 1e-5, "{name}: {single:e} from f32");
+        assert!(double <= 1e-12, "{name}: {double:e} from f64");
+        (worst32, worst64) = (worst32.max(single), worst64.max(double));
+    }
+    println!("{} checkpoints; at most {worst32:e} from f32 and {worst64:e} from f64", files.len());
+}
+
+#[test]
+fn the_second_reader_reads_the_golden_files() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
+    let goldens = models::goldens();
+    let paths: Vec<PathBuf> =
+        goldens.iter().map(|golden| folder.join(golden.name).with_extension("mgpt")).collect();
+    for (golden, answer) in goldens.iter().zip(read(&paths, &TOKENS)) {
+        let name = golden.name;
+        assert_eq!(answer["config"], as_json(&golden.config), "{name}");
+        let tokenizer = match &golden.tokenizer {
+            None => Value::Null,
+            Some(AnyTokenizer::Byte(_)) => json!({ "kind": "bytes", "chars": null }),
+            Some(AnyTokenizer::Char(chars)) => {
+                json!({ "kind": "chars", "chars": chars.chars().iter().collect::<String>() })
+            }
+            Some(other) => panic!("the second reader does not know {other:?}"),
+        };
+        assert_eq!(answer["tokenizer"], tokenizer, "{name}");
+        let metadata = if golden.metadata.is_empty() { Value::Null } else { json!(golden.metadata) };
+        assert_eq!(answer["metadata"], metadata, "{name}");
+        assert_eq!(answer["training"], Value::Null, "{name}");
+        let difference = difference(Reference::<f64>::new(), &golden.write(), &answer);
+        assert!(difference <= 1e-12, "{name}: {difference:e}");
+    }
+}
+
+#[test]
+fn the_second_reader_reads_a_training_checkpoint() {
+    let folder = Folder::new("second-reader-training");
+    let path = folder.0.join("training.mgpt");
+    // Its weights are bytes without meaning, so only the header is compared.
+    fs::write(&path, support::small_checkpoint()).unwrap();
+    let answer = &read(&[path], &[])[0];
+    assert_eq!(answer["config"], as_json(&support::small_config()));
+    assert_eq!(answer["metadata"], json!(support::METADATA));
+    let training = support::small_training();
+    let (config, state) = (&training.config, &training.state);
+    let schedule = config.schedule;
+    assert_eq!(
+        answer["training"],
+        json!({
+            "batch": config.batch, "time": config.time, "accumulation": config.accumulation,
+            "peak": schedule.peak, "floor": schedule.floor, "warmup": schedule.warmup,
+            "steps": schedule.steps, "decay": "cosine", "clip": null, "beta1": config.beta1,
+            "beta2": config.beta2, "eps": config.eps, "weight_decay": config.weight_decay,
+            "seed": config.seed, "counters": state.counters, "windows_drawn": state.windows_drawn,
+        })
+    );
+    let names: Vec<&str> =
+        answer["tensors"].as_array().unwrap().iter().map(|t| t[0].as_str().unwrap()).collect();
+    let specs = support::training_specs(&support::small_config());
+    assert!(names.iter().eq(specs.iter().map(|spec| &spec.name)));
+}

@@ -1,0 +1,158 @@
+//! Small models whose weights are stored in every format, made by a formula and not by a random generator, so that
+//! the same bytes can be made again.
+
+use std::convert::Infallible;
+
+use half::{bf16, f16};
+use minigpt_core::backend::QUANT_BLOCK;
+use minigpt_core::checkpoint::{self, Contents, Role, TensorSpec};
+use minigpt_core::plan::Logits;
+use minigpt_core::{
+    Activation, AnyTokenizer, AttentionScale, ByteTokenizer, CharTokenizer, Dtype, GptConfig, Norm, Plan,
+    Position,
+};
+
+/// The formats that a parameter can be stored in.
+pub(crate) const FORMATS: [Dtype; 6] =
+    [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0];
+
+/// What every small model can be asked to continue.
+pub(crate) const TOKENS: [u32; 5] = [4, 0, 2, 2, 6];
+
+/// Rows of 8, 40 and 80 numbers: less than a block of 32, and more than one.
+pub(crate) fn base() -> GptConfig {
+    GptConfig { layers: 2, heads: 2, d_model: 8, d_ff: 40, ..GptConfig::new(7, 6) }
+}
+
+/// A config for every position and norm, with the other variants spread over them.
+pub(crate) fn configs() -> Vec<GptConfig> {
+    let mut configs = Vec::new();
+    for (i, position) in
+        [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None].into_iter().enumerate()
+    {
+        for (j, norm) in [Norm::Pre, Norm::Post, Norm::None].into_iter().enumerate() {
+            let n = i + j;
+            configs.push(GptConfig {
+                position,
+                norm,
+                attention_scale: [
+                    AttentionScale::InverseSqrt,
+                    AttentionScale::None,
+                    AttentionScale::Custom(0.3),
+                ][n % 3],
+                activation: [Activation::GeluTanh, Activation::GeluErf, Activation::Relu][(i + 2 * j) % 3],
+                residual: (i + j) % 2 == 0,
+                bias: i % 2 == 0,
+                tied_embeddings: j % 2 == 0,
+                norm_eps: [1e-5, 1e-3][i % 2],
+                ..base()
+            });
+        }
+    }
+    configs
+}
+
+/// One of the golden models: its file's name and what is in it.
+pub(crate) struct Golden {
+    pub(crate) name: &'static str,
+    pub(crate) config: GptConfig,
+    pub(crate) format: Dtype,
+    pub(crate) tokenizer: Option<AnyTokenizer>,
+    pub(crate) metadata: &'static [(&'static str, &'static str)],
+}
+
+/// Changing one of them would change a golden file, which must stay readable as it is: add to them.
+pub(crate) fn goldens() -> Vec<Golden> {
+    let plain = |name, format, config| Golden { name, config, format, tokenizer: None, metadata: &[] };
+    let chars = CharTokenizer::from_text("ehlo ñ🦀").unwrap();
+    vec![
+        Golden {
+            tokenizer: Some(chars.into()),
+            ..plain("chars", Dtype::F32, GptConfig { bias: true, ..base() })
+        },
+        Golden {
+            tokenizer: Some(ByteTokenizer.into()),
+            metadata: &[("corpus", "plays"), ("leer", ""), ("größe", "🦀")],
+            ..plain(
+                "bytes",
+                Dtype::F32,
+                GptConfig { layers: 1, vocab_size: 256, tied_embeddings: false, ..base() },
+            )
+        },
+        plain("f64", Dtype::F64, GptConfig { norm: Norm::Post, activation: Activation::GeluTanh, ..base() }),
+        plain("f16", Dtype::F16, GptConfig { position: Position::Rotary, ..base() }),
+        plain("bf16", Dtype::Bf16, GptConfig { position: Position::Sinusoidal, ..base() }),
+        plain("q8_0", Dtype::Q8_0, GptConfig { tied_embeddings: false, ..base() }),
+        plain("q4_0", Dtype::Q4_0, GptConfig { position: Position::None, bias: true, ..base() }),
+    ]
+}
+
+/// A number for each place, in 0..65536.
+fn scrambled(tensor: usize, place: usize) -> u32 {
+    let x = (tensor as u32).wrapping_mul(0x9E37_79B1) ^ (place as u32).wrapping_mul(0x85EB_CA77);
+    (x ^ x >> 15).wrapping_mul(0xC2B2_AE3D) >> 16
+}
+
+/// The tensors of `config`, matrices in `format` where the format allows it, vectors and positions in the nearest
+/// plain one.
+pub(crate) fn specs(config: &GptConfig, format: Dtype) -> Vec<TensorSpec> {
+    let plan = Plan::inference(config, Dtype::F32, 1, 1, Logits::Last, 0).unwrap();
+    let plain = if format == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
+    plan.parameters
+        .list()
+        .into_iter()
+        .map(|tensor| {
+            let narrow = tensor.is_matrix() && tensor.name != "wpe.weight";
+            let (name, dtype) = (tensor.name.clone(), if narrow { format } else { plain });
+            TensorSpec { name, role: Role::Parameter, dtype, rows: tensor.rows, cols: tensor.cols }
+        })
+        .collect()
+}
+
+/// The stored bytes of tensor number `i`. What fills up the last block of a row is no zero: readers ignore it.
+pub(crate) fn stored(spec: &TensorSpec, i: usize) -> Vec<u8> {
+    let value = |place: usize| (f64::from(scrambled(i, place)) - 32768.0) / 65536.0;
+    let (block, size) = spec.dtype.unit();
+    let units = spec.rows * spec.cols.div_ceil(block);
+    let mut bytes = Vec::new();
+    for unit in 0..units {
+        match spec.dtype {
+            Dtype::F64 => bytes.extend(value(unit).to_le_bytes()),
+            Dtype::F32 => bytes.extend((value(unit) as f32).to_le_bytes()),
+            Dtype::F16 => bytes.extend(f16::from_f64(value(unit)).to_le_bytes()),
+            Dtype::Bf16 => bytes.extend(bf16::from_f64(value(unit)).to_le_bytes()),
+            Dtype::Q8_0 | Dtype::Q4_0 => {
+                let largest = if spec.dtype == Dtype::Q8_0 { 128.0 } else { 8.0 };
+                bytes.extend(f16::from_f64((0.25 + value(unit).abs()) / largest).to_le_bytes());
+                bytes.extend((0..size - 2).map(|k| scrambled(i, unit * QUANT_BLOCK + k) as u8));
+            }
+            other => unreachable!("no parameter is stored as {other:?}"),
+        }
+    }
+    bytes
+}
+
+/// A checkpoint of the model.
+pub(crate) fn checkpoint_of(
+    config: &GptConfig,
+    format: Dtype,
+    tokenizer: Option<&AnyTokenizer>,
+    metadata: &[(&str, &str)],
+) -> Vec<u8> {
+    let tensors = specs(config, format);
+    let all: Vec<Vec<u8>> = tensors.iter().enumerate().map(|(i, spec)| stored(spec, i)).collect();
+    let contents = Contents { config, tokenizer, training: None, metadata, tensors: &tensors };
+    let mut file = Vec::new();
+    checkpoint::write(&mut file, &contents, |i, offset, bytes| {
+        bytes.copy_from_slice(&all[i][offset..][..bytes.len()]);
+        Ok::<(), Infallible>(())
+    })
+    .unwrap();
+    file
+}
+
+impl Golden {
+    pub(crate) fn write(&self) -> Vec<u8> {
+        checkpoint_of(&self.config, self.format, self.tokenizer.as_ref(), self.metadata)
+    }
+}
