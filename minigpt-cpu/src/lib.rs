@@ -39,6 +39,7 @@ mod math;
 mod memory;
 mod ops;
 mod par;
+mod roofline;
 
 use alloc::string::String;
 
