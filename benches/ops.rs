@@ -1,197 +1,150 @@
-//! The main ops at the shapes of S, on the reference, the CPU backend in plain Rust, and the same with SIMD.
+//! Each kernel at the shapes of S and M, as a share of what the machine can do; each matrix product of their linear
+//! layers beside the same product by other crates; and shapes that are not round beside their round neighbours.
 //!
-//! For matrix products and attention an "element" is a floating-point operation, so that Gelem/s are GFLOP/s; for the
-//! other ops the rate is in bytes read and written.
+//! `cargo bench -p minigpt-benches --bench ops -- --only M`: the parts are S, M and odd. Operands stay where the
+//! caches hold them from one call to the next, as far as they fit.
 
-use std::time::Duration;
+use clap::Parser;
+use minigpt_benches::machine;
+use minigpt_benches::operands::{linear, ops};
+use minigpt_benches::peaks::Peaks;
+use minigpt_benches::program::Flags;
+use minigpt_benches::rivals::{Matrix, Rival};
+use minigpt_benches::rounds::{Ratio, interleave, median, repeats, seconds_each};
+use minigpt_benches::shape::Shape;
+use minigpt_core::{Backend, Op};
+use minigpt_cpu::{Cpu, CpuError};
 
-use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use minigpt_benches::{Shape, about_cuda, cpus};
-use minigpt_core::backend::{write_elems, write_u32};
-use minigpt_core::op::{
-    self, Activate, AdamW, AttentionBackward, AttentionForward, CrossEntropy, LayerNormBackward,
-    LayerNormForward, LinearBackward, LinearForward,
-};
-use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Backend, Dtype, Op, Plan, Reference, Span};
-
-/// Makes operands on a backend.
-struct Operands<'b, B> {
-    backend: &'b mut B,
-    rng: Rng,
-}
-
-impl<B: Backend<Elem = f32>> Operands<'_, B> {
-    fn span(&mut self, dtype: Dtype, len: usize) -> Result<Span, B::Error> {
-        Ok(Span { buffer: self.backend.alloc(len * 4)?, dtype, offset: 0, len })
-    }
-
-    /// Standard normal numbers.
-    fn floats(&mut self, len: usize) -> Result<Span, B::Error> {
-        let span = self.span(Dtype::F32, len)?;
-        let values: Vec<f32> = (0..len).map(|_| self.rng.normal() as f32).collect();
-        write_elems(self.backend, span, &values)?;
-        Ok(span)
-    }
-
-    fn tokens(&mut self, len: usize, vocab: usize) -> Result<Span, B::Error> {
-        let span = self.span(Dtype::U32, len)?;
-        let values: Vec<u32> = (0..len).map(|_| self.rng.below(vocab as u64) as u32).collect();
-        write_u32(self.backend, span, &values)?;
-        Ok(span)
-    }
-}
-
-/// The ops of a training step that take its time, each under its name.
-fn ops<B: Backend<Elem = f32>>(backend: &mut B, shape: &Shape) -> Result<Vec<(&'static str, Op)>, B::Error> {
-    let Shape { config, batch, time, .. } = shape;
-    let (batch, time, rows) = (*batch, *time, batch * time);
-    let (width, d_ff, vocab, heads) = (config.d_model, config.d_ff, config.vocab_size, config.heads);
-    let (d_head, scale, activation) = (config.d_head(), config.score_scale(), config.activation);
-    let mut new = Operands { backend, rng: Rng::new(1, Stream::User) };
-    let scalars = new.floats(op::scalar::LEN)?;
-    // A step that is applied, at a learning rate that leaves the numbers finite however often it is repeated.
-    let mut step = [0.0; op::scalar::LEN];
-    step[op::scalar::APPLY] = 1.0;
-    step[op::scalar::LEARNING_RATE] = 1e-6;
-    step[op::scalar::GRAD_SCALE] = 1e-3;
-    (step[op::scalar::CORRECTION1], step[op::scalar::CORRECTION2]) = (0.1, 0.01);
-    write_elems(new.backend, scalars, &step)?;
-
-    let forward = |new: &mut Operands<'_, B>, d_in, d_out, activate| -> Result<Op, B::Error> {
-        Ok(LinearForward {
-            x: new.floats(rows * d_in)?,
-            weight: new.floats(d_out * d_in)?,
-            bias: None,
-            activate,
-            dropout: None,
-            residual: None,
-            y: new.floats(rows * d_out)?,
-            rows,
-            d_in,
-            d_out,
+fn main() -> Result<(), CpuError> {
+    let flags = Flags::parse();
+    flags.begin();
+    let threads = machine::threads();
+    let peaks = Peaks::measure(threads, flags.rounds())?;
+    println!("{peaks}");
+    for shape in [Shape::small(), Shape::medium()] {
+        if flags.wants(shape.name) {
+            kernels(&shape, &flags, &peaks)?;
+            products(&shape, &flags, &peaks)?;
         }
-        .into())
+    }
+    if flags.wants("odd") {
+        for (odd, round) in Shape::odd_and_round() {
+            neighbours(&odd, &round, &flags)?;
+        }
+    }
+    Ok(())
+}
+
+fn run(cpu: &mut Cpu<'_>, op: &Op) {
+    cpu.run(op).expect("the op is valid");
+}
+
+/// Milliseconds and rates of each kind of op, and its share of the ceiling that it is nearer to.
+fn kernels(shape: &Shape, flags: &Flags, peaks: &Peaks) -> Result<(), CpuError> {
+    println!("\nthe kernels of {}, {} threads", shape.name, peaks.threads);
+    println!("{:<24}{:>10}{:>10}{:>9}  share of the machine", "op", "ms", "GFLOP/s", "GB/s");
+    let mut cpu = Cpu::builder().threads(peaks.threads).build()?;
+    for (name, op) in ops(&mut cpu, shape)? {
+        let calls = repeats(flags.bench, || run(&mut cpu, &op));
+        let [times] = interleave(flags.rounds(), [&mut || seconds_each(calls, || run(&mut cpu, &op))]);
+        let time = median(&times);
+        let (gflops, gb) = (op.flops() as f64 / time / 1e9, op.bytes() as f64 / time / 1e9);
+        let (of_fma, of_read) = (100.0 * gflops / peaks.fma, 100.0 * gb / peaks.read);
+        let share = if of_fma > of_read {
+            format!("{of_fma:.0} % of the multiply-adds")
+        } else {
+            format!("{of_read:.0} % of the reading")
+        };
+        println!("{name:<24}{:>10.4}{gflops:>10.1}{gb:>9.1}  {share}", time * 1e3);
+    }
+    Ok(())
+}
+
+/// The products of each linear layer, in turns with the other crates.
+fn products(shape: &Shape, flags: &Flags, peaks: &Peaks) -> Result<(), CpuError> {
+    println!(
+        "\nthe matrix products of {}, {} threads; times as fast: median (95 % bound)",
+        shape.name, peaks.threads
+    );
+    println!(
+        "{:<30}{:>9}{:>8}{:>9}{:>16}{:>17}{:>16}",
+        "rows x d_in x d_out", "GFLOP/s", "SGEMM", "gemm", "ours over it", "matrixmultiply", "ours over it"
+    );
+    let mut cpu = Cpu::builder().threads(peaks.threads).build()?;
+    let rivals = [Rival::Gemm(peaks.threads), Rival::MatrixMultiply];
+    let rows = shape.rows();
+    for (layer, d_in, d_out) in shape.linear_layers() {
+        let ops = linear(&mut cpu, rows, d_in, d_out)?;
+        let values = |len: usize| -> Vec<f32> { (0..len).map(|i| (i % 31) as f32 / 31.0).collect() };
+        let (x, weight, d_y) = (values(rows * d_in), values(d_out * d_in), values(rows * d_out));
+        let (x, weight) = (Matrix::new(&x, rows, d_in), Matrix::new(&weight, d_out, d_in));
+        let d_y = Matrix::new(&d_y, rows, d_out);
+        let (mut y, mut d_x, mut d_weight) =
+            (values(rows * d_out), values(rows * d_in), values(d_out * d_in));
+        let mut theirs = |rival: Rival, product: &str| match product {
+            "forward" => rival.multiply(x, weight.t(), false, &mut y),
+            "d_weight" => rival.multiply(d_y.t(), x, true, &mut d_weight),
+            _ => {
+                rival.multiply(d_y, weight, false, &mut d_x);
+                rival.multiply(d_y.t(), x, true, &mut d_weight);
+            }
+        };
+        for (product, op) in
+            [("forward", ops.forward), ("d_weight", ops.d_weight), ("d_x and d_weight", ops.backward)]
+        {
+            let calls = repeats(flags.bench, || run(&mut cpu, &op));
+            let theirs = std::cell::RefCell::new(&mut theirs);
+            let time = |rival| seconds_each(calls, || theirs.borrow_mut()(rival, product));
+            let [ours, gemm, matrixmultiply] = interleave(
+                flags.rounds(),
+                [&mut || seconds_each(calls, || run(&mut cpu, &op)), &mut || time(rivals[0]), &mut || {
+                    time(rivals[1])
+                }],
+            );
+            let gflops = |times: &[f64]| op.flops() as f64 / median(times) / 1e9;
+            println!(
+                "{:<30}{:>9.1}{:>7.0}%{:>9.1}{:>16}{:>17.1}{:>16}",
+                format!("{layer} {product}"),
+                gflops(&ours),
+                100.0 * gflops(&ours) / peaks.sgemm,
+                gflops(&gemm),
+                Ratio::of(&gemm, &ours).to_string(),
+                gflops(&matrixmultiply),
+                Ratio::of(&matrixmultiply, &ours).to_string(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Each kind of op at an odd shape and at the round one beside it.
+fn neighbours(odd: &Shape, round: &Shape, flags: &Flags) -> Result<(), CpuError> {
+    let describe = |shape: &Shape| {
+        let config = &shape.config;
+        format!(
+            "width {}, {} heads, vocabulary {}, context {}",
+            config.d_model, config.heads, config.vocab_size, config.context
+        )
     };
-    let backward = |new: &mut Operands<'_, B>, d_in, d_out, activate| -> Result<Op, B::Error> {
-        Ok(LinearBackward {
-            x: new.floats(rows * d_in)?,
-            weight: new.floats(d_out * d_in)?,
-            d_y: new.floats(rows * d_out)?,
-            dropout: None,
-            d_x: Some(new.floats(rows * d_in)?),
-            accumulate: false,
-            activate,
-            d_weight: new.floats(d_out * d_in)?,
-            d_bias: None,
-            rows,
-            d_in,
-            d_out,
-        }
-        .into())
-    };
-    let activate = Some(Activate { activation, input: Some(new.floats(rows * d_ff)?) });
-    let mut all = vec![
-        ("linear forward, C to 3C", forward(&mut new, width, 3 * width, None)?),
-        ("linear forward, C to F, GELU", forward(&mut new, width, d_ff, activate)?),
-        ("linear backward, C to 3C", backward(&mut new, width, 3 * width, None)?),
-        ("linear backward, F to C, GELU", backward(&mut new, d_ff, width, activate)?),
-    ];
-
-    let (qkv, out) = (new.floats(rows * 3 * width)?, new.floats(rows * width)?);
-    let lse = new.floats(batch * heads * time)?;
-    let attention = AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout: None };
-    // The backward pass needs a true result.
-    new.backend.run(&attention.into())?;
-    let (d_out, d_qkv) = (new.floats(rows * width)?, new.floats(rows * 3 * width)?);
-    all.push(("attention forward", attention.into()));
-    all.push((
-        "attention backward",
-        AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout: None }
-            .into(),
-    ));
-
-    let (x, weight, y) = (new.floats(rows * width)?, new.floats(width)?, new.floats(rows * width)?);
-    let (mean, rstd, eps) = (new.floats(rows)?, new.floats(rows)?, config.norm_eps);
-    let norm = LayerNormForward { x, weight, bias: None, y, mean, rstd, rows, width, eps };
-    new.backend.run(&norm.into())?;
-    let (d_y, d_x, d_weight) = (new.floats(rows * width)?, new.floats(rows * width)?, new.floats(width)?);
-    let accumulate = false;
-    all.push(("layernorm forward", norm.into()));
-    all.push((
-        "layernorm backward",
-        LayerNormBackward {
-            x,
-            weight,
-            mean,
-            rstd,
-            d_y,
-            d_x,
-            accumulate,
-            d_weight,
-            d_bias: None,
-            rows,
-            width,
-        }
-        .into(),
-    ));
-
-    let (logits, d_logits) = (new.floats(rows * vocab)?, Some(new.floats(rows * vocab)?));
-    let targets = new.tokens(rows, vocab)?;
-    // It adds to scalars, which AdamW does not look at.
-    all.push((
-        "cross-entropy",
-        CrossEntropy { logits, targets, d_logits, losses: None, scalars, rows, vocab }.into(),
-    ));
-
-    let plan = Plan::training(config, Dtype::F32, batch, time).expect("the shape is valid");
-    let (len, decayed) = (plan.parameter_span, plan.decayed);
-    let (params, grads, m) = (new.floats(len)?, new.floats(len)?, new.floats(len)?);
-    let v = new.span(Dtype::F32, len)?;
-    let (beta1, beta2, eps, weight_decay) = (0.9, 0.99, 1e-8, 0.1);
-    all.push((
-        "AdamW",
-        AdamW { params, grads, m, v, scalars, decayed, beta1, beta2, eps, weight_decay }.into(),
-    ));
-    Ok(all)
-}
-
-fn measure<B: Backend>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, backend: &mut B, op: &Op) {
-    group.throughput(match op.flops() {
-        0 => Throughput::Bytes(op.bytes()),
-        flops => Throughput::Elements(flops),
-    });
-    group.bench_function(name, |bench| {
-        bench.iter(|| backend.run(op).and_then(|()| backend.sync()).expect("the op is valid"));
-    });
-}
-
-fn all(criterion: &mut Criterion) {
-    println!("{}", about_cuda());
-    let shape = Shape::small();
-    let mut reference = Reference::<f32>::new();
-    let reference_ops = ops(&mut reference, &shape).expect("the operands fit into memory");
-    let mut cpus: Vec<_> = cpus()
-        .expect("the CPU backend starts")
-        .into_iter()
-        .map(|(name, mut cpu)| {
-            let ops = ops(&mut cpu, &shape).expect("the operands fit into memory");
-            (name, cpu, ops)
-        })
-        .collect();
-    for (i, (name, op)) in reference_ops.iter().enumerate() {
-        let mut group = criterion.benchmark_group(*name);
-        // Few and short: some ops take the reference tens of milliseconds.
-        group.sampling_mode(SamplingMode::Flat).sample_size(10);
-        group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-        measure(&mut group, "reference", &mut reference, op);
-        for (name, cpu, ops) in &mut cpus {
-            measure(&mut group, name, cpu, &ops[i].1);
-        }
-        group.finish();
+    println!("\n{}: {}\nbeside {}: {}", odd.name, describe(odd), round.name, describe(round));
+    println!("{:<24}{:>12}{:>12}  rate of the odd one over the round one's", "op", "odd ms", "round ms");
+    let mut cpus = [Cpu::new()?, Cpu::new()?];
+    let odd_ops = ops(&mut cpus[0], odd)?;
+    let round_ops = ops(&mut cpus[1], round)?;
+    let [odd_cpu, round_cpu] = &mut cpus;
+    for ((name, odd), (_, round)) in odd_ops.into_iter().zip(round_ops) {
+        let calls = repeats(flags.bench, || run(round_cpu, &round));
+        let [odd_times, round_times] = interleave(
+            flags.rounds(),
+            [&mut || seconds_each(calls, || run(odd_cpu, &odd)), &mut || {
+                seconds_each(calls, || run(round_cpu, &round))
+            }],
+        );
+        let work = |op: &Op| if op.flops() > 0 { op.flops() as f64 } else { op.bytes() as f64 };
+        let per_work =
+            |times: &[f64], op: &Op| times.iter().map(|time| time / work(op)).collect::<Vec<f64>>();
+        let ratio = Ratio::of(&per_work(&round_times, &round), &per_work(&odd_times, &odd));
+        println!("{name:<24}{:>12.4}{:>12.4}  {ratio}", median(&odd_times) * 1e3, median(&round_times) * 1e3);
     }
+    Ok(())
 }
-
-criterion_group!(benches, all);
-criterion_main!(benches);

@@ -131,8 +131,7 @@ mod tests {
         for isa in Isa::available() {
             let mut cpu = Cpu::builder().isa(isa).build().unwrap();
             for len in [0, 1, 7, 65, TASK - 1, TASK + 3] {
-                let span =
-                    Span { buffer: cpu.alloc(len * 4).unwrap(), dtype: Dtype::F32, offset: 0, len };
+                let span = Span { buffer: cpu.alloc(len * 4).unwrap(), dtype: Dtype::F32, offset: 0, len };
                 let values: Vec<f32> = (0..len).map(|i| (i % 8) as f32).collect();
                 write_elems(&mut cpu, span, &values).unwrap();
                 // Small whole numbers: exact in any order.
