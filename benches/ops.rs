@@ -6,10 +6,10 @@
 
 use clap::Parser;
 use minigpt_benches::machine;
-use minigpt_benches::operands::{linear, ops};
+use minigpt_benches::operands::ops;
 use minigpt_benches::peaks::Peaks;
+use minigpt_benches::products::{self, Product};
 use minigpt_benches::program::Flags;
-use minigpt_benches::rivals::{Matrix, Rival};
 use minigpt_benches::rounds::{Ratio, interleave, median, repeats, seconds_each};
 use minigpt_benches::shape::Shape;
 use minigpt_core::{Backend, Op};
@@ -24,7 +24,7 @@ fn main() -> Result<(), CpuError> {
     for shape in [Shape::small(), Shape::medium()] {
         if flags.wants(shape.name) {
             kernels(&shape, &flags, &peaks)?;
-            products(&shape, &flags, &peaks)?;
+            compare(&shape, &flags, &peaks)?;
         }
     }
     if flags.wants("odd") {
@@ -61,58 +61,27 @@ fn kernels(shape: &Shape, flags: &Flags, peaks: &Peaks) -> Result<(), CpuError> 
 }
 
 /// The products of each linear layer, in turns with the other crates.
-fn products(shape: &Shape, flags: &Flags, peaks: &Peaks) -> Result<(), CpuError> {
+fn compare(shape: &Shape, flags: &Flags, peaks: &Peaks) -> Result<(), CpuError> {
     println!(
         "\nthe matrix products of {}, {} threads; times as fast: median (95 % bound)",
         shape.name, peaks.threads
     );
     println!(
-        "{:<30}{:>9}{:>8}{:>9}{:>16}{:>17}{:>16}",
-        "rows x d_in x d_out", "GFLOP/s", "SGEMM", "gemm", "ours over it", "matrixmultiply", "ours over it"
+        "{:<24}{:>9}{:>8}{:>9}{:>17}{:>17}{:>17}",
+        "layer and product", "GFLOP/s", "SGEMM", "gemm", "ours over it", "matrixmultiply", "ours over it"
     );
-    let mut cpu = Cpu::builder().threads(peaks.threads).build()?;
-    let rivals = [Rival::Gemm(peaks.threads), Rival::MatrixMultiply];
-    let rows = shape.rows();
-    for (layer, d_in, d_out) in shape.linear_layers() {
-        let ops = linear(&mut cpu, rows, d_in, d_out)?;
-        let values = |len: usize| -> Vec<f32> { (0..len).map(|i| (i % 31) as f32 / 31.0).collect() };
-        let (x, weight, d_y) = (values(rows * d_in), values(d_out * d_in), values(rows * d_out));
-        let (x, weight) = (Matrix::new(&x, rows, d_in), Matrix::new(&weight, d_out, d_in));
-        let d_y = Matrix::new(&d_y, rows, d_out);
-        let (mut y, mut d_x, mut d_weight) =
-            (values(rows * d_out), values(rows * d_in), values(d_out * d_in));
-        let mut theirs = |rival: Rival, product: &str| match product {
-            "forward" => rival.multiply(x, weight.t(), false, &mut y),
-            "d_weight" => rival.multiply(d_y.t(), x, true, &mut d_weight),
-            _ => {
-                rival.multiply(d_y, weight, false, &mut d_x);
-                rival.multiply(d_y.t(), x, true, &mut d_weight);
-            }
-        };
-        for (product, op) in
-            [("forward", ops.forward), ("d_weight", ops.d_weight), ("d_x and d_weight", ops.backward)]
-        {
-            let calls = repeats(flags.bench, || run(&mut cpu, &op));
-            let theirs = std::cell::RefCell::new(&mut theirs);
-            let time = |rival| seconds_each(calls, || theirs.borrow_mut()(rival, product));
-            let [ours, gemm, matrixmultiply] = interleave(
-                flags.rounds(),
-                [&mut || seconds_each(calls, || run(&mut cpu, &op)), &mut || time(rivals[0]), &mut || {
-                    time(rivals[1])
-                }],
-            );
-            let gflops = |times: &[f64]| op.flops() as f64 / median(times) / 1e9;
-            println!(
-                "{:<30}{:>9.1}{:>7.0}%{:>9.1}{:>16}{:>17.1}{:>16}",
-                format!("{layer} {product}"),
-                gflops(&ours),
-                100.0 * gflops(&ours) / peaks.sgemm,
-                gflops(&gemm),
-                Ratio::of(&gemm, &ours).to_string(),
-                gflops(&matrixmultiply),
-                Ratio::of(&matrixmultiply, &ours).to_string(),
-            );
-        }
+    for product in products::compare(shape, peaks.threads, flags.rounds(), flags.bench)? {
+        let Product { name, flops, ours, gemm, matrixmultiply } = product;
+        let gflops = |times: &[f64]| flops / median(times) / 1e9;
+        println!(
+            "{name:<24}{:>9.1}{:>7.0}%{:>9.1}{:>17}{:>17.1}{:>17}",
+            gflops(&ours),
+            100.0 * gflops(&ours) / peaks.sgemm,
+            gflops(&gemm),
+            Ratio::of(&gemm, &ours).to_string(),
+            gflops(&matrixmultiply),
+            Ratio::of(&matrixmultiply, &ours).to_string(),
+        );
     }
     Ok(())
 }

@@ -4,10 +4,12 @@
 pub mod machine;
 pub mod operands;
 pub mod peaks;
+pub mod products;
 pub mod program;
 pub mod rivals;
 pub mod rounds;
 pub mod shape;
+pub mod torch;
 
 pub use shape::Shape;
 

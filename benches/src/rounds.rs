@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use minigpt_core::rng::{Rng, Stream};
 
+use crate::machine::Watch;
+
 /// Seconds that `work` takes.
 pub fn seconds<T>(work: impl FnOnce() -> T) -> f64 {
     let begun = Instant::now();
@@ -56,6 +58,49 @@ pub fn interleave<const N: usize>(
         }
     }
     all
+}
+
+/// Two candidates in turns, ours and theirs.
+#[derive(Debug, Clone)]
+pub struct Pairs {
+    /// What ours returned, round by round.
+    pub ours: Vec<f64>,
+    /// What theirs returned.
+    pub theirs: Vec<f64>,
+    /// In how many of these rounds others kept the machine busy.
+    pub disturbed: usize,
+}
+
+impl Pairs {
+    /// Takes rounds until others left the machine alone in `count` of them, or there were twice as many; then those
+    /// that were disturbed fill the rest. `helpers` are processes that work for this one.
+    ///
+    /// # Errors
+    /// Those of a candidate.
+    pub fn take<E>(
+        count: usize,
+        helpers: &[u32],
+        mut ours: impl FnMut() -> Result<f64, E>,
+        mut theirs: impl FnMut() -> Result<f64, E>,
+    ) -> Result<Pairs, E> {
+        /// Of a processor, taken by others: what a quiet system does in the background.
+        const QUIET: f64 = 0.05;
+        let (mut quiet, mut loud) = (Vec::new(), Vec::new());
+        while quiet.len() < count && quiet.len() + loud.len() < 2 * count {
+            let watch = Watch::start(helpers);
+            let pair = (ours()?, theirs()?);
+            if watch.foreign() <= QUIET { &mut quiet } else { &mut loud }.push(pair);
+        }
+        let disturbed = count - quiet.len();
+        quiet.extend(loud.into_iter().take(disturbed));
+        let (ours, theirs) = quiet.into_iter().unzip();
+        Ok(Pairs { ours, theirs, disturbed })
+    }
+
+    /// How many times as fast ours was.
+    pub fn ratio(&self) -> Ratio {
+        Ratio::of(&self.theirs, &self.ours)
+    }
 }
 
 /// The middle value; of two middle ones their mean. NaN of nothing.

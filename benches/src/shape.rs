@@ -2,7 +2,7 @@
 
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::{TrainConfig, Trainer};
-use minigpt_core::{Backend, Error, GptConfig, Model, Windows};
+use minigpt_core::{Backend, Decoder, Error, GptConfig, Model, SampleConfig, Sampler, Windows};
 
 /// A model and the batch that it is trained with.
 #[derive(Debug, Clone)]
@@ -104,5 +104,39 @@ impl<B: Backend> Training<B> {
     /// Floating-point operations of a step's matrix products.
     pub fn flops(&self) -> f64 {
         self.trainer.plan().training_flops(self.trainer.config().batch) as f64
+    }
+}
+
+/// One sequence in the making, sampled at temperature 0.8 from the 200 likeliest tokens, from random weights.
+#[derive(Debug)]
+pub struct Generation<B: Backend> {
+    model: Model<B>,
+    decoder: Decoder<B>,
+    sampler: Sampler,
+}
+
+impl<B: Backend> Generation<B> {
+    /// Of a new model of this shape.
+    ///
+    /// # Errors
+    /// If it does not fit into memory.
+    pub fn new(shape: &Shape, backend: B) -> Result<Self, Error<B::Error>> {
+        let mut model = Model::new(backend, shape.config.clone(), 1)?;
+        let mut decoder = Decoder::new(&mut model, shape.config.context)?;
+        decoder.feed(&mut model, &[0])?;
+        let settings =
+            SampleConfig { temperature: 0.8, top_k: Some(200), seed: 1, ..SampleConfig::default() };
+        let sampler = Sampler::new(settings, shape.config.vocab_size).expect("the settings are valid");
+        Ok(Generation { model, decoder, sampler })
+    }
+
+    /// Generates so many tokens.
+    ///
+    /// # Panics
+    /// If the backend fails.
+    pub fn tokens(&mut self, count: usize) {
+        for token in self.decoder.generate(&mut self.model, &mut self.sampler).take(count) {
+            token.expect("the backend works");
+        }
     }
 }
