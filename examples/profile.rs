@@ -1,14 +1,17 @@
-//! Where the time goes: `cargo run --release --example profile -- --shape 6,6,384,256,8`
+//! Where the time goes, of any model: `cargo run --release --example profile -- --shape 6,6,384,256,8`, or
+//! `-- --checkpoint FILE` for one of your own.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
+use minigpt_core::checkpoint::{self, Checkpoint};
 use minigpt_core::{
     Backend, Decoder, GptConfig, Model, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
 };
 use minigpt_examples::options::{BackendName, OnBackend, human, on_backend};
-use minigpt_examples::profiled::{Cost, Profiled};
+use minigpt_examples::profiled::{Bound, Ceilings, Cost, Profiled};
 use minigpt_examples::{Outcome, memory, say};
 use serde_json::json;
 
@@ -19,6 +22,12 @@ struct Options {
     /// Layers, heads, width, context and batch; or S for 4,4,128,64,12, or M for 6,6,384,256,8.
     #[arg(long, default_value = "S", value_parser = shape)]
     shape: Shape,
+    /// Time this model instead of one of a shape: a checkpoint, as train_shakespeare saves it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "vocab"])]
+    checkpoint: Option<PathBuf>,
+    /// Sequences in a batch; else what --shape says, or the settings in the checkpoint.
+    #[arg(long)]
+    batch: Option<usize>,
     /// Size of the vocabulary.
     #[arg(long, default_value_t = 65)]
     vocab: usize,
@@ -84,25 +93,65 @@ fn run(options: &Options) -> Outcome<()> {
     if !(options.seconds > 0.0 && options.seconds < 1e6) {
         return Err("--seconds must be above 0".into());
     }
-    // Each in a backend of its own, so that the peak of memory is its own too if only one is asked for.
-    if options.mode != Mode::Gen {
-        on_backend(options.backend, options.threads, Step(options))?;
+    match &options.checkpoint {
+        None => profile(&of_shape(options)),
+        Some(file) => {
+            let bytes = checkpoint::load(file)?;
+            let checkpoint = Checkpoint::open_verified(&bytes)?;
+            let trained = checkpoint.training().map(|training| training.config.batch);
+            profile(&Subject {
+                options,
+                name: file.display().to_string(),
+                config: checkpoint.config().clone(),
+                batch: options.batch.or(trained).unwrap_or(1),
+                checkpoint: Some(&checkpoint),
+            })
+        }
     }
-    if options.mode != Mode::Step {
-        on_backend(options.backend, options.threads, Generation(options))?;
-    }
-    Ok(())
 }
 
-fn config(options: &Options) -> GptConfig {
-    let [layers, heads, d_model, context, _] = options.shape.numbers;
-    GptConfig {
+/// What is timed.
+struct Subject<'a> {
+    options: &'a Options,
+    name: String,
+    config: GptConfig,
+    batch: usize,
+    /// Where its weights are; else they are drawn.
+    checkpoint: Option<&'a Checkpoint<'a>>,
+}
+
+impl Subject<'_> {
+    fn model<B: Backend>(&self, backend: B) -> Outcome<Model<B>> {
+        Ok(match self.checkpoint {
+            Some(checkpoint) => Model::load(backend, checkpoint)?,
+            None => Model::new(backend, self.config.clone(), 1)?,
+        })
+    }
+}
+
+fn of_shape(options: &Options) -> Subject<'_> {
+    let [layers, heads, d_model, context, batch] = options.shape.numbers;
+    let config = GptConfig {
         layers,
         heads,
         d_model,
         d_ff: d_model.saturating_mul(4),
         ..GptConfig::new(options.vocab, context)
+    };
+    let name = options.shape.name.clone();
+    Subject { options, name, config, batch: options.batch.unwrap_or(batch), checkpoint: None }
+}
+
+fn profile(subject: &Subject<'_>) -> Outcome<()> {
+    let options = subject.options;
+    // Each in a backend of its own, so that the peak of memory is its own too if only one is asked for.
+    if options.mode != Mode::Gen {
+        on_backend(options.backend, options.threads, Step(subject))?;
     }
+    if options.mode != Mode::Step {
+        on_backend(options.backend, options.threads, Generation(subject))?;
+    }
+    Ok(())
 }
 
 fn threads(options: &Options) -> usize {
@@ -143,23 +192,22 @@ fn peak_mb() -> Option<f64> {
     memory::peak().map(|bytes| rounded(bytes as f64 / f64::from(1 << 20), 1))
 }
 
-struct Step<'a>(&'a Options);
+struct Step<'a>(&'a Subject<'a>);
 
 impl OnBackend for Step<'_> {
     type Result = ();
 
     fn run<B: Backend>(self, backend: B) -> Outcome<()> {
-        let options = self.0;
-        let [_, _, _, context, batch] = options.shape.numbers;
+        let subject = self.0;
+        let (options, context, batch) = (subject.options, subject.config.context, subject.batch);
+        let vocab = subject.config.vocab_size;
         let settings = TrainConfig { batch, time: context, ..TrainConfig::constant(1e-3) };
-        let remedy = "it is the last number of --shape";
-        memory::check_training(&backend, &config(options), batch, context, remedy)?;
-        let model = Model::new(Profiled::new(backend), config(options), 1)?;
+        memory::check_training(&backend, &subject.config, batch, context, "name it with --batch")?;
+        let model = subject.model(Profiled::new(backend))?;
         let parameters = model.parameter_count();
         let mut trainer = Trainer::new(model, settings)?;
         let mut rng = minigpt_core::rng::Rng::new(1, minigpt_core::rng::Stream::User);
-        let tokens: Vec<u32> =
-            (0..context * 64 + 1).map(|_| rng.below(options.vocab as u64) as u32).collect();
+        let tokens: Vec<u32> = (0..context * 64 + 1).map(|_| rng.below(vocab as u64) as u32).collect();
         let windows = Windows::new(&tokens, context)?;
         let step = |trainer: &mut Trainer<Profiled<B>>| -> Outcome<f64> {
             trainer.step(&windows)?;
@@ -180,7 +228,7 @@ impl OnBackend for Step<'_> {
         let gflops = trainer.plan().training_flops(batch) as f64 / median / 1e9;
         if options.json {
             let line = json!({
-                "peer": peer(options), "config": options.shape.name, "threads": threads(options),
+                "peer": peer(options), "config": subject.name, "threads": threads(options),
                 "params": parameters, "ms": rounded(median * 1e3, 3), "ms_min": rounded(least * 1e3, 3),
                 "tok_s": tokens_per_s.round() as u64, "gflops": rounded(gflops, 1), "rss_mb": peak_mb(),
                 "steps": times.len(), "loss0": rounded(first, 4), "loss": rounded(last, 4),
@@ -202,15 +250,24 @@ impl OnBackend for Step<'_> {
         }
         let backend = trainer.model().backend();
         say(format_args!("  {:<14}{:>12}\n", "workspace", human(backend.workspace_bytes(trainer.plan()))))?;
-        table(&backend.costs(), times.iter().sum(), times.len())
+        let (costs, bytes) = (backend.costs(), bytes.total());
+        // The training goes first, so that the measurement of reading has room.
+        drop(trainer);
+        table(&costs, times.iter().sum(), times.len(), &Ceilings::measure(threads(options), bytes)?)
     }
 }
 
-/// Where the time of `count` rounds went that took `total` together.
-fn table(costs: &[(minigpt_core::OpKind, Cost)], total: Duration, count: usize) -> Outcome<()> {
+/// Where the time of `count` rounds went that took `total` together, and how near each op came to the ceiling that
+/// bounds it.
+fn table(
+    costs: &[(minigpt_core::OpKind, Cost)],
+    total: Duration,
+    count: usize,
+    ceilings: &Ceilings,
+) -> Outcome<()> {
     say(format_args!(
-        "{:<20}{:>7}{:>11}{:>8}{:>11}{:>9}{:>11}",
-        "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "bytes"
+        "{:<18}{:>6}{:>10}{:>8}{:>9}{:>8}{:>10}{:>8}  {:<10}{:>7}",
+        "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "bytes", "flop/B", "bound by", "of it"
     ))?;
     let rounds = count as f64;
     let share = |time: f64| 100.0 * time / total.as_secs_f64();
@@ -218,22 +275,37 @@ fn table(costs: &[(minigpt_core::OpKind, Cost)], total: Duration, count: usize) 
     for (kind, cost) in costs {
         let seconds = cost.time.as_secs_f64();
         accounted += seconds;
+        let bound = ceilings.bound(cost);
+        let name = match bound {
+            Bound::Arithmetic => "arithmetic",
+            Bound::Memory => "memory",
+        };
         say(format_args!(
-            "{:<20}{:>7.0}{:>11.3}{:>7.1}%{:>11.1}{:>9.1}{:>11}",
+            "{:<18}{:>6.0}{:>10.3}{:>7.1}%{:>9.1}{:>8.1}{:>10}{:>8.1}  {name:<10}{:>6.0}%",
             kind.name(),
             cost.calls as f64 / rounds,
             seconds / rounds * 1e3,
             share(seconds),
             cost.flops as f64 / seconds / 1e9,
             cost.bytes as f64 / seconds / 1e9,
-            human((cost.bytes as f64 / rounds) as usize)
+            human((cost.bytes as f64 / rounds) as usize),
+            cost.flops as f64 / cost.bytes as f64,
+            100.0 * ceilings.share(cost),
         ))?;
     }
     let rest = (total.as_secs_f64() - accounted).max(0.0);
-    say(format_args!("{:<20}{:>7}{:>11.3}{:>7.1}%\n", "the rest", "", rest / rounds * 1e3, share(rest)))
+    say(format_args!("{:<18}{:>6}{:>10.3}{:>7.1}%", "the rest", "", rest / rounds * 1e3, share(rest)))?;
+    say(format_args!(
+        "the machine: {:.0} GFLOP/s of multiply-adds in registers, {:.1} GB/s of reading {}; beyond {:.1} flop/B \
+         arithmetic is the bound\n",
+        ceilings.gflops,
+        ceilings.gb,
+        human(ceilings.read),
+        ceilings.gflops / ceilings.gb
+    ))
 }
 
-struct Generation<'a>(&'a Options);
+struct Generation<'a>(&'a Subject<'a>);
 
 impl OnBackend for Generation<'_> {
     type Result = ();
@@ -241,14 +313,15 @@ impl OnBackend for Generation<'_> {
     fn run<B: Backend>(self, backend: B) -> Outcome<()> {
         /// Tokens of one timing, as many as the comparison generates.
         const TOKENS: usize = 500;
-        let options = self.0;
-        memory::check_decoding(&backend, &config(options))?;
-        let mut model = Model::new(Profiled::new(backend), config(options), 1)?;
+        let subject = self.0;
+        let options = subject.options;
+        memory::check_decoding(&backend, &subject.config)?;
+        let mut model = subject.model(Profiled::new(backend))?;
         let context = model.config().context;
         let mut decoder = Decoder::new(&mut model, context)?;
         let settings =
             SampleConfig { temperature: 0.8, top_k: Some(200), seed: 1, ..SampleConfig::default() };
-        let mut sampler = Sampler::new(settings, options.vocab)?;
+        let mut sampler = Sampler::new(settings, subject.config.vocab_size)?;
         let mut generate = |model: &mut Model<Profiled<B>>, count: usize| -> Outcome<()> {
             decoder.reset();
             decoder.feed(model, &[0])?;
@@ -264,7 +337,7 @@ impl OnBackend for Generation<'_> {
         let (median, best) = (speed(times[times.len() / 2]), speed(times[0]));
         if options.json {
             let line = json!({
-                "peer": format!("{}+kv", peer(options)), "mode": "gen", "config": options.shape.name,
+                "peer": format!("{}+kv", peer(options)), "mode": "gen", "config": subject.name,
                 "threads": threads(options), "tokens": TOKENS, "tok_s": rounded(median, 1),
                 "best": rounded(best, 1), "rss_mb": peak_mb(),
             });
@@ -272,6 +345,7 @@ impl OnBackend for Generation<'_> {
             return Ok(());
         }
         say(format_args!("decoding, one sequence: {median:.1} tokens/s (best {best:.1}); a token:\n"))?;
-        table(&model.backend().costs(), times.iter().sum(), times.len() * TOKENS)
+        let ceilings = Ceilings::measure(threads(options), decoder.plan().bytes.total())?;
+        table(&model.backend().costs(), times.iter().sum(), times.len() * TOKENS, &ceilings)
     }
 }

@@ -1,8 +1,11 @@
-//! [`Profiled`]: any backend, with a clock on every op.
+//! [`Profiled`]: any backend, with a clock on every op; and [`Ceilings`]: what the machine could do at most.
 
 use std::time::{Duration, Instant};
 
-use minigpt_core::{Backend, Buffer, Op, OpKind, Plan, Span};
+use minigpt_core::{Backend, Buffer, Dtype, Op, OpKind, Plan, Span};
+use minigpt_cpu::Cpu;
+
+use crate::Outcome;
 
 /// What the ops of one kind have cost.
 #[derive(Debug, Clone, Copy, Default)]
@@ -15,6 +18,71 @@ pub struct Cost {
     pub flops: u64,
     /// Bytes of their operands: what has to be read and written at least.
     pub bytes: u64,
+}
+
+/// Which of the machine's limits an op runs into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// Its multiply-adds take longer than its bytes.
+    Arithmetic,
+    /// Its bytes take longer to fetch and store.
+    Memory,
+}
+
+/// The machine's limits, as measured beside the ops that are held against them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ceilings {
+    /// GFLOP/s of multiply-adds that never leave the registers.
+    pub gflops: f64,
+    /// GB/s of reading `read` bytes from end to end.
+    pub gb: f64,
+    /// How many bytes that were.
+    pub read: usize,
+}
+
+impl Ceilings {
+    /// Measures them on so many threads of the CPU. Reading is measured over `bytes`, so that the same caches hold
+    /// them as hold the work; no less than 1 MB and no more than 256 MB.
+    ///
+    /// # Errors
+    /// If the threads cannot be started or there is no memory to read.
+    pub fn measure(threads: usize, bytes: usize) -> Outcome<Ceilings> {
+        const TIMES: usize = 40;
+        let mut cpu = Cpu::builder().threads(threads).build()?;
+        let read = bytes.clamp(1 << 20, 256 << 20).next_multiple_of(4);
+        let span = Span { buffer: cpu.alloc(read)?, dtype: Dtype::F32, offset: 0, len: read / 4 };
+        cpu.fill(span, 1.0)?;
+        let (mut gflops, mut gb) = (0.0, 0.0);
+        // The most of several: a limit is what shows when nothing disturbs it.
+        for _ in 0..TIMES {
+            let begun = Instant::now();
+            let flops = cpu.multiply_adds(1_000_000);
+            gflops = f64::max(gflops, flops as f64 / begun.elapsed().as_secs_f64() / 1e9);
+            let begun = Instant::now();
+            cpu.read_through(span)?;
+            gb = f64::max(gb, read as f64 / begun.elapsed().as_secs_f64() / 1e9);
+        }
+        Ok(Ceilings { gflops, gb, read })
+    }
+
+    /// Seconds that the arithmetic and the bytes of an op take at least.
+    fn least(&self, cost: &Cost) -> (f64, f64) {
+        (cost.flops as f64 / self.gflops / 1e9, cost.bytes as f64 / self.gb / 1e9)
+    }
+
+    /// Which limit it runs into (Williams, Waterman and Patterson 2009: the roofline). Only multiply-adds of matrix
+    /// products count as arithmetic, so an op without any is bound by memory whatever it computes.
+    pub fn bound(&self, cost: &Cost) -> Bound {
+        let (arithmetic, memory) = self.least(cost);
+        if arithmetic > memory { Bound::Arithmetic } else { Bound::Memory }
+    }
+
+    /// How much of its time that limit accounts for. More than 1 if its operands lay in a cache that is faster than
+    /// what was measured.
+    pub fn share(&self, cost: &Cost) -> f64 {
+        let (arithmetic, memory) = self.least(cost);
+        arithmetic.max(memory) / cost.time.as_secs_f64()
+    }
 }
 
 /// A backend that runs another's ops one at a time and keeps account of them.
@@ -114,6 +182,23 @@ mod tests {
     use minigpt_core::{GptConfig, Model, Reference, TrainConfig, Trainer, Windows};
 
     use super::*;
+
+    #[test]
+    fn the_nearer_ceiling_bounds() {
+        let ceilings = Ceilings { gflops: 100.0, gb: 10.0, read: 1 << 20 };
+        let time = Duration::from_secs(2);
+        let product = Cost { calls: 1, time, flops: 100_000_000_000, bytes: 5_000_000_000 };
+        assert_eq!((ceilings.bound(&product), ceilings.share(&product)), (Bound::Arithmetic, 0.5));
+        let copy = Cost { calls: 1, time, flops: 0, bytes: 15_000_000_000 };
+        assert_eq!((ceilings.bound(&copy), ceilings.share(&copy)), (Bound::Memory, 0.75));
+    }
+
+    #[test]
+    fn the_machine_has_ceilings() {
+        let ceilings = Ceilings::measure(1, 0).unwrap();
+        assert_eq!(ceilings.read, 1 << 20);
+        assert!(ceilings.gflops > 0.01 && ceilings.gb > 0.01, "{ceilings:?}");
+    }
 
     #[test]
     fn a_profiled_run_computes_the_same_and_accounts_for_every_op() {

@@ -30,7 +30,7 @@ fn products_equal_plain_loops_on_every_instruction_set_however_the_operands_lie(
     for simd in Isa::available().filter_map(Simd::detect) {
         let mut executor = Executor::team(2).unwrap();
         for (rows, depth, cols) in SHAPES {
-            if cfg!(miri) && rows * depth * cols > 10_000 {
+            if cfg!(miri) && rows * depth * cols > 7_000 {
                 continue;
             }
             let (a, b) = (numbers(1, rows * depth), numbers(2, depth * cols));

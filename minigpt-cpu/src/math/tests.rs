@@ -117,7 +117,8 @@ fn limits_and_nan_come_out_as_they_should() {
 
 #[test]
 fn activations_and_derivatives_equal_the_reference() {
-    let x: Vec<f32> = (-40_000..=40_000).map(|i| i as f32 * 3e-4).collect();
+    let step = if cfg!(miri) { 997 } else { 1 };
+    let x: Vec<f32> = (-40_000..=40_000).step_by(step).map(|i| i as f32 * 3e-4).collect();
     for simd in simds() {
         for f in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
             let (y, d) = (map(simd, Function::Activate(f), &x), map(simd, Function::Derivative(f), &x));
