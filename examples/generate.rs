@@ -6,17 +6,17 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use minigpt_core::checkpoint::{self, Checkpoint};
+use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::{Backend, Decoder, Model, SampleConfig, Sampler, StreamDecoder, Tokenizer};
 use minigpt_examples::Outcome;
-use minigpt_examples::options::{BackendName, OnBackend, on_backend};
+use minigpt_examples::options::{BackendName, OnBackend, load, on_backend};
 
 /// Generate text from a checkpoint.
 #[derive(Debug, Parser)]
 #[command(name = "generate")]
 struct Options {
-    /// What train_shakespeare saved.
-    #[arg(long, value_name = "FILE", default_value = "runs/shakespeare/checkpoint.mgpt")]
+    /// What train_shakespeare saved: a file, or a run's folder, whose newest checkpoint is taken.
+    #[arg(long, value_name = "PATH", default_value = "runs/shakespeare")]
     checkpoint: PathBuf,
     /// The text to go on from; \n stands for a line break.
     #[arg(long, default_value = "\\n")]
@@ -71,9 +71,7 @@ impl OnBackend for Generation<'_> {
 
     fn run<B: Backend>(self, backend: B) -> Outcome<()> {
         let options = self.0;
-        let bytes = checkpoint::load(&options.checkpoint).map_err(|e| {
-            format!("{e}; train first with the example train_shakespeare, or name a --checkpoint")
-        })?;
+        let bytes = load(&options.checkpoint)?;
         let checkpoint = Checkpoint::open_verified(&bytes)?;
         let tokenizer =
             checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;

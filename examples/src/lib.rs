@@ -10,6 +10,7 @@ pub mod play;
 pub mod profiled;
 #[cfg(test)]
 mod scratch;
+pub mod stop;
 pub mod training;
 
 use std::fmt::Display;

@@ -1,9 +1,8 @@
 //! What a run measured, as JSON lines: one object a line, readable while the run goes on.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
 use std::path::Path;
 
+use minigpt_core::checkpoint::{FileError, Journal};
 use serde_json::{Value, json};
 
 /// One line.
@@ -69,7 +68,7 @@ impl Record {
 /// The file that records go to, and the records in it.
 #[derive(Debug)]
 pub struct Metrics {
-    file: File,
+    journal: Journal,
     records: Vec<Record>,
 }
 
@@ -78,42 +77,40 @@ impl Metrics {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn create(path: &Path) -> io::Result<Self> {
-        Ok(Metrics { file: File::create(path)?, records: Vec::new() })
+    pub fn create(path: &Path) -> Result<Self, FileError> {
+        Ok(Metrics { journal: Journal::open(path, |_| false)?, records: Vec::new() })
     }
 
     /// The file of a run that goes on behind `step`: what it measured later is cut off, for it will be measured again.
     ///
     /// # Errors
     /// If it cannot be read or written.
-    pub fn resume(path: &Path, step: u32) -> io::Result<Self> {
-        let text = match fs::read_to_string(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            other => other?,
-        };
-        let mut kept = 0;
+    pub fn resume(path: &Path, step: u32) -> Result<Self, FileError> {
         let mut records = Vec::new();
-        for line in text.split_inclusive('\n') {
-            // A line that was cut off in the middle of a write ends what can be kept.
-            match Record::from_json(line).filter(|record| record.step <= step && line.ends_with('\n')) {
-                Some(record) => records.push(record),
-                None => break,
-            }
-            kept += line.len() as u64;
-        }
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
-        file.set_len(kept)?;
-        Ok(Metrics { file, records })
+        let journal = Journal::open(path, |line| {
+            let record = Record::from_json(line).filter(|record| record.step <= step);
+            records.extend(record);
+            record.is_some()
+        })?;
+        Ok(Metrics { journal, records })
     }
 
     /// Appends a line, at once.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn push(&mut self, record: Record) -> io::Result<()> {
-        self.file.write_all(format!("{}\n", record.to_json()).as_bytes())?;
+    pub fn push(&mut self, record: Record) -> Result<(), FileError> {
+        self.journal.append(&record.to_json().to_string())?;
         self.records.push(record);
         Ok(())
+    }
+
+    /// Makes all lines last: a checkpoint that is saved after this finds its metrics, even if the power goes off.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn sync(&mut self) -> Result<(), FileError> {
+        self.journal.sync()
     }
 
     /// All records of the run, those before a resumption too.
@@ -149,6 +146,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::scratch::Scratch;
 

@@ -1,8 +1,10 @@
 //! The flags that the examples share.
 
 use std::fmt;
+use std::path::Path;
 
 use clap::ValueEnum;
+use minigpt_core::checkpoint;
 use minigpt_core::{Backend, Reference};
 use minigpt_cpu::Cpu;
 
@@ -55,6 +57,21 @@ pub fn on_backend<W: OnBackend>(name: BackendName, threads: Option<usize>, what:
             what.run(builder.build()?)
         }
         BackendName::Reference => what.run(Reference::<f32>::new()),
+    }
+}
+
+/// The bytes of a checkpoint, verified: those of a file, or of the newest whole one in the folder of a run.
+///
+/// # Errors
+/// If there is none, or it cannot be read or is damaged.
+pub fn load(path: &Path) -> Outcome<Vec<u8>> {
+    let advice = "train first with the example train_shakespeare, or name a --checkpoint";
+    if !path.is_dir() {
+        return checkpoint::load(path).map_err(|error| format!("{error}; {advice}").into());
+    }
+    match checkpoint::newest(path)? {
+        Some(newest) => Ok(newest.bytes),
+        None => Err(format!("there is no checkpoint of a run in {}; {advice}", path.display()).into()),
     }
 }
 

@@ -1,12 +1,12 @@
 //! A run from its first step, or from where its checkpoint left it.
 
-use minigpt_core::checkpoint::{self, Checkpoint};
+use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::{
     AnyTokenizer, Backend, ByteTokenizer, CharTokenizer, Model, Tokenizer, TrainConfig, Trainer,
 };
 
 use super::TRAINING_SHARE;
-use super::folder::{Folder, Pace};
+use super::folder::{Best, Folder, Pace};
 use super::options::{Settings, TokenizerName};
 use crate::metrics::Metrics;
 use crate::{Outcome, memory, say};
@@ -15,7 +15,13 @@ use crate::{Outcome, memory, say};
 const REMEDY: &str = "set it with --batch, and make up for it with --accumulation";
 
 /// What a run goes on with.
-pub(super) type Begun<B> = (Trainer<B>, AnyTokenizer, Pace, Metrics);
+pub(super) struct Begun<B: Backend> {
+    pub(super) trainer: Trainer<B>,
+    pub(super) tokenizer: AnyTokenizer,
+    pub(super) pace: Pace,
+    pub(super) best: Option<Best>,
+    pub(super) metrics: Metrics,
+}
 
 /// A new run.
 pub(super) fn begin<B: Backend>(
@@ -51,30 +57,31 @@ pub(super) fn begin<B: Backend>(
     if let Some(aside) = folder.set_earlier_run_aside()? {
         say(format_args!("the run that was here is now in {}", aside.display()))?;
     }
-    let metrics = Metrics::create(&folder.metrics()).map_err(|e| {
-        format!("cannot write {}: {e}; name another folder with --out", folder.metrics().display())
-    })?;
-    Ok((trainer, tokenizer, pace, metrics))
+    let metrics = Metrics::create(&folder.metrics())?;
+    Ok(Begun { trainer, tokenizer, pace, best: None, metrics })
 }
 
 /// The run in `folder`, if it was on the text with this SHA-256.
 pub(super) fn resume<B: Backend>(backend: B, folder: &Folder, sha256: &str) -> Outcome<Begun<B>> {
-    let path = folder.checkpoint();
-    if !path.is_file() {
+    let Some(newest) = folder.run.newest()? else {
         return Err(format!(
-            "there is no run to resume: {} does not exist; name the run's folder with --out, or leave out --resume",
-            path.display()
+            "there is no run to resume: {} has no checkpoint; name the run's folder with --out, or leave out --resume",
+            folder.run.path().display()
         )
         .into());
+    };
+    for damaged in &newest.damaged {
+        say(format_args!("{damaged}\nit is set aside; the run goes on from the checkpoint before"))?;
     }
-    let bytes = checkpoint::load(&path)?;
-    let checkpoint = Checkpoint::open_verified(&bytes)?;
+    let checkpoint = Checkpoint::open_verified(&newest.bytes)?;
     let pace = Pace::from_metadata(checkpoint.metadata());
     let (Some(pace), Some(tokenizer), Some(training)) = (pace, checkpoint.tokenizer(), checkpoint.training())
     else {
-        return Err(
-            format!("{} is not a checkpoint of train_shakespeare: begin a new run", path.display()).into()
-        );
+        return Err(format!(
+            "{} is not a checkpoint of train_shakespeare: begin a new run",
+            newest.path.display()
+        )
+        .into());
     };
     if pace.corpus_sha256 != sha256 {
         return Err(
@@ -88,12 +95,8 @@ pub(super) fn resume<B: Backend>(backend: B, folder: &Folder, sha256: &str) -> O
     let tokenizer = tokenizer.clone();
     let mut trainer = Trainer::resume(backend, &checkpoint)?;
     let step = trainer.metrics()?.step;
-    let metrics = Metrics::resume(&folder.metrics(), step).map_err(|e| {
-        format!(
-            "cannot go on with {}: {e}; mend it, or move it away to begin a new one",
-            folder.metrics().display()
-        )
-    })?;
+    let best = Best::from_metadata(checkpoint.metadata());
+    let metrics = Metrics::resume(&folder.metrics(), step)?;
     say(format_args!("resumed behind step {step} of {}", pace.iterations))?;
-    Ok((trainer, tokenizer, pace, metrics))
+    Ok(Begun { trainer, tokenizer, pace, best, metrics })
 }

@@ -1,9 +1,10 @@
 //! A training run from the command line.
 //!
 //! `options` are the flags, `begin` makes a trainer of them or of a checkpoint, `session` is the loop, `folder` is
-//! what the run keeps on disk, and `summary` is what it ends with.
+//! what the run keeps on disk, `summary` is what it ends with, and `command` is the program around it.
 
 mod begin;
+mod command;
 mod folder;
 mod options;
 mod session;
@@ -21,6 +22,7 @@ use folder::Folder;
 use session::Session;
 use summary::Truth;
 
+pub use command::command;
 pub use options::{
     ActivationName, DecayName, NormName, Options, PositionName, Preset, Settings, TokenizerName,
 };
@@ -65,10 +67,9 @@ impl OnBackend for Run<'_> {
         } else {
             begin::begin(backend, &folder, &options.settings, &corpus.text, sha256)?
         };
-        let (trainer, tokenizer, ..) = &begun;
-        let tokens = tokenizer.encode(&corpus.text)?;
+        let tokens = begun.tokenizer.encode(&corpus.text)?;
         let (training, validation) = split(&tokens, TRAINING_SHARE)?;
-        let time = trainer.config().time;
+        let time = begun.trainer.config().time;
         let too_short = |error| format!("{error}; train on a longer text, or with a smaller --context");
         let windows = Windows::new(training, time).map_err(too_short)?;
         let all = EvalWindows::new(validation, time).map_err(too_short)?;
@@ -91,6 +92,6 @@ impl OnBackend for Run<'_> {
                 path.file_stem().map_or("a text".into(), |s| s.to_string_lossy().into_owned())
             }
         };
-        Session::new(begun, folder, name, truth).train(&windows, &all, stop, flags)
+        Session::new(begun, folder, options.keep.get(), name, truth).train(&windows, &all, stop, flags)
     }
 }

@@ -1,5 +1,6 @@
 //! The flags of a training run, and the configs that they stand for.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, ValueEnum};
@@ -9,6 +10,9 @@ use minigpt_core::{Activation, GptConfig, Norm, Position, TrainConfig};
 use super::folder::Pace;
 use crate::corpus::Origin;
 use crate::options::BackendName;
+
+/// One to go on from, and one should the last be damaged.
+const KEEP: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 /// Train a GPT on tiny Shakespeare, on a text of your own, or on the built-in plays.
 #[derive(Debug, Clone, Parser)]
@@ -24,12 +28,15 @@ pub struct Options {
     /// Train on the built-in plays, whose true entropy is known.
     #[arg(long, conflicts_with = "data")]
     pub built_in: bool,
-    /// The folder for checkpoint, metrics and loss curve.
+    /// The folder for checkpoints, metrics and loss curve.
     #[arg(long, value_name = "FOLDER", default_value = "runs/shakespeare")]
     pub out: PathBuf,
     /// Go on with the run in --out; its settings are in its checkpoint.
     #[arg(long)]
     pub resume: bool,
+    /// How many of the last checkpoints stay, as step-0000000250.mgpt; the best one is best.mgpt besides.
+    #[arg(long, value_name = "N", default_value_t = KEEP)]
+    pub keep: NonZeroUsize,
     /// What computes.
     #[arg(long, value_enum, default_value = "cpu")]
     pub backend: BackendName,
@@ -49,6 +56,9 @@ impl Options {
             Origin::BuiltIn(_) => flags.push_str(" --built-in"),
             Origin::File(path) => flags += &format!(" --data {}", word(path)),
             Origin::Downloaded(_) => {}
+        }
+        if self.keep != KEEP {
+            flags += &format!(" --keep {}", self.keep);
         }
         if self.backend != BackendName::Cpu {
             flags += &format!(" --backend {}", self.backend);

@@ -1,6 +1,7 @@
 //! The loop: steps, metrics, validations with samples, checkpoints, and the result.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -10,7 +11,7 @@ use minigpt_core::train::Metrics as Now;
 use minigpt_core::{AnyTokenizer, Backend, Decoder, SampleConfig, Sampler, Tokenizer, TrainConfig, Trainer};
 
 use super::begin::Begun;
-use super::folder::{Folder, Pace};
+use super::folder::{Best, Folder, Pace};
 use super::summary::{End, Summary, Truth};
 use crate::chart::{Curve, loss_curves};
 use crate::metrics::{Measured, Metrics, Record};
@@ -24,7 +25,10 @@ pub(super) struct Session<B: Backend> {
     trainer: Trainer<B>,
     tokenizer: AnyTokenizer,
     pace: Pace,
+    best: Option<Best>,
     folder: Folder,
+    /// How many of the last checkpoints stay.
+    keep: usize,
     metrics: Metrics,
     started: Instant,
     /// Seconds that the run had taken before it was resumed.
@@ -36,15 +40,23 @@ pub(super) struct Session<B: Backend> {
 }
 
 impl<B: Backend> Session<B> {
-    /// `name` is what the text is called in titles.
-    pub(super) fn new(begun: Begun<B>, folder: Folder, name: String, truth: Option<Truth>) -> Self {
-        let (trainer, tokenizer, pace, metrics) = begun;
+    /// `keep` is how many of the last checkpoints stay, `name` what the text is called in titles.
+    pub(super) fn new(
+        begun: Begun<B>,
+        folder: Folder,
+        keep: usize,
+        name: String,
+        truth: Option<Truth>,
+    ) -> Self {
+        let Begun { trainer, tokenizer, pace, best, metrics } = begun;
         let before = metrics.seconds();
         Session {
             trainer,
             tokenizer,
             pace,
+            best,
             folder,
+            keep,
             metrics,
             started: Instant::now(),
             before,
@@ -71,7 +83,7 @@ impl<B: Backend> Session<B> {
         let sample = all.spread(self.pace.eval_batches.saturating_mul(batch));
         let first = self.trainer.metrics()?.step;
         let Pace { iterations, eval_every, log_every, .. } = self.pace;
-        // From here on there is always a checkpoint of this run, and none of an earlier one in the same folder.
+        // From here on there is always a checkpoint of this run.
         self.save(first)?;
         let bar = progress(iterations, first);
         let step_tokens = batch.saturating_mul(time).saturating_mul(accumulation);
@@ -92,13 +104,17 @@ impl<B: Backend> Session<B> {
             }
             bar.set_position(u64::from(step));
             if step % eval_every == 0 || step == iterations {
-                self.validate(&bar, step, &sample)?;
+                let loss = self.validate(step, &sample)?;
                 self.save(step)?;
+                // Behind the save, because the terminal may be gone.
+                self.report(&bar, step, loss)?;
             }
             if stop() && step < iterations {
                 bar.abandon();
                 self.refuse_what_is_lost()?;
-                self.save(step)?;
+                if self.saved != step {
+                    self.save(step)?;
+                }
                 return Ok(End::Interrupted { step, flags });
             }
         }
@@ -119,10 +135,7 @@ impl<B: Backend> Session<B> {
     }
 
     fn record(&mut self, record: Record) -> Outcome<()> {
-        let path = self.folder.metrics();
-        self.metrics.push(record).map_err(|e| {
-            format!("cannot write {}: {e}; make room, then go on with --resume", path.display()).into()
-        })
+        self.metrics.push(record).map_err(go_on_later)
     }
 
     /// The metrics, unless the run is beyond help.
@@ -139,14 +152,15 @@ impl<B: Backend> Session<B> {
             now.step,
             now.skipped_in_a_row,
             self.saved,
-            self.folder.checkpoint().display(),
+            self.folder.run.path().display(),
             schedule.peak,
             schedule.warmup
         )
         .into())
     }
 
-    fn validate(&mut self, bar: &ProgressBar, step: u32, windows: &EvalWindows<'_>) -> Outcome<()> {
+    /// The validation loss. A checkpoint of the best is saved.
+    fn validate(&mut self, step: u32, windows: &EvalWindows<'_>) -> Outcome<f64> {
         self.refuse_what_is_lost()?;
         let loss = self.trainer.evaluate(windows)?;
         if !loss.is_finite() {
@@ -154,11 +168,19 @@ impl<B: Backend> Session<B> {
                 "stopped at step {step}: the validation loss is {loss}. The checkpoint of step {} is kept in {}. Try a \
                  lower --lr, a longer --warmup, or a smaller --clip",
                 self.saved,
-                self.folder.checkpoint().display()
+                self.folder.run.path().display()
             )
             .into());
         }
         self.record(Record { step, measured: Measured::Validation(loss), seconds: self.seconds() })?;
+        if self.best.is_none_or(|best| loss < best.val_loss) {
+            self.best = Some(Best { step, val_loss: loss });
+            self.write(&self.folder.run.best_path())?;
+        }
+        Ok(loss)
+    }
+
+    fn report(&mut self, bar: &ProgressBar, step: u32, loss: f64) -> Outcome<()> {
         let text = self.sample()?;
         bar.suspend(|| {
             say(format_args!("step {step}: validation loss {loss:.4}"))?;
@@ -184,14 +206,22 @@ impl<B: Backend> Session<B> {
         Ok(self.tokenizer.decode(&tokens)?.trim_matches('\n').into())
     }
 
+    /// The order is that of [`minigpt_core::checkpoint::RunFolder`]: metrics, the best, this step, and only then are
+    /// earlier ones removed.
     fn save(&mut self, step: u32) -> Outcome<()> {
-        let metadata = self.pace.metadata();
+        self.metrics.sync().map_err(go_on_later)?;
+        self.write(&self.folder.run.step_path(step))?;
+        self.saved = step;
+        Ok(self.folder.run.keep_last(step, self.keep)?)
+    }
+
+    fn write(&mut self, path: &Path) -> Outcome<()> {
+        let best = self.best.iter().flat_map(Best::metadata);
+        let metadata: Vec<(&str, String)> = self.pace.metadata().into_iter().chain(best).collect();
         let metadata: Vec<(&str, &str)> =
             metadata.iter().map(|(key, value)| (*key, value.as_str())).collect();
         let extras = Extras { tokenizer: Some(&self.tokenizer), metadata: &metadata };
-        self.trainer.save(self.folder.checkpoint(), &extras).map_err(|error| error.to_string())?;
-        self.saved = step;
-        Ok(())
+        self.trainer.save(path, &extras).map_err(go_on_later)
     }
 
     fn finish(&mut self, all: &EvalWindows<'_>, tokens_per_s: f64) -> Outcome<End> {
@@ -222,9 +252,14 @@ impl<B: Backend> Session<B> {
             seconds: self.seconds(),
             tokens_per_s,
             entropy: self.truth.map(|truth| truth.entropy),
-            checkpoint: self.folder.checkpoint(),
+            checkpoint: self.folder.run.step_path(self.saved),
         }))
     }
+}
+
+/// Nothing is lost that was saved.
+fn go_on_later(error: impl std::fmt::Display) -> Box<dyn std::error::Error> {
+    format!("{error}; then go on with --resume").into()
 }
 
 /// Tokens per second of `steps` steps of `step_tokens` tokens each.

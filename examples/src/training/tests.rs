@@ -1,7 +1,9 @@
 //! Whole runs of seconds, and what stops them.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs;
+use std::num::NonZeroUsize;
 
 use clap::Parser;
 use minigpt_core::checkpoint::{self, Checkpoint};
@@ -45,7 +47,7 @@ fn a_run_leaves_a_checkpoint_metrics_and_a_curve() {
     assert!(summary.val_loss < 3.5 && summary.tokens_per_s > 0.0, "{summary}");
     let line = summary.to_string();
     assert!(line.starts_with("result val_loss=") && line.contains(" iterations=24 seconds="), "{line}");
-    assert!(line.ends_with("checkpoint.mgpt") && !line.contains("entropy"), "{line}");
+    assert!(line.ends_with("step-0000000024.mgpt") && !line.contains("entropy"), "{line}");
     let metrics = fs::read_to_string(scratch.path("run").join("metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().filter(|line| line.contains("val_loss")).count(), 3);
     assert_eq!(metrics.lines().filter(|line| line.contains("\"loss\"")).count(), 6);
@@ -78,7 +80,7 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
     let late = "{\"step\":16,\"val_loss\":9.0,\"seconds\":1.0}\n";
     fs::write(&metrics, fs::read_to_string(&metrics).unwrap() + late).unwrap();
     assert!(matches!(train(&resumed(), || false).unwrap(), End::Finished(_)));
-    let bytes = |scratch: &Scratch| fs::read(scratch.path("run").join("checkpoint.mgpt")).unwrap();
+    let bytes = |scratch: &Scratch| fs::read(scratch.path("run").join("step-0000000024.mgpt")).unwrap();
     assert!(bytes(&whole) == bytes(&parts));
     let losses = |scratch: &Scratch| -> Vec<Measured> {
         let metrics = Metrics::resume(&scratch.path("run").join("metrics.jsonl"), u32::MAX).unwrap();
@@ -91,7 +93,9 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
 fn the_flags_to_resume_name_the_text_and_survive_a_shell() {
     let options = Options::try_parse_from(["train", "--out", "it's here", "--backend", "reference"]).unwrap();
     let origins = [Origin::BuiltIn(1), Origin::File("a b/text".into()), Origin::Downloaded(None)];
-    let [built_in, file, downloaded] = origins.map(|origin| options.to_resume(&origin));
+    let [built_in, file, downloaded] = origins.each_ref().map(|origin| options.to_resume(origin));
+    let keeping = Options { keep: NonZeroUsize::MIN, ..options };
+    assert!(keeping.to_resume(&origins[0]).ends_with(" --keep 1 --backend reference"));
     assert_eq!(built_in, r"--resume --out 'it'\''s here' --built-in --backend reference");
     assert_eq!(file, r"--resume --out 'it'\''s here' --data 'a b/text' --backend reference");
     assert_eq!(downloaded, r"--resume --out 'it'\''s here' --backend reference");
@@ -121,17 +125,130 @@ fn a_run_is_not_resumed_on_another_text() {
     assert!(error.contains("the run was on another text") && error.contains("--built-in"), "{error}");
 }
 
+/// The files of the run, by name.
+fn files(scratch: &Scratch) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(scratch.path("run")).unwrap().map(|entry| entry.unwrap());
+    let file = |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()));
+    entries.map(file).filter_map(|(name, bytes)| Some((name, bytes.ok()?))).collect()
+}
+
 #[test]
-fn a_damaged_checkpoint_is_not_resumed() {
+fn a_run_goes_on_to_the_same_bytes_on_any_number_of_threads() {
+    let (whole, parts) = (Scratch::new(), Scratch::new());
+    let flags = "--dropout 0.2 --accumulation 3 --d-model 32 --keep 9";
+    train(&options(&whole, &format!("{flags} --threads 1")), || false).unwrap();
+    let stop_at = |step: u32| {
+        let asked = Cell::new(0);
+        move || {
+            asked.set(asked.get() + 1);
+            asked.get() == step
+        }
+    };
+    train(&options(&parts, &format!("{flags} --threads 1")), stop_at(5)).unwrap();
+    for (threads, steps, behind) in [(3, 6, 11), (1, 8, 19)] {
+        let options = Options { threads: Some(threads), ..resumed(&parts) };
+        let End::Interrupted { step, .. } = train(&options, stop_at(steps)).unwrap() else { panic!() };
+        assert_eq!(step, behind);
+    }
+    train(&Options { threads: Some(2), ..resumed(&parts) }, || false).unwrap();
+    let (whole, parts) = (files(&whole), files(&parts));
+    for name in ["step-0000000024.mgpt", "best.mgpt"] {
+        assert!(whole[name] == parts[name], "{name}");
+    }
+}
+
+#[test]
+fn the_last_checkpoints_and_the_best_are_kept() {
+    let scratch = Scratch::new();
+    train(&options(&scratch, "--eval-every 4 --keep 3"), || false).unwrap();
+    let names = |scratch: &Scratch| -> Vec<String> {
+        files(scratch).into_keys().filter(|name| name.ends_with(".mgpt")).collect()
+    };
+    let kept = ["best.mgpt", "step-0000000016.mgpt", "step-0000000020.mgpt", "step-0000000024.mgpt"];
+    assert_eq!(names(&scratch), kept);
+    // What is kept can be changed when the run goes on.
+    let one = Options { keep: NonZeroUsize::MIN, ..resumed(&scratch) };
+    train(&one, || false).unwrap();
+    assert_eq!(names(&scratch), ["best.mgpt", "step-0000000024.mgpt"]);
+}
+
+#[test]
+fn the_best_is_that_of_the_lowest_validation_loss_also_when_resumed() {
+    let (whole, parts) = (Scratch::new(), Scratch::new());
+    // A rate at which the loss falls and rises.
+    let flags = "--eval-every 1 --keep 99 --lr 0.3 --warmup 0 --schedule constant --clip inf";
+    train(&options(&whole, flags), || false).unwrap();
+    let losses = |scratch: &Scratch| -> Vec<(f64, f64)> {
+        Metrics::resume(&scratch.path("run").join("metrics.jsonl"), u32::MAX).unwrap().validation()
+    };
+    let best = losses(&whole).into_iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    assert!(1.0 < best && best < 24.0, "{best} does not lie within the run: {:?}", losses(&whole));
+    let of_whole = files(&whole);
+    assert!(of_whole["best.mgpt"] == of_whole[&format!("step-{best:010}.mgpt")]);
+    // Stopped right behind the best one, so that only the checkpoint can know what is to beat.
+    let steps = Cell::new(0);
+    let stop = || {
+        steps.set(steps.get() + 1);
+        steps.get() == best as u32 + 1
+    };
+    assert!(matches!(train(&options(&parts, flags), stop).unwrap(), End::Interrupted { .. }));
+    train(&Options { keep: NonZeroUsize::new(99).unwrap(), ..resumed(&parts) }, || false).unwrap();
+    assert!(files(&parts)["best.mgpt"] == of_whole["best.mgpt"]);
+    assert_eq!(losses(&parts), losses(&whole));
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before() {
     let scratch = Scratch::new();
     train(&options(&scratch, ""), || false).unwrap();
-    let path = scratch.path("run").join("checkpoint.mgpt");
+    let before = files(&scratch);
+    let newest = "step-0000000024.mgpt";
+    let mut damaged = before[newest].clone();
+    let last = damaged.len() - 100;
+    damaged[last] ^= 1;
+    fs::write(scratch.path("run").join(newest), &damaged).unwrap();
+    train(&resumed(&scratch), || false).unwrap();
+    let after = files(&scratch);
+    assert!(after[newest] == before[newest] && after["best.mgpt"] == before["best.mgpt"]);
+    assert!(after["step-0000000024.mgpt.damaged"] == damaged);
+}
+
+#[test]
+fn a_run_without_a_whole_checkpoint_is_not_resumed() {
+    let scratch = Scratch::new();
+    train(&options(&scratch, "--keep 1"), || false).unwrap();
+    let path = scratch.path("run").join("step-0000000024.mgpt");
     let mut bytes = fs::read(&path).unwrap();
     let last = bytes.len() - 100;
     bytes[last] ^= 1;
     fs::write(&path, bytes).unwrap();
     let refused = error(&resumed(&scratch));
-    assert!(refused.contains("checksum"), "{refused}");
+    assert!(refused.contains("checksum") && refused.contains(path.to_str().unwrap()), "{refused}");
+}
+
+#[test]
+fn a_folder_that_another_run_writes_to_is_refused() {
+    let scratch = Scratch::new();
+    let _other = Folder::open(&scratch.path("run")).unwrap();
+    let refused = error(&options(&scratch, ""));
+    assert!(refused.contains("another run writes to") && refused.contains("--out"), "{refused}");
+    assert!(refused.contains(scratch.path("run").to_str().unwrap()), "{refused}");
+}
+
+#[test]
+fn generate_takes_a_file_or_the_newest_of_a_folder() {
+    let scratch = Scratch::new();
+    train(&options(&scratch, ""), || false).unwrap();
+    let run = scratch.path("run");
+    let files = files(&scratch);
+    assert!(crate::options::load(&run).unwrap() == files["step-0000000024.mgpt"]);
+    assert!(crate::options::load(&run.join("best.mgpt")).unwrap() == files["best.mgpt"]);
+    fs::create_dir(scratch.path("empty")).unwrap();
+    for missing in ["empty", "nothing"] {
+        let missing = scratch.path(missing);
+        let error = crate::options::load(&missing).unwrap_err().to_string();
+        assert!(error.contains(missing.to_str().unwrap()) && error.contains("train first"), "{error}");
+    }
 }
 
 #[test]
@@ -186,7 +303,7 @@ fn a_learning_rate_that_destroys_the_model_stops_the_run_and_keeps_the_checkpoin
         error.contains("The checkpoint of step 0 is kept") && error.contains("Try a lower --lr"),
         "{error}"
     );
-    let bytes = checkpoint::load(scratch.path("run").join("checkpoint.mgpt")).unwrap();
+    let bytes = checkpoint::load(scratch.path("run").join("step-0000000000.mgpt")).unwrap();
     let mut model =
         Model::load(Reference::<f32>::new(), &Checkpoint::open_verified(&bytes).unwrap()).unwrap();
     let logits = model.logits(&[0, 1], 1, 2).unwrap();
@@ -198,13 +315,12 @@ fn a_new_run_sets_the_earlier_ones_aside() {
     let scratch = Scratch::new();
     let file = |path: &str| fs::read(scratch.path("run").join(path)).unwrap();
     train(&options(&scratch, "--seed 1"), || false).unwrap();
-    let first = ["checkpoint.mgpt", "metrics.jsonl", "loss.svg"].map(file);
+    let names = ["step-0000000016.mgpt", "step-0000000024.mgpt", "best.mgpt", "metrics.jsonl", "loss.svg"];
+    let first = names.map(file);
     train(&options(&scratch, "--seed 2"), || false).unwrap();
-    let second = file("checkpoint.mgpt");
-    assert!(second != first[0]);
+    let second = file(names[1]);
+    assert!(second != first[1]);
     train(&options(&scratch, "--seed 3"), || false).unwrap();
-    assert!(
-        first == ["checkpoint.mgpt", "metrics.jsonl", "loss.svg"].map(|f| file(&format!("earlier-1/{f}")))
-    );
-    assert!(second == file("earlier-2/checkpoint.mgpt"));
+    assert!(first == names.map(|name| file(&format!("earlier-1/{name}"))));
+    assert!(second == file(&format!("earlier-2/{}", names[1])));
 }
