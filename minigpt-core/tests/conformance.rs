@@ -101,7 +101,10 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
     let report = check(make, &Options { ops, cases: 6, model: false, ..Options::default() });
     let failed: Vec<&str> =
         report.lines.iter().filter(|line| !line.passed()).map(|line| &*line.name).collect();
-    assert_eq!(failed, [wrong.name()], "with {operand}[{place}] of {wrong:?} wrong:\n{report}");
+    let context = || format!("with {operand}[{place}] of {wrong:?} wrong:\n{report}");
+    assert_eq!(failed.first(), Some(&wrong.name()), "{}", context());
+    // Linear layers have lines for weights in narrow types too.
+    assert!(failed.iter().all(|line| line.starts_with(wrong.name())), "{}", context());
 }
 
 #[test]

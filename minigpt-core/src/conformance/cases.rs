@@ -103,12 +103,35 @@ impl<B: Backend> Memory for On<'_, B> {
     }
 }
 
+/// What builds a random case. The same `rng` gives the same case on every memory.
+type Build<'b> = &'b dyn Fn(&mut Rng, &mut dyn Memory) -> Op;
+
 /// Runs `options.cases` random cases of one op, and notes the worst error.
 pub(super) fn check<B: Backend>(backend: &mut B, kind: OpKind, options: &Options, line: &mut Line) {
+    check_built(backend, kind as u64, &|rng, memory| case(kind, rng, memory), options, line);
+}
+
+/// The same for a linear layer's forward pass with a weight stored as `dtype`, from one row, as in decoding, to many.
+pub(super) fn check_stored<B: Backend>(backend: &mut B, dtype: Dtype, options: &Options, line: &mut Line) {
+    let build = |rng: &mut Rng, memory: &mut dyn Memory| {
+        let (many, d_in, d_out) = linear_shape(rng);
+        let rows = if rng.below(3) == 0 { many } else { 1 + rng.below(6) as usize };
+        linear_forward_with(rng, memory, (rows, d_in, d_out), Some(dtype))
+    };
+    check_built(backend, OpKind::LinearForward as u64, &build, options, line);
+}
+
+fn check_built<B: Backend>(
+    backend: &mut B,
+    first: u64,
+    build: Build<'_>,
+    options: &Options,
+    line: &mut Line,
+) {
     for case in 0..options.cases as u64 {
-        let seed = options.seed.wrapping_mul(1_000_003).wrapping_add(case * 64 + kind as u64);
+        let seed = options.seed.wrapping_mul(1_000_003).wrapping_add(case * 64 + first);
         line.cases += 1;
-        match run(backend, kind, seed) {
+        match run(backend, build, seed) {
             Ok(results) => {
                 for Compared { name, exact, found, oracle } in results {
                     let (e, i) = error(&found, &oracle);
@@ -132,12 +155,12 @@ struct Compared {
     oracle: Vec<f64>,
 }
 
-fn run<B: Backend>(backend: &mut B, kind: OpKind, seed: u64) -> Result<Vec<Compared>, String> {
+fn run<B: Backend>(backend: &mut B, build: Build<'_>, seed: u64) -> Result<Vec<Compared>, String> {
     let mut oracle = Reference::<f64>::new();
     let rng = || Rng::new(seed, Stream::User);
     let mut truth = On { backend: &mut oracle, rng: rng(), failure: None, buffers: Vec::new() };
     // The shape and whatever an earlier op would have left behind are decided once; the numbers twice, alike.
-    let build = |memory: &mut dyn Memory| case(kind, &mut Rng::new(seed ^ 0x5eed, Stream::User), memory);
+    let build = |memory: &mut dyn Memory| build(&mut Rng::new(seed ^ 0x5eed, Stream::User), memory);
     let true_op = build(&mut truth);
     truth.backend.run(&true_op).map_err(|e| format!("the oracle refused {true_op:?}: {e}"))?;
 
@@ -187,10 +210,24 @@ fn words(rng: &mut Rng, len: usize, below: usize) -> Fill {
 /// A weight (rows, cols): in half of the cases in the backend's numbers, else in fewer bits, where the padding of rows
 /// is as random as the rest.
 fn weight(rng: &mut Rng, memory: &mut dyn Memory, rows: usize, cols: usize, deviation: f64) -> Span {
-    const STORED: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0];
-    let Some(&dtype) = STORED.get(rng.below(8) as usize) else {
-        return memory.span(rows * cols, Fill::Normal(deviation));
-    };
+    match STORED.get(rng.below(8) as usize) {
+        Some(&dtype) => stored(rng, memory, dtype, rows, cols, deviation),
+        None => memory.span(rows * cols, Fill::Normal(deviation)),
+    }
+}
+
+/// The types that hold a weight in fewer bits.
+pub(super) const STORED: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0];
+
+/// A weight (rows, cols) in fewer bits.
+fn stored(
+    rng: &mut Rng,
+    memory: &mut dyn Memory,
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+    deviation: f64,
+) -> Span {
     let (len, (elements, size)) = (rows * dtype.padded(cols), dtype.unit());
     let mut bytes = Vec::new();
     for _ in 0..len / elements {
@@ -425,13 +462,26 @@ fn linear_shape(rng: &mut Rng) -> (usize, usize, usize) {
 }
 
 fn linear_forward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let (rows, d_in, d_out) = linear_shape(rng);
+    let shape = linear_shape(rng);
+    linear_forward_with(rng, memory, shape, None)
+}
+
+/// Of this shape, and with a weight of this type, if there is one.
+fn linear_forward_with(
+    rng: &mut Rng,
+    memory: &mut dyn Memory,
+    (rows, d_in, d_out): (usize, usize, usize),
+    dtype: Option<Dtype>,
+) -> Op {
     let (with_bias, with_activation, keep, residual) = (coin(rng), coin(rng), coin(rng), rng.below(3));
     let n = rows * d_out;
     let y = memory.span(n, if residual == 1 { Fill::Normal(1.0) } else { Fill::Poison });
     LinearForward {
         x: memory.span(rows * d_in, Fill::Normal(1.0)),
-        weight: weight(rng, memory, d_out, d_in, 0.5),
+        weight: match dtype {
+            Some(dtype) => stored(rng, memory, dtype, d_out, d_in, 0.5),
+            None => weight(rng, memory, d_out, d_in, 0.5),
+        },
         bias: with_bias.then(|| memory.span(d_out, Fill::Normal(1.0))),
         activate: with_activation.then(|| Activate {
             activation: activation(rng),

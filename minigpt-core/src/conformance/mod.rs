@@ -1,8 +1,8 @@
 //! The suite by which any backend proves itself against [`Reference<f64>`](crate::Reference).
 //!
 //! [`check`] runs every op on random shapes, odd ones included, on the backend and on the oracle, from the same
-//! numbers; then the six basic methods, a short training, and cached decoding. The result is a [`Report`]: the worst
-//! error of each op beside its bound, to print and to assert on.
+//! numbers, linear layers also with weights of every narrow type; then the six basic methods, a short training, and
+//! cached decoding. The result is a [`Report`]: the worst error of each op beside its bound, to print and to assert on.
 //!
 //! ```
 //! use minigpt_core::{Reference, conformance};
@@ -161,6 +161,15 @@ pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Repo
         let mut line = Line::new(kind.name(), bound(kind, B::Elem::DTYPE));
         cases::check(&mut make(), kind, options, &mut line);
         report.lines.push(line);
+    }
+    if options.ops.contains(&OpKind::LinearForward) {
+        for dtype in cases::STORED {
+            let name = format!("{}, {dtype:?} weight", OpKind::LinearForward.name());
+            // Its numbers are exact in f32, so it is held to the bound of f32 weights.
+            let mut line = Line::new(name, bound(OpKind::LinearForward, B::Elem::DTYPE));
+            cases::check_stored(&mut make(), dtype, options, &mut line);
+            report.lines.push(line);
+        }
     }
     report.lines.push(cases::check_refusals(&mut make()));
     if options.model {

@@ -1,21 +1,21 @@
-//! x86-64 with AVX2 and FMA: eight lanes.
+//! x86-64 with AVX2, FMA and F16C: eight lanes. Every processor with the first has had the other two.
 
 use core::arch::x86_64::*;
 
 use super::{Kernel, Vector, detected, operators};
 
-/// The proof that this machine has AVX2 and FMA.
+/// The proof that this machine has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {
     pub(crate) fn detect() -> Option<Self> {
-        detected!(avx2_fma: "avx2", "fma").then_some(Avx2(()))
+        detected!(avx2_fma: "avx2", "fma", "f16c").then_some(Avx2(()))
     }
 
     #[inline]
     pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn enter<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
             kernel.run::<F32x8>(token)
         }
@@ -30,10 +30,10 @@ const LANES: usize = 8;
 #[derive(Clone, Copy)]
 pub(crate) struct F32x8(__m256);
 
-/// Calls intrinsics of AVX, AVX2 or FMA on registers.
+/// Calls intrinsics of AVX, AVX2, FMA or F16C on registers.
 macro_rules! simd {
     ($call:expr) => {
-        // SAFETY: whoever holds a vector or a token holds the proof that the machine has AVX2 and FMA, and
+        // SAFETY: whoever holds a vector or a token holds the proof that the machine has AVX2, FMA and F16C, and
         // registers are all that the instruction touches.
         unsafe { $call }
     };
@@ -60,6 +60,28 @@ impl core::ops::Neg for F32x8 {
 fn first(_: Avx2, len: usize) -> __m256i {
     let len = len.min(LANES) as i32;
     simd!(_mm256_cmpgt_epi32(_mm256_set1_epi32(len), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)))
+}
+
+/// Eight pairs of bytes.
+#[inline(always)]
+fn pairs(from: &[[u8; 2]]) -> __m128i {
+    let from = &from[..LANES];
+    // SAFETY: called with a token at hand, so AVX2 is there, and `from` has 16 bytes; no alignment is asked.
+    unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+}
+
+/// Eight bytes, in the lower half.
+#[inline(always)]
+fn bytes(from: &[u8]) -> __m128i {
+    let from = &from[..LANES];
+    // SAFETY: called with a token at hand, so AVX2 is there, and `from` has 8 bytes; no alignment is asked.
+    unsafe { _mm_loadl_epi64(from.as_ptr().cast()) }
+}
+
+/// Integers as f32, each less 8.
+#[inline(always)]
+fn less_8(x: __m256i) -> F32x8 {
+    F32x8(simd!(_mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_set1_epi32(8)))))
 }
 
 impl Vector for F32x8 {
@@ -96,6 +118,36 @@ impl Vector for F32x8 {
     fn store_partial(self, to: &mut [f32]) {
         // SAFETY: the vector proves AVX, and the mask lets through only lanes that `to` has.
         unsafe { _mm256_maskstore_ps(to.as_mut_ptr(), first(Avx2(()), to.len()), self.0) }
+    }
+
+    #[inline(always)]
+    fn widen_f16(_: Avx2, from: &[[u8; 2]]) -> Self {
+        F32x8(simd!(_mm256_cvtph_ps(pairs(from))))
+    }
+
+    #[inline(always)]
+    fn splat_f16(_: Avx2, x: [u8; 2]) -> Self {
+        F32x8(simd!(_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(x)))))
+    }
+
+    #[inline(always)]
+    fn widen_bf16(_: Avx2, from: &[[u8; 2]]) -> Self {
+        F32x8(simd!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(pairs(from))))))
+    }
+
+    #[inline(always)]
+    fn widen_i8(_: Avx2, from: &[u8]) -> Self {
+        F32x8(simd!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes(from)))))
+    }
+
+    #[inline(always)]
+    fn widen_low(_: Avx2, from: &[u8]) -> Self {
+        less_8(simd!(_mm256_and_si256(_mm256_cvtepu8_epi32(bytes(from)), _mm256_set1_epi32(0x0f))))
+    }
+
+    #[inline(always)]
+    fn widen_high(_: Avx2, from: &[u8]) -> Self {
+        less_8(simd!(_mm256_srli_epi32::<4>(_mm256_cvtepu8_epi32(bytes(from)))))
     }
 
     #[inline(always)]

@@ -71,6 +71,29 @@ fn halves(x: F32x16) -> (__m256, __m256) {
     simd!((_mm512_castps512_ps256(x.0), _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(x.0)))))
 }
 
+/// Sixteen pairs of bytes.
+#[inline(always)]
+fn pairs(from: &[[u8; 2]]) -> __m256i {
+    let from = &from[..LANES];
+    // SAFETY: called with a token at hand, so AVX-512F is there, and `from` has 32 bytes; no alignment is asked.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+/// Sixteen bytes.
+#[inline(always)]
+fn bytes(from: &[u8]) -> __m128i {
+    let from = &from[..LANES];
+    // SAFETY: called with a token at hand, so AVX-512F is there, and `from` has 16 bytes; no alignment is asked.
+    unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+}
+
+/// The lower four bits of each lane, less 8: looked up, because the instruction looks at no other bits.
+#[inline(always)]
+fn nibbles(t: Avx512, x: __m512i) -> F32x16 {
+    const TABLE: [f32; LANES] = [-8., -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.];
+    F32x16(simd!(_mm512_permutexvar_ps(x, F32x16::load(t, &TABLE).0)))
+}
+
 impl Vector for F32x16 {
     type Token = Avx512;
     type Mask = __mmask16;
@@ -105,6 +128,36 @@ impl Vector for F32x16 {
     fn store_partial(self, to: &mut [f32]) {
         // SAFETY: the vector proves AVX-512F, and the mask lets through only lanes that `to` has.
         unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), first(to.len()), self.0) }
+    }
+
+    #[inline(always)]
+    fn widen_f16(_: Avx512, from: &[[u8; 2]]) -> Self {
+        F32x16(simd!(_mm512_cvtph_ps(pairs(from))))
+    }
+
+    #[inline(always)]
+    fn splat_f16(_: Avx512, x: [u8; 2]) -> Self {
+        F32x16(simd!(_mm512_cvtph_ps(_mm256_set1_epi16(i16::from_le_bytes(x)))))
+    }
+
+    #[inline(always)]
+    fn widen_bf16(_: Avx512, from: &[[u8; 2]]) -> Self {
+        F32x16(simd!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(pairs(from))))))
+    }
+
+    #[inline(always)]
+    fn widen_i8(_: Avx512, from: &[u8]) -> Self {
+        F32x16(simd!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(from)))))
+    }
+
+    #[inline(always)]
+    fn widen_low(t: Avx512, from: &[u8]) -> Self {
+        nibbles(t, simd!(_mm512_cvtepu8_epi32(bytes(from))))
+    }
+
+    #[inline(always)]
+    fn widen_high(t: Avx512, from: &[u8]) -> Self {
+        nibbles(t, simd!(_mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(bytes(from)))))
     }
 
     #[inline(always)]

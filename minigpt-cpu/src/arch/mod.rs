@@ -56,6 +56,33 @@ pub(crate) trait Vector:
     fn store(self, to: &mut [f32]);
     /// Writes the first elements of `to`, at most `LANES`.
     fn store_partial(self, to: &mut [f32]);
+    /// The first `LANES` half-precision numbers of `from`, little-endian: exactly.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    fn widen_f16(token: Self::Token, from: &[[u8; 2]]) -> Self;
+    /// The half-precision number `x`, little-endian, in all lanes: exactly.
+    fn splat_f16(token: Self::Token, x: [u8; 2]) -> Self;
+    /// The first `LANES` bf16 of `from`, little-endian: exactly.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    fn widen_bf16(token: Self::Token, from: &[[u8; 2]]) -> Self;
+    /// The first `LANES` bytes of `from`, which are signed: exactly.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    fn widen_i8(token: Self::Token, from: &[u8]) -> Self;
+    /// The lower four bits of the first `LANES` bytes of `from`, less 8: -8 to 7.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    fn widen_low(token: Self::Token, from: &[u8]) -> Self;
+    /// The upper four bits of the first `LANES` bytes of `from`, less 8: -8 to 7.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    fn widen_high(token: Self::Token, from: &[u8]) -> Self;
     /// Transposes a square of `LANES` x `LANES`: `to[c * to_stride + r] = from[r * from_stride + c]`.
     ///
     /// # Panics
@@ -108,7 +135,7 @@ pub(crate) trait Kernel {
 pub enum Isa {
     /// Plain Rust, four lanes: every target, also without a floating-point unit.
     Portable,
-    /// x86-64 with AVX2 and FMA, eight lanes.
+    /// x86-64 with AVX2, FMA and F16C, eight lanes.
     Avx2,
     /// x86-64 with AVX-512F, sixteen lanes.
     Avx512,

@@ -56,6 +56,18 @@ fn root(x: f32) -> f32 {
     return libm::sqrtf(x);
 }
 
+/// A half-precision number: its exponent and mantissa moved to their places, the exponent's bias made good by a
+/// product, which is exact and normalises what was subnormal. What is not finite has an exponent of its own.
+#[inline(always)]
+fn half(x: [u8; 2]) -> f32 {
+    const BIAS: f32 = f32::from_bits((127 + 127 - 15) << 23);
+    let x = u32::from(u16::from_le_bytes(x));
+    let (sign, rest) = ((x & 0x8000) << 16, x & 0x7fff);
+    let finite = f32::from_bits(rest << 13) * BIAS;
+    let magnitude = if rest < 0x7c00 { finite.to_bits() } else { 0x7f80_0000 | (rest & 0x3ff) << 13 };
+    f32::from_bits(magnitude | sign)
+}
+
 impl Vector for F32x4 {
     type Token = Portable;
     type Mask = [bool; LANES];
@@ -91,6 +103,45 @@ impl Vector for F32x4 {
         for (x, lane) in to.iter_mut().zip(self.0) {
             *x = lane;
         }
+    }
+
+    #[inline(always)]
+    fn widen_f16(_: Portable, from: &[[u8; 2]]) -> Self {
+        let from = &from[..LANES];
+        F32x4([half(from[0]), half(from[1]), half(from[2]), half(from[3])])
+    }
+
+    #[inline(always)]
+    fn splat_f16(t: Portable, x: [u8; 2]) -> Self {
+        Self::splat(t, half(x))
+    }
+
+    #[inline(always)]
+    fn widen_bf16(_: Portable, from: &[[u8; 2]]) -> Self {
+        let from = &from[..LANES];
+        let widen = |x: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(x)) << 16);
+        F32x4([widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])])
+    }
+
+    #[inline(always)]
+    fn widen_i8(_: Portable, from: &[u8]) -> Self {
+        let from = &from[..LANES];
+        let widen = |x: u8| f32::from(x as i8);
+        F32x4([widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])])
+    }
+
+    #[inline(always)]
+    fn widen_low(_: Portable, from: &[u8]) -> Self {
+        let from = &from[..LANES];
+        let widen = |x: u8| f32::from((x & 0x0f) as i8 - 8);
+        F32x4([widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])])
+    }
+
+    #[inline(always)]
+    fn widen_high(_: Portable, from: &[u8]) -> Self {
+        let from = &from[..LANES];
+        let widen = |x: u8| f32::from((x >> 4) as i8 - 8);
+        F32x4([widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])])
     }
 
     #[inline(always)]

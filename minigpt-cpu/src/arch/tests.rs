@@ -1,6 +1,8 @@
 //! Every vector type against plain f32 arithmetic, lane by lane.
 
 use super::*;
+use minigpt_core::Dtype;
+use minigpt_core::reference::weights::weight_at;
 use std::vec::Vec;
 
 fn simds() -> impl Iterator<Item = Simd> {
@@ -105,6 +107,41 @@ impl Kernel for Reductions {
 #[test]
 fn reductions_fold_halves_in_a_fixed_order() {
     simds().for_each(|simd| simd.dispatch(Reductions));
+}
+
+struct Widened;
+impl Kernel for Widened {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, t: V::Token) {
+        let same = |name: &str, got: V, want: &dyn Fn(usize) -> f64| {
+            let mut lanes = [0.0; 16];
+            got.store(&mut lanes);
+            for (i, &lane) in lanes[..V::LANES].iter().enumerate() {
+                let (found, want) = (f64::from(lane), want(i));
+                let both_nan = found.is_nan() && want.is_nan();
+                assert!(both_nan || found.to_bits() == want.to_bits(), "{name} {i}: {found} {want}");
+            }
+        };
+        let every: Vec<[u8; 2]> = (0..=u16::MAX).map(u16::to_le_bytes).collect();
+        for x in every.chunks_exact(V::LANES) {
+            let of = |dtype: Dtype| move |i: usize| weight_at(x.as_flattened(), dtype, i);
+            same("f16", V::widen_f16(t, x), &of(Dtype::F16));
+            same("bf16", V::widen_bf16(t, x), &of(Dtype::Bf16));
+            same("one f16", V::splat_f16(t, x[1]), &|_| weight_at(&x[1], Dtype::F16, 0));
+        }
+        let every: Vec<u8> = (0..=u8::MAX).collect();
+        for x in every.chunks_exact(V::LANES) {
+            same("i8", V::widen_i8(t, x), &|i| f64::from(x[i] as i8));
+            same("low bits", V::widen_low(t, x), &|i| f64::from(x[i] & 15) - 8.0);
+            same("high bits", V::widen_high(t, x), &|i| f64::from(x[i] >> 4) - 8.0);
+        }
+    }
+}
+
+#[test]
+fn every_narrow_number_widens_to_what_the_reference_reads() {
+    simds().for_each(|simd| simd.dispatch(Widened));
 }
 
 struct Transpose;

@@ -4,61 +4,16 @@
 //! Many rows may go back to the same row of the table. So the backward pass is not cut up by rows but by columns:
 //! every task walks over all tokens, in order, for its own few columns.
 
+use minigpt_core::InvalidOp;
 use minigpt_core::op::{EmbeddingBackward, EmbeddingForward};
-use minigpt_core::reference::weights::weight_at;
-use minigpt_core::{Dtype, InvalidOp, Span};
 
 use super::lanes::{load, rows_per_task, store};
 use crate::arch::Vector;
 use crate::context::{Context, Job};
 use crate::dropout::Mask;
 use crate::error::CpuError;
-use crate::par::{Chunks, Grid, Tile, Views};
-
-/// The token table, in whatever type it is stored.
-enum Table<'s> {
-    F32(&'s [f32]),
-    /// Its bytes, or where bytes are reached by way of their words: those, and where in the first one it begins.
-    Packed {
-        memory: &'s [u8],
-        skip: usize,
-        dtype: Dtype,
-    },
-}
-
-/// The longest unit of a packed type, that of Q8_0.
-const UNIT: usize = 34;
-
-impl<'s> Table<'s> {
-    fn new(views: &mut Views<'s, '_>, span: Span) -> Result<Self, CpuError> {
-        if span.dtype == Dtype::F32 {
-            return Ok(Table::F32(views.f32("token_embedding", span)?));
-        }
-        let (words, skip) = if cfg!(target_endian = "big") { crate::words(span) } else { (span, 0) };
-        Ok(Table::Packed { memory: views.bytes("token_embedding", words)?, skip, dtype: span.dtype })
-    }
-
-    /// Row `row` of the table.
-    #[inline(always)]
-    fn read(&self, row: usize, out: &mut [f32]) {
-        match *self {
-            Table::F32(table) => out.copy_from_slice(&table[row * out.len()..][..out.len()]),
-            Table::Packed { memory, skip, dtype } => {
-                let (elements, bytes) = dtype.unit();
-                let first = row * out.len().div_ceil(elements);
-                for (i, out) in out.chunks_mut(elements).enumerate() {
-                    let mut unit = [0; UNIT];
-                    for (k, byte) in unit[..bytes].iter_mut().enumerate() {
-                        *byte = memory[crate::place(skip + (first + i) * bytes + k)];
-                    }
-                    for (k, x) in out.iter_mut().enumerate() {
-                        *x = weight_at(&unit, dtype, k) as f32;
-                    }
-                }
-            }
-        }
-    }
-}
+use crate::ops::weight::Weight;
+use crate::par::{Chunks, Grid, Tile};
 
 /// That every token is below `vocab`.
 pub(super) fn check_tokens(mut tokens: impl Iterator<Item = u32>, vocab: usize) -> Result<(), InvalidOp> {
@@ -70,7 +25,7 @@ pub(super) fn check_tokens(mut tokens: impl Iterator<Item = u32>, vocab: usize) 
 
 struct Forward<'s> {
     tokens: &'s [u32],
-    table: Table<'s>,
+    table: Weight<'s>,
     positions: Option<&'s [f32]>,
     mask: Option<Mask>,
     rows_per_task: usize,
@@ -84,7 +39,7 @@ impl Job<Chunks<'_, f32>> for Forward<'_> {
         let width = self.d_model;
         for (i, out) in out.chunks_exact_mut(width).enumerate() {
             let row = index * self.rows_per_task + i;
-            self.table.read(self.tokens[row] as usize, out);
+            self.table.read::<V>(t, self.tokens[row] as usize, out);
             if let Some(positions) = self.positions {
                 let position = &positions[row % self.time * width..][..width];
                 for c in (0..width).step_by(V::LANES) {
@@ -106,7 +61,7 @@ pub(super) fn forward(context: &mut Context<'_, '_>, op: &EmbeddingForward) -> R
     let rows_per_task = rows_per_task(op.d_model);
     let job = Forward {
         tokens,
-        table: Table::new(views, op.token_embedding)?,
+        table: Weight::new(views, "token_embedding", op.token_embedding)?,
         positions: positions.map(|p| views.f32("position_embedding", p)).transpose()?,
         mask: Mask::new(views, op.dropout)?,
         rows_per_task,

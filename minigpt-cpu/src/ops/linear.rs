@@ -1,9 +1,11 @@
 //! Linear layers: equal to [`minigpt_core::reference::linear`].
 //!
 //! Bias, non-linearity, dropout and residual are applied to a strip of the product while it is in the cache. A few
-//! rows (decoding) go another way: the weight is read once, row by row, at the speed of memory.
+//! rows (decoding) go another way: the weight is read once, row by row, at the speed of memory. In the forward pass the
+//! weight may be stored in any format.
 
 mod few_rows;
+mod widened;
 
 use core::ops::Range;
 
@@ -19,6 +21,7 @@ use crate::error::CpuError;
 use crate::gemm::{AsIs, Begin, DEPTH, Finish, Right, pack_rows, pack_transposed, packed_floats, product};
 use crate::math;
 use crate::ops::lanes::{load, store};
+use crate::ops::weight::{Weight, with_format};
 use crate::par::Chunks;
 
 /// Equal to [`minigpt_core::reference::linear::linear_forward`].
@@ -26,7 +29,7 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
     let (rows, d_in, d_out) = (op.rows, op.d_in, op.d_out);
     let views = &mut context.views;
     let x = views.f32("x", op.x)?;
-    let weight = views.f32("weight", op.weight)?;
+    let weight = Weight::new(views, "weight", op.weight)?;
     let bias = op.bias.map(|bias| views.f32("bias", bias)).transpose()?;
     let mask = Mask::new(views, op.dropout)?;
     let kept = match op.activate.and_then(|activate| activate.input) {
@@ -57,11 +60,17 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
     let team = &mut context.team;
     if rows > FEW_ROWS {
         let packed = &mut packed[..packed_len];
-        pack_transposed(team, weight, d_in, packed);
+        match weight {
+            Weight::F32(weight) => pack_transposed(team, weight, d_in, packed),
+            narrow => widened::pack_transposed(team, narrow, d_in, packed),
+        }
         let shape = (rows, d_in, d_out);
         product(team, Strided::rows(x, d_in), Right::Packed { data: packed }, y, kept, shape, begin, &finish);
     } else {
-        few_rows::product(team, x, weight, y, kept, (rows, d_in, d_out), begin, &finish);
+        let shape = (rows, d_in, d_out);
+        with_format!(weight, |units: W| {
+            few_rows::product::<W, _>(team, x, units, y, kept, shape, begin, &finish);
+        });
     }
     Ok(())
 }

@@ -11,13 +11,15 @@ mod optimizer;
 mod rotary;
 #[cfg(all(test, feature = "std"))]
 mod tests;
+mod weight;
 
 use minigpt_core::op::{LinearBackward, LinearForward};
 use minigpt_core::plan::Purpose;
-use minigpt_core::{Dtype, Op, Plan};
+use minigpt_core::{Op, Plan};
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
+use weight::Weight;
 
 /// Runs `op`, which was checked, if there is a kernel for it; says whether there was. Shapes without elements are
 /// left to the reference, so that kernels need not think of them.
@@ -30,9 +32,11 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         {
             return Ok(false);
         }
-        Op::LinearForward(op) if op.weight.dtype == Dtype::F32 => linear::linear_forward(context, op)?,
+        Op::LinearForward(op) if Weight::reads(op.weight.dtype) => linear::linear_forward(context, op)?,
         Op::LinearBackward(op) => linear::linear_backward(context, op)?,
-        Op::EmbeddingForward(op) if op.out.len > 0 => embedding::forward(context, op)?,
+        Op::EmbeddingForward(op) if op.out.len > 0 && Weight::reads(op.token_embedding.dtype) => {
+            embedding::forward(context, op)?
+        }
         Op::EmbeddingBackward(op) if op.d_out.len > 0 => embedding::backward(context, op)?,
         Op::LayerNormForward(op) if op.y.len > 0 => layernorm::forward(context, op)?,
         Op::LayerNormBackward(op) if op.d_x.len > 0 => layernorm::backward(context, op)?,

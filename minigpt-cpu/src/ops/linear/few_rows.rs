@@ -1,55 +1,58 @@
-//! The product of a few rows with the transpose of a weight: decoding. The weight is read once, row by row, at the
-//! speed of memory.
+//! The product of a few rows with the transpose of a weight: decoding. The weight is read once, from its first byte to
+//! its last, at the speed of memory, and widened in registers.
 
 use crate::arch::Vector;
 use crate::context::{Job, Team};
 use crate::gemm::{Begin, Finish};
+use crate::ops::weight::{Format, row_of};
 use crate::par::{Grid, Tile};
 
 /// Up to so many rows, reading the weight is what takes the time.
 pub(super) const FEW_ROWS: usize = 4;
 
+/// Bytes of the weight that a task reads: a microsecond or two, more than it costs to hand the task to a thread.
+const TASK_BYTES: usize = 1 << 15;
+
+/// Columns of a task are a multiple of this, so that no two write to one cache line.
+const LINE: usize = 16;
+
 /// y = finish(x W^T), or y = finish(y + x W^T), for x (rows, d_in), weight (d_out, d_in), and rows up to
 /// [`FEW_ROWS`]. `kept` is a second result of the shape of `y`, which `finish` writes.
-pub(super) fn product<F: Finish>(
+pub(super) fn product<W: Format, F: Finish>(
     team: &mut Team<'_>,
     x: &[f32],
-    weight: &[f32],
+    weight: &[W::Unit],
     y: &mut [f32],
     kept: Option<&mut [f32]>,
     (rows, d_in, d_out): (usize, usize, usize),
     begin: Begin,
     finish: &F,
 ) {
-    let width = if d_in * d_out < FEW_ELEMENTS { d_out } else { FEW_WIDTH };
+    let tasks = (size_of_val(weight) / TASK_BYTES).max(1);
+    let width = d_out.div_ceil(tasks).next_multiple_of(LINE);
     let kept = kept.map(|kept| Grid::new(kept, d_out, rows, width));
-    let job = FewRows { x, weight, d_in, begin, finish };
+    let job = FewRows::<W, F> { x, weight, d_in, begin, finish };
     team.for_each((Grid::new(y, d_out, rows, width), kept), &job);
 }
 
-/// Below so many weights, waking threads costs more than they bring.
-const FEW_ELEMENTS: usize = 1 << 16;
-/// Columns of the result that a task of few rows has.
-const FEW_WIDTH: usize = 64;
-
-/// A product of few rows with the transpose of a weight: dot products of contiguous rows.
-struct FewRows<'a, F> {
+struct FewRows<'a, W: Format, F> {
     x: &'a [f32],
-    weight: &'a [f32],
+    weight: &'a [W::Unit],
     d_in: usize,
     begin: Begin,
     finish: &'a F,
 }
 
-impl<F: Finish> Job<(Grid<'_>, Option<Grid<'_>>)> for FewRows<'_, F> {
+impl<W: Format, F: Finish> Job<(Grid<'_>, Option<Grid<'_>>)> for FewRows<'_, W, F> {
     #[inline(always)]
     fn run<V: Vector>(&self, t: V::Token, _: usize, (mut y, mut kept): (Tile<'_>, Option<Tile<'_>>)) {
         let (rows, cols) = (y.rows(), y.cols());
+        // So many sums for each row that additions need not wait for each other, and all stay in registers.
         match rows.len() {
-            1 => self.columns::<V, 1>(t, &mut y),
-            2 => self.columns::<V, 2>(t, &mut y),
-            3 => self.columns::<V, 3>(t, &mut y),
-            _ => self.columns::<V, 4>(t, &mut y),
+            1 => self.columns::<V, 1, 4>(t, &mut y),
+            2 => self.columns::<V, 2, 4>(t, &mut y),
+            3 => self.columns::<V, 3, 2>(t, &mut y),
+            _ => self.columns::<V, 4, 2>(t, &mut y),
         }
         for i in 0..rows.len() {
             let kept = kept.as_mut().map(|kept| kept.row(i));
@@ -58,66 +61,66 @@ impl<F: Finish> Job<(Grid<'_>, Option<Grid<'_>>)> for FewRows<'_, F> {
     }
 }
 
-impl<F: Finish> FewRows<'_, F> {
+impl<W: Format, F: Finish> FewRows<'_, W, F> {
     #[inline(always)]
-    fn columns<V: Vector, const R: usize>(&self, t: V::Token, y: &mut Tile<'_>) {
-        // Four sums for each row: enough additions under way at once to hide the time that one takes.
-        const C: usize = 4;
+    fn columns<V: Vector, const R: usize, const S: usize>(&self, t: V::Token, y: &mut Tile<'_>) {
         let cols = y.cols();
         let x: [&[f32]; R] = core::array::from_fn(|r| &self.x[r * self.d_in..][..self.d_in]);
-        let mut col = 0;
-        while col + C <= cols.len() {
-            let first = (cols.start + col) * self.d_in;
-            self.put(y, col, dots::<V, R, C>(t, x, &self.weight[first..][..C * self.d_in], self.d_in));
-            col += C;
-        }
-        while col < cols.len() {
-            let first = (cols.start + col) * self.d_in;
-            self.put(y, col, dots::<V, R, 1>(t, x, &self.weight[first..][..self.d_in], self.d_in));
-            col += 1;
-        }
-    }
-
-    #[inline(always)]
-    fn put<const R: usize, const C: usize>(&self, y: &mut Tile<'_>, col: usize, sums: [[f32; C]; R]) {
-        for (i, sums) in sums.iter().enumerate() {
-            for (y, &sum) in y.row(i)[col..][..C].iter_mut().zip(sums) {
+        // One row of the weight after the other, though several at a time would need x less often: the processor
+        // fetches ahead on one stream, and loses its way among several that end after a kilobyte or two.
+        for col in 0..cols.len() {
+            let weight = row_of::<W>(self.weight, cols.start + col, self.d_in);
+            let sums = dots::<V, W, R, S>(t, x, weight, self.d_in);
+            for (i, sum) in sums.into_iter().enumerate() {
+                let y = &mut y.row(i)[col];
                 *y = if self.begin == Begin::Zero { sum } else { *y + sum };
             }
         }
     }
 }
 
-/// The dot products of R rows with C rows of a weight.
+/// The dot products of R rows with a row of a weight, each in S sums side by side.
 #[inline(always)]
-fn dots<V: Vector, const R: usize, const C: usize>(
+fn dots<V: Vector, W: Format, const R: usize, const S: usize>(
     t: V::Token,
     x: [&[f32]; R],
-    weight: &[f32],
+    weight: &[W::Unit],
     d_in: usize,
-) -> [[f32; C]; R] {
-    let weight: [&[f32]; C] = core::array::from_fn(|c| &weight[c * d_in..][..d_in]);
-    let x: [&[f32]; R] = core::array::from_fn(|r| &x[r][..d_in]);
-    let mut sum = [[V::splat(t, 0.0); C]; R];
-    let whole = d_in - d_in % V::LANES;
+) -> [f32; R] {
+    let mut sums = [[V::splat(t, 0.0); S]; R];
+    let stride = S * V::LANES;
     let mut k = 0;
-    while k < whole {
-        let w: [V; C] = core::array::from_fn(|c| V::load(t, &weight[c][k..k + V::LANES]));
-        for r in 0..R {
-            let x = V::load(t, &x[r][k..k + V::LANES]);
-            for c in 0..C {
-                sum[r][c] = w[c].mul_add(x, sum[r][c]);
+    while k + stride <= d_in {
+        for s in 0..S {
+            let at = k + s * V::LANES;
+            let w = W::load::<V>(t, weight, at);
+            for r in 0..R {
+                sums[r][s] = w.mul_add(V::load(t, &x[r][at..]), sums[r][s]);
             }
+        }
+        k += stride;
+    }
+    while k + V::LANES <= d_in {
+        let w = W::load::<V>(t, weight, k);
+        for r in 0..R {
+            sums[r][0] = w.mul_add(V::load(t, &x[r][k..]), sums[r][0]);
         }
         k += V::LANES;
     }
-    if whole < d_in {
+    if k < d_in {
+        let w = W::load_rest::<V>(t, weight, k);
         for r in 0..R {
-            let x = V::load_partial(t, &x[r][whole..]);
-            for c in 0..C {
-                sum[r][c] = V::load_partial(t, &weight[c][whole..]).mul_add(x, sum[r][c]);
-            }
+            sums[r][0] = w.mul_add(V::load_partial(t, &x[r][k..]), sums[r][0]);
         }
     }
-    core::array::from_fn(|r| core::array::from_fn(|c| sum[r][c].sum()))
+    // A loop and not a closure, which would be a function of its own, compiled for the build's baseline.
+    let mut dots = [0.0; R];
+    for r in 0..R {
+        let mut all = sums[r][0];
+        for s in 1..S {
+            all = all + sums[r][s];
+        }
+        dots[r] = all.sum();
+    }
+    dots
 }
