@@ -1,16 +1,16 @@
 //! Where the time goes, of any model: `cargo run --release --example profile -- --shape 6,6,384,256,8`, or
-//! `-- --checkpoint FILE` for one of your own.
+//! `-- --checkpoint PATH` for one of your own.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use minigpt_core::checkpoint::{self, Checkpoint};
+use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::{
     Backend, Decoder, GptConfig, Model, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
 };
-use minigpt_examples::options::{BackendName, OnBackend, human, on_backend};
+use minigpt_examples::options::{BackendName, OnBackend, human, load, on_backend};
 use minigpt_examples::profiled::{Bound, Ceilings, Cost, Profiled};
 use minigpt_examples::{Outcome, memory, say};
 use serde_json::json;
@@ -22,8 +22,8 @@ struct Options {
     /// Layers, heads, width, context and batch; or S for 4,4,128,64,12, or M for 6,6,384,256,8.
     #[arg(long, default_value = "S", value_parser = shape)]
     shape: Shape,
-    /// Time this model instead of one of a shape: a checkpoint, as train_shakespeare saves it.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "vocab"])]
+    /// Time this model instead of one of a shape: a checkpoint, or a run's folder, whose newest one is taken.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["shape", "vocab"])]
     checkpoint: Option<PathBuf>,
     /// Sequences in a batch; else what --shape says, or the settings in the checkpoint.
     #[arg(long)]
@@ -96,7 +96,7 @@ fn run(options: &Options) -> Outcome<()> {
     match &options.checkpoint {
         None => profile(&of_shape(options)),
         Some(file) => {
-            let bytes = checkpoint::load(file)?;
+            let bytes = load(file)?;
             let checkpoint = Checkpoint::open_verified(&bytes)?;
             let trained = checkpoint.training().map(|training| training.config.batch);
             profile(&Subject {

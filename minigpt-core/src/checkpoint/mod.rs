@@ -1,8 +1,9 @@
 //! Checkpoints: a model, its tokenizer and its training state in one file that any program can read.
 //!
 //! [`write()`] streams a checkpoint to a sink, [`Checkpoint::open`] opens one where it lies; with the feature
-//! `std`, [`save`] replaces a file as one and [`load`] reads one. No input makes the reader panic, loop
-//! longer than its length, or allocate more than a small multiple of it.
+//! `std`, [`save`] replaces a file as one, [`load`] reads one, and a [`RunFolder`] keeps those of a training
+//! run. No input makes the reader panic, loop longer than its length, or allocate more than a small multiple
+//! of it.
 //!
 //! # The format, version 1
 //!

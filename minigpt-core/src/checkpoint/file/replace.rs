@@ -6,6 +6,7 @@ use std::fs::Permissions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::{SaveError, Write};
 use super::FileError;
@@ -82,12 +83,16 @@ struct Temporary<'a, D: Disk> {
 impl<'a, D: Disk> Temporary<'a, D> {
     /// A file that nobody else writes to: its name holds the process, and it must be new.
     fn create(disk: &'a D, folder: &Path) -> io::Result<Self> {
-        let mut number = 0u32;
+        // Never the same number again: who removes leftovers may have opened the file before it got its last name, finds
+        // it unlocked after that, and removes what then has its first name.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let mut tries = 0;
         loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(format!("{PREFIX}{}-{number}{SUFFIX}", process::id()));
             match disk.create(&path) {
                 Ok(file) => return Ok(Temporary { disk, file, path: Some(path) }),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < 1000 => number += 1,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < 1000 => tries += 1,
                 Err(error) => return Err(error),
             }
         }

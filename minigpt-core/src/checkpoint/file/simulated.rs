@@ -163,6 +163,11 @@ impl Simulated {
         self.calls.get()
     }
 
+    /// All names that were ever given to a file.
+    pub(super) fn names_given(&self) -> usize {
+        self.state.borrow().names.len()
+    }
+
     /// All files, by name.
     pub(super) fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let state = self.state.borrow();

@@ -260,6 +260,15 @@ fn a_file_in_use_is_no_leftover() {
 }
 
 #[test]
+fn a_saver_never_uses_the_name_of_a_temporary_file_again() {
+    let disk = Simulated::new(Trouble::None, Broken::Nothing);
+    for step in 0..3 {
+        save_to(&disk, &folder().join("model.mgpt"), step, 0).unwrap();
+    }
+    assert_eq!(disk.names_given(), 4);
+}
+
+#[test]
 fn a_damaged_newest_is_passed_over_and_one_from_the_future_is_not() {
     let whole = bytes_of(7, 7);
     let mut damaged = whole.clone();
