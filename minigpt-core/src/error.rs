@@ -1,8 +1,9 @@
 //! [`Error`]: what can go wrong when a model is built, trained or run.
 
+use alloc::string::String;
 use core::fmt;
 
-use crate::backend::{BackendError, ErrorKind};
+use crate::backend::{BackendError, Dtype, ErrorKind};
 use crate::checkpoint::LoadError;
 use crate::config::ConfigError;
 use crate::data::DataError;
@@ -61,6 +62,17 @@ pub enum Error<E> {
     },
     /// The weights are borrowed or not of the backend's number type, so they cannot be trained.
     Frozen,
+    /// A weight cannot be stored in the format that was asked for.
+    Unfit {
+        /// Its tensor.
+        tensor: String,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        col: usize,
+        /// The format.
+        dtype: Dtype,
+    },
     /// A decoder was used with another model than the one that made it.
     OtherModel,
 }
@@ -140,6 +152,11 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             Error::Frozen => f.write_str(
                 "these weights cannot be trained: they are borrowed or stored in fewer bits; load the checkpoint into \
                  memory with Model::load",
+            ),
+            Error::Unfit { tensor, row, col, dtype } => write!(
+                f,
+                "row {row}, column {col} of {tensor} is not finite or too large for {dtype:?}: choose another format \
+                 (bf16 reaches as far as f32), or an earlier checkpoint if the training has gone wrong"
             ),
             Error::OtherModel => f.write_str("another model made this decoder: use it with that one, or make a new one"),
         }

@@ -149,6 +149,7 @@ mod error;
 mod file;
 mod format;
 mod io;
+mod quantize;
 mod read;
 mod write;
 
@@ -161,6 +162,7 @@ pub use format::{FIRST_MOMENT, SECOND_MOMENT, VERSION};
 #[cfg(feature = "std")]
 pub use io::IoWriter;
 pub use io::Write;
+pub use quantize::encode_row;
 pub use read::{Checkpoint, TensorView};
 pub use write::{Contents, TensorSpec, write};
 

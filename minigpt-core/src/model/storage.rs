@@ -2,12 +2,12 @@
 
 use alloc::vec::Vec;
 
-use super::Model;
+use super::{Model, out_of_memory};
 use crate::backend::{Backend, Dtype, Import, Span, zeros};
 use crate::checkpoint::{self, Checkpoint, Contents, SaveError, TensorSpec, TensorView, Write};
 use crate::error::Error;
 use crate::op::InvalidOp;
-use crate::plan::{Logits, Parameters, Plan};
+use crate::plan::{Logits, Parameters, Plan, Tensor};
 use crate::real::Real;
 use crate::reference::weights::decode_weight;
 use crate::tokenizer::AnyTokenizer;
@@ -60,6 +60,49 @@ pub(crate) fn write_tensor<B: Backend>(
     Ok(())
 }
 
+/// Whether a matrix stored like this takes fewer bits than an f32.
+fn is_narrow(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0)
+}
+
+/// `spans`, of which there are as many as the plan has parameters, in its order.
+fn in_order(plan: &Plan, spans: Vec<Span>) -> Parameters<Span> {
+    let mut next = spans.into_iter();
+    let nowhere = Span { buffer: crate::Buffer(u32::MAX), dtype: Dtype::U32, offset: 0, len: 0 };
+    plan.parameters.map(|_| next.next().unwrap_or(nowhere))
+}
+
+/// A copy of a parameter on another backend, stored as `dtype`. Row by row: blocks never straddle rows.
+fn convert<B: Backend>(
+    source: &mut B,
+    tensor: &Tensor,
+    from: Span,
+    target: &mut B,
+    dtype: Dtype,
+) -> Result<Span, Error<B::Error>> {
+    let too_large = InvalidOp::Overflow { operand: "weight" };
+    let row_bytes = |dtype: Dtype| dtype.bytes(dtype.padded(tensor.cols)).ok_or(too_large);
+    let (mut stored, mut bytes) =
+        (zeros("row", row_bytes(from.dtype)?)?, zeros::<u8>("row", row_bytes(dtype)?)?);
+    let mut row: Vec<f64> = zeros("row", tensor.cols)?;
+    let needed = bytes.len().checked_mul(tensor.rows).ok_or(too_large)?;
+    let buffer = target.alloc(needed).map_err(|error| out_of_memory(needed, error))?;
+    let padded = dtype.padded(tensor.cols);
+    for i in 0..tensor.rows {
+        read_tensor(source, from, i * stored.len(), &mut stored)?;
+        decode_weight(&stored, from.dtype, &mut row, 1, tensor.cols);
+        checkpoint::encode_row(&row, dtype, &mut bytes).map_err(|col| Error::Unfit {
+            tensor: tensor.name.clone(),
+            row: i,
+            col,
+            dtype,
+        })?;
+        let to = Span { buffer, dtype, offset: i * bytes.len(), len: padded };
+        target.write(to, &bytes).map_err(Error::Backend)?;
+    }
+    Ok(Span { buffer, dtype, offset: 0, len: tensor.rows * padded })
+}
+
 impl<B: Backend> Model<B> {
     /// A model with the weights of a checkpoint, copied to the backend in its own number type and ready to be trained
     /// further. Every byte is checked.
@@ -94,7 +137,7 @@ impl<B: Backend> Model<B> {
         let plan = Plan::inference(checkpoint.config(), B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
         let mut spans = Vec::with_capacity(tensors.len());
         for (tensor, planned) in tensors.iter().zip(plan.parameters.list()) {
-            let narrow = matches!(tensor.dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0);
+            let narrow = is_narrow(tensor.dtype);
             let added = Some(planned) == plan.parameters.position_embedding.as_ref() || !planned.is_matrix();
             if tensor.dtype != B::Elem::DTYPE && (added || !narrow) {
                 let operand = if added { "a vector or learned positions" } else { "a matrix" };
@@ -105,10 +148,44 @@ impl<B: Backend> Model<B> {
             let buffer = backend.import(tensor.bytes).map_err(Error::Backend)?;
             spans.push(Span { buffer, dtype: tensor.dtype, offset: 0, len });
         }
-        let mut next = spans.into_iter();
-        let nowhere = Span { buffer: crate::Buffer(u32::MAX), dtype: Dtype::U32, offset: 0, len: 0 };
-        // `parameters` has as many tensors as the plan, in its order.
-        let spans: Parameters<Span> = plan.parameters.map(|_| next.next().unwrap_or(nowhere));
+        let spans = in_order(&plan, spans);
+        Self::with_spans(backend, plan, spans, None)
+    }
+
+    /// The same model on `backend` with its matrices stored as `dtype`: F16, Bf16, Q8_0, Q4_0, or the backend's own
+    /// number type. To be run or [written](Model::write), not trained. Vectors (biases and the weights of norms) and
+    /// learned positions stay in the backend's number type. A row that does not fill its last block of 32 is padded.
+    ///
+    /// How numbers are rounded: [`encode_row`](checkpoint::encode_row).
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] if a weight is not finite or too large for the format; if a backend fails or `dtype` is not one
+    /// of those.
+    ///
+    /// ```
+    /// use minigpt_core::{Dtype, GptConfig, Model, Reference};
+    /// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(5, 4) };
+    /// let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
+    /// let mut small = model.quantized(Reference::new(), Dtype::Q8_0)?;
+    /// let (exact, near) = (model.logits(&[0, 1, 2], 1, 3)?, small.logits(&[0, 1, 2], 1, 3)?);
+    /// assert!(exact.iter().zip(&near).all(|(a, b)| (a - b).abs() < 0.01));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn quantized(&mut self, mut backend: B, dtype: Dtype) -> Result<Self, Error<B::Error>> {
+        let elem = B::Elem::DTYPE;
+        if !is_narrow(dtype) && dtype != elem {
+            return Err(InvalidOp::Dtype { operand: "a matrix", expected: elem, found: dtype }.into());
+        }
+        let plan = Plan::inference(&self.config, elem, 1, 1, Logits::Last, 0)?;
+        let kept = |tensor: &Tensor| {
+            !tensor.is_matrix() || Some(tensor) == plan.parameters.position_embedding.as_ref()
+        };
+        let mut spans = Vec::with_capacity(plan.parameters.list().len());
+        for (tensor, from) in plan.parameters.list().into_iter().zip(self.spans.list()) {
+            let dtype = if kept(tensor) { elem } else { dtype };
+            spans.push(convert(&mut self.backend, tensor, *from, &mut backend, dtype)?);
+        }
+        let spans = in_order(&plan, spans);
         Self::with_spans(backend, plan, spans, None)
     }
 
