@@ -10,7 +10,7 @@ pub(crate) struct Avx2(());
 
 impl Avx2 {
     pub(crate) fn detect() -> Option<Self> {
-        detected!(avx2_fma: "avx2", "fma", "f16c").then_some(Avx2(()))
+        (detected!(avx2_fma: "avx2", "fma") && has_f16c()).then_some(Avx2(()))
     }
 
     #[inline]
@@ -21,6 +21,20 @@ impl Avx2 {
         }
         // SAFETY: `detect` made the token, so the machine has these features.
         unsafe { enter(self, kernel) }
+    }
+}
+
+/// F16C, on a processor with AVX2: so the system is known to save the registers.
+fn has_f16c() -> bool {
+    #[cfg(feature = "std")]
+    return std::arch::is_x86_feature_detected!("f16c");
+    // What asks for the other features without std does not know this one.
+    #[cfg(not(feature = "std"))]
+    {
+        // SAFETY: every x86-64 processor has the instruction, and this leaf of it.
+        #[allow(unused_unsafe, reason = "safe to call since Rust 1.94")]
+        let leaf = unsafe { __cpuid(1) };
+        leaf.ecx >> 29 & 1 == 1
     }
 }
 
