@@ -39,6 +39,8 @@ fn has_f16c() -> bool {
 }
 
 const LANES: usize = 8;
+/// f32 in a cache line.
+const LINE: usize = 16;
 
 /// Eight f32.
 #[derive(Clone, Copy)]
@@ -186,6 +188,14 @@ impl Vector for F32x8 {
             let (a, b) = (fours[j], fours[4 + j]);
             F32x8(simd!(_mm256_permute2f128_ps::<0x20>(a, b))).store(&mut to[j * to_stride..]);
             F32x8(simd!(_mm256_permute2f128_ps::<0x31>(a, b))).store(&mut to[(4 + j) * to_stride..]);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(_: Avx2, x: &[f32]) {
+        for line in x.chunks(LINE) {
+            // SAFETY: the token proves more than the SSE that this takes; it is a hint, and reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
         }
     }
 

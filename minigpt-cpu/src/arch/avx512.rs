@@ -25,6 +25,8 @@ impl Avx512 {
 }
 
 const LANES: usize = 16;
+/// f32 in a cache line.
+const LINE: usize = 16;
 const SIGN: i32 = i32::MIN;
 
 /// Sixteen f32.
@@ -189,6 +191,14 @@ impl Vector for F32x16 {
             let (ab, cd) = simd!((_mm512_shuffle_f32x4::<ODD>(a, b), _mm512_shuffle_f32x4::<ODD>(c, d)));
             F32x16(simd!(_mm512_shuffle_f32x4::<EVEN>(ab, cd))).store(&mut to[(4 + j) * to_stride..]);
             F32x16(simd!(_mm512_shuffle_f32x4::<ODD>(ab, cd))).store(&mut to[(12 + j) * to_stride..]);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(_: Avx512, x: &[f32]) {
+        for line in x.chunks(LINE) {
+            // SAFETY: the token proves more than the SSE that this takes; it is a hint, and reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
         }
     }
 

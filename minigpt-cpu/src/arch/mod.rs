@@ -89,6 +89,11 @@ pub(crate) trait Vector:
     /// If either slice is too short for that.
     fn transpose(token: Self::Token, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize);
 
+    /// Asks for the cache lines of `x`, which will be read soon. Changes no result; does nothing where the instruction
+    /// set has no such hint.
+    #[inline(always)]
+    fn prefetch(_: Self::Token, _x: &[f32]) {}
+
     /// self * a + b. With one rounding where the instruction set has it, with two in the portable set.
     fn mul_add(self, a: Self, b: Self) -> Self;
     /// The square root.

@@ -10,6 +10,7 @@
 //! come out with the keys one below the other: the softmax of a query goes down its lane, with no sum across lanes,
 //! and D, over which only products run, may have any size. With few new positions, lanes run along D instead.
 
+mod ahead;
 mod backward;
 mod cached;
 mod forward;
@@ -25,6 +26,13 @@ use minigpt_core::Plan;
 use minigpt_core::plan::Purpose;
 
 use crate::context::Machine;
+
+/// Numbers side by side that memory hands out at full speed.
+const WIDE: usize = 128;
+/// Numbers in the keys of a task, and as many in the values and each gradient.
+const KEPT: usize = 1 << 14;
+/// With so many tasks, the last one to end does not matter on a few threads.
+const TASKS: usize = 12;
 
 const QUERY: usize = 0;
 const KEY: usize = 1;
@@ -47,16 +55,36 @@ impl Shape {
     /// The query, key or value of `head` in row `row` = b T + t of qkv.
     #[inline(always)]
     fn of(self, qkv: &[f32], row: usize, part: usize, head: usize) -> &[f32] {
-        &qkv[((row * 3 + part) * self.heads + head) * self.d_head..][..self.d_head]
+        self.group(qkv, row, part, head, 1)
+    }
+
+    /// The same of `count` heads from `head` on, side by side.
+    #[inline(always)]
+    fn group(self, qkv: &[f32], row: usize, part: usize, head: usize, count: usize) -> &[f32] {
+        &qkv[((row * 3 + part) * self.heads + head) * self.d_head..][..count * self.d_head]
+    }
+
+    /// How many neighbouring heads of a sequence make a task, where whole heads do. More of them read longer stretches
+    /// of memory; but what they keep must stay in the second cache, and enough tasks must be left.
+    fn heads_per_task(self, batch: usize) -> usize {
+        let fits = |&heads: &usize| {
+            self.heads.is_multiple_of(heads)
+                && heads * self.d_head <= WIDE
+                && heads * self.d_head * self.time <= KEPT
+                && batch * (self.heads / heads) >= TASKS
+        };
+        (1..=self.heads).rev().find(fits).unwrap_or(1)
     }
 }
 
 /// Scratch for all threads. Growing with the threads, it does not change what is computed.
 pub(super) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
     let d_head = plan.config.d_head();
+    let shape = Shape { time: plan.time, heads: plan.config.heads, d_head };
+    let group = shape.heads_per_task(plan.batch);
     let each = match plan.purpose {
-        Purpose::Training => backward::scratch_floats(plan.time, d_head),
-        Purpose::Inference { cache: 0, .. } => forward::scratch_floats(plan.time, d_head),
+        Purpose::Training => backward::scratch_floats(plan.time, group, d_head),
+        Purpose::Inference { cache: 0, .. } => forward::scratch_floats(plan.time, group, d_head),
         Purpose::Inference { cache, .. } => cached::scratch_floats(cache, d_head),
     };
     each.saturating_mul(machine.threads)

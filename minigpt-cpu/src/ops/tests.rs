@@ -98,6 +98,21 @@ fn attention(bench: &mut Bench, batch: usize, time: usize, heads: usize, d_head:
     }
 }
 
+/// The gradient of [`attention`], behind the reference's forward pass.
+fn attention_backward(
+    bench: &mut Bench,
+    batch: usize,
+    time: usize,
+    heads: usize,
+    d_head: usize,
+) -> AttentionBackward {
+    let forward = attention(bench, batch, time, heads, d_head);
+    reference::run(&mut bench.cpu, &forward.into()).unwrap();
+    let AttentionForward { qkv, out, lse, scale, dropout, .. } = forward;
+    let (d_out, d_qkv) = (bench.normal(out.len), bench.poison(qkv.len));
+    AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout }
+}
+
 #[test]
 fn attention_over_several_tiles_of_keys_is_the_references() {
     // Few heads, cut into runs of queries; many heads, each a task.
@@ -112,14 +127,36 @@ fn attention_over_several_tiles_of_keys_is_the_references() {
 #[test]
 fn attentions_gradient_over_several_tiles_of_keys_is_the_references() {
     assert_like_the_reference(2e-5, |bench| {
-        let forward = attention(bench, 2, 130, 3, 20);
-        reference::run(&mut bench.cpu, &forward.into()).unwrap();
-        let AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout } = forward;
-        let (d_out, d_qkv) = (bench.normal(out.len), bench.poison(qkv.len));
-        let op =
-            AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout };
-        (op.into(), [d_qkv].into())
+        let op = attention_backward(bench, 2, 130, 3, 20);
+        (op.into(), [op.d_qkv].into())
     });
+}
+
+/// Contexts and head sizes that fill no vector, no tile, or one more than some.
+const ODD_HEADS: [(usize, usize); 7] = [(1, 1), (7, 7), (33, 12), (63, 20), (65, 33), (64, 32), (97, 12)];
+
+#[test]
+fn attention_by_several_heads_at_once_is_the_references() {
+    for (time, d_head) in ODD_HEADS {
+        for heads in [3, 4] {
+            assert_like_the_reference(1e-5, |bench| {
+                let op = attention(bench, 13, time, heads, d_head);
+                (op.into(), [op.out, op.lse].into())
+            });
+        }
+    }
+}
+
+#[test]
+fn attentions_gradient_by_several_heads_at_once_is_the_references() {
+    for (time, d_head) in ODD_HEADS {
+        for heads in [3, 4] {
+            assert_like_the_reference(2e-5, |bench| {
+                let op = attention_backward(bench, 13, time, heads, d_head);
+                (op.into(), [op.d_qkv].into())
+            });
+        }
+    }
 }
 
 #[test]

@@ -1,18 +1,18 @@
 //! Equal to [`attention_backward`](minigpt_core::reference::attention::attention_backward).
 //!
-//! A task is a head of a sequence: the gradients of its keys and values are sums over its queries and stay in the
-//! cache until all have been added. The weights are recomputed from `lse`, tile by tile.
+//! A task is some neighbouring heads of a sequence: the gradients of their keys and values are sums over the queries
+//! and stay in the cache until all have been added. The weights are recomputed from `lse`, tile by tile.
 
 use minigpt_core::op::AttentionBackward;
 
+use super::ahead::Ahead;
 use super::tile::{
-    ACROSS, Drop, KEYS, MAX_LANES, MAX_QUERIES, Sight, copy_scaled, dot, dropped, padded, product, queries,
-    take, turn,
+    Drop, KEYS, MAX_LANES, MAX_QUERIES, Packed, Sight, dot, dropped, padded, queries, take, turn,
 };
 use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
 use crate::arch::tile::Strided;
-use crate::context::{Context, Job, whole_lines};
+use crate::context::{Context, Job};
 use crate::dropout::Mask;
 use crate::error::CpuError;
 use crate::gemm::Begin;
@@ -27,125 +27,209 @@ struct Backward<'s> {
     shape: Shape,
     scale: f32,
     mask: Option<Mask>,
+    threads: usize,
 }
 
 impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Backward<'_> {
     #[inline(always)]
-    fn run<V: Vector>(&self, t: V::Token, _: usize, (mut d_qkv, mut scratch): (Tile<'_>, &mut [f32])) {
+    fn run<V: Vector>(&self, t: V::Token, index: usize, (mut d_qkv, mut scratch): (Tile<'_>, &mut [f32])) {
         let Shape { time, heads, d_head } = self.shape;
         let (batch, head) = (d_qkv.rows().start / (3 * time), d_qkv.cols().start / d_head);
+        let group = d_qkv.cols().len() / d_head;
         let padded = padded::<V>(d_head);
         let width = queries::<V>();
         let scratch = &mut scratch;
-        let [keys, values] = [(); 2].map(|()| take(scratch, time * d_head));
-        let [d_k, d_v] = [(); 2].map(|()| take(scratch, time * padded));
-        let [q_turned, d_out_turned, d_q_turned] = [(); 3].map(|()| take(scratch, padded * width));
-        let [q, d_out] = [(); 2].map(|()| take(scratch, width * padded));
-        let [weights, d_s, factors, factor_rows] = [(); 4].map(|()| take(scratch, KEYS * width));
+        let size = time * padded;
+        let [keys, values, d_keys, d_values] = [(); 4].map(|()| take(scratch, group * size));
+        let [q_rows, d_out_rows] = [(); 2].map(|()| take(scratch, group * width * padded));
+        let means = take(scratch, group * width);
+        let mut work = Work::new::<V>(scratch, d_head);
+        // Whichever thread takes that task: it is the likeliest for this one.
+        let portions = group * time.div_ceil(width);
+        let operands = (self.qkv, [self.out, self.d_out]);
+        let mut ahead = Ahead::new(self.shape, operands, index + self.threads, group, portions * PORTIONS);
 
-        for (part, rows) in [(KEY, &mut *keys), (VALUE, &mut *values)] {
-            for (j, row) in rows.chunks_exact_mut(d_head).enumerate() {
-                row.copy_from_slice(self.shape.of(self.qkv, batch * time + j, part, head));
+        // All heads at once: of each position, what is read lies side by side.
+        let packed = Packed { heads: group, d_head, stride: size };
+        for j in 0..time {
+            for (part, to) in [(KEY, &mut *keys), (VALUE, &mut *values)] {
+                let row = self.shape.group(self.qkv, batch * time + j, part, head, group);
+                packed.take_apart::<V>(t, row, 1.0, j, to);
             }
         }
-        for zeroed in [&mut *d_k, d_v, q, d_out] {
-            zeroed.fill(0.0);
-        }
+        d_keys.fill(0.0);
+        d_values.fill(0.0);
 
+        let rows = Packed { stride: width * padded, ..packed };
         for first in (0..time).step_by(width) {
             let count = width.min(time - first);
-            let mut lse = [0.0; MAX_QUERIES];
-            let mut mean_d_p = [0.0; MAX_QUERIES];
-            let line = (batch * heads + head) * time + first;
-            lse[..count].copy_from_slice(&self.lse[line..][..count]);
             if count < width {
-                q.fill(0.0);
-                d_out.fill(0.0);
+                q_rows.fill(0.0);
+                d_out_rows.fill(0.0);
+                means.fill(0.0);
             }
             for i in 0..count {
                 let row = batch * time + first + i;
-                let q_row = self.shape.of(self.qkv, row, QUERY, head);
+                let q = self.shape.group(self.qkv, row, QUERY, head, group);
                 let here = (row * heads + head) * d_head;
-                let (out_row, d_out_row) = (&self.out[here..][..d_head], &self.d_out[here..][..d_head]);
-                copy_scaled::<V>(t, q_row, self.scale, &mut q[i * padded..]);
-                d_out[i * padded..][..d_head].copy_from_slice(d_out_row);
-                mean_d_p[i] = dot::<V>(t, d_out_row, out_row);
-            }
-            turn::<V>(t, q, (width, padded), q_turned);
-            turn::<V>(t, d_out, (width, padded), d_out_turned);
-            let (lse, mean_d_p) = (lanes_of::<V>(t, &lse), lanes_of::<V>(t, &mean_d_p));
-            let sight = Sight::<V>::new(t, first);
-            let drop = self.mask.map(|mask| Drop { mask, line, time });
-            let end = first + count;
-            for from in (0..end).step_by(KEYS) {
-                let count_keys = KEYS.min(end - from);
-                let (k, v) = (&keys[from * d_head..], &values[from * d_head..]);
-                let scores = (count_keys, d_head, width);
-                product::<V>(t, Strided::rows(k, d_head), q_turned, weights, scores, Begin::Zero);
-                product::<V>(t, Strided::rows(v, d_head), d_out_turned, d_s, scores, Begin::Zero);
-                if let Some(drop) = &drop {
-                    drop.factors::<V>(t, from, count_keys, count, factor_rows, factors);
+                let (out, d_out) = (&self.out[here..][..q.len()], &self.d_out[here..][..q.len()]);
+                rows.take_apart::<V>(t, q, self.scale, i, q_rows);
+                rows.take_apart::<V>(t, d_out, 1.0, i, d_out_rows);
+                for g in 0..group {
+                    let head = g * d_head..(g + 1) * d_head;
+                    means[g * width + i] = dot::<V>(t, &d_out[head.clone()], &out[head]);
                 }
-                let cut = sight.is_cut(from + count_keys);
-                for j in 0..count_keys {
-                    for i in 0..ACROSS {
-                        let at = j * width + i * V::LANES;
-                        let mut p = exp(t, V::load(t, &weights[at..]) - lse[i]);
-                        let mut d_p = V::load(t, &d_s[at..]);
-                        let mut weight = p;
-                        if drop.is_some() {
-                            let factor = V::load(t, &factors[at..]);
-                            weight = dropped(t, p, factor);
-                            d_p = dropped(t, d_p, factor);
-                        }
-                        p = p * (d_p - mean_d_p[i]);
-                        if cut {
-                            weight = sight.select(t, i, from + j, weight, 0.0);
-                            p = sight.select(t, i, from + j, p, 0.0);
-                        }
-                        weight.store(&mut weights[at..]);
-                        p.store(&mut d_s[at..]);
+            }
+            for g in 0..group {
+                let (at, size_of_rows) = (g * size, width * padded);
+                let (keys, values) = (&keys[at..][..size], &values[at..][..size]);
+                let (d_keys, d_values) = (&mut d_keys[at..][..size], &mut d_values[at..][..size]);
+                let q = &mut q_rows[g * size_of_rows..][..size_of_rows];
+                let d_out = &d_out_rows[g * size_of_rows..][..size_of_rows];
+                let line = (batch * heads + head + g) * time + first;
+                let mut lse = [0.0; MAX_QUERIES];
+                lse[..count].copy_from_slice(&self.lse[line..][..count]);
+                let drop = self.mask.map(|mask| Drop { mask, line, time });
+                let mean = &means[g * width..][..width];
+                work.queries::<V>(
+                    t,
+                    (keys, values),
+                    (q, d_out),
+                    (&lse, mean),
+                    (d_keys, d_values),
+                    (first, count, d_head),
+                    drop,
+                    &mut ahead,
+                );
+            }
+            for i in 0..count {
+                rows.put_together::<V>(t, q_rows, self.scale, i, d_qkv.row(3 * (first + i) + QUERY));
+            }
+        }
+        for j in 0..time {
+            for (part, from) in [(KEY, &*d_keys), (VALUE, &*d_values)] {
+                packed.put_together::<V>(t, from, 1.0, j, d_qkv.row(3 * j + part));
+            }
+        }
+    }
+}
+
+/// Portions that a later task's rows are fetched in by each tile of queries of a head: its products with one tile of
+/// keys. More tiles of keys find the work done.
+const PORTIONS: usize = 5;
+
+/// Scratch for a tile of queries of a head. P is D, padded to whole vectors.
+struct Work<'s> {
+    /// (P, queries).
+    q_turned: &'s mut [f32],
+    /// (P, queries).
+    d_out_turned: &'s mut [f32],
+    /// (P, queries).
+    d_q_turned: &'s mut [f32],
+    /// (keys, queries).
+    weights: &'s mut [f32],
+    /// (keys, queries).
+    d_s: &'s mut [f32],
+    /// (keys, queries).
+    factors: &'s mut [f32],
+    /// (queries, keys).
+    factor_rows: &'s mut [f32],
+}
+
+impl<'s> Work<'s> {
+    #[inline(always)]
+    fn new<V: Vector>(scratch: &mut &'s mut [f32], d_head: usize) -> Self {
+        let (head, keys) = (padded::<V>(d_head) * queries::<V>(), KEYS * queries::<V>());
+        Work {
+            q_turned: take(scratch, head),
+            d_out_turned: take(scratch, head),
+            d_q_turned: take(scratch, head),
+            weights: take(scratch, keys),
+            d_s: take(scratch, keys),
+            factors: take(scratch, keys),
+            factor_rows: take(scratch, keys),
+        }
+    }
+
+    /// What it takes of scratch.
+    fn floats(d_head: usize) -> usize {
+        let head = d_head.next_multiple_of(MAX_LANES).saturating_mul(3);
+        head.saturating_add(4 * KEYS).saturating_mul(MAX_QUERIES)
+    }
+
+    /// Adds what `count` queries, of which the first is at `first`, give to the gradients of the keys and values
+    /// that they see; puts the gradient of the queries, to be scaled, in their place. Rows are P long.
+    #[inline(always)]
+    fn queries<V: Vector>(
+        &mut self,
+        t: V::Token,
+        (keys, values): (&[f32], &[f32]),
+        (q, d_out): (&mut [f32], &[f32]),
+        (lse, mean_d_p): (&[f32], &[f32]),
+        (d_keys, d_values): (&mut [f32], &mut [f32]),
+        (first, count, d_head): (usize, usize, usize),
+        drop: Option<Drop>,
+        ahead: &mut Ahead<'_>,
+    ) {
+        let (padded, width) = (padded::<V>(d_head), queries::<V>());
+        turn::<V>(t, q, (width, padded), self.q_turned);
+        turn::<V>(t, d_out, (width, padded), self.d_out_turned);
+        let sight = Sight::<V>::new(t, first, count);
+        let end = first + count;
+        for from in (0..end).step_by(KEYS) {
+            let count_keys = KEYS.min(end - from);
+            let (k, v) = (&keys[from * padded..], &values[from * padded..]);
+            let shape = (from, count_keys, d_head);
+            ahead.fetch::<V>(t);
+            sight.scores(t, Strided::rows(k, padded), self.q_turned, self.weights, shape);
+            ahead.fetch::<V>(t);
+            sight.scores(t, Strided::rows(v, padded), self.d_out_turned, self.d_s, shape);
+            if let Some(drop) = &drop {
+                drop.factors::<V>(t, from, count_keys, count, self.factor_rows, self.factors);
+            }
+            for i in 0..sight.across {
+                let clear = sight.clear(i, from, count_keys);
+                let lse = V::load(t, &lse[i * V::LANES..]);
+                let mean_d_p = V::load(t, &mean_d_p[i * V::LANES..]);
+                let rows = self.weights.chunks_exact_mut(width).zip(self.d_s.chunks_exact_mut(width));
+                for (j, (weights, d_s)) in rows.enumerate().take(sight.seen(i, from, count_keys)) {
+                    let (weights, d_s) = (&mut weights[i * V::LANES..], &mut d_s[i * V::LANES..]);
+                    let mut p = exp(t, V::load(t, weights) - lse);
+                    let mut d_p = V::load(t, d_s);
+                    let mut weight = p;
+                    if drop.is_some() {
+                        let factor = V::load(t, &self.factors[j * width + i * V::LANES..]);
+                        weight = dropped(t, p, factor);
+                        d_p = dropped(t, d_p, factor);
                     }
+                    p = p * (d_p - mean_d_p);
+                    if j >= clear {
+                        weight = sight.select(t, i, from + j, weight, 0.0);
+                        p = sight.select(t, i, from + j, p, 0.0);
+                    }
+                    weight.store(weights);
+                    p.store(d_s);
                 }
-                let back = (count_keys, count, padded);
-                let (d_k, d_v) = (&mut d_k[from * padded..], &mut d_v[from * padded..]);
-                product::<V>(t, Strided::rows(weights, width), d_out, d_v, back, Begin::Accumulate);
-                product::<V>(t, Strided::rows(d_s, width), q, d_k, back, Begin::Accumulate);
-                let begin = if from == 0 { Begin::Zero } else { Begin::Accumulate };
-                let shape = (d_head, count_keys, width);
-                product::<V>(t, Strided::transposed(k, d_head), d_s, d_q_turned, shape, begin);
             }
-            // The queries themselves are done with: their rows take the gradient.
-            turn::<V>(t, d_q_turned, (padded, width), q);
-            for (i, row) in q.chunks_exact(padded).take(count).enumerate() {
-                copy_scaled::<V>(t, &row[..d_head], self.scale, d_qkv.row(3 * (first + i) + QUERY));
-            }
-            q.fill(0.0);
+            let (d_k, d_v) = (&mut d_keys[from * padded..], &mut d_values[from * padded..]);
+            ahead.fetch::<V>(t);
+            sight.back(t, self.weights, d_out, d_v, (from, count_keys, count, padded));
+            ahead.fetch::<V>(t);
+            sight.back(t, self.d_s, q, d_k, (from, count_keys, count, padded));
+            ahead.fetch::<V>(t);
+            let begin = if from == 0 { Begin::Zero } else { Begin::Accumulate };
+            sight.mix(t, Strided::transposed(k, padded), self.d_s, self.d_q_turned, shape, begin);
         }
-        for (part, rows) in [(KEY, d_k), (VALUE, d_v)] {
-            for (j, row) in rows.chunks_exact(padded).enumerate() {
-                d_qkv.row(3 * j + part).copy_from_slice(&row[..d_head]);
-            }
-        }
+        turn::<V>(t, self.d_q_turned, (padded, width), q);
     }
 }
 
-/// One number for each query of a tile, as vectors.
-#[inline(always)]
-fn lanes_of<V: Vector>(t: V::Token, x: &[f32; MAX_QUERIES]) -> [V; ACROSS] {
-    let mut lanes = [V::splat(t, 0.0); ACROSS];
-    for i in 0..ACROSS {
-        lanes[i] = V::load(t, &x[i * V::LANES..]);
-    }
-    lanes
-}
-
-/// Scratch of a thread.
-pub(super) fn scratch_floats(time: usize, d_head: usize) -> usize {
+/// Scratch of a thread, for a task of `group` heads.
+pub(super) fn scratch_floats(time: usize, group: usize, d_head: usize) -> usize {
     let padded = d_head.next_multiple_of(MAX_LANES);
-    let rows = whole_lines(time.saturating_mul(d_head)).saturating_add(time.saturating_mul(padded));
-    let tile = padded.saturating_mul(5).saturating_add(4 * KEYS);
-    rows.saturating_mul(2).saturating_add(tile.saturating_mul(MAX_QUERIES))
+    let rows = time.saturating_mul(4).saturating_add(2 * MAX_QUERIES);
+    let group = group.saturating_mul(padded.saturating_mul(rows).saturating_add(MAX_QUERIES));
+    group.saturating_add(Work::floats(d_head))
 }
 
 pub(in crate::ops) fn backward(
@@ -154,6 +238,7 @@ pub(in crate::ops) fn backward(
 ) -> Result<(), CpuError> {
     let views = &mut context.views;
     let shape = Shape { time: op.time, heads: op.heads, d_head: op.d_head };
+    let threads = context.team.machine().threads;
     let job = Backward {
         qkv: views.f32("qkv", op.qkv)?,
         out: views.f32("out", op.out)?,
@@ -162,13 +247,14 @@ pub(in crate::ops) fn backward(
         shape,
         scale: op.scale as f32,
         mask: Mask::new(views, op.dropout)?,
+        threads,
     };
-    let each = scratch_floats(op.time, op.d_head);
-    let threads = context.team.machine().threads;
+    let group = shape.heads_per_task(op.batch);
+    let each = scratch_floats(op.time, group, op.d_head);
     let scratch = context.scratch.floats(each.saturating_mul(threads))?;
     let parts = (
         // A row of this matrix is the query, key or value of a position.
-        Grid::new(views.f32_mut("d_qkv", op.d_qkv)?, shape.d_model(), 3 * op.time, op.d_head),
+        Grid::new(views.f32_mut("d_qkv", op.d_qkv)?, shape.d_model(), 3 * op.time, group * op.d_head),
         PerWorker::new(scratch, each),
     );
     context.team.for_each(parts, &job);

@@ -6,7 +6,9 @@
 use minigpt_core::op::AttentionCached;
 
 use super::forward::QUERIES_PER_TASK;
-use super::tile::{Head, Work, copy_scaled, padded, queries, score_row, softmax_row};
+use super::tile::{
+    Head, MAX_LANES, MAX_QUERIES, Packed, Work, padded, queries, score_row, softmax_row, take,
+};
 use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
 use crate::arch::tile::{Strided, multiply};
@@ -40,7 +42,7 @@ impl<'s> Cached<'s> {
         let Shape { heads, d_head, .. } = self.shape;
         let size = self.capacity * d_head;
         let at = (batch * heads + head) * size;
-        Head { keys: &self.keys[at..][..size], values: &self.values[at..][..size], d_head }
+        Head { keys: &self.keys[at..][..size], values: &self.values[at..][..size], stride: d_head, d_head }
     }
 }
 
@@ -93,20 +95,24 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Tiled<'_> {
         let Shape { time, d_head, .. } = self.0.shape;
         let (batch, head) = (self.0.batch, out.cols().start / d_head);
         let (start, end) = (out.rows().start, out.rows().end);
-        let padded = padded::<V>(d_head);
+        let (padded, width) = (padded::<V>(d_head), queries::<V>());
+        let rows = take(&mut scratch, width * padded);
         let mut work = Work::new::<V>(&mut scratch, d_head);
-        for first in (start..end).step_by(queries::<V>()) {
-            let count = queries::<V>().min(end - first);
-            if count < queries::<V>() {
-                work.rows.fill(0.0);
+        for first in (start..end).step_by(width) {
+            let count = width.min(end - first);
+            if count < width {
+                rows.fill(0.0);
             }
+            let packed = Packed { heads: 1, d_head, stride: width * padded };
             for i in 0..count {
                 let q = self.0.shape.of(self.0.qkv, batch * time + first + i, QUERY, head);
-                copy_scaled::<V>(t, q, self.0.scale, &mut work.rows[i * padded..]);
+                packed.take_apart::<V>(t, q, self.0.scale, i, rows);
             }
-            work.attend::<V>(t, self.0.head(batch, head), self.0.past + first, count, None);
+            let mut lse = [0.0; MAX_QUERIES];
+            let head = self.0.head(batch, head);
+            work.attend::<V>(t, rows, head, self.0.past + first, &mut lse[..count], None, None);
             for i in 0..count {
-                out.row(first - start + i).copy_from_slice(&work.rows[i * padded..][..d_head]);
+                packed.put_together::<V>(t, rows, 1.0, i, out.row(first - start + i));
             }
         }
     }
@@ -114,7 +120,9 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Tiled<'_> {
 
 /// Scratch of a thread, whether or not it goes by tiles.
 pub(super) fn scratch_floats(capacity: usize, d_head: usize) -> usize {
-    whole_lines(capacity).max(Work::floats(d_head))
+    let rows = d_head.next_multiple_of(MAX_LANES).saturating_mul(MAX_QUERIES);
+    let tiled = rows.saturating_add(Work::floats(d_head));
+    whole_lines(capacity).max(tiled)
 }
 
 pub(in crate::ops) fn cached(context: &mut Context<'_, '_>, op: &AttentionCached) -> Result<(), CpuError> {

@@ -1,14 +1,15 @@
 //! Equal to [`attention_forward`](minigpt_core::reference::attention::attention_forward).
 //!
-//! A task is a head of a sequence; where those are few, it is a run of queries of one, which packs the keys and
-//! values that it sees.
+//! A task is some neighbouring heads of a sequence; where those are few, it is a run of queries of one, which packs
+//! the keys and values that it sees.
 
 use minigpt_core::op::AttentionForward;
 
-use super::tile::{Drop, Head, Work, copy_scaled, padded, queries, take};
+use super::ahead::Ahead;
+use super::tile::{Drop, Head, MAX_LANES, MAX_QUERIES, Packed, Work, padded, queries, take};
 use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
-use crate::context::{Context, Job, whole_lines};
+use crate::context::{Context, Job};
 use crate::dropout::Mask;
 use crate::error::CpuError;
 use crate::par::{Grid, PerWorker, Tile};
@@ -19,6 +20,10 @@ const MANY_HEADS: usize = 32;
 /// Queries in a task, where a head is cut up: whole tiles of any vector.
 pub(super) const QUERIES_PER_TASK: usize = 64;
 
+/// Portions that a later task's rows are fetched in by each tile of queries of a head: its products with one tile of
+/// keys. More tiles of keys find the work done.
+const PORTIONS: usize = 2;
+
 struct Forward<'s> {
     qkv: &'s [f32],
     shape: Shape,
@@ -26,6 +31,8 @@ struct Forward<'s> {
     mask: Option<Mask>,
     /// The first sequence of this run of tasks.
     batch: usize,
+    /// Of them; 0 if heads are cut up, which leaves little to fetch.
+    threads: usize,
 }
 
 impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
@@ -33,47 +40,61 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
     fn run<V: Vector>(
         &self,
         t: V::Token,
-        _: usize,
+        index: usize,
         (mut out, mut lse, mut scratch): (Tile<'_>, Tile<'_>, &mut [f32]),
     ) {
         let Shape { time, heads, d_head } = self.shape;
         let (batch, head) = (self.batch + out.rows().start / time, out.cols().start / d_head);
+        let group = out.cols().len() / d_head;
         let start = out.rows().start % time;
         let end = start + out.rows().len();
-        let keys = take(&mut scratch, end * d_head);
-        let values = take(&mut scratch, end * d_head);
-        let padded = padded::<V>(d_head);
+        let (padded, width) = (padded::<V>(d_head), queries::<V>());
+        let keys = take(&mut scratch, group * end * padded);
+        let values = take(&mut scratch, group * end * padded);
+        let rows = take(&mut scratch, group * width * padded);
         let mut work = Work::new::<V>(&mut scratch, d_head);
-        for (part, rows) in [(KEY, &mut *keys), (VALUE, &mut *values)] {
-            for (j, row) in rows.chunks_exact_mut(d_head).enumerate() {
-                row.copy_from_slice(self.shape.of(self.qkv, batch * time + j, part, head));
+        // All heads at once: of each position, what is read lies side by side.
+        let size = end * padded;
+        let packed = Packed { heads: group, d_head, stride: size };
+        for j in 0..end {
+            for (part, to) in [(KEY, &mut *keys), (VALUE, &mut *values)] {
+                let row = self.shape.group(self.qkv, batch * time + j, part, head, group);
+                packed.take_apart::<V>(t, row, 1.0, j, to);
             }
         }
-        let packed = Head { keys, values, d_head };
-        for first in (start..end).step_by(queries::<V>()) {
-            let count = queries::<V>().min(end - first);
-            if count < queries::<V>() {
-                work.rows.fill(0.0);
+        let packed = Packed { stride: width * padded, ..packed };
+        let portions = if self.threads == 0 { 0 } else { group * time.div_ceil(width) * PORTIONS };
+        let operands = (self.qkv, [&[][..]; 2]);
+        let mut ahead = Ahead::new(self.shape, operands, index + self.threads, group, portions);
+        for first in (start..end).step_by(width) {
+            let count = width.min(end - first);
+            if count < width {
+                rows.fill(0.0);
             }
             for i in 0..count {
-                let q = self.shape.of(self.qkv, batch * time + first + i, QUERY, head);
-                copy_scaled::<V>(t, q, self.scale, &mut work.rows[i * padded..]);
+                let q = self.shape.group(self.qkv, batch * time + first + i, QUERY, head, group);
+                packed.take_apart::<V>(t, q, self.scale, i, rows);
             }
-            let line = (batch * heads + head) * time + first;
-            let drop = self.mask.map(|mask| Drop { mask, line, time });
-            let denominators = work.attend::<V>(t, packed, first, count, drop);
-            lse.row(0)[first - start..][..count].copy_from_slice(&denominators[..count]);
+            for (g, rows) in rows.chunks_exact_mut(width * padded).enumerate() {
+                let (keys, values) = (&keys[g * size..][..size], &values[g * size..][..size]);
+                let packed = Head { keys, values, stride: padded, d_head };
+                let line = (batch * heads + head + g) * time + first;
+                let drop = self.mask.map(|mask| Drop { mask, line, time });
+                let lse = &mut lse.row(g)[first - start..][..count];
+                work.attend::<V>(t, rows, packed, first, lse, drop, Some(&mut ahead));
+            }
             for i in 0..count {
-                out.row(first - start + i).copy_from_slice(&work.rows[i * padded..][..d_head]);
+                packed.put_together::<V>(t, rows, 1.0, i, out.row(first - start + i));
             }
         }
     }
 }
 
-/// Scratch of a thread.
-pub(super) fn scratch_floats(time: usize, d_head: usize) -> usize {
-    let rows = whole_lines(time.saturating_mul(d_head));
-    rows.saturating_mul(2).saturating_add(Work::floats(d_head))
+/// Scratch of a thread, for a task of `group` heads.
+pub(super) fn scratch_floats(time: usize, group: usize, d_head: usize) -> usize {
+    let padded = d_head.next_multiple_of(MAX_LANES);
+    let rows = time.saturating_mul(2).saturating_add(MAX_QUERIES);
+    group.saturating_mul(padded).saturating_mul(rows).saturating_add(Work::floats(d_head))
 }
 
 pub(in crate::ops) fn forward(context: &mut Context<'_, '_>, op: &AttentionForward) -> Result<(), CpuError> {
@@ -85,17 +106,20 @@ pub(in crate::ops) fn forward(context: &mut Context<'_, '_>, op: &AttentionForwa
         scale: op.scale as f32,
         mask: Mask::new(views, op.dropout)?,
         batch: 0,
+        threads: 0,
     };
     let out = views.f32_mut("out", op.out)?;
     let lse = views.f32_mut("lse", op.lse)?;
-    let each = scratch_floats(op.time, op.d_head);
+    let group = shape.heads_per_task(op.batch);
+    let each = scratch_floats(op.time, group, op.d_head);
     let threads = context.team.machine().threads;
     let scratch = context.scratch.floats(each.saturating_mul(threads))?;
     let (time, width) = (op.time, shape.d_model());
     if op.batch * op.heads >= MANY_HEADS {
+        job.threads = threads;
         let parts = (
-            Grid::new(out, width, time, op.d_head),
-            Grid::new(lse, time, 1, time),
+            Grid::new(out, width, time, group * op.d_head),
+            Grid::new(lse, time, group, time),
             PerWorker::new(scratch, each),
         );
         context.team.for_each(parts, &job);

@@ -1,5 +1,6 @@
 //! What the forward and the backward pass do alike with a tile of queries and keys.
 
+use super::ahead::Ahead;
 use crate::arch::Vector;
 use crate::arch::tile::{Strided, multiply};
 use crate::context::whole_lines;
@@ -29,11 +30,54 @@ pub(super) fn padded<V: Vector>(d_head: usize) -> usize {
     d_head.next_multiple_of(V::LANES)
 }
 
-/// to = factor from.
-#[inline(always)]
-pub(super) fn copy_scaled<V: Vector>(t: V::Token, from: &[f32], factor: f32, to: &mut [f32]) {
-    for i in (0..from.len()).step_by(V::LANES) {
-        store(load::<V>(t, from, i) * V::splat(t, factor), to, i);
+/// Neighbouring heads, each packed by itself: row `at` of head g is `at * P` behind the start of the head, and those
+/// starts are `stride` apart. P is D, padded to whole vectors.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Packed {
+    pub(super) heads: usize,
+    pub(super) d_head: usize,
+    pub(super) stride: usize,
+}
+
+impl Packed {
+    /// Takes row `at` of all heads apart: multiplied with `factor`, and 0 behind it.
+    #[inline(always)]
+    pub(super) fn take_apart<V: Vector>(
+        self,
+        t: V::Token,
+        row: &[f32],
+        factor: f32,
+        at: usize,
+        packed: &mut [f32],
+    ) {
+        let padded = padded::<V>(self.d_head);
+        for g in 0..self.heads {
+            let row = &row[g * self.d_head..][..self.d_head];
+            let packed = &mut packed[g * self.stride + at * padded..][..padded];
+            for i in (0..self.d_head).step_by(V::LANES) {
+                (load::<V>(t, row, i) * V::splat(t, factor)).store(&mut packed[i..]);
+            }
+        }
+    }
+
+    /// The way back.
+    #[inline(always)]
+    pub(super) fn put_together<V: Vector>(
+        self,
+        t: V::Token,
+        packed: &[f32],
+        factor: f32,
+        at: usize,
+        row: &mut [f32],
+    ) {
+        let padded = padded::<V>(self.d_head);
+        for g in 0..self.heads {
+            let row = &mut row[g * self.d_head..][..self.d_head];
+            let packed = &packed[g * self.stride + at * padded..][..padded];
+            for i in (0..self.d_head).step_by(V::LANES) {
+                store(V::load(t, &packed[i..]) * V::splat(t, factor), row, i);
+            }
+        }
     }
 }
 
@@ -55,22 +99,6 @@ pub(super) fn product<V: Vector>(
     a: Strided<'_>,
     b: &[f32],
     c: &mut [f32],
-    shape: (usize, usize, usize),
-    begin: Begin,
-) {
-    // Heads and key tiles are whole multiples of these heights, where the compiler can see them.
-    match V::LANES {
-        16 => product_of::<V, 8>(t, a, b, c, shape, begin),
-        _ => product_of::<V, 4>(t, a, b, c, shape, begin),
-    }
-}
-
-#[inline(always)]
-fn product_of<V: Vector, const M: usize>(
-    t: V::Token,
-    a: Strided<'_>,
-    b: &[f32],
-    c: &mut [f32],
     (rows, depth, cols): (usize, usize, usize),
     begin: Begin,
 ) {
@@ -78,10 +106,10 @@ fn product_of<V: Vector, const M: usize>(
     while col < cols {
         let b = &b[col..];
         if cols - col >= ACROSS * V::LANES {
-            columns::<V, M, ACROSS>(t, a, b, &mut c[col..], (rows, depth, cols), begin);
+            columns::<V, ACROSS>(t, a, b, &mut c[col..], (rows, depth, cols), begin);
             col += ACROSS * V::LANES;
         } else {
-            columns::<V, M, 1>(t, a, b, &mut c[col..], (rows, depth, cols), begin);
+            columns::<V, 1>(t, a, b, &mut c[col..], (rows, depth, cols), begin);
             col += V::LANES;
         }
     }
@@ -89,7 +117,23 @@ fn product_of<V: Vector, const M: usize>(
 
 /// The first N vectors of the columns of a product.
 #[inline(always)]
-fn columns<V: Vector, const M: usize, const N: usize>(
+fn columns<V: Vector, const N: usize>(
+    t: V::Token,
+    a: Strided<'_>,
+    b: &[f32],
+    c: &mut [f32],
+    shape: (usize, usize, usize),
+    begin: Begin,
+) {
+    // The heights of strips, where the compiler can see them.
+    match V::LANES {
+        16 => strips::<V, 8, N>(t, a, b, c, shape, begin),
+        _ => strips::<V, 4, N>(t, a, b, c, shape, begin),
+    }
+}
+
+#[inline(always)]
+fn strips<V: Vector, const M: usize, const N: usize>(
     t: V::Token,
     a: Strided<'_>,
     b: &[f32],
@@ -133,28 +177,37 @@ pub(super) fn turn<V: Vector>(t: V::Token, x: &[f32], (rows, cols): (usize, usiz
     }
 }
 
-/// Which keys a tile of queries sees: those up to its own position.
+/// Which keys a tile of queries sees: each query those up to its own position. What no query of a vector sees is
+/// not computed for that vector.
 #[derive(Clone, Copy)]
 pub(super) struct Sight<V> {
     positions: [V; ACROSS],
     first: usize,
+    /// Vectors that have queries.
+    pub(super) across: usize,
 }
 
 impl<V: Vector> Sight<V> {
-    /// Of queries at `first` and on.
+    /// Of `count` queries at `first` and on.
     #[inline(always)]
-    pub(super) fn new(t: V::Token, first: usize) -> Self {
+    pub(super) fn new(t: V::Token, first: usize, count: usize) -> Self {
         let mut positions = [V::splat(t, 0.0); ACROSS];
         for (i, position) in positions.iter_mut().enumerate() {
             *position = iota::<V>(t) + V::splat(t, (first + i * V::LANES) as f32);
         }
-        Sight { positions, first }
+        Sight { positions, first, across: count.div_ceil(V::LANES) }
     }
 
-    /// Whether some query does not see all keys before `end`.
+    /// How many of `keys` keys, from key `from` on, all queries of a vector see.
     #[inline(always)]
-    pub(super) fn is_cut(&self, end: usize) -> bool {
-        end > self.first + 1
+    pub(super) fn clear(&self, vector: usize, from: usize, keys: usize) -> usize {
+        (self.first + vector * V::LANES + 1).saturating_sub(from).min(keys)
+    }
+
+    /// How many of `keys` keys, from key `from` on, some query of a vector sees.
+    #[inline(always)]
+    pub(super) fn seen(&self, vector: usize, from: usize, keys: usize) -> usize {
+        (self.first + (vector + 1) * V::LANES).saturating_sub(from).min(keys)
     }
 
     /// `x` where the query sees `key`, else `hidden`.
@@ -162,6 +215,81 @@ impl<V: Vector> Sight<V> {
     pub(super) fn select(&self, t: V::Token, vector: usize, key: usize, x: V, hidden: f32) -> V {
         let before = self.positions[vector].lt(V::splat(t, key as f32));
         V::select(before, V::splat(t, hidden), x)
+    }
+
+    /// c = a b for a (keys, depth), b (depth, queries), c (keys, queries), where queries see keys.
+    #[inline(always)]
+    pub(super) fn scores(
+        &self,
+        t: V::Token,
+        a: Strided<'_>,
+        b: &[f32],
+        c: &mut [f32],
+        (from, keys, depth): (usize, usize, usize),
+    ) {
+        let width = queries::<V>();
+        let mut both = 0;
+        if self.across > 1 {
+            both = self.seen(0, from, keys);
+            columns::<V, ACROSS>(t, a, b, c, (both, depth, width), Begin::Zero);
+        }
+        if both < keys {
+            // The last vector alone.
+            let skip = (self.across - 1) * V::LANES;
+            let c = &mut c[both * width + skip..];
+            columns::<V, 1>(t, a.from(both, 0), &b[skip..], c, (keys - both, depth, width), Begin::Zero);
+        }
+    }
+
+    /// c = a b, or c += a b, for a (rows, keys), b (keys, queries), c (rows, queries), where queries see keys.
+    #[inline(always)]
+    pub(super) fn mix(
+        &self,
+        t: V::Token,
+        a: Strided<'_>,
+        b: &[f32],
+        c: &mut [f32],
+        (from, keys, rows): (usize, usize, usize),
+        mut begin: Begin,
+    ) {
+        let width = queries::<V>();
+        let mut both = 0;
+        if self.across > 1 {
+            both = self.seen(0, from, keys);
+            if both > 0 {
+                columns::<V, ACROSS>(t, a, b, c, (rows, both, width), begin);
+                begin = Begin::Accumulate;
+            }
+        }
+        if both < keys {
+            let skip = (self.across - 1) * V::LANES;
+            let b = &b[both * width + skip..];
+            columns::<V, 1>(t, a.from(0, both), b, &mut c[skip..], (rows, keys - both, width), begin);
+        }
+    }
+
+    /// c += a^T b for a (keys, queries), b (queries, cols), c (keys, cols), where queries see keys.
+    #[inline(always)]
+    pub(super) fn back(
+        &self,
+        t: V::Token,
+        a: &[f32],
+        b: &[f32],
+        c: &mut [f32],
+        (from, keys, count, cols): (usize, usize, usize, usize),
+    ) {
+        let width = queries::<V>();
+        let mut both = 0;
+        if self.across > 1 {
+            both = self.seen(0, from, keys);
+            product::<V>(t, Strided::rows(a, width), b, c, (both, count, cols), Begin::Accumulate);
+        }
+        if both < keys {
+            let skip = (self.across - 1) * V::LANES;
+            let (a, b) = (Strided::rows(&a[both * width + skip..], width), &b[skip * cols..]);
+            let c = &mut c[both * cols..];
+            product::<V>(t, a, b, c, (keys - both, count - skip, cols), Begin::Accumulate);
+        }
     }
 }
 
@@ -202,18 +330,17 @@ pub(super) fn dropped<V: Vector>(t: V::Token, x: V, factor: V) -> V {
     V::select(zero.lt(factor), x * factor, zero)
 }
 
-/// One head's keys and values, (positions, D) each.
+/// One head's keys and values, (positions, D) each, whose rows are `stride` apart.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Head<'s> {
     pub(super) keys: &'s [f32],
     pub(super) values: &'s [f32],
+    pub(super) stride: usize,
     pub(super) d_head: usize,
 }
 
 /// Scratch for a tile of queries in the forward pass. P is D, padded to whole vectors.
 pub(super) struct Work<'s> {
-    /// (queries, P): the queries times the scale; later the result.
-    pub(super) rows: &'s mut [f32],
     /// (P, queries): the queries, turned.
     q: &'s mut [f32],
     /// (P, queries): the result, turned.
@@ -231,7 +358,6 @@ impl<'s> Work<'s> {
     pub(super) fn new<V: Vector>(scratch: &mut &'s mut [f32], d_head: usize) -> Self {
         let (head, keys) = (padded::<V>(d_head) * queries::<V>(), KEYS * queries::<V>());
         Work {
-            rows: take(scratch, head),
             q: take(scratch, head),
             out: take(scratch, head),
             scores: take(scratch, keys),
@@ -242,57 +368,62 @@ impl<'s> Work<'s> {
 
     /// What it takes of scratch.
     pub(super) fn floats(d_head: usize) -> usize {
-        d_head.next_multiple_of(MAX_LANES).saturating_add(KEYS).saturating_mul(3 * MAX_QUERIES)
+        let head = d_head.next_multiple_of(MAX_LANES).saturating_mul(2);
+        head.saturating_add(3 * KEYS).saturating_mul(MAX_QUERIES)
     }
 
-    /// Attention of the queries in `rows`, `count` of them at positions from `first` on, over the keys that they see.
-    /// Leaves the result in `rows`; returns the logarithm of each query's denominator.
+    /// Attention of the queries in `rows` (queries, P), of which the first is at `first`, over the keys that they see.
+    /// Leaves the result in `rows`, and the logarithms of the denominators in `lse`, which has a place for each query.
     #[inline(always)]
     pub(super) fn attend<V: Vector>(
         &mut self,
         t: V::Token,
+        rows: &mut [f32],
         head: Head<'_>,
         first: usize,
-        count: usize,
+        lse: &mut [f32],
         drop: Option<Drop>,
-    ) -> [f32; MAX_QUERIES] {
+        mut ahead: Option<&mut Ahead<'_>>,
+    ) {
+        let count = lse.len();
         let (width, d_head) = (queries::<V>(), head.d_head);
         let padded = padded::<V>(d_head);
-        turn::<V>(t, self.rows, (width, padded), self.q);
-        let sight = Sight::<V>::new(t, first);
+        turn::<V>(t, rows, (width, padded), self.q);
+        let sight = Sight::<V>::new(t, first, count);
         let end = first + count;
         let mut max = [V::splat(t, f32::NEG_INFINITY); ACROSS];
         let mut sum = [V::splat(t, 0.0); ACROSS];
         for from in (0..end).step_by(KEYS) {
             let keys = KEYS.min(end - from);
-            let k = Strided::rows(&head.keys[from * d_head..], d_head);
-            product::<V>(t, k, self.q, self.scores, (keys, d_head, width), Begin::Zero);
-
-            let mut new_max = max;
-            for (j, scores) in self.scores.chunks_exact_mut(width).take(keys).enumerate() {
-                for i in 0..ACROSS {
-                    let mut s = V::load(t, &scores[i * V::LANES..]);
-                    if sight.is_cut(from + keys) {
-                        s = sight.select(t, i, from + j, s, f32::NEG_INFINITY);
-                        s.store(&mut scores[i * V::LANES..]);
-                    }
-                    // The score first: where it is NaN the maximum stays, and the exponential tells.
-                    new_max[i] = s.max(new_max[i]);
-                }
+            let k = Strided::rows(&head.keys[from * head.stride..], head.stride);
+            if let Some(ahead) = &mut ahead {
+                ahead.fetch::<V>(t);
             }
+            sight.scores(t, k, self.q, self.scores, (from, keys, d_head));
+
             // What was summed relative to the old maximum shrinks.
             let mut shrink = [V::splat(t, 0.0); ACROSS];
-            for i in 0..ACROSS {
-                shrink[i] = exp(t, max[i] - new_max[i]);
+            for i in 0..sight.across {
+                let (clear, seen) = (sight.clear(i, from, keys), sight.seen(i, from, keys));
+                // The score first: where it is NaN the maximum stays, and the exponential tells.
+                let mut new_max = max[i];
+                for (j, scores) in self.scores.chunks_exact_mut(width).enumerate().take(seen) {
+                    let score = &mut scores[i * V::LANES..];
+                    let mut s = V::load(t, score);
+                    if j >= clear {
+                        s = sight.select(t, i, from + j, s, f32::NEG_INFINITY);
+                        s.store(score);
+                    }
+                    new_max = s.max(new_max);
+                }
+                shrink[i] = exp(t, max[i] - new_max);
                 sum[i] = sum[i] * shrink[i];
-                max[i] = new_max[i];
-            }
-            for scores in self.scores.chunks_exact_mut(width).take(keys) {
-                for i in 0..ACROSS {
-                    let scores = &mut scores[i * V::LANES..];
-                    let p = exp(t, V::load(t, scores) - max[i]);
+                max[i] = new_max;
+                for scores in self.scores.chunks_exact_mut(width).take(seen) {
+                    let score = &mut scores[i * V::LANES..];
+                    let p = exp(t, V::load(t, score) - new_max);
                     sum[i] = sum[i] + p;
-                    p.store(scores);
+                    p.store(score);
                 }
             }
             if let Some(drop) = &drop {
@@ -306,25 +437,24 @@ impl<'s> Work<'s> {
             if begin == Begin::Accumulate {
                 scale(t, self.out, shrink);
             }
-            let v = Strided::transposed(&head.values[from * d_head..], d_head);
-            product::<V>(t, v, self.scores, self.out, (d_head, keys, width), begin);
+            if let Some(ahead) = &mut ahead {
+                ahead.fetch::<V>(t);
+            }
+            let v = Strided::transposed(&head.values[from * head.stride..], head.stride);
+            sight.mix(t, v, self.scores, self.out, (from, keys, d_head), begin);
         }
-        let mut lse = [0.0; MAX_QUERIES];
         let mut part = [V::splat(t, 0.0); ACROSS];
+        let (mut denominators, mut largest) = ([0.0; MAX_QUERIES], [0.0; MAX_QUERIES]);
         for i in 0..ACROSS {
             part[i] = V::splat(t, 1.0) / sum[i];
-            sum[i].store(&mut lse[i * V::LANES..]);
-        }
-        scale(t, self.out, part);
-        turn::<V>(t, self.out, (padded, width), self.rows);
-        let mut largest = [0.0; MAX_QUERIES];
-        for i in 0..ACROSS {
+            sum[i].store(&mut denominators[i * V::LANES..]);
             max[i].store(&mut largest[i * V::LANES..]);
         }
-        for (lse, largest) in lse[..count].iter_mut().zip(largest) {
-            *lse = largest + libm::logf(*lse);
+        scale(t, self.out, part);
+        turn::<V>(t, self.out, (padded, width), rows);
+        for i in 0..count {
+            lse[i] = largest[i] + libm::logf(denominators[i]);
         }
-        lse
     }
 }
 
