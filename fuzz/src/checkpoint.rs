@@ -1,0 +1,113 @@
+//! Any bytes make a model that runs, or an error.
+
+use minigpt_core::checkpoint::{LoadError, Role};
+use minigpt_core::{
+    Backend, Checkpoint, Decoder, Error, GptConfig, Model, Reference, ReferenceError, SampleConfig, Sampler,
+    Trainer,
+};
+
+/// The bytes of a file.
+pub fn checkpoint_load(data: &[u8]) {
+    let checkpoint = match Checkpoint::open(data) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            assert!(error.offset <= data.len() as u64, "{error}");
+            return;
+        }
+    };
+    let whole = checkpoint.verify();
+    assert!(checkpoint.config().validate().is_ok());
+    for tensor in checkpoint.tensors() {
+        assert_eq!(tensor.offset % 64, 0);
+        assert_eq!(tensor.bytes, &data[tensor.offset..tensor.offset + tensor.bytes.len()]);
+        assert_eq!(checkpoint.tensor(tensor.name), Some(tensor));
+    }
+    if !is_tiny(checkpoint.config()) {
+        let _ = checkpoint.parameters();
+        let _ = checkpoint.moments();
+        return;
+    }
+    // Running a model takes ten times as long as loading it, and strangers' bytes matter to the latter.
+    let runs = crc32fast::hash(data).is_multiple_of(16);
+    load(&checkpoint, &whole, runs);
+    if checkpoint.training().is_some() {
+        resume(&checkpoint, &whole, runs);
+    } else if checkpoint.tensors().any(|tensor| tensor.role == Role::Training) {
+        let _ = checkpoint.moments();
+    }
+}
+
+/// Whether a model is loaded, and not only its header.
+fn is_tiny(config: &GptConfig) -> bool {
+    let GptConfig { vocab_size, context, layers, d_model, d_ff, .. } = *config;
+    layers <= 4 && d_model <= 16 && context <= 32 && d_ff <= 64 && vocab_size <= 256
+}
+
+fn load(checkpoint: &Checkpoint<'_>, whole: &Result<(), LoadError>, runs: bool) {
+    let borrowed = Model::borrow(Reference::<f32>::new(), checkpoint);
+    match Model::load(Reference::<f32>::new(), checkpoint) {
+        Ok(mut model) => {
+            assert_eq!(whole, &Ok(()));
+            if !runs {
+                return;
+            }
+            let logits = run(&mut model);
+            if let Ok(mut model) = borrowed {
+                assert_eq!(run(&mut model), logits, "borrowed weights compute what copied ones do");
+            }
+        }
+        Err(Error::Load(error)) => {
+            assert!(!error.to_string().is_empty());
+            assert!(whole.is_ok() || whole == &Err(error), "damage is found first");
+        }
+        Err(error) => panic!("a tiny model is refused: {error}"),
+    }
+}
+
+fn resume(checkpoint: &Checkpoint<'_>, whole: &Result<(), LoadError>, runs: bool) {
+    let Some(training) = checkpoint.training() else { return };
+    let (batch, time) = (training.config.batch, training.config.time);
+    if batch.saturating_mul(time) > 64 {
+        return;
+    }
+    match Trainer::resume(Reference::<f32>::new(), checkpoint) {
+        Ok(mut trainer) => {
+            assert_eq!(whole, &Ok(()));
+            assert_eq!(trainer.state().as_ref(), Ok(&training.state));
+            if runs {
+                let vocab_size = checkpoint.config().vocab_size;
+                let tokens: Vec<u32> = (0..batch * time).map(|i| (i % vocab_size) as u32).collect();
+                trainer.micro_step(&tokens, &tokens).expect("the tokens are the model's");
+                trainer.finish_step().expect("memory was there");
+                trainer.metrics().expect("the reference always answers");
+            }
+        }
+        Err(Error::Load(_) | Error::Setting { .. } | Error::Config(_)) => {}
+        Err(error) => panic!("a tiny run is refused: {error}"),
+    }
+}
+
+/// Feeds and generates past the context, and returns the last logits as bits: NaN is equal to NaN.
+fn run<B>(model: &mut Model<B>) -> Vec<u32>
+where
+    B: Backend<Elem = f32, Error = ReferenceError>,
+{
+    let GptConfig { vocab_size, context, .. } = *model.config();
+    let prompt: Vec<u32> = (0..=context).map(|place| (place * 7 % vocab_size) as u32).collect();
+    let mut decoder = Decoder::new(model, context).expect("the model is tiny");
+    decoder.feed(model, &prompt).expect("the prompt is in the vocabulary");
+    let mut sampler = Sampler::new(SampleConfig::greedy(), vocab_size).expect("the vocabulary is not empty");
+    for token in decoder.generate(model, &mut sampler).take(2) {
+        match token {
+            Ok(token) => assert!((token as usize) < vocab_size),
+            // Weights may be NaN or infinite.
+            Err(Error::Sample(error)) => assert!(!error.to_string().is_empty()),
+            Err(error) => panic!("a tiny model does not run: {error}"),
+        }
+    }
+    let bits = |logit: &f32| if logit.is_nan() { u32::MAX } else { logit.to_bits() };
+    let logits = decoder.logits().iter().map(bits).collect();
+    decoder.release(model).expect("its own model takes the buffers back");
+    logits
+}

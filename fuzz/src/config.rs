@@ -1,0 +1,150 @@
+//! What a config's validation and its plans say of it is true.
+
+use arbitrary::{Result, Unstructured};
+use minigpt_core::plan::{ALIGN, Logits, Region};
+use minigpt_core::{
+    ConfigError, Decoder, Dtype, Error, GptConfig, Model, Plan, Reference, ReferenceError, TrainConfig,
+    Trainer, Windows,
+};
+
+use super::draw;
+
+/// What is planned for this many bytes or fewer is also allocated and run.
+const RUN: usize = 48 << 10;
+
+/// A plan is as long as the model has layers.
+const LAYERS: usize = 200;
+
+/// A config, then a batch and a time.
+pub fn config_plan(data: &[u8]) {
+    let _ = plan(&mut Unstructured::new(data));
+}
+
+fn plan(u: &mut Unstructured<'_>) -> Result<()> {
+    let config = draw::config(u, draw::dimension)?;
+    let (batch, time) = (draw::dimension(u)?, draw::dimension(u)?);
+    let elem = *u.choose(&[Dtype::F32, Dtype::F64])?;
+    let cache = draw::dimension(u)?;
+    let budget = draw::dimension(u)?;
+    let valid = config.validate();
+    if let Err(error) = valid {
+        let _ = error.to_string();
+        // Compared as text, because the number that it names may be NaN.
+        let refused = Plan::training(&config, elem, batch, time).expect_err("the config is not valid");
+        assert_eq!(refused.to_string(), error.to_string());
+        assert_eq!(Plan::largest_batch(&config, elem, time, budget, |_| 0), None);
+        return Ok(());
+    }
+    if config.layers > LAYERS {
+        return Ok(());
+    }
+    let plans = [
+        Plan::training(&config, elem, batch, time),
+        Plan::inference(&config, elem, batch, time, Logits::All, 0),
+        Plan::inference(&config, elem, batch, time, Logits::Last, cache),
+    ];
+    for plan in &plans {
+        match plan {
+            Ok(plan) => adds_up(plan),
+            Err(ConfigError::Zero { field: "batch" }) => assert_eq!(batch, 0),
+            Err(ConfigError::Zero { field: "time" }) => assert_eq!(time, 0),
+            Err(ConfigError::BeyondContext { .. }) => assert!(time > config.context),
+            Err(ConfigError::TooLarge { .. }) => {
+                let largest =
+                    [config.vocab_size, config.context, config.d_model, config.d_ff, batch, time, cache];
+                assert!(largest.iter().any(|dimension| *dimension > 1 << 8), "{config:?} is small");
+            }
+            Err(error) => panic!("a valid config is refused: {error}"),
+        }
+    }
+    if let Some(largest) = Plan::largest_batch(&config, elem, time, budget, |_| 0) {
+        let bytes = |batch| Plan::training(&config, elem, batch, time).map(|plan| plan.bytes.total());
+        assert!(bytes(largest).is_ok_and(|bytes| bytes <= budget));
+        assert!(bytes(largest + 1).map_or(true, |bytes| bytes > budget));
+    }
+    if let [Ok(training), _, Ok(inference)] = plans
+        && training.bytes.total().saturating_add(inference.bytes.total()) <= RUN
+    {
+        run(config, batch, time).unwrap_or_else(|error| panic!("{training:?} does not run: {error}"));
+    }
+    Ok(())
+}
+
+/// Every region lies in its buffer, those of parameters side by side, and the sums are those of their parts.
+fn adds_up(plan: &Plan) {
+    let unit = plan.elem.unit().1;
+    let end = |region: Region, unit: usize| {
+        assert_eq!(region.offset % ALIGN, 0);
+        region.offset as u128 + region.len as u128 * unit as u128
+    };
+    let total: u128 = plan.bytes.categories().iter().map(|(_, bytes)| *bytes as u128).sum();
+    assert_eq!(plan.bytes.total() as u128, total.min(usize::MAX as u128));
+    let training = plan.backward.is_some();
+    assert_eq!(plan.bytes.gradients, if training { plan.bytes.parameters } else { 0 });
+    assert_eq!(plan.bytes.optimizer as u128, 2 * plan.bytes.gradients as u128);
+
+    let mut parameters = plan.parameters.list();
+    let count: u128 = parameters.iter().map(|tensor| tensor.rows as u128 * tensor.cols as u128).sum();
+    assert_eq!(plan.parameter_count as u128, count);
+    parameters.sort_unstable_by_key(|tensor| tensor.region.offset);
+    let mut free = 0;
+    for tensor in parameters {
+        assert_eq!(tensor.region.len, tensor.rows * tensor.cols);
+        assert!(tensor.region.offset as u128 >= free);
+        assert_eq!(tensor.is_matrix(), tensor.region.offset < plan.decayed * unit, "{}", tensor.name);
+        free = end(tensor.region, unit);
+    }
+    assert!(free <= plan.bytes.parameters as u128);
+    assert_eq!(plan.parameter_span * unit, plan.bytes.parameters);
+
+    let activations = &plan.activations;
+    let mut inside = vec![activations.head_in, activations.logits];
+    inside.extend([activations.final_norm.mean, activations.final_norm.rstd]);
+    for block in &activations.blocks {
+        inside.extend([
+            block.input,
+            block.attention_in,
+            block.qkv,
+            block.attended,
+            block.lse,
+            block.attention_sum,
+        ]);
+        inside.extend([
+            block.middle,
+            block.feed_forward_in,
+            block.hidden,
+            block.feed_forward_sum,
+            block.output,
+        ]);
+        inside.extend([block.norm1.mean, block.norm1.rstd, block.norm2.mean, block.norm2.rstd]);
+        inside.extend(block.pre_activation);
+    }
+    inside.extend(plan.backward.iter().flat_map(|b| [b.d_stream, b.d_scratch, b.d_qkv, b.d_hidden]));
+    assert!(inside.into_iter().all(|region| end(region, unit) <= plan.bytes.activations as u128));
+    let caches = plan.caches.iter().flat_map(|cache| [cache.keys, cache.values]);
+    assert!(caches.into_iter().all(|region| end(region, unit) <= plan.bytes.cache as u128));
+    let table = plan.position_table.map_or(0, |region| end(region, unit));
+    assert!(table <= plan.bytes.constants as u128);
+    let state = [
+        (plan.tokens, 4),
+        (plan.targets, 4),
+        (plan.counters, 4),
+        (plan.scalars, unit),
+        (plan.evaluation, unit),
+    ];
+    assert!(state.into_iter().all(|(region, unit)| end(region, unit) <= plan.bytes.state as u128));
+    let _ = plan.training_flops(plan.batch);
+}
+
+/// A step of training, and a token of what follows.
+fn run(config: GptConfig, batch: usize, time: usize) -> core::result::Result<(), Error<ReferenceError>> {
+    let tokens: Vec<u32> = (0..time as u32 + 2).map(|token| token % config.vocab_size as u32).collect();
+    let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
+    let mut decoder = Decoder::new(&mut model, time)?;
+    decoder.feed(&mut model, &tokens)?;
+    decoder.release(&mut model)?;
+    let mut trainer = Trainer::new(model, TrainConfig { batch, time, ..TrainConfig::constant(1e-3) })?;
+    trainer.step(&Windows::new(&tokens, time)?)?;
+    assert_eq!(trainer.metrics()?.step, 1);
+    Ok(())
+}

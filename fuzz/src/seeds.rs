@@ -1,0 +1,109 @@
+//! The first inputs of each target, so that the fuzzer begins behind the simple checks.
+
+use core::convert::Infallible;
+
+use minigpt_core::checkpoint::{self, Contents, TensorSpec, Training};
+use minigpt_core::rng::{Rng, Stream};
+use minigpt_core::train::TrainState;
+use minigpt_core::{
+    Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, Norm, Plan, Position,
+    TrainConfig,
+};
+
+/// Target, name and bytes of each. All checkpoints among them are valid.
+pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
+    let mut all = Vec::new();
+    for (i, text) in ["", "to be, or not to be", "añ€🦀\0\n", "\u{7F}\u{80}\u{7FF}\u{800}\u{10FFFF}"]
+        .into_iter()
+        .enumerate()
+    {
+        // Half of it is the vocabulary's text.
+        let twice = [&[127], text.as_bytes(), text.as_bytes()].concat();
+        all.push(("tokenizer_roundtrip", format!("text{i}"), twice));
+        let mut chars: Vec<char> = text.chars().collect();
+        chars.sort_unstable();
+        chars.dedup();
+        let sorted: String = chars.iter().collect();
+        all.push((
+            "tokenizer_load",
+            format!("sorted{i}"),
+            [&[4, 1, sorted.len() as u8], sorted.as_bytes()].concat(),
+        ));
+        all.push((
+            "tokenizer_load",
+            format!("text{i}"),
+            [&[3, 1, text.len() as u8], text.as_bytes()].concat(),
+        ));
+        let points = chars.iter().flat_map(|character| u32::from(*character).to_le_bytes());
+        all.push(("tokenizer_load", format!("points{i}"), [4].into_iter().chain(points).collect()));
+    }
+    all.push(("tokenizer_load", "bytes".into(), vec![3, 0]));
+
+    let positions = [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None];
+    let norms = [Norm::Pre, Norm::Post, Norm::None];
+    let dtypes = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0, Dtype::F64];
+    for i in 0..12 {
+        let config = GptConfig {
+            layers: 1 + i / 11,
+            heads: 1 + i % 2,
+            d_model: 2 + 2 * (i % 2),
+            d_ff: 2 + i % 4,
+            position: positions[i % 4],
+            norm: norms[i % 3],
+            attention_scale: [AttentionScale::InverseSqrt, AttentionScale::None, AttentionScale::Custom(0.5)]
+                [i % 3],
+            residual: i % 5 > 0,
+            activation: [Activation::GeluErf, Activation::GeluTanh, Activation::Relu][i / 4],
+            bias: i % 2 > 0,
+            dropout: if i % 4 == 1 { 0.1 } else { 0.0 },
+            tied_embeddings: i % 3 > 0,
+            ..GptConfig::new(5, 3)
+        };
+        let name = format!("model{i}");
+        all.push(("checkpoint_load", name, file(&config, dtypes[i % 6], i % 3 == 0)));
+    }
+    // The other targets read numbers, of which any will do.
+    for target in ["checkpoint_roundtrip", "config_plan", "sampler"] {
+        for i in 0..16 {
+            let mut rng = Rng::new(i, Stream::User);
+            let bytes = (0..200).map(|_| rng.below(if i % 2 == 0 { 256 } else { 16 }) as u8).collect();
+            all.push((target, format!("numbers{i}"), bytes));
+        }
+    }
+    all
+}
+
+/// A checkpoint with matrices of type `dtype`, and with the state of a training or without.
+fn file(config: &GptConfig, dtype: Dtype, with_training: bool) -> Vec<u8> {
+    let settings = TrainConfig { batch: 2, time: 3, ..TrainConfig::constant(1e-2) };
+    let plan =
+        Plan::training(config, Dtype::F32, settings.batch, settings.time).expect("the config is valid");
+    let mut tensors = if with_training { TensorSpec::training(&plan) } else { TensorSpec::parameters(&plan) };
+    let parameters = plan.parameters.list();
+    for (i, tensor) in tensors.iter_mut().enumerate() {
+        let parameter = parameters[i % parameters.len()];
+        if parameter.is_matrix() && parameter.name != "wpe.weight" && i < parameters.len() {
+            tensor.dtype = dtype;
+        }
+    }
+    let tokenizer: AnyTokenizer = CharTokenizer::from_text("añ€🦀").expect("it has characters").into();
+    let state = TrainState { counters: [1; 16], windows_drawn: 9 };
+    let training = with_training.then_some(Training { config: settings, state });
+    let contents = Contents {
+        config,
+        tokenizer: Some(&tokenizer),
+        training: training.as_ref(),
+        metadata: &[("corpus", "plays"), ("größe", "🦀")],
+        tensors: &tensors,
+    };
+    let mut file = Vec::new();
+    // Bytes that make small numbers in every type.
+    let some = |tensor: usize, offset: usize, bytes: &mut [u8]| {
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = [0x3c, 0x21, 0x3b, 0x3d][(tensor + offset + i * 3) % 4];
+        }
+        Ok::<(), Infallible>(())
+    };
+    checkpoint::write(&mut file, &contents, some).expect("the contents are valid");
+    file
+}
