@@ -10,7 +10,7 @@ use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::{
     Backend, Decoder, GptConfig, Model, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
 };
-use minigpt_examples::options::{BackendName, OnBackend, human, load, on_backend};
+use minigpt_examples::options::{BackendName, OnBackend, RecomputeName, human, load, on_backend};
 use minigpt_examples::profiled::{Bound, Ceilings, Cost, Profiled};
 use minigpt_examples::{Outcome, memory, say};
 use serde_json::json;
@@ -37,6 +37,9 @@ struct Options {
     /// Threads; else as many as the machine offers.
     #[arg(long)]
     threads: Option<usize>,
+    /// What the backward pass computes again, to save memory.
+    #[arg(long, value_enum, default_value = "cheap")]
+    recompute: RecomputeName,
     /// How long to time each.
     #[arg(long, default_value_t = 6.0)]
     seconds: f64,
@@ -201,8 +204,9 @@ impl OnBackend for Step<'_> {
         let subject = self.0;
         let (options, context, batch) = (subject.options, subject.config.context, subject.batch);
         let vocab = subject.config.vocab_size;
-        let settings = TrainConfig { batch, time: context, ..TrainConfig::constant(1e-3) };
-        memory::check_training(&backend, &subject.config, batch, context, "name it with --batch")?;
+        let recompute = options.recompute.into();
+        let settings = TrainConfig { batch, time: context, recompute, ..TrainConfig::constant(1e-3) };
+        memory::check_training(&backend, &subject.config, &settings, "name it with --batch")?;
         let model = subject.model(Profiled::new(backend))?;
         let parameters = model.parameter_count();
         let mut trainer = Trainer::new(model, settings)?;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use minigpt_core::plan::Logits;
-use minigpt_core::{Backend, GptConfig, Plan, Real};
+use minigpt_core::{Backend, GptConfig, Plan, Real, Recompute, TrainConfig};
 
 use crate::Outcome;
 use crate::options::human;
@@ -69,24 +69,32 @@ fn control_group(root: &Path) -> Option<usize> {
 /// Refuses a training that does not fit, before anything is allocated; `remedy` says how to change the batch.
 ///
 /// # Errors
-/// If the config is invalid, or needs more than is available: then with the largest batch that fits.
+/// If the config is invalid, or needs more than is available: then with what would fit, by `--recompute blocks` or with
+/// a smaller batch.
 pub fn check_training<B: Backend>(
     backend: &B,
     config: &GptConfig,
-    batch: usize,
-    time: usize,
+    training: &TrainConfig,
     remedy: &str,
 ) -> Outcome<()> {
-    let plan = Plan::training(config, B::Elem::DTYPE, batch, time)?;
+    let TrainConfig { batch, time, recompute, .. } = *training;
+    let plan = Plan::training_with(config, B::Elem::DTYPE, batch, time, recompute)?;
     available().map_or(Ok(()), |available| training_fits(backend, &plan, available, remedy))
 }
 
 fn training_fits<B: Backend>(backend: &B, plan: &Plan, available: usize, remedy: &str) -> Outcome<()> {
     fits("training", backend, plan, available, || {
         let workspace = |plan: &Plan| backend.workspace_bytes(plan);
-        match Plan::largest_batch(&plan.config, B::Elem::DTYPE, plan.time, available, workspace) {
-            Some(batch) => format!("the largest batch that fits is {batch}: {remedy}"),
-            None => "not even one sequence fits: make the model or the context smaller".into(),
+        let largest = |recompute| {
+            Plan::largest_batch(&plan.config, B::Elem::DTYPE, plan.time, recompute, available, workspace)
+        };
+        match (largest(plan.recompute), largest(Recompute::Blocks)) {
+            (_, Some(batch)) if batch >= plan.batch => "with --recompute blocks it fits".into(),
+            (Some(batch), _) => format!("the largest batch that fits is {batch}: {remedy}"),
+            (None, Some(batch)) => {
+                format!("with --recompute blocks, the largest batch that fits is {batch}: {remedy}")
+            }
+            (None, None) => "not even one sequence fits: make the model or the context smaller".into(),
         }
     })
 }
@@ -186,15 +194,24 @@ mod tests {
     #[test]
     fn what_fits_is_said() {
         let backend = Reference::<f32>::new();
-        let config = GptConfig { layers: 1, heads: 1, d_model: 8, d_ff: 8, ..GptConfig::new(4, 8) };
-        let plan = |batch| Plan::training(&config, Dtype::F32, batch, 8).unwrap();
+        let config = GptConfig { layers: 4, heads: 1, d_model: 8, d_ff: 8, ..GptConfig::new(4, 8) };
+        let plan = |batch, recompute| Plan::training_with(&config, Dtype::F32, batch, 8, recompute).unwrap();
         let fits = |plan: &Plan, budget| training_fits(&backend, plan, budget, "change it");
-        let budget = plan(5).bytes.total();
-        assert!(fits(&plan(5), budget).is_ok());
-        let error = fits(&plan(6), budget).unwrap_err().to_string();
+        let (cheap, blocks) = (Recompute::Cheap, Recompute::Blocks);
+        let budget = plan(5, cheap).bytes.total();
+        assert!(fits(&plan(5, cheap), budget).is_ok());
+        let error = fits(&plan(6, cheap), budget).unwrap_err().to_string();
         assert!(error.starts_with("training needs ") && error.contains("parameters "), "{error}");
+        assert!(error.ends_with("with --recompute blocks it fits"), "{error}");
+        let error = fits(&plan(60, cheap), budget).unwrap_err().to_string();
         assert!(error.ends_with("the largest batch that fits is 5: change it"), "{error}");
-        let error = fits(&plan(6), 100).unwrap_err().to_string();
+        let small = plan(1, blocks).bytes.total();
+        let error = fits(&plan(60, cheap), small).unwrap_err().to_string();
+        let expected = "with --recompute blocks, the largest batch that fits is 1: change it";
+        assert!(error.ends_with(expected), "{error}");
+        let error = fits(&plan(60, blocks), small).unwrap_err().to_string();
+        assert!(error.ends_with(" available: the largest batch that fits is 1: change it"), "{error}");
+        let error = fits(&plan(6, cheap), 100).unwrap_err().to_string();
         assert!(error.contains("not even one sequence fits"), "{error}");
     }
 

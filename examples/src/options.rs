@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use minigpt_core::checkpoint;
-use minigpt_core::{Backend, Reference};
+use minigpt_core::{Backend, Recompute, Reference};
 use minigpt_cpu::Cpu;
 
 use crate::Outcome;
@@ -25,6 +25,39 @@ impl fmt::Display for BackendName {
         f.write_str(match self {
             BackendName::Cpu => "cpu",
             BackendName::Reference => "reference",
+        })
+    }
+}
+
+/// [`Recompute`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum RecomputeName {
+    /// Nothing: everything is kept.
+    Nothing,
+    /// What one pass over memory computes.
+    #[default]
+    Cheap,
+    /// All but the input of each block: slower, and far less memory.
+    Blocks,
+}
+
+impl From<RecomputeName> for Recompute {
+    fn from(name: RecomputeName) -> Self {
+        match name {
+            RecomputeName::Nothing => Recompute::Nothing,
+            RecomputeName::Cheap => Recompute::Cheap,
+            RecomputeName::Blocks => Recompute::Blocks,
+        }
+    }
+}
+
+impl fmt::Display for RecomputeName {
+    /// As it is written on the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RecomputeName::Nothing => "nothing",
+            RecomputeName::Cheap => "cheap",
+            RecomputeName::Blocks => "blocks",
         })
     }
 }

@@ -22,6 +22,9 @@ pub enum Error<E> {
     Memory {
         /// Bytes that the plan and the backend's scratch need together.
         needed: usize,
+        /// The same of a training that recomputes [its blocks](crate::Recompute::Blocks), if it does not yet and that
+        /// is less.
+        recomputing: Option<usize>,
         /// What the backend said.
         source: E,
     },
@@ -123,12 +126,16 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
         match self {
             Error::Config(error) => error.fmt(f),
             Error::Backend(error) => error.fmt(f),
-            Error::Memory { needed, source } => write!(
-                f,
-                "{:.1} MB are needed: {source}; a smaller batch, shorter sequences or a smaller model need less \
-                 (Plan::largest_batch says what fits)",
-                *needed as f64 / 1e6
-            ),
+            Error::Memory { needed, recomputing, source } => {
+                let mb = |bytes: usize| bytes as f64 / 1e6;
+                write!(f, "{:.1} MB are needed: {source}; ", mb(*needed))?;
+                if let Some(less) = recomputing {
+                    write!(f, "with TrainConfig::recompute set to Recompute::Blocks, {:.1} MB; ", mb(*less))?;
+                }
+                f.write_str(
+                    "a smaller batch, shorter sequences or a smaller model need less (Plan::largest_batch says what fits)",
+                )
+            }
             Error::Token { token, index, vocab } => write!(
                 f,
                 "token {token} at place {index} is not in the vocabulary of {vocab}: encode with the model's tokenizer"

@@ -105,7 +105,7 @@ pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;
 pub use model::{Decoder, Model};
 pub use op::{InvalidOp, Op, OpKind};
-pub use plan::Plan;
+pub use plan::{Plan, Recompute};
 pub use real::Real;
 pub use reference::{Reference, ReferenceError};
 pub use sample::{SampleConfig, SampleError, Sampler};

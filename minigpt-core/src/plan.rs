@@ -12,6 +12,10 @@ use crate::backend::{Buffer, Dtype, Span};
 use crate::config::{ConfigError, GptConfig, Norm, Position};
 use crate::op::{counter, scalar};
 
+mod activations;
+
+pub use activations::{Activations, BackwardActivations, BlockActivations, NormActivations, Recompute};
+
 /// Regions begin at multiples of this many bytes: a cache line, and the widest vector.
 pub const ALIGN: usize = 64;
 
@@ -165,75 +169,6 @@ impl<T> Parameters<T> {
     }
 }
 
-/// Statistics that layer norm keeps for its gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NormActivations {
-    /// (B, T).
-    pub mean: Region,
-    /// (B, T).
-    pub rstd: Region,
-}
-
-/// What a block computes. Where no norm stands between two of them they are the same region, and in inference
-/// all blocks share theirs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockActivations {
-    /// The block's input: (B, T, C).
-    pub input: Region,
-    /// What the projection to q, k, v reads: (B, T, C).
-    pub attention_in: Region,
-    /// (B, T, 3C).
-    pub qkv: Region,
-    /// The heads' results side by side: (B, T, C).
-    pub attended: Region,
-    /// (B, H, T); empty where attention goes over a cache.
-    pub lse: Region,
-    /// The attention sub-layer's sum: (B, T, C).
-    pub attention_sum: Region,
-    /// The feed-forward sub-layer's input on the residual stream: (B, T, C).
-    pub middle: Region,
-    /// What the first feed-forward layer reads: (B, T, C).
-    pub feed_forward_in: Region,
-    /// The activation's input, kept for the gradient only: (B, T, F).
-    pub pre_activation: Option<Region>,
-    /// (B, T, F).
-    pub hidden: Region,
-    /// The feed-forward sub-layer's sum: (B, T, C).
-    pub feed_forward_sum: Region,
-    /// The block's result, the next one's input: (B, T, C).
-    pub output: Region,
-    /// Of the first norm.
-    pub norm1: NormActivations,
-    /// Of the second norm.
-    pub norm2: NormActivations,
-}
-
-/// What the forward pass computes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Activations {
-    /// One for each layer.
-    pub blocks: Vec<BlockActivations>,
-    /// What the head reads: (B, T, C).
-    pub head_in: Region,
-    /// Of the final norm.
-    pub final_norm: NormActivations,
-    /// (logit rows, V). In training, the gradient takes its place.
-    pub logits: Region,
-}
-
-/// What the backward pass needs besides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BackwardActivations {
-    /// The gradient of the residual stream, carried from the last block to the first: (B, T, C).
-    pub d_stream: Region,
-    /// (B, T, C).
-    pub d_scratch: Region,
-    /// (B, T, 3C).
-    pub d_qkv: Region,
-    /// (B, T, F).
-    pub d_hidden: Region,
-}
-
 /// Room for the keys and values of one block: each (B, H, capacity, D).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheRegions {
@@ -308,14 +243,16 @@ pub enum Purpose {
 /// Where everything lies. See the [module](self).
 ///
 /// ```
-/// use minigpt_core::{GptConfig, Plan, Dtype};
+/// use minigpt_core::{Dtype, GptConfig, Plan, Recompute};
 /// let config = GptConfig::new(65, 64);
 /// let plan = Plan::training(&config, Dtype::F32, 12, 64)?;
 /// assert_eq!(plan.parameter_count, 804_096);
 /// assert_eq!(plan.bytes.gradients, 4 * plan.parameter_count);
 /// let budget = 64 << 20;
-/// let batch = Plan::largest_batch(&config, Dtype::F32, 64, budget, |_| 0).unwrap();
+/// let fits = |recompute| Plan::largest_batch(&config, Dtype::F32, 64, recompute, budget, |_| 0);
+/// let (batch, larger) = (fits(Recompute::Cheap).unwrap(), fits(Recompute::Blocks).unwrap());
 /// assert!(Plan::training(&config, Dtype::F32, batch, 64)?.bytes.total() <= budget);
+/// assert!(larger > 2 * batch);
 /// # Ok::<(), minigpt_core::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -326,6 +263,8 @@ pub struct Plan {
     pub elem: Dtype,
     /// What for.
     pub purpose: Purpose,
+    /// What the backward pass computes again. Training only.
+    pub recompute: Recompute,
     /// B, at most.
     pub batch: usize,
     /// T, at most.
@@ -372,6 +311,24 @@ impl Layout {
         Layout { unit: dtype.unit().1, end: 0, field }
     }
 
+    /// Room for sets of which only one is in use at a time: each begins where the first does.
+    fn overlay<const SETS: usize, const N: usize>(
+        &mut self,
+        sets: [[&[usize]; N]; SETS],
+    ) -> Result<[[Region; N]; SETS], ConfigError> {
+        let (begin, mut end) = (self.end, self.end);
+        let mut regions = [[Region { offset: begin, len: 0 }; N]; SETS];
+        for (set, places) in sets.iter().zip(&mut regions) {
+            self.end = begin;
+            for (dims, place) in set.iter().zip(places) {
+                *place = self.push(dims)?;
+            }
+            end = end.max(self.end);
+        }
+        self.end = end;
+        Ok(regions)
+    }
+
     fn push(&mut self, dims: &[usize]) -> Result<Region, ConfigError> {
         let overflow = ConfigError::TooLarge { field: self.field };
         let len = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or(overflow)?;
@@ -388,12 +345,26 @@ impl Layout {
 }
 
 impl Plan {
-    /// A plan to train with batches of `batch` sequences of `time` tokens.
+    /// A plan to train with batches of `batch` sequences of `time` tokens, recomputing what is cheap.
     ///
     /// # Errors
     /// If the config is invalid, `batch` or `time` is 0, `time` is beyond the context, or a size overflows.
     pub fn training(config: &GptConfig, elem: Dtype, batch: usize, time: usize) -> Result<Plan, ConfigError> {
-        Plan::new(config, elem, Purpose::Training, batch, time)
+        Plan::training_with(config, elem, batch, time, Recompute::default())
+    }
+
+    /// As [`training`](Plan::training), recomputing what `recompute` says.
+    ///
+    /// # Errors
+    /// As [`training`](Plan::training).
+    pub fn training_with(
+        config: &GptConfig,
+        elem: Dtype,
+        batch: usize,
+        time: usize,
+        recompute: Recompute,
+    ) -> Result<Plan, ConfigError> {
+        Plan::new(config, elem, Purpose::Training, recompute, batch, time)
     }
 
     /// A plan to run the model over at most `batch` sequences of `time` tokens at once.
@@ -408,7 +379,8 @@ impl Plan {
         logits: Logits,
         cache: usize,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, elem, Purpose::Inference { logits, cache }, batch, time)
+        let purpose = Purpose::Inference { logits, cache };
+        Plan::new(config, elem, purpose, Recompute::default(), batch, time)
     }
 
     /// The largest batch whose training plan, with the backend's `workspace` for it, takes at most `budget` bytes;
@@ -417,11 +389,12 @@ impl Plan {
         config: &GptConfig,
         elem: Dtype,
         time: usize,
+        recompute: Recompute,
         budget: usize,
         workspace: impl Fn(&Plan) -> usize,
     ) -> Option<usize> {
         let fits = |batch| {
-            Plan::training(config, elem, batch, time)
+            Plan::training_with(config, elem, batch, time, recompute)
                 .is_ok_and(|plan| plan.bytes.total().saturating_add(workspace(&plan)) <= budget)
         };
         if !fits(1) {
@@ -445,6 +418,7 @@ impl Plan {
         config: &GptConfig,
         elem: Dtype,
         purpose: Purpose,
+        recompute: Recompute,
         batch: usize,
         time: usize,
     ) -> Result<Plan, ConfigError> {
@@ -470,7 +444,15 @@ impl Plan {
         };
 
         let mut layout = Layout::new(elem, "activations");
-        let (activations, backward) = activations(config, purpose, batch, time, &mut layout)?;
+        let (activations, backward) = match purpose {
+            Purpose::Training => {
+                let (forward, backward) = activations::training(config, recompute, batch, time, &mut layout)?;
+                (forward, Some(backward))
+            }
+            Purpose::Inference { logits, cache } => {
+                (activations::inference(config, logits, cache > 0, batch, time, &mut layout)?, None)
+            }
+        };
 
         let mut cache = Layout::new(elem, "cache");
         let mut caches = Vec::new();
@@ -505,6 +487,7 @@ impl Plan {
             config: config.clone(),
             elem,
             purpose,
+            recompute,
             batch,
             time,
             parameters,
@@ -596,87 +579,6 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
     let mut next = regions.into_iter();
     let all = all.map(|tensor| Tensor { region: next.next().unwrap_or(nowhere), ..tensor.clone() });
     Ok((all, count, end, decayed))
-}
-
-fn activations(
-    config: &GptConfig,
-    purpose: Purpose,
-    batch: usize,
-    time: usize,
-    layout: &mut Layout,
-) -> Result<(Activations, Option<BackwardActivations>), ConfigError> {
-    let training = purpose == Purpose::Training;
-    let stream = [batch, time, config.d_model];
-    let triple = [batch, time, config.d_model, 3];
-    let wide = [batch, time, config.d_ff];
-    let cached = matches!(purpose, Purpose::Inference { cache: 1.., .. });
-    let per_head = [batch, config.heads, if cached { 0 } else { time }];
-
-    let mut blocks: Vec<BlockActivations> = Vec::new();
-    let mut input = layout.push(&stream)?;
-    // In inference a block's values die with it, so one set serves all; three streams suffice, because the input
-    // is dead once the attention sum is made.
-    let normed = if training || config.norm == Norm::None { input } else { layout.push(&stream)? };
-    for _ in 0..config.layers {
-        if !training && let Some(first) = blocks.first() {
-            let again = *first;
-            blocks.push(again);
-            continue;
-        }
-        let mut norm_stats = || -> Result<NormActivations, ConfigError> {
-            let rows = [batch, if config.norm == Norm::None { 0 } else { time }];
-            Ok(NormActivations { mean: layout.push(&rows)?, rstd: layout.push(&rows)? })
-        };
-        let (norm1, norm2) = (norm_stats()?, norm_stats()?);
-        let mut fresh = || if training { layout.push(&stream) } else { Ok(normed) };
-        let (before, after) = (config.norm == Norm::Pre, config.norm == Norm::Post);
-        let attention_in = if before { fresh()? } else { input };
-        let apart1 = if after { Some(fresh()?) } else { None };
-        let feed_forward_normed = if before { Some(fresh()?) } else { None };
-        let apart2 = if after { Some(fresh()?) } else { None };
-        let middle = layout.push(&stream)?;
-        let output = if training { layout.push(&stream)? } else { input };
-        blocks.push(BlockActivations {
-            input,
-            attention_in,
-            qkv: layout.push(&triple)?,
-            attended: layout.push(&stream)?,
-            lse: layout.push(&per_head)?,
-            attention_sum: apart1.unwrap_or(middle),
-            middle,
-            feed_forward_in: feed_forward_normed.unwrap_or(middle),
-            pre_activation: if training { Some(layout.push(&wide)?) } else { None },
-            hidden: layout.push(&wide)?,
-            feed_forward_sum: apart2.unwrap_or(output),
-            output,
-            norm1,
-            norm2,
-        });
-        input = output;
-    }
-    let final_rows = [batch, if config.norm == Norm::Pre { time } else { 0 }];
-    let final_norm = NormActivations { mean: layout.push(&final_rows)?, rstd: layout.push(&final_rows)? };
-    let head_in = match config.norm {
-        Norm::Pre if training => layout.push(&stream)?,
-        Norm::Pre => normed,
-        Norm::Post | Norm::None => input,
-    };
-    let logit_rows = match purpose {
-        Purpose::Inference { logits: Logits::Last, .. } => 1,
-        _ => time,
-    };
-    let logits = layout.push(&[batch, logit_rows, config.vocab_size])?;
-    let backward = if training {
-        Some(BackwardActivations {
-            d_stream: layout.push(&stream)?,
-            d_scratch: layout.push(&stream)?,
-            d_qkv: layout.push(&triple)?,
-            d_hidden: layout.push(&wide)?,
-        })
-    } else {
-        None
-    };
-    Ok((Activations { blocks, head_in, final_norm, logits }, backward))
 }
 
 #[cfg(test)]

@@ -111,13 +111,14 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
 fn every_op_that_is_wrong_is_found() {
     use OpKind::*;
     // A result that is wrong, and an operand that was to be read only.
-    const CASES: [(OpKind, &[&str]); 16] = [
+    const CASES: [(OpKind, &[&str]); 17] = [
         (EmbeddingForward, &["out", "token_embedding", "position_embedding"]),
         (EmbeddingBackward, &["d_token_embedding", "d_position_embedding", "d_out"]),
         (LayerNormForward, &["y", "mean", "rstd", "x"]),
         (LayerNormBackward, &["d_x", "d_weight", "d_bias", "d_y"]),
         (LinearForward, &["y", "activate.input", "residual", "x"]),
         (LinearBackward, &["d_x", "d_weight", "d_bias", "d_y"]),
+        (ActivationForward, &["y", "x"]),
         (Rotary, &["qkv", "table"]),
         (AttentionForward, &["out", "lse", "qkv"]),
         (AttentionBackward, &["d_qkv", "d_out"]),

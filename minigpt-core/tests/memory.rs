@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use minigpt_core::{
-    Backend, Buffer, Decoder, Error, GptConfig, Model, Op, Reference, ReferenceError, Span, TrainConfig,
-    Trainer,
+    Backend, Buffer, Decoder, Error, GptConfig, Model, Op, Recompute, Reference, ReferenceError, Span,
+    TrainConfig, Trainer,
 };
 
 /// A reference with room for so many bytes.
@@ -85,12 +85,42 @@ fn a_decoder_or_a_pass_that_does_not_fit_leaves_nothing_behind() {
 
 #[test]
 fn what_a_trainer_takes_is_its_plan_to_the_byte() {
-    let settings = TrainConfig { batch: 3, time: 9, ..TrainConfig::constant(1e-3) };
-    let trainer = Trainer::new(model(usize::MAX), settings.clone()).unwrap();
-    let bytes = trainer.plan().bytes.total();
-    assert_eq!(trainer.model().backend().used(), bytes);
-    assert!(Trainer::new(model(bytes), settings.clone()).is_ok());
-    assert!(Trainer::new(model(bytes - 1), settings).unwrap_err().is_out_of_memory());
+    for recompute in [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks] {
+        let settings = TrainConfig { batch: 3, time: 9, recompute, ..TrainConfig::constant(1e-3) };
+        let trainer = Trainer::new(model(usize::MAX), settings.clone()).unwrap();
+        let bytes = trainer.plan().bytes.total();
+        assert_eq!(trainer.model().backend().used(), bytes);
+        assert!(Trainer::new(model(bytes), settings.clone()).is_ok());
+        assert!(Trainer::new(model(bytes - 1), settings).unwrap_err().is_out_of_memory());
+    }
+}
+
+#[test]
+fn a_training_that_does_not_fit_is_told_what_recomputing_would_need() {
+    let settings = |recompute| TrainConfig { batch: 3, time: 9, recompute, ..TrainConfig::constant(1e-3) };
+    let needs = |recompute| {
+        let trainer = Trainer::new(model(usize::MAX), settings(recompute)).unwrap();
+        trainer.plan().bytes.total()
+    };
+    let least = needs(Recompute::Blocks);
+    let refused = |recompute, room| match Trainer::new(model(room), settings(recompute)).unwrap_err() {
+        Error::Memory { recomputing, source, needed } => {
+            let text = Error::Memory { recomputing, source, needed }.to_string();
+            assert_eq!(text.contains("Recompute::Blocks"), recomputing.is_some(), "{text}");
+            (needed, recomputing)
+        }
+        other => panic!("{other}"),
+    };
+    for recompute in [Recompute::Nothing, Recompute::Cheap] {
+        // Too small for the activations, and for the moments already.
+        for room in [needs(recompute) - 1, needs(recompute) / 3] {
+            assert_eq!(refused(recompute, room), (needs(recompute), Some(least)));
+        }
+        let mut frugal = Trainer::new(model(least), settings(Recompute::Blocks)).unwrap();
+        let text: Vec<u32> = (0..100).map(|i| i * i % 11).collect();
+        frugal.step(&minigpt_core::Windows::new(&text, 9).unwrap()).unwrap();
+    }
+    assert_eq!(refused(Recompute::Blocks, least - 1), (least, None));
 }
 
 #[test]

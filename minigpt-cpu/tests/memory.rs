@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use minigpt_core::train::{TrainConfig, Trainer};
-use minigpt_core::{Backend, GptConfig, Model, Windows};
+use minigpt_core::{Backend, GptConfig, Model, Recompute, Windows};
 use minigpt_cpu::Cpu;
 
 /// Counts the bytes that all threads hold, and the most that they ever held.
@@ -35,20 +35,24 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn the_plan_and_the_workspace_are_the_memory_that_training_takes() {
     let (vocab, time, batch) = (65, 64, 8);
-    let config = GptConfig::new(vocab, time);
     let text: Vec<u32> = (0..500).map(|i| i * i % vocab as u32).collect();
     let windows = Windows::new(&text, time).unwrap();
-    let cpu = Cpu::builder().threads(2).build().unwrap();
-
-    let before = HELD.load(SeqCst);
-    PEAK.store(before, SeqCst);
-    let settings = TrainConfig { batch, time, ..TrainConfig::constant(1e-3) };
-    let mut trainer = Trainer::new(Model::new(cpu, config, 1).unwrap(), settings).unwrap();
-    for _ in 0..2 {
-        trainer.step(&windows).unwrap();
+    for recompute in [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks] {
+        let config = GptConfig::new(vocab, time);
+        let cpu = Cpu::builder().threads(2).build().unwrap();
+        let before = HELD.load(SeqCst);
+        PEAK.store(before, SeqCst);
+        let settings = TrainConfig { batch, time, recompute, ..TrainConfig::constant(1e-3) };
+        let mut trainer = Trainer::new(Model::new(cpu, config, 1).unwrap(), settings).unwrap();
+        for _ in 0..2 {
+            trainer.step(&windows).unwrap();
+        }
+        let taken = (PEAK.load(SeqCst) - before) as f64;
+        let plan = trainer.plan();
+        let promised = (plan.bytes.total() + trainer.model().backend().workspace_bytes(plan)) as f64;
+        assert!(
+            (taken / promised - 1.0).abs() < 0.02,
+            "{recompute:?}: {promised} bytes were promised, {taken} were taken"
+        );
     }
-    let taken = (PEAK.load(SeqCst) - before) as f64;
-    let plan = trainer.plan();
-    let promised = (plan.bytes.total() + trainer.model().backend().workspace_bytes(plan)) as f64;
-    assert!((taken / promised - 1.0).abs() < 0.02, "{promised} bytes were promised, {taken} were taken");
 }

@@ -6,7 +6,7 @@ use minigpt_core::config::{Activation, Norm, Position};
 use minigpt_core::model::Extras;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::{TrainConfig, Trainer};
-use minigpt_core::{Decoder, GptConfig, Model, SampleConfig, Sampler, Windows};
+use minigpt_core::{Decoder, GptConfig, Model, Recompute, SampleConfig, Sampler, Windows};
 use minigpt_cpu::{Cpu, Isa};
 
 const VOCAB: usize = 65;
@@ -28,13 +28,23 @@ fn configs() -> [GptConfig; 2] {
 }
 
 fn trained(isa: Isa, threads: usize, config: &GptConfig, steps: usize) -> Trainer<Cpu<'static>> {
+    // Twelve sequences of three heads: attention has enough heads for one to be a task.
+    let settings = TrainConfig { batch: 12, time: TIME, ..TrainConfig::constant(1e-3) };
+    trained_as(isa, threads, config, settings, steps)
+}
+
+fn trained_as(
+    isa: Isa,
+    threads: usize,
+    config: &GptConfig,
+    settings: TrainConfig,
+    steps: usize,
+) -> Trainer<Cpu<'static>> {
     let mut rng = Rng::new(1, Stream::User);
     let text: Vec<u32> = (0..2000).map(|_| rng.below(VOCAB as u64) as u32).collect();
     let windows = Windows::new(&text, TIME).unwrap();
     let cpu = Cpu::builder().isa(isa).threads(threads).build().unwrap();
     let model = Model::new(cpu, config.clone(), 1).unwrap();
-    // Twelve sequences of three heads: attention has enough heads for one to be a task.
-    let settings = TrainConfig { batch: 12, time: TIME, ..TrainConfig::constant(1e-3) };
     let mut trainer = Trainer::new(model, settings).unwrap();
     for _ in 0..steps {
         trainer.step(&windows).unwrap();
@@ -73,6 +83,27 @@ fn every_number_of_threads_gives_the_same_bits() {
             let alone = run(1);
             for threads in [2, 3] {
                 assert!(run(threads) == alone, "{isa}, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_recomputed_changes_no_bit() {
+    for isa in Isa::available() {
+        for config in configs() {
+            let run = |recompute| {
+                let constant = TrainConfig::constant(1e-3);
+                let settings = TrainConfig { batch: 6, time: TIME, accumulation: 2, recompute, ..constant };
+                let mut trainer = trained_as(isa, 2, &config, settings, 10);
+                assert_eq!(trainer.model().backend().fallbacks(), 0, "{isa}, {recompute:?}");
+                let mut file = Vec::new();
+                trainer.write(&mut file, &Extras::default()).unwrap();
+                file
+            };
+            let kept = run(Recompute::Nothing);
+            for recompute in [Recompute::Cheap, Recompute::Blocks] {
+                assert!(run(recompute) == kept, "{isa}, {recompute:?}");
             }
         }
     }

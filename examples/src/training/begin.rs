@@ -2,12 +2,12 @@
 
 use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::{
-    AnyTokenizer, Backend, ByteTokenizer, CharTokenizer, Model, Tokenizer, TrainConfig, Trainer,
+    AnyTokenizer, Backend, ByteTokenizer, CharTokenizer, Model, Recompute, Tokenizer, TrainConfig, Trainer,
 };
 
 use super::TRAINING_SHARE;
 use super::folder::{Best, Folder, Pace};
-use super::options::{Settings, TokenizerName};
+use super::options::{Options, TokenizerName};
 use crate::metrics::Metrics;
 use crate::{Outcome, memory, say};
 
@@ -27,7 +27,7 @@ pub(super) struct Begun<B: Backend> {
 pub(super) fn begin<B: Backend>(
     backend: B,
     folder: &Folder,
-    settings: &Settings,
+    Options { settings, recompute, .. }: &Options,
     text: &str,
     sha256: String,
 ) -> Outcome<Begun<B>> {
@@ -36,7 +36,7 @@ pub(super) fn begin<B: Backend>(
         TokenizerName::Byte => ByteTokenizer.into(),
     };
     let config = settings.model(tokenizer.vocab_size());
-    let training = settings.training(config.context);
+    let training = settings.training(config.context, (*recompute).into());
     let pace = settings.pace(sha256);
     // A text that cannot be trained on is refused before memory is.
     let tokens =
@@ -51,7 +51,7 @@ pub(super) fn begin<B: Backend>(
         )
         .into());
     }
-    memory::check_training(&backend, &config, training.batch, training.time, REMEDY)?;
+    memory::check_training(&backend, &config, &training, REMEDY)?;
     let model = Model::new(backend, config, settings.seed())?;
     let trainer = Trainer::new(model, training)?;
     if let Some(aside) = folder.set_earlier_run_aside()? {
@@ -62,7 +62,12 @@ pub(super) fn begin<B: Backend>(
 }
 
 /// The run in `folder`, if it was on the text with this SHA-256.
-pub(super) fn resume<B: Backend>(backend: B, folder: &Folder, sha256: &str) -> Outcome<Begun<B>> {
+pub(super) fn resume<B: Backend>(
+    backend: B,
+    folder: &Folder,
+    recompute: Recompute,
+    sha256: &str,
+) -> Outcome<Begun<B>> {
     let Some(newest) = folder.run.newest()? else {
         return Err(format!(
             "there is no run to resume: {} has no checkpoint; name the run's folder with --out, or leave out --resume",
@@ -90,10 +95,10 @@ pub(super) fn resume<B: Backend>(backend: B, folder: &Folder, sha256: &str) -> O
                 .into()
         );
     }
-    let TrainConfig { batch, time, .. } = training.config;
-    memory::check_training(&backend, checkpoint.config(), batch, time, REMEDY)?;
+    let training = TrainConfig { recompute, ..training.config.clone() };
+    memory::check_training(&backend, checkpoint.config(), &training, REMEDY)?;
     let tokenizer = tokenizer.clone();
-    let mut trainer = Trainer::resume(backend, &checkpoint)?;
+    let mut trainer = Trainer::resume_with(backend, &checkpoint, training)?;
     let step = trainer.metrics()?.step;
     let best = Best::from_metadata(checkpoint.metadata());
     let metrics = Metrics::resume(&folder.metrics(), step)?;

@@ -63,9 +63,9 @@ impl OnBackend for Run<'_> {
         let Run { options, folder, corpus, stop } = self;
         let sha256 = corpus::sha256(corpus.text.as_bytes());
         let begun = if options.resume {
-            begin::resume(backend, &folder, &sha256)?
+            begin::resume(backend, &folder, options.recompute.into(), &sha256)?
         } else {
-            begin::begin(backend, &folder, &options.settings, &corpus.text, sha256)?
+            begin::begin(backend, &folder, options, &corpus.text, sha256)?
         };
         let tokens = begun.tokenizer.encode(&corpus.text)?;
         let (training, validation) = split(&tokens, TRAINING_SHARE)?;

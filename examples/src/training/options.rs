@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, ValueEnum};
 use minigpt_core::train::schedule::{Decay, Schedule};
-use minigpt_core::{Activation, GptConfig, Norm, Position, TrainConfig};
+use minigpt_core::{Activation, GptConfig, Norm, Position, Recompute, TrainConfig};
 
 use super::folder::Pace;
 use crate::corpus::Origin;
-use crate::options::BackendName;
+use crate::options::{BackendName, RecomputeName};
 
 /// One to go on from, and one should the last be damaged.
 const KEEP: NonZeroUsize = NonZeroUsize::new(2).unwrap();
@@ -43,6 +43,9 @@ pub struct Options {
     /// Threads; else as many as the machine offers. The result does not depend on it.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// What the backward pass computes again, to save memory. The result does not depend on it.
+    #[arg(long, value_enum, default_value = "cheap")]
+    pub recompute: RecomputeName,
     /// What a new run begins from.
     #[command(flatten)]
     pub settings: Settings,
@@ -62,6 +65,9 @@ impl Options {
         }
         if self.backend != BackendName::Cpu {
             flags += &format!(" --backend {}", self.backend);
+        }
+        if self.recompute != RecomputeName::default() {
+            flags += &format!(" --recompute {}", self.recompute);
         }
         flags
     }
@@ -273,7 +279,7 @@ impl Settings {
         }
     }
 
-    pub(super) fn training(&self, context: usize) -> TrainConfig {
+    pub(super) fn training(&self, context: usize, recompute: Recompute) -> TrainConfig {
         let gpu = self.preset == Some(Preset::Gpu);
         let peak = self.lr.unwrap_or(1e-3);
         let base = TrainConfig::constant(peak);
@@ -294,6 +300,7 @@ impl Settings {
             eps: self.eps.unwrap_or(base.eps),
             weight_decay: self.weight_decay.unwrap_or(base.weight_decay),
             seed: self.seed(),
+            recompute,
         }
     }
 

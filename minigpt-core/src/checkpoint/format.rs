@@ -379,6 +379,7 @@ impl TryFrom<WireTraining> for Training {
             eps: wire.eps,
             weight_decay: wire.weight_decay,
             seed: wire.seed,
+            recompute: plan::Recompute::default(),
         };
         Ok(Training {
             config,

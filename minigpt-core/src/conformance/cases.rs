@@ -291,6 +291,17 @@ fn case(kind: OpKind, rng: &mut Rng, memory: &mut dyn Memory) -> Op {
         OpKind::LayerNormForward | OpKind::LayerNormBackward => layernorm(kind, rng, memory),
         OpKind::LinearForward => linear_forward(rng, memory),
         OpKind::LinearBackward => linear_backward(rng, memory),
+        OpKind::ActivationForward => {
+            let (rows, width) = (pick(rng, &ODD), pick(rng, &ODD));
+            ActivationForward {
+                x: memory.span(rows * width, Fill::Normal(2.0)),
+                y: memory.span(rows * width, Fill::Poison),
+                activation: activation(rng),
+                rows,
+                width,
+            }
+            .into()
+        }
         OpKind::Rotary => {
             let (batch, time, heads, d_head, _) = attention_shape(rng);
             let (d_head, start) = (2 * d_head, rng.below(4) as usize);

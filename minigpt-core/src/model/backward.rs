@@ -4,27 +4,74 @@
 //! connection passes it on unchanged, so each sub-layer only adds its own part to it; without residual connections
 //! the sub-layer's part takes its place.
 
-use super::forward::site;
+use super::forward::{Run, site};
+use super::loss::Gradients;
 use super::{Model, Pass, Workspace};
 use crate::backend::{Backend, Span};
 use crate::config::Norm;
-use crate::op::{Activate, AttentionBackward, EmbeddingBackward, LayerNormBackward, LinearBackward, Rotary};
-use crate::plan::{Affine, BackwardActivations, NormActivations, Parameters, Region};
+use crate::op::{
+    Activate, ActivationForward, AttentionBackward, EmbeddingBackward, LayerNormBackward, LinearBackward,
+    Rotary,
+};
+use crate::plan::{Affine, NormActivations, Recompute, Region};
 
-/// Adds the gradient of the summed loss to `grads`. The forward pass has run, and `logits` holds its gradient.
+impl<B: Backend> Run<'_, B> {
+    /// The result of a norm, which was kept at `kept` or is computed again.
+    fn normed(
+        &mut self,
+        affine: &Affine<Span>,
+        x: Region,
+        kept: Region,
+        stats: &NormActivations,
+        again: Option<Region>,
+    ) -> Result<Span, B::Error> {
+        if let Some(again) = again {
+            let op = self.norm_op(affine, x, again, stats);
+            self.backend.run(&op.into())?;
+        }
+        Ok(self.stream(again.unwrap_or(kept)))
+    }
+
+    /// Makes what the backward pass of a block reads and the forward pass did not keep.
+    fn recompute(&mut self, layer: usize) -> Result<(), B::Error> {
+        let plan = &self.workspace.plan;
+        let Some((_, a)) = self.block(layer) else { return Ok(()) };
+        match plan.recompute {
+            Recompute::Nothing => Ok(()),
+            // What the last block did lies where it left it, but for what is cheap.
+            Recompute::Blocks if layer + 1 < plan.config.layers => {
+                self.attention(layer)?;
+                self.feed_forward_up(layer)?;
+                // The norm behind the sum reads the sum.
+                if self.config.norm == Norm::Post { self.feed_forward_down(layer) } else { Ok(()) }
+            }
+            Recompute::Cheap | Recompute::Blocks => {
+                let width = self.config.d_ff;
+                let Some(x) = a.pre_activation.map(|region| self.matrix(region, width)) else {
+                    return Ok(());
+                };
+                let (y, activation, rows) =
+                    (self.matrix(a.hidden, width), self.config.activation, self.pass.rows());
+                self.backend.run(&ActivationForward { x, y, activation, rows, width }.into())
+            }
+        }
+    }
+}
+
+/// Adds the gradient of the summed loss to that of the parameters. The forward pass and [`loss`](super::loss) have run.
 pub(crate) fn backward<B: Backend>(
     model: &mut Model<B>,
-    grads: &Parameters<Span>,
     workspace: &Workspace,
-    buffers: &BackwardActivations,
     pass: &Pass,
+    gradients: Gradients<'_>,
 ) -> Result<(), B::Error> {
-    let Model { backend, config, spans: weights, position_table, .. } = model;
-    let (c, f, v) = (config.d_model, config.d_ff, config.vocab_size);
+    let mut run = Run::new(model, workspace, pass);
+    let Gradients { parameters: grads, buffers } = gradients;
+    let (config, weights, rows) = (run.config, run.weights, pass.rows());
+    let (c, f) = (config.d_model, config.d_ff);
     let (heads, d_head, scale) = (config.heads, config.d_head(), config.score_scale());
-    let (batch, time, rows) = (pass.batch, pass.time, pass.rows());
+    let (batch, time) = (pass.batch, pass.time);
     let activations = &workspace.plan.activations;
-    let rotary_table = position_table.filter(|_| config.position == crate::Position::Rotary);
     let stream = |region: Region| workspace.activation(region, rows * c);
     let (d_stream, d_scratch) = (stream(buffers.d_stream), stream(buffers.d_scratch));
     let d_qkv = workspace.activation(buffers.d_qkv, rows * 3 * c);
@@ -47,37 +94,19 @@ pub(crate) fn backward<B: Backend>(
     let (d_sublayer_in, accumulate) =
         if norms_first { (d_scratch, false) } else { (d_stream, config.residual) };
 
-    let last = activations.blocks.last().map_or(activations.head_in, |block| block.output);
-    let (head_weight, d_head_weight) = (*weights.head_weight(), *grads.head_weight());
-    backend.run(
-        &LinearBackward {
-            x: stream(activations.head_in),
-            weight: head_weight,
-            d_y: workspace.activation(activations.logits, rows * v),
-            dropout: None,
-            d_x: Some(if weights.final_norm.is_some() { d_scratch } else { d_stream }),
-            accumulate: false,
-            activate: None,
-            d_weight: d_head_weight,
-            d_bias: None,
-            rows,
-            d_in: c,
-            d_out: v,
-        }
-        .into(),
-    )?;
     if let (Some(w), Some(g)) = (&weights.final_norm, &grads.final_norm) {
-        let op = LayerNormBackward { d_y: d_scratch, ..norm(w, g, last, &activations.final_norm) };
-        backend.run(&op.into())?;
+        let op = LayerNormBackward { d_y: d_scratch, ..norm(w, g, run.last(), &activations.final_norm) };
+        run.backend.run(&op.into())?;
     }
 
     let blocks = weights.blocks.iter().zip(&grads.blocks).zip(&activations.blocks).enumerate().rev();
     for (layer, ((w, g), a)) in blocks {
+        run.recompute(layer)?;
         if let (Norm::Post, Some(w), Some(g)) = (config.norm, &w.norm2, &g.norm2) {
-            backend.run(&norm(w, g, a.feed_forward_sum, &a.norm2).into())?;
+            run.backend.run(&norm(w, g, a.feed_forward_sum, &a.norm2).into())?;
         }
         let input = a.pre_activation.map(|region| workspace.activation(region, rows * f));
-        backend.run(
+        run.backend.run(
             &LinearBackward {
                 x: workspace.activation(a.hidden, rows * f),
                 weight: w.down.weight,
@@ -94,9 +123,13 @@ pub(crate) fn backward<B: Backend>(
             }
             .into(),
         )?;
-        backend.run(
+        let x = match (config.norm, &w.norm2) {
+            (Norm::Pre, Some(w)) => run.normed(w, a.middle, a.feed_forward_in, &a.norm2, buffers.normed)?,
+            _ => stream(a.feed_forward_in),
+        };
+        run.backend.run(
             &LinearBackward {
-                x: stream(a.feed_forward_in),
+                x,
                 weight: w.up.weight,
                 d_y: d_hidden,
                 dropout: None,
@@ -115,14 +148,14 @@ pub(crate) fn backward<B: Backend>(
             (Norm::Pre, _, (Some(w), Some(g))) => {
                 let op = norm(w, g, a.middle, &a.norm2);
                 let op = LayerNormBackward { d_y: d_scratch, accumulate: config.residual, ..op };
-                backend.run(&op.into())?;
+                run.backend.run(&op.into())?;
             }
             (Norm::Post, (Some(w), Some(g)), _) => {
-                backend.run(&norm(w, g, a.attention_sum, &a.norm1).into())?;
+                run.backend.run(&norm(w, g, a.attention_sum, &a.norm1).into())?;
             }
             _ => {}
         }
-        backend.run(
+        run.backend.run(
             &LinearBackward {
                 x: stream(a.attended),
                 weight: w.attention_out.weight,
@@ -139,7 +172,7 @@ pub(crate) fn backward<B: Backend>(
             }
             .into(),
         )?;
-        backend.run(
+        run.backend.run(
             &AttentionBackward {
                 qkv: workspace.activation(a.qkv, rows * 3 * c),
                 out: stream(a.attended),
@@ -155,13 +188,17 @@ pub(crate) fn backward<B: Backend>(
             }
             .into(),
         )?;
-        if let Some(table) = rotary_table {
+        if let Some(table) = run.rotary_table() {
             let turn_back = Rotary { qkv: d_qkv, table, batch, time, heads, d_head, start: 0, inverse: true };
-            backend.run(&turn_back.into())?;
+            run.backend.run(&turn_back.into())?;
         }
-        backend.run(
+        let x = match (config.norm, &w.norm1) {
+            (Norm::Pre, Some(w)) => run.normed(w, a.input, a.attention_in, &a.norm1, buffers.normed)?,
+            _ => stream(a.attention_in),
+        };
+        run.backend.run(
             &LinearBackward {
-                x: stream(a.attention_in),
+                x,
                 weight: w.qkv.weight,
                 d_y: d_qkv,
                 dropout: None,
@@ -179,11 +216,11 @@ pub(crate) fn backward<B: Backend>(
         if let (Norm::Pre, Some(w), Some(g)) = (config.norm, &w.norm1, &g.norm1) {
             let op = norm(w, g, a.input, &a.norm1);
             let op = LayerNormBackward { d_y: d_scratch, accumulate: config.residual, ..op };
-            backend.run(&op.into())?;
+            run.backend.run(&op.into())?;
         }
     }
 
-    backend.run(
+    run.backend.run(
         &EmbeddingBackward {
             tokens: workspace.tokens(rows),
             d_out: d_stream,
@@ -192,7 +229,7 @@ pub(crate) fn backward<B: Backend>(
             batch,
             time,
             d_model: c,
-            vocab: v,
+            vocab: config.vocab_size,
             dropout: pass.dropout_at(site::EMBEDDING),
         }
         .into(),

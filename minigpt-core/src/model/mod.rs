@@ -12,6 +12,7 @@
 mod backward;
 mod decode;
 mod forward;
+mod loss;
 mod storage;
 
 use alloc::boxed::Box;
@@ -30,6 +31,7 @@ use crate::rng::{Rng, Stream};
 pub(crate) use backward::backward;
 pub use decode::{Decoder, Generate, window_length};
 pub(crate) use forward::forward;
+pub(crate) use loss::{Gradients, loss};
 pub use storage::Extras;
 pub(crate) use storage::{ReadTensor, read_tensor, write_tensor};
 
@@ -141,7 +143,7 @@ impl Workspace {
 /// Turns the backend's "out of memory" into one that says how much was needed.
 pub(crate) fn out_of_memory<E: BackendError>(needed: usize, source: E) -> Error<E> {
     match source.kind() {
-        ErrorKind::OutOfMemory => Error::Memory { needed, source },
+        ErrorKind::OutOfMemory => Error::Memory { needed, recomputing: None, source },
         _ => Error::Backend(source),
     }
 }

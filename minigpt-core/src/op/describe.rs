@@ -195,6 +195,14 @@ impl LinearBackward {
     }
 }
 
+impl ActivationForward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.rows, self.width])?;
+        d.elem("y", self.y, Write, &[self.rows, self.width])
+    }
+}
+
 impl Rotary {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         if !self.d_head.is_multiple_of(2) {

@@ -181,6 +181,22 @@ pub struct LinearBackward {
     pub d_out: usize,
 }
 
+/// y = activation(x): the second half of a [`LinearForward`] with [`Activate`], for a backward pass that kept the
+/// activation's input and not its result. Gives the bits that the linear layer gave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ActivationForward {
+    /// (rows, width).
+    pub x: Span,
+    /// Written: (rows, width).
+    pub y: Span,
+    /// Which one.
+    pub activation: Activation,
+    /// Number of rows.
+    pub rows: usize,
+    /// Width of a row.
+    pub width: usize,
+}
+
 /// Rotary positions: turns each pair of neighbours (2i, 2i+1) of every query and key head by an angle
 /// position * 10000^(-2i/D); values stay. Its gradient is the turn back (`inverse`).
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -128,6 +128,8 @@ ops! {
     LinearForward,
     /// See [`struct@LinearBackward`].
     LinearBackward,
+    /// See [`struct@ActivationForward`].
+    ActivationForward,
     /// See [`struct@Rotary`].
     Rotary,
     /// See [`struct@AttentionForward`].

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::activation::activate;
 use super::attention::{attention_backward, attention_cached, attention_forward, attention_scores};
 use super::cross_entropy::cross_entropy;
 use super::dropout::Mask;
@@ -178,6 +179,13 @@ pub fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error
             write_optional(backend, op.d_x, d_x.as_deref())?;
             write_elems(backend, op.d_weight, &d_weight)?;
             write_optional(backend, op.d_bias, d_bias.as_deref())
+        }
+        Op::ActivationForward(op) => {
+            let mut values = read_elems(backend, op.x)?;
+            for value in &mut values {
+                *value = activate(op.activation, *value);
+            }
+            write_elems(backend, op.y, &values)
         }
         Op::Rotary(op) => {
             let table = read_elems(backend, op.table.slice(op.start * op.d_head, op.time * op.d_head))?;

@@ -6,6 +6,7 @@ mod trainer;
 pub use trainer::{Metrics, Trainer};
 
 use crate::op::counter;
+use crate::plan::Recompute;
 use schedule::Schedule;
 
 /// How to train. Plain data, kept in checkpoints, so that a run can be resumed from its checkpoint alone.
@@ -31,6 +32,8 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Seed of the windows and the dropout masks.
     pub seed: u64,
+    /// What the backward pass computes again. The one setting that checkpoints do not hold: it changes no result.
+    pub recompute: Recompute,
 }
 
 /// What a run must remember besides parameters and moments: as much as a checkpoint needs to continue bit for bit.
@@ -57,6 +60,7 @@ impl TrainConfig {
             eps: 1e-8,
             weight_decay: 0.1,
             seed: 1337,
+            recompute: Recompute::Cheap,
         }
     }
 

@@ -8,11 +8,11 @@ use crate::checkpoint::{self, Checkpoint, Contents, SaveError, TensorSpec, Train
 use crate::data::{EvalWindows, Windows};
 use crate::error::Error;
 use crate::model::{
-    Extras, Model, Pass, ReadTensor, Workspace, backward, check_tokens, forward, out_of_memory, read_tensor,
-    stage, write_tensor,
+    Extras, Gradients, Model, Pass, ReadTensor, Workspace, backward, check_tokens, forward, loss,
+    out_of_memory, read_tensor, stage, write_tensor,
 };
-use crate::op::{AdamW, CrossEntropy, Dropout, FinishStep, NextDraw, SquaredNorm, counter, scalar};
-use crate::plan::{BackwardActivations, Logits, Parameters, Plan, Region};
+use crate::op::{AdamW, Dropout, FinishStep, NextDraw, SquaredNorm, counter, scalar};
+use crate::plan::{BackwardActivations, Parameters, Plan, Recompute, Region};
 use crate::real::Real;
 
 /// What the last finished step was like.
@@ -83,10 +83,19 @@ impl<B: Backend> Trainer<B> {
     pub fn new(mut model: Model<B>, config: TrainConfig) -> Result<Self, Error<B::Error>> {
         config.validate().map_err(|(field, must)| Error::Setting { field, must })?;
         let params = model.trainable().ok_or(Error::Frozen)?;
-        let plan = Plan::training(model.config(), B::Elem::DTYPE, config.batch, config.time)?;
+        let TrainConfig { batch, time, recompute, .. } = config;
+        let plan = |recompute| Plan::training_with(model.config(), B::Elem::DTYPE, batch, time, recompute);
+        let (plan, frugal) = (plan(recompute)?, plan(Recompute::Blocks)?);
         let backward = plan.backward.ok_or(Error::Frozen)?;
         let backend = model.backend_mut();
-        let needed = plan.bytes.total().saturating_add(backend.workspace_bytes(&plan));
+        let needs = |plan: &Plan| plan.bytes.total().saturating_add(backend.workspace_bytes(plan));
+        let (needed, less) = (needs(&plan), needs(&frugal));
+        let advised = |error| match error {
+            Error::Memory { needed, source, .. } => {
+                Error::Memory { needed, recomputing: Some(less).filter(|&less| less < needed), source }
+            }
+            other => other,
+        };
         let all = |buffer: Buffer| Span { buffer, ..params };
         let mut attempt = || -> Result<_, B::Error> {
             let grads = backend.alloc(plan.bytes.gradients)?;
@@ -95,9 +104,9 @@ impl<B: Backend> Trainer<B> {
             let v = backend.alloc(plan.bytes.optimizer / 2)?;
             Ok((all(grads), all(m), all(v)))
         };
-        let (grads, m, v) = attempt().map_err(|error| out_of_memory(needed, error))?;
+        let (grads, m, v) = attempt().map_err(|error| advised(out_of_memory(needed, error)))?;
         let gradients = plan.parameters.map(|tensor| tensor.region.on(grads.buffer, B::Elem::DTYPE));
-        let workspace = Workspace::new(backend, plan)?;
+        let workspace = Workspace::new(backend, plan).map_err(advised)?;
         let tokens = config.batch * config.time;
         let mut trainer = Trainer {
             model,
@@ -221,7 +230,7 @@ impl<B: Backend> Trainer<B> {
         let probability = self.model.config().dropout;
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
         let dropout = (probability > 0.0).then_some(Dropout { probability, site: 0, counters });
-        let pass = Pass { batch, time, start: 0, dropout, logits: Some(Logits::All) };
+        let pass = Pass { batch, time, start: 0, dropout, logits: None };
         let backend = self.model.backend_mut();
         if self.pending == 0 {
             backend.fill(self.grads, 0.0)?;
@@ -234,21 +243,9 @@ impl<B: Backend> Trainer<B> {
         backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
         backend.write(self.workspace.targets(rows), stage(targets, &mut self.staging))?;
         forward(&mut self.model, &self.workspace, &pass)?;
-        let vocab = self.model.config().vocab_size;
-        let logits = self.workspace.activation(self.workspace.plan.activations.logits, rows * vocab);
-        self.model.backend_mut().run(
-            &CrossEntropy {
-                logits,
-                targets: self.workspace.targets(rows),
-                d_logits: Some(logits),
-                losses: None,
-                scalars,
-                rows,
-                vocab,
-            }
-            .into(),
-        )?;
-        backward(&mut self.model, &self.gradients, &self.workspace, &self.backward, &pass)
+        let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward };
+        loss(&mut self.model, &self.workspace, &pass, scalars, Some(gradients))?;
+        backward(&mut self.model, &self.workspace, &pass, gradients)
     }
 
     /// Closes the step: clips the gradient and updates the parameters.
@@ -351,26 +348,13 @@ impl<B: Backend> Trainer<B> {
 
     fn enqueue_evaluation(&mut self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), B::Error> {
         let (rows, scalars) = (inputs.len(), self.workspace.evaluation());
-        let vocab = self.model.config().vocab_size;
         let backend = self.model.backend_mut();
         backend.fill(scalars, 0.0)?;
         backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
         backend.write(self.workspace.targets(rows), stage(targets, &mut self.staging))?;
-        let pass = Pass { batch, time: self.config.time, start: 0, dropout: None, logits: Some(Logits::All) };
+        let pass = Pass { batch, time: self.config.time, start: 0, dropout: None, logits: None };
         forward(&mut self.model, &self.workspace, &pass)?;
-        let logits = self.workspace.activation(self.workspace.plan.activations.logits, rows * vocab);
-        self.model.backend_mut().run(
-            &CrossEntropy {
-                logits,
-                targets: self.workspace.targets(rows),
-                d_logits: None,
-                losses: None,
-                scalars,
-                rows,
-                vocab,
-            }
-            .into(),
-        )
+        loss(&mut self.model, &self.workspace, &pass, scalars, None)
     }
 
     /// The gradient that the step in the making, or the last one, has for the parameter called `name`: the sum over
@@ -392,16 +376,50 @@ impl<B: Backend> Trainer<B> {
     /// If the checkpoint is damaged or has no training state, or memory does not suffice.
     pub fn resume(backend: B, checkpoint: &Checkpoint<'_>) -> Result<Self, Error<B::Error>> {
         let training = checkpoint.training().ok_or(Error::NoTraining)?;
+        Self::resume_with(backend, checkpoint, training.config.clone())
+    }
+
+    /// As [`resume`](Trainer::resume), with other settings from here on: a learning rate that goes on for longer, or
+    /// what a smaller machine recomputes. Weights, moments and counters are the checkpoint's.
+    ///
+    /// ```
+    /// # use minigpt_core::{GptConfig, Model, Reference, checkpoint::Checkpoint, model::Extras};
+    /// use minigpt_core::{Recompute, train::{TrainConfig, Trainer}};
+    /// # let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 2) };
+    /// # let settings = TrainConfig { time: 2, ..TrainConfig::constant(0.1) };
+    /// # let mut first = Trainer::new(Model::new(Reference::<f32>::new(), config, 1)?, settings)?;
+    /// # let mut bytes = Vec::new();
+    /// # first.write(&mut bytes, &Extras::default())?;
+    /// let checkpoint = Checkpoint::open(&bytes)?;
+    /// let kept = checkpoint.training().ok_or("this is a model without its training")?.config.clone();
+    /// let settings = TrainConfig { recompute: Recompute::Blocks, ..kept };
+    /// let trainer = Trainer::resume_with(Reference::<f32>::new(), &checkpoint, settings)?;
+    /// # assert_eq!(trainer.plan().recompute, Recompute::Blocks);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`resume`](Trainer::resume), and if a setting has no meaning.
+    pub fn resume_with(
+        backend: B,
+        checkpoint: &Checkpoint<'_>,
+        config: TrainConfig,
+    ) -> Result<Self, Error<B::Error>> {
+        let training = checkpoint.training().ok_or(Error::NoTraining)?;
         let moments = checkpoint.moments()?;
         let model = Model::load(backend, checkpoint)?;
-        let mut trainer = Trainer::new(model, training.config.clone())?;
+        let mut state = training.state;
+        if config.seed != training.config.seed {
+            [state.counters[counter::SEED], state.counters[counter::SEED + 1]] = crate::rng::key(config.seed);
+        }
+        let mut trainer = Trainer::new(model, config)?;
         for (views, whole) in moments.iter().zip([trainer.m, trainer.v]) {
             let regions: Vec<Region> = trainer.plan().parameters.list().iter().map(|t| t.region).collect();
             for (view, region) in views.iter().zip(regions) {
                 write_tensor(trainer.model.backend_mut(), view, region.on(whole.buffer, whole.dtype))?;
             }
         }
-        trainer.set_state(&training.state)?;
+        trainer.set_state(&state)?;
         Ok(trainer)
     }
 

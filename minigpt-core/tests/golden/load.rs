@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-use minigpt_core::train::{TrainConfig, Trainer, schedule::Schedule};
+use minigpt_core::train::{TrainConfig, Trainer};
 use minigpt_core::{Activation, AttentionScale, Backend, GptConfig, Model, Norm, Position, Real};
 use serde_json::Value;
 
@@ -167,13 +167,12 @@ impl Golden {
             batch,
             time: self.time,
             accumulation: self.batch / batch,
-            schedule: Schedule::constant(learning_rate),
             clip,
             beta1,
             beta2,
             eps,
             weight_decay,
-            seed: 0,
+            ..TrainConfig::constant(learning_rate)
         };
         Trainer::new(self.model(backend), config).unwrap()
     }

@@ -8,6 +8,7 @@ use minigpt_core::train::schedule::{Decay, Schedule};
 use minigpt_core::train::{TrainConfig, TrainState};
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, Norm, Plan, Position,
+    Recompute,
 };
 
 /// One layer, all kinds of tensors.
@@ -48,6 +49,7 @@ pub(crate) fn small_training() -> Training {
             eps: 1e-8,
             weight_decay: 0.1,
             seed: u64::MAX - 1,
+            recompute: Recompute::Cheap,
         },
         state: TrainState { counters, windows_drawn: 1 << 40 },
     }

@@ -1,5 +1,6 @@
 //! The ops, one file for each family. Each fast op names the reference function that it must equal.
 
+mod activation;
 mod attention;
 mod cross_entropy;
 mod draw;
@@ -40,6 +41,7 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::EmbeddingBackward(op) if op.d_out.len > 0 => embedding::backward(context, op)?,
         Op::LayerNormForward(op) if op.y.len > 0 => layernorm::forward(context, op)?,
         Op::LayerNormBackward(op) if op.d_x.len > 0 => layernorm::backward(context, op)?,
+        Op::ActivationForward(op) if op.y.len > 0 => activation::forward(context, op)?,
         Op::Rotary(op) if op.qkv.len > 0 => rotary::rotary(context, op)?,
         Op::AttentionForward(op) if op.qkv.len > 0 => attention::forward(context, op)?,
         Op::AttentionBackward(op) if op.qkv.len > 0 => attention::backward(context, op)?,

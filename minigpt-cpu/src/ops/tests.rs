@@ -5,11 +5,11 @@ use std::vec::Vec;
 
 use minigpt_core::backend::{read_elems, write_elems, write_u32};
 use minigpt_core::op::{
-    AdamW, AttentionBackward, AttentionCached, AttentionForward, CrossEntropy, Dropout, EmbeddingForward,
-    IGNORE, LayerNormBackward, SquaredNorm, counter, scalar,
+    Activate, ActivationForward, AdamW, AttentionBackward, AttentionCached, AttentionForward, CrossEntropy,
+    Dropout, EmbeddingForward, IGNORE, LayerNormBackward, LinearForward, SquaredNorm, counter, scalar,
 };
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Backend, Dtype, InvalidOp, Op, Span, reference};
+use minigpt_core::{Activation, Backend, Dtype, InvalidOp, Op, Span, reference};
 
 use crate::{Cpu, CpuError, Isa};
 
@@ -362,4 +362,37 @@ fn lanes_beyond_a_row_of_large_numbers_do_not_reach_layer_norms_gradient() {
         };
         (op.into(), [d_x, d_weight].into())
     });
+}
+
+#[test]
+fn an_activation_alone_gives_the_bits_of_the_linear_layer_that_ends_in_it() {
+    for isa in Isa::available() {
+        for (rows, d_in, d_out) in [(1, 7, 65), (3, 63, 33), (65, 33, 1), (129, 64, 300)] {
+            for activation in [Activation::GeluErf, Activation::GeluTanh, Activation::Relu] {
+                let mut bench = Bench::new(isa);
+                let input = bench.poison(rows * d_out);
+                let linear = LinearForward {
+                    x: bench.normal(rows * d_in),
+                    weight: bench.normal(d_out * d_in),
+                    bias: Some(bench.normal(d_out)),
+                    activate: Some(Activate { activation, input: Some(input) }),
+                    dropout: None,
+                    residual: None,
+                    y: bench.poison(rows * d_out),
+                    rows,
+                    d_in,
+                    d_out,
+                };
+                let y = bench.poison(rows * d_out);
+                let alone = ActivationForward { x: input, y, activation, rows, width: d_out };
+                bench.cpu.run(&linear.into()).unwrap();
+                bench.cpu.run(&alone.into()).unwrap();
+                assert_eq!(bench.cpu.fallbacks(), 0);
+                assert!(
+                    bench.read(y) == bench.read(linear.y),
+                    "{isa}: {activation:?}, {rows} {d_in} {d_out}"
+                );
+            }
+        }
+    }
 }

@@ -1,0 +1,283 @@
+//! What of the forward pass is kept for the backward pass, and what is computed again.
+
+use alloc::vec::Vec;
+
+use super::{Layout, Logits, Region};
+use crate::config::{ConfigError, GptConfig, Norm};
+
+/// What the backward pass computes again instead of finding it where the forward pass left it.
+///
+/// It trades time for bytes and changes no bit of a loss, a gradient or a weight: an op that runs again has the same
+/// operands, and dropout masks are functions of counters. So it belongs to the machine and not to the run, like the
+/// number of threads: a checkpoint does not hold it, and a run may go on with another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Recompute {
+    /// Everything is kept.
+    Nothing,
+    /// What one pass over memory computes: the results of activations, and of norms that come first. Only what came
+    /// out of a matrix product or of attention is kept.
+    #[default]
+    Cheap,
+    /// Each block keeps nothing but its input. The backward pass runs the block forward again (Chen et al. 2016,
+    /// "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174), but for the last block, which has just
+    /// run, and the last linear layer of each, whose result nothing needs.
+    Blocks,
+}
+
+/// Statistics that layer norm keeps for its gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormActivations {
+    /// (B, T).
+    pub mean: Region,
+    /// (B, T).
+    pub rstd: Region,
+}
+
+/// What a block computes. Where no norm stands between two of them they are the same region. In inference all blocks
+/// share theirs; in training they share what is computed [again](Recompute).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockActivations {
+    /// The block's input: (B, T, C).
+    pub input: Region,
+    /// What the projection to q, k, v reads: (B, T, C).
+    pub attention_in: Region,
+    /// (B, T, 3C).
+    pub qkv: Region,
+    /// The heads' results side by side: (B, T, C).
+    pub attended: Region,
+    /// (B, H, T); empty where attention goes over a cache.
+    pub lse: Region,
+    /// The attention sub-layer's sum: (B, T, C).
+    pub attention_sum: Region,
+    /// The feed-forward sub-layer's input on the residual stream: (B, T, C).
+    pub middle: Region,
+    /// What the first feed-forward layer reads: (B, T, C).
+    pub feed_forward_in: Region,
+    /// The activation's input, for the gradient only: (B, T, F).
+    pub pre_activation: Option<Region>,
+    /// (B, T, F).
+    pub hidden: Region,
+    /// The feed-forward sub-layer's sum: (B, T, C).
+    pub feed_forward_sum: Region,
+    /// The block's result, the next one's input: (B, T, C).
+    pub output: Region,
+    /// Of the first norm.
+    pub norm1: NormActivations,
+    /// Of the second norm.
+    pub norm2: NormActivations,
+}
+
+/// What the forward pass computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Activations {
+    /// One for each layer.
+    pub blocks: Vec<BlockActivations>,
+    /// What the head reads: (B, T, C).
+    pub head_in: Region,
+    /// Of the final norm.
+    pub final_norm: NormActivations,
+    /// (logit rows, V). In training, their gradient takes their place, and if they are many, only some rows have room:
+    /// the head, its loss and its gradient go over the rows piece by piece.
+    pub logits: Region,
+}
+
+/// What the backward pass needs besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackwardActivations {
+    /// The gradient of the residual stream, carried from the last block to the first: (B, T, C).
+    pub d_stream: Region,
+    /// (B, T, C).
+    pub d_scratch: Region,
+    /// (B, T, 3C).
+    pub d_qkv: Region,
+    /// (B, T, F).
+    pub d_hidden: Region,
+    /// Where a norm's result is computed again, unless it was kept: (B, T, C).
+    pub normed: Option<Region>,
+}
+
+/// What is used by one op after the other and need not be kept, in two places: while one of a place's regions is in
+/// use, the others of that place are not.
+struct Passing {
+    normed: Region,
+    hidden: Region,
+    backward: BackwardActivations,
+}
+
+impl Passing {
+    fn new(shape: &Shape, layout: &mut Layout) -> Result<Self, ConfigError> {
+        let Shape { stream, triple, wide, .. } = shape;
+        let d_stream = layout.push(stream)?;
+        let [[hidden, _], [d_scratch, again]] = layout.overlay([[wide, &[0]], [stream, stream]])?;
+        let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [triple]])?;
+        let backward = BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, normed: Some(again) };
+        Ok(Passing { normed, hidden, backward })
+    }
+}
+
+/// The dimensions of activations.
+struct Shape {
+    stream: [usize; 3],
+    triple: [usize; 4],
+    wide: [usize; 3],
+}
+
+impl Shape {
+    fn new(config: &GptConfig, batch: usize, time: usize) -> Self {
+        Shape {
+            stream: [batch, time, config.d_model],
+            triple: [batch, time, config.d_model, 3],
+            wide: [batch, time, config.d_ff],
+        }
+    }
+}
+
+fn norm_activations(
+    has_norm: bool,
+    batch: usize,
+    time: usize,
+    layout: &mut Layout,
+) -> Result<NormActivations, ConfigError> {
+    let rows = [batch, if has_norm { time } else { 0 }];
+    Ok(NormActivations { mean: layout.push(&rows)?, rstd: layout.push(&rows)? })
+}
+
+/// As many rows go through the head at once as have this many logits, or 256 rows if that is more: enough for the
+/// weight to be read from memory but seldom, and few enough for a large vocabulary. A function of the shape alone,
+/// since it decides in which order gradients are summed.
+const HEAD_LOGITS: usize = 1 << 20;
+
+fn head_rows(rows: usize, vocab: usize) -> usize {
+    rows.min((HEAD_LOGITS / vocab.max(1)).max(256))
+}
+
+pub(super) fn training(
+    config: &GptConfig,
+    recompute: Recompute,
+    batch: usize,
+    time: usize,
+    layout: &mut Layout,
+) -> Result<(Activations, BackwardActivations), ConfigError> {
+    let shape = Shape::new(config, batch, time);
+    let Shape { stream, triple, wide } = &shape;
+    let (before, after) = (config.norm == Norm::Pre, config.norm == Norm::Post);
+    let passing = if recompute == Recompute::Nothing { None } else { Some(Passing::new(&shape, layout)?) };
+
+    let mut blocks: Vec<BlockActivations> = Vec::new();
+    blocks.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
+    let mut input = layout.push(stream)?;
+    for _ in 0..config.layers {
+        let norm1 = norm_activations(config.norm != Norm::None, batch, time, layout)?;
+        let norm2 = norm_activations(config.norm != Norm::None, batch, time, layout)?;
+        let output = layout.push(stream)?;
+        let mut block = match blocks.first() {
+            Some(&first) if recompute == Recompute::Blocks => first,
+            _ => {
+                let mut normed = || match &passing {
+                    _ if !before => Ok(None),
+                    Some(passing) => Ok(Some(passing.normed)),
+                    None => layout.push(stream).map(Some),
+                };
+                let (normed1, normed2) = (normed()?, normed()?);
+                let middle = layout.push(stream)?;
+                let mut apart = |or: Region| if after { layout.push(stream) } else { Ok(or) };
+                BlockActivations {
+                    input,
+                    attention_in: normed1.unwrap_or(input),
+                    attention_sum: apart(middle)?,
+                    middle,
+                    feed_forward_in: normed2.unwrap_or(middle),
+                    feed_forward_sum: apart(output)?,
+                    output,
+                    qkv: layout.push(triple)?,
+                    attended: layout.push(stream)?,
+                    lse: layout.push(&[batch, config.heads, time])?,
+                    pre_activation: Some(layout.push(wide)?),
+                    hidden: match &passing {
+                        Some(passing) => passing.hidden,
+                        None => layout.push(wide)?,
+                    },
+                    norm1,
+                    norm2,
+                }
+            }
+        };
+        // The places that each block has for itself, even if the others are the first one's.
+        if !before {
+            block.attention_in = input;
+        }
+        if !after {
+            block.feed_forward_sum = output;
+        }
+        blocks.push(BlockActivations { input, output, norm1, norm2, ..block });
+        input = output;
+    }
+    let final_norm = norm_activations(before, batch, time, layout)?;
+    let head_in = match &passing {
+        _ if !before => input,
+        Some(passing) => passing.normed,
+        None => layout.push(stream)?,
+    };
+    let rows = batch.checked_mul(time).ok_or(ConfigError::TooLarge { field: "batch" })?;
+    let logits = layout.push(&[head_rows(rows, config.vocab_size), config.vocab_size])?;
+    let backward = match passing {
+        Some(passing) => passing.backward,
+        None => BackwardActivations {
+            d_stream: layout.push(stream)?,
+            d_scratch: layout.push(stream)?,
+            d_qkv: layout.push(triple)?,
+            d_hidden: layout.push(wide)?,
+            normed: None,
+        },
+    };
+    Ok((Activations { blocks, head_in, final_norm, logits }, backward))
+}
+
+/// In inference a block's values die with it, so one set serves all; three streams suffice, because the input is dead
+/// once the attention sum is made.
+pub(super) fn inference(
+    config: &GptConfig,
+    logits: Logits,
+    cached: bool,
+    batch: usize,
+    time: usize,
+    layout: &mut Layout,
+) -> Result<Activations, ConfigError> {
+    let Shape { stream, triple, wide } = Shape::new(config, batch, time);
+    let input = layout.push(&stream)?;
+    let normed = if config.norm == Norm::None { input } else { layout.push(&stream)? };
+    let mut blocks = Vec::new();
+    blocks.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
+    if config.layers > 0 {
+        let norm1 = norm_activations(config.norm != Norm::None, batch, time, layout)?;
+        let norm2 = norm_activations(config.norm != Norm::None, batch, time, layout)?;
+        let middle = layout.push(&stream)?;
+        let (before, after) = (config.norm == Norm::Pre, config.norm == Norm::Post);
+        let block = BlockActivations {
+            input,
+            attention_in: if before { normed } else { input },
+            qkv: layout.push(&triple)?,
+            attended: layout.push(&stream)?,
+            lse: layout.push(&[batch, config.heads, if cached { 0 } else { time }])?,
+            attention_sum: if after { normed } else { middle },
+            middle,
+            feed_forward_in: if before { normed } else { middle },
+            pre_activation: None,
+            hidden: layout.push(&wide)?,
+            feed_forward_sum: if after { normed } else { input },
+            output: input,
+            norm1,
+            norm2,
+        };
+        blocks.resize(config.layers, block);
+    }
+    let final_norm = norm_activations(config.norm == Norm::Pre, batch, time, layout)?;
+    let logit_rows = if logits == Logits::Last { 1 } else { time };
+    Ok(Activations {
+        blocks,
+        head_in: if config.norm == Norm::Pre { normed } else { input },
+        final_norm,
+        logits: layout.push(&[batch, logit_rows, config.vocab_size])?,
+    })
+}
