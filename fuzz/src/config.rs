@@ -3,8 +3,8 @@
 use arbitrary::{Result, Unstructured};
 use minigpt_core::plan::{ALIGN, Logits, Region};
 use minigpt_core::{
-    ConfigError, Decoder, Dtype, Error, GptConfig, Model, Plan, Reference, ReferenceError, TrainConfig,
-    Trainer, Windows,
+    ConfigError, Decoder, Dtype, Error, GptConfig, Model, Plan, Recompute, Reference, ReferenceError,
+    TrainConfig, Trainer, Windows,
 };
 
 use super::draw;
@@ -26,20 +26,23 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
     let elem = *u.choose(&[Dtype::F32, Dtype::F64])?;
     let cache = draw::dimension(u)?;
     let budget = draw::dimension(u)?;
+    let recompute = *u.choose(&[Recompute::Cheap, Recompute::Blocks, Recompute::Nothing])?;
+    let train = |batch| Plan::training_with(&config, elem, batch, time, recompute);
+    let largest = || Plan::largest_batch(&config, elem, time, recompute, budget, |_| 0);
     let valid = config.validate();
     if let Err(error) = valid {
         let _ = error.to_string();
         // Compared as text, because the number that it names may be NaN.
-        let refused = Plan::training(&config, elem, batch, time).expect_err("the config is not valid");
+        let refused = train(batch).expect_err("the config is not valid");
         assert_eq!(refused.to_string(), error.to_string());
-        assert_eq!(Plan::largest_batch(&config, elem, time, budget, |_| 0), None);
+        assert_eq!(largest(), None);
         return Ok(());
     }
     if config.layers > LAYERS {
         return Ok(());
     }
     let plans = [
-        Plan::training(&config, elem, batch, time),
+        train(batch),
         Plan::inference(&config, elem, batch, time, Logits::All, 0),
         Plan::inference(&config, elem, batch, time, Logits::Last, cache),
     ];
@@ -57,15 +60,16 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
             Err(error) => panic!("a valid config is refused: {error}"),
         }
     }
-    if let Some(largest) = Plan::largest_batch(&config, elem, time, budget, |_| 0) {
-        let bytes = |batch| Plan::training(&config, elem, batch, time).map(|plan| plan.bytes.total());
+    if let Some(largest) = largest() {
+        let bytes = |batch| train(batch).map(|plan| plan.bytes.total());
         assert!(bytes(largest).is_ok_and(|bytes| bytes <= budget));
         assert!(bytes(largest + 1).map_or(true, |bytes| bytes > budget));
     }
     if let [Ok(training), _, Ok(inference)] = plans
         && training.bytes.total().saturating_add(inference.bytes.total()) <= RUN
     {
-        run(config, batch, time).unwrap_or_else(|error| panic!("{training:?} does not run: {error}"));
+        run(config, batch, time, recompute)
+            .unwrap_or_else(|error| panic!("{training:?} does not run: {error}"));
     }
     Ok(())
 }
@@ -120,6 +124,7 @@ fn adds_up(plan: &Plan) {
         inside.extend(block.pre_activation);
     }
     inside.extend(plan.backward.iter().flat_map(|b| [b.d_stream, b.d_scratch, b.d_qkv, b.d_hidden]));
+    inside.extend(plan.backward.iter().filter_map(|b| b.normed));
     assert!(inside.into_iter().all(|region| end(region, unit) <= plan.bytes.activations as u128));
     let caches = plan.caches.iter().flat_map(|cache| [cache.keys, cache.values]);
     assert!(caches.into_iter().all(|region| end(region, unit) <= plan.bytes.cache as u128));
@@ -137,13 +142,19 @@ fn adds_up(plan: &Plan) {
 }
 
 /// A step of training, and a token of what follows.
-fn run(config: GptConfig, batch: usize, time: usize) -> core::result::Result<(), Error<ReferenceError>> {
+fn run(
+    config: GptConfig,
+    batch: usize,
+    time: usize,
+    recompute: Recompute,
+) -> core::result::Result<(), Error<ReferenceError>> {
     let tokens: Vec<u32> = (0..time as u32 + 2).map(|token| token % config.vocab_size as u32).collect();
     let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
     let mut decoder = Decoder::new(&mut model, time)?;
     decoder.feed(&mut model, &tokens)?;
     decoder.release(&mut model)?;
-    let mut trainer = Trainer::new(model, TrainConfig { batch, time, ..TrainConfig::constant(1e-3) })?;
+    let settings = TrainConfig { batch, time, recompute, ..TrainConfig::constant(1e-3) };
+    let mut trainer = Trainer::new(model, settings)?;
     trainer.step(&Windows::new(&tokens, time)?)?;
     assert_eq!(trainer.metrics()?.step, 1);
     Ok(())

@@ -2,7 +2,7 @@
 
 use arbitrary::{Result, Unstructured};
 use minigpt_core::train::schedule::{Decay, Schedule};
-use minigpt_core::{Activation, AttentionScale, GptConfig, Norm, Position, TrainConfig};
+use minigpt_core::{Activation, AttentionScale, GptConfig, Norm, Position, Recompute, TrainConfig};
 
 /// One of the values that settings have, or any float.
 pub(super) fn float(u: &mut Unstructured<'_>) -> Result<f64> {
@@ -94,5 +94,7 @@ pub(super) fn train_config(u: &mut Unstructured<'_>) -> Result<TrainConfig> {
         eps: float(u)?,
         weight_decay: float(u)?,
         seed: u.arbitrary()?,
+        // A checkpoint does not hold it.
+        recompute: Recompute::default(),
     })
 }
