@@ -25,16 +25,12 @@ impl Job<Chunks<'_, f32>> for Squares<'_> {
     fn run<V: Vector>(&self, _: V::Token, index: usize, sum: &mut [f32]) {
         let start = index * CHUNK;
         let x = &self.x[start..(start + CHUNK).min(self.x.len())];
-        // As many sums as the widest vectors need to be busy; a plain loop, because lanes are f32.
-        let mut sums = [0.0; 32];
-        let (groups, rest) = x.as_chunks::<32>();
-        for group in groups {
+        // A plain loop, because lanes are f32. It becomes vectors only if it is too long to be unrolled first.
+        let mut sums = [0.0; 128];
+        for group in x.chunks(sums.len()) {
             for (sum, &x) in sums.iter_mut().zip(group) {
                 *sum += f64::from(x) * f64::from(x);
             }
-        }
-        for (sum, &x) in sums.iter_mut().zip(rest) {
-            *sum += f64::from(x) * f64::from(x);
         }
         sum[0] = sums.iter().sum::<f64>() as f32;
     }
