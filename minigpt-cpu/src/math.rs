@@ -1,7 +1,8 @@
-//! exp, tanh, erf, and the non-linearities made of them, on whole vectors.
+//! exp, erf, and the non-linearities made of them, on whole vectors.
 //!
 //! Errors against the exact value, in units in the last place of the result, as `tests` measures them over all of
-//! f32 on every instruction set: exp 1.0 (below 2^-126, of the subnormal numbers' place), tanh 1.3, erf 1.2. NaN comes through, infinities give the limits.
+//! f32 on every instruction set: exp 1.0 (below 2^-126, of the subnormal numbers' place), erf 1.2. NaN comes through,
+//! infinities give the limits.
 //!
 //! The polynomials are weighted minimax fits made for this crate in 40-digit arithmetic (Lawson's iteration), each to
 //! an error well below one rounding.
@@ -36,20 +37,6 @@ pub(crate) fn exp<V: Vector>(t: V::Token, x: V) -> V {
     let r = n.mul_add(V::splat(t, -LN_2_LOW), n.mul_add(V::splat(t, -LN_2_HIGH), x));
     let q = polynomial(t, r, Q);
     (q.mul_add(r * r, r) + V::splat(t, 1.0)).scale(n)
-}
-
-/// The hyperbolic tangent: a polynomial near 0, and from there on 1 - 2 / (e^2|x| + 1) with the sign of x.
-#[inline(always)]
-pub(crate) fn tanh<V: Vector>(t: V::Token, x: V) -> V {
-    const NEAR: f32 = 0.625;
-    // (tanh(x) / x - 1) / x^2 in powers of x^2, for |x| up to NEAR.
-    const P: [f32; 5] = [-0.333_332_84, 0.133_314_91, -0.053_743_43, 0.020_650_39, -0.005_716_843];
-    let one = V::splat(t, 1.0);
-    let a = x.abs();
-    let square = x * x;
-    let near = (polynomial(t, square, P) * square).mul_add(x, x);
-    let far = one - V::splat(t, 2.0) / (exp(t, a + a) + one);
-    V::select(a.lt(V::splat(t, NEAR)), near, far).copysign(x)
 }
 
 /// The error function: a polynomial up to 1, and from there on 1 - e^p(|x|) with the sign of x, p being a fit to the
@@ -96,7 +83,8 @@ const CUBIC: f32 = 0.044_715;
 pub(crate) fn activate<V: Vector>(t: V::Token, activation: Activation, x: V) -> V {
     let (half, one) = (V::splat(t, 0.5), V::splat(t, 1.0));
     match activation {
-        Activation::GeluTanh => half * x * (one + tanh(t, gelu_tanh_inner(t, x))),
+        // (1 + tanh u) / 2 = 1 / (1 + e^-2u): one exponential, where tanh itself needs a second way near 0.
+        Activation::GeluTanh => x / (one + exp(t, gelu_tanh_exponent(t, x))),
         Activation::GeluErf => half * x * (one + erf(t, x * V::splat(t, FRAC_1_SQRT_2))),
         // Of 0 and NaN, this takes NaN: a step that has gone wrong must be seen.
         _ => V::splat(t, 0.0).max(x),
@@ -109,10 +97,13 @@ pub(crate) fn derivative<V: Vector>(t: V::Token, activation: Activation, x: V) -
     let (zero, half, one) = (V::splat(t, 0.0), V::splat(t, 0.5), V::splat(t, 1.0));
     match activation {
         Activation::GeluTanh => {
-            let tanh = tanh(t, gelu_tanh_inner(t, x));
+            // With gate = 1 / (1 + e^-2u), its derivative is gate (1 - gate) 2u', and 1 - gate = e^-2u gate without
+            // cancellation. The power must be finite for that.
+            let power = exp(t, V::splat(t, 80.0).min(gelu_tanh_exponent(t, x)));
+            let gate = one / (one + power);
             let slope =
-                (x * x).mul_add(V::splat(t, 3.0 * CUBIC * SQRT_2_OVER_PI), V::splat(t, SQRT_2_OVER_PI));
-            half * (one + tanh) + half * x * (one - tanh * tanh) * slope
+                (x * x).mul_add(V::splat(t, 6.0 * CUBIC * SQRT_2_OVER_PI), V::splat(t, 2.0 * SQRT_2_OVER_PI));
+            (x * gate * (power * gate)).mul_add(slope, gate)
         }
         Activation::GeluErf => {
             let distribution = half * (one + erf(t, x * V::splat(t, FRAC_1_SQRT_2)));
@@ -123,11 +114,11 @@ pub(crate) fn derivative<V: Vector>(t: V::Token, activation: Activation, x: V) -
     }
 }
 
-/// sqrt(2/pi) (x + 0.044715 x^3).
+/// -2u for u = sqrt(2/pi) (x + 0.044715 x^3).
 #[inline(always)]
-fn gelu_tanh_inner<V: Vector>(t: V::Token, x: V) -> V {
-    let cubic = (x * x).mul_add(V::splat(t, CUBIC * SQRT_2_OVER_PI), V::splat(t, SQRT_2_OVER_PI));
-    x * cubic
+fn gelu_tanh_exponent<V: Vector>(t: V::Token, x: V) -> V {
+    const TWICE: f32 = -2.0 * SQRT_2_OVER_PI;
+    x * (x * x).mul_add(V::splat(t, CUBIC * TWICE), V::splat(t, TWICE))
 }
 
 #[cfg(test)]
