@@ -19,6 +19,11 @@ impl Task {
         self.index
     }
 
+    /// The same task, as number `index` of a part of the region.
+    pub(crate) fn renumbered(self, index: usize) -> Task {
+        Task { index, ..self }
+    }
+
     /// Which thread runs it, 0 being the caller: a thread runs one task at a time.
     pub(crate) fn worker(self) -> usize {
         self.worker

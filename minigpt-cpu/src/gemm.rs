@@ -2,22 +2,30 @@
 //!
 //! The result is cut into tasks by its shape alone. A task goes through the depth in blocks; for each it takes a strip
 //! of a few rows of `a`, small enough for the first-level cache, past all its columns of `b`, which the second level
-//! holds. Operands are read where they lie, transposed or not. Only a right operand is packed first, if its depth is
-//! contiguous (the weight, in the forward pass) so that its lanes would be far apart, or if its rows are far apart.
+//! holds. Operands are read where they lie, transposed or not. Only a right operand whose depth is contiguous (the
+//! weight, in the forward pass), so that its lanes would be far apart, is packed first.
 //!
 //! Each element is summed in the order of the depth, block after block: never a function of the threads.
 
 use core::ops::Range;
 
-use crate::arch::tile::{Strided, multiply};
+use crate::arch::tile::{MultiplyInto, Onto, Strided};
 use crate::arch::{Isa, Vector};
 use crate::context::{Job, Team};
 use crate::par::{Chunks, Grid, Tile};
 
-/// The deepest block: a strip of `a` of this depth fits the first-level cache with room to spare.
-pub(crate) const DEPTH: usize = 384;
-/// The widest task: a block of `b` of this width and depth fits a second-level cache of 1 MiB.
-const WIDTH: usize = 512;
+/// A depth up to this is one block: a strip of `a` of it fits the first-level cache with room to spare.
+const WHOLE_DEPTH: usize = 384;
+/// A depth that is cut has blocks at least this deep, and deeper ones if `b` is narrow:
+const DEPTH: usize = 256;
+/// then a block of `b` has so many elements.
+const BLOCK: usize = DEPTH * WIDTH;
+/// The widest task: a block of `b` of this width and the depth fits a second-level cache of 1 MiB, with room for more.
+const WIDTH: usize = 384;
+/// The tallest task.
+const HEIGHT: usize = 192;
+/// No task is more than so many times as wide as it is tall.
+const FLAT: usize = 3;
 /// With so many tasks, the last one to end does not matter on a few threads.
 const TASKS: usize = 16;
 
@@ -39,7 +47,7 @@ pub(crate) enum Right<'a> {
     Packed { data: &'a [f32] },
 }
 
-/// What a task begins with.
+/// What a product begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begin {
     /// The result is written.
@@ -50,6 +58,11 @@ pub(crate) enum Begin {
 
 /// What is done to the product while it is still in the cache.
 pub(crate) trait Finish: Sync {
+    /// Whether there is nothing to do.
+    fn is_idle(&self) -> bool {
+        false
+    }
+
     /// Changes `c`, which is columns `cols` of row `row` of the product. `kept` is the same place of a second result.
     fn finish<V: Vector>(
         &self,
@@ -61,101 +74,113 @@ pub(crate) trait Finish: Sync {
     );
 }
 
-/// Nothing is.
-pub(crate) struct AsIs;
-impl Finish for AsIs {
-    #[inline(always)]
-    fn finish<V: Vector>(
-        &self,
-        _: V::Token,
-        _: usize,
-        _: Range<usize>,
-        _: &mut [f32],
-        _: Option<&mut [f32]>,
-    ) {
+/// c = finish(bias + a b), or that with `onto` added before `finish`, for a (rows, depth) and b (depth, cols): one or
+/// several of these are the work of a parallel region.
+pub(crate) struct Product<'a, F> {
+    pub(crate) a: Strided<'a>,
+    pub(crate) b: Right<'a>,
+    pub(crate) depth: usize,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) onto: Onto<'a>,
+    pub(crate) finish: F,
+}
+
+/// The result of a product, of `cols` columns, in tiles that make good tasks.
+pub(crate) fn tasks(c: &mut [f32], cols: usize, isa: Isa) -> Grid<'_> {
+    let (tile_rows, tile_cols) = task_tile(c.len() / cols.max(1), cols, isa);
+    // Column by column, so that a thread's next task finds its block of `b` in the cache.
+    Grid::new(c, cols, tile_rows, tile_cols).by_columns()
+}
+
+/// How the result is cut into tasks: whole strips and whole panels, enough tasks for a few threads, none so flat that
+/// it would read much more of `b` than it uses.
+fn task_tile(rows: usize, cols: usize, isa: Isa) -> (usize, usize) {
+    let (strip, panel) = register_tile(isa);
+    let mut across = cols.div_ceil(WIDTH).max(1);
+    loop {
+        let tile_cols = cols.div_ceil(across).next_multiple_of(panel);
+        let down = TASKS.div_ceil(across).max(rows.div_ceil(HEIGHT)).max(1);
+        let tile_rows = rows.div_ceil(down).next_multiple_of(strip);
+        if tile_cols <= FLAT * tile_rows || tile_rows >= rows || tile_cols <= panel {
+            return (tile_rows, tile_cols);
+        }
+        across *= 2;
     }
 }
 
-/// c = finish(a b), or c = finish(c + a b), for a (rows, depth) and b (depth, cols). `kept` is a second result of the
-/// same shape, which `finish` writes.
+/// The whole product as a region of its own. `kept` is a second result of the same shape, which the finish writes.
 pub(crate) fn product<F: Finish>(
     team: &mut Team<'_>,
-    a: Strided<'_>,
-    b: Right<'_>,
+    product: &Product<'_, F>,
     c: &mut [f32],
     kept: Option<&mut [f32]>,
-    (rows, depth, cols): (usize, usize, usize),
-    begin: Begin,
-    finish: &F,
+    cols: usize,
 ) {
-    let (tile_rows, tile_cols) = task_tile(rows, cols, team.simd.isa());
-    let grid = Grid::new(c, cols, tile_rows, tile_cols);
-    let kept = kept.map(|kept| Grid::new(kept, cols, tile_rows, tile_cols));
-    team.for_each((grid, kept), &Product { a, b, depth, begin, finish });
-}
-
-/// How the result is cut into tasks: whole strips and whole panels, enough tasks for a few threads.
-fn task_tile(rows: usize, cols: usize, isa: Isa) -> (usize, usize) {
-    let (strip, panel) = register_tile(isa);
-    let across = cols.div_ceil(WIDTH).max(1);
-    let tile_cols = cols.div_ceil(across).next_multiple_of(panel);
-    let down = TASKS.div_ceil(across).min(rows.div_ceil(strip)).max(1);
-    let tile_rows = rows.div_ceil(down).next_multiple_of(strip).min(8 * strip);
-    (tile_rows, tile_cols)
-}
-
-struct Product<'a, F> {
-    a: Strided<'a>,
-    b: Right<'a>,
-    depth: usize,
-    begin: Begin,
-    finish: &'a F,
+    let isa = team.simd.isa();
+    team.for_each((tasks(c, cols, isa), kept.map(|kept| tasks(kept, cols, isa))), product);
 }
 
 impl<F: Finish> Job<(Grid<'_>, Option<Grid<'_>>)> for Product<'_, F> {
     #[inline(always)]
     fn run<V: Vector>(&self, t: V::Token, _: usize, (c, kept): (Tile<'_>, Option<Tile<'_>>)) {
-        // The shapes of `register_tile`, where the compiler can see them.
-        match V::LANES {
-            16 => self.task::<V, 12, 2>(t, c, kept),
-            8 => self.task::<V, 6, 2>(t, c, kept),
-            _ => self.task::<V, 4, 2>(t, c, kept),
-        }
+        self.task::<V>(t, c, kept);
     }
 }
 
 impl<F: Finish> Product<'_, F> {
+    /// Computes a tile of the result, and writes the same tile of a second result.
     #[inline(always)]
-    fn task<V: Vector, const M: usize, const N: usize>(
+    pub(crate) fn task<V: Vector>(&self, t: V::Token, c: Tile<'_>, kept: Option<Tile<'_>>) {
+        // The shapes of `register_tile`, where the compiler can see them.
+        match V::LANES {
+            16 => self.blocks::<V, 12, 2>(t, c, kept),
+            8 => self.blocks::<V, 6, 2>(t, c, kept),
+            _ => self.blocks::<V, 4, 2>(t, c, kept),
+        }
+    }
+
+    #[inline(always)]
+    fn blocks<V: Vector, const M: usize, const N: usize>(
         &self,
         t: V::Token,
         mut c: Tile<'_>,
         mut kept: Option<Tile<'_>>,
     ) {
         let (rows, cols) = (c.rows(), c.cols());
+        let panel = N * V::LANES;
+        let whole = cols.len() - cols.len() % panel;
+        // By the whole result's columns: some rows of it alone come to the same bits.
+        let width = c.stride().clamp(1, WIDTH);
+        let deepest =
+            if self.depth <= WHOLE_DEPTH { WHOLE_DEPTH } else { (BLOCK / width).clamp(DEPTH, WHOLE_DEPTH) };
         // Even blocks: a short last one would pay for the result's way through memory and bring little.
-        let block = self.depth.div_ceil(self.depth.div_ceil(DEPTH).max(1)).max(1);
+        let block = self.depth.div_ceil(self.depth.div_ceil(deepest).max(1)).max(1);
         let mut k = 0;
         loop {
             let depth = block.min(self.depth - k);
             let last = k + depth == self.depth;
-            let begin = if k == 0 { self.begin } else { Begin::Accumulate };
+            let (bias, onto) = if k == 0 { (self.bias, self.onto) } else { (None, Onto::Result) };
             for strip in (0..rows.len()).step_by(M) {
-                let strip_rows = M.min(rows.len() - strip);
+                let strip_end = rows.len().min(strip + M);
                 let a = self.a.from(rows.start + strip, k);
-                for col in (0..cols.len()).step_by(N * V::LANES) {
-                    let width = (N * V::LANES).min(cols.len() - col);
-                    let (b, stride) = self.b.block(cols.start + col, k, depth, self.depth, N * V::LANES);
-                    if width > V::LANES || N == 1 {
-                        let sum = multiply::<V, M, N>(t, a, b, stride, strip_rows, depth, width);
-                        store(t, &sum, &mut c, strip..strip + strip_rows, col..col + width, begin);
+                for (from, to) in [(0, whole), (whole, cols.len())] {
+                    if from == to {
+                        continue;
+                    }
+                    let (b, b_stride, panel_stride) = self.b.block(cols.start + from, k, self.depth, panel);
+                    let bias = bias.map(|bias| &bias[cols.start + from..cols.start + to]);
+                    let c = c.part(strip..strip_end, from..to);
+                    // The last columns may fill only one vector.
+                    if to - from > V::LANES || N == 1 {
+                        let job = MultiplyInto::<M, N> { a, b, panel_stride, b_stride, depth, bias, onto, c };
+                        V::apart(t, job);
                     } else {
-                        let sum = multiply::<V, M, 1>(t, a, b, stride, strip_rows, depth, width);
-                        store(t, &sum, &mut c, strip..strip + strip_rows, col..col + width, begin);
+                        let job = MultiplyInto::<M, 1> { a, b, panel_stride, b_stride, depth, bias, onto, c };
+                        V::apart(t, job);
                     }
                 }
-                if last {
-                    for i in strip..strip + strip_rows {
+                if last && !self.finish.is_idle() {
+                    for i in strip..strip_end {
                         let kept = kept.as_mut().map(|kept| kept.row(i));
                         self.finish.finish::<V>(t, rows.start + i, cols.clone(), c.row(i), kept);
                     }
@@ -170,50 +195,13 @@ impl<F: Finish> Product<'_, F> {
 }
 
 impl<'a> Right<'a> {
-    /// From column `col` and depth `k` on: the elements, and how far the rows are apart.
+    /// From column `col`, where a panel begins, and depth `k` on: the elements, and how far the rows and the panels
+    /// are apart.
     #[inline(always)]
-    fn block(
-        &self,
-        col: usize,
-        k: usize,
-        depth: usize,
-        whole_depth: usize,
-        panel: usize,
-    ) -> (&'a [f32], usize) {
+    fn block(&self, col: usize, k: usize, depth: usize, panel: usize) -> (&'a [f32], usize, usize) {
         match *self {
-            Right::Rows { data, cols } => (&data[k * cols + col..], cols),
-            Right::Packed { data } => (&data[col * whole_depth + k * panel..][..depth * panel], panel),
-        }
-    }
-}
-
-/// Writes or adds a register tile to the place (`rows`, `cols`) of a task's tile.
-#[inline(always)]
-fn store<V: Vector, const M: usize, const N: usize>(
-    t: V::Token,
-    sum: &[[V; N]; M],
-    c: &mut Tile<'_>,
-    rows: Range<usize>,
-    cols: Range<usize>,
-    begin: Begin,
-) {
-    let whole = cols.len() == N * V::LANES;
-    for i in 0..M {
-        if i < rows.len() {
-            let c = &mut c.row(rows.start + i)[cols.clone()];
-            for j in 0..N {
-                if whole {
-                    let c = &mut c[j * V::LANES..][..V::LANES];
-                    let sum = if begin == Begin::Zero { sum[i][j] } else { V::load(t, c) + sum[i][j] };
-                    sum.store(c);
-                } else {
-                    let from = (j * V::LANES).min(c.len());
-                    let c = &mut c[from..];
-                    let sum =
-                        if begin == Begin::Zero { sum[i][j] } else { V::load_partial(t, c) + sum[i][j] };
-                    sum.store_partial(c);
-                }
-            }
+            Right::Rows { data, cols } => (&data[k * cols + col..], cols, panel),
+            Right::Packed { data } => (&data[col * depth + k * panel..], panel, depth * panel),
         }
     }
 }
@@ -258,33 +246,6 @@ pub(crate) fn pack_transposed(team: &mut Team<'_>, matrix: &[f32], cols: usize, 
     }
     let panel = register_tile(team.simd.isa()).1;
     let chunks = Chunks::new(packed, panel * cols);
-    team.for_each(chunks, &Pack { matrix, cols, panel });
-}
-
-/// Packs a row-major matrix of `cols` columns as a right operand: its rows are the depth.
-///
-/// `packed` has as many elements as
-/// [`packed_floats`] of (`cols`, the depth).
-pub(crate) fn pack_rows(team: &mut Team<'_>, matrix: &[f32], cols: usize, packed: &mut [f32]) {
-    struct Pack<'a> {
-        matrix: &'a [f32],
-        cols: usize,
-        panel: usize,
-    }
-    impl Job<Chunks<'_, f32>> for Pack<'_> {
-        #[inline(always)]
-        fn run<V: Vector>(&self, _: V::Token, index: usize, packed: &mut [f32]) {
-            let first = index * self.panel;
-            let lanes = self.panel.min(self.cols - first);
-            let rows = self.matrix.chunks_exact(self.cols);
-            for (row, packed) in rows.zip(packed.chunks_exact_mut(self.panel)) {
-                packed[..lanes].copy_from_slice(&row[first..][..lanes]);
-                packed[lanes..].fill(0.0);
-            }
-        }
-    }
-    let panel = register_tile(team.simd.isa()).1;
-    let chunks = Chunks::new(packed, panel * (matrix.len() / cols));
     team.for_each(chunks, &Pack { matrix, cols, panel });
 }
 

@@ -8,7 +8,7 @@ mod views;
 
 #[cfg(feature = "std")]
 pub(crate) use loan::Loan;
-pub(crate) use parts::{Chunks, Grid, Parts, PerWorker, Tile, for_each};
+pub(crate) use parts::{Chain, Chunks, Either, Grid, Parts, PerWorker, Tile, for_each};
 pub(crate) use views::{Views, floats};
 
 #[cfg(all(test, feature = "std"))]

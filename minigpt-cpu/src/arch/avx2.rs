@@ -106,6 +106,17 @@ impl Vector for F32x8 {
     const LANES: usize = LANES;
 
     #[inline(always)]
+    fn apart<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma")]
+        fn enter<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
+            kernel.run::<F32x8>(token)
+        }
+        // SAFETY: the token proves that the machine has the features.
+        unsafe { enter(token, kernel) }
+    }
+
+    #[inline(always)]
     fn splat(_: Avx2, x: f32) -> Self {
         F32x8(simd!(_mm256_set1_ps(x)))
     }

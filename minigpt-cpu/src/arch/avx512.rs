@@ -102,6 +102,17 @@ impl Vector for F32x16 {
     const LANES: usize = LANES;
 
     #[inline(always)]
+    fn apart<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f")]
+        fn enter<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
+            kernel.run::<F32x16>(token)
+        }
+        // SAFETY: the token proves that the machine has the features.
+        unsafe { enter(token, kernel) }
+    }
+
+    #[inline(always)]
     fn splat(_: Avx512, x: f32) -> Self {
         F32x16(simd!(_mm512_set1_ps(x)))
     }

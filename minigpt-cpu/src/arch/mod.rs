@@ -40,6 +40,9 @@ pub(crate) trait Vector:
     /// How many f32 it holds.
     const LANES: usize;
 
+    /// Runs `kernel` as a function of its own, compiled for this instruction set. A loop that fills the registers
+    /// fares better there than in the midst of a large function.
+    fn apart<K: Kernel>(token: Self::Token, kernel: K) -> K::Output;
     /// `x` in all lanes.
     fn splat(token: Self::Token, x: f32) -> Self;
     /// The first `LANES` elements of `from`.

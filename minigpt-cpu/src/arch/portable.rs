@@ -73,6 +73,11 @@ impl Vector for F32x4 {
     type Mask = [bool; LANES];
     const LANES: usize = LANES;
 
+    #[inline(never)]
+    fn apart<K: Kernel>(token: Portable, kernel: K) -> K::Output {
+        kernel.run::<Self>(token)
+    }
+
     #[inline(always)]
     fn splat(_: Portable, x: f32) -> Self {
         F32x4([x; LANES])

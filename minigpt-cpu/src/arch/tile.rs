@@ -3,9 +3,11 @@
 //! It is unsafe code because two loads per step would need a check each that the optimiser cannot remove; here the
 //! whole extent is checked once.
 
+use core::marker::PhantomData;
 use core::slice;
 
-use super::Vector;
+use super::{Kernel, Vector};
+use crate::par::Tile;
 
 /// A matrix to read: element (row, col) is `data[row * row_stride + col * col_stride]`, so that it can be read
 /// transposed without being moved.
@@ -51,7 +53,21 @@ pub(crate) fn multiply<V: Vector, const M: usize, const N: usize>(
     depth: usize,
     width: usize,
 ) -> [[V; N]; M] {
-    let mut sum = [[V::splat(t, 0.0); N]; M];
+    multiply_onto(t, [[V::splat(t, 0.0); N]; M], a, b, b_stride, rows, depth, width)
+}
+
+/// As [`multiply`], beginning with `sum` instead of 0.
+#[inline(always)]
+fn multiply_onto<V: Vector, const M: usize, const N: usize>(
+    t: V::Token,
+    mut sum: [[V; N]; M],
+    a: Strided<'_>,
+    b: &[f32],
+    b_stride: usize,
+    rows: usize,
+    depth: usize,
+    width: usize,
+) -> [[V; N]; M] {
     if depth == 0 {
         return sum;
     }
@@ -101,4 +117,159 @@ pub(crate) fn multiply<V: Vector, const M: usize, const N: usize>(
         }
     }
     sum
+}
+
+/// What a product is added to, besides what its finish adds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Onto<'a> {
+    /// Nothing: the result is written.
+    Zero,
+    /// What stands in the result.
+    Result,
+    /// Another matrix of the result's shape: its elements, row-major.
+    Matrix(&'a [f32]),
+}
+
+/// c = bias + a b, or that added to `onto`: [`multiply`] past all columns of `c`, with its way to memory.
+pub(crate) struct MultiplyInto<'a, 'c, const M: usize, const N: usize> {
+    pub(crate) a: Strided<'a>,
+    /// In panels of N * LANES columns, which begin `panel_stride` apart.
+    pub(crate) b: &'a [f32],
+    pub(crate) panel_stride: usize,
+    /// How far the rows of a panel are apart.
+    pub(crate) b_stride: usize,
+    pub(crate) depth: usize,
+    /// As many elements as `c` has columns.
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) onto: Onto<'a>,
+    /// The place of the product in the whole result: at most M rows.
+    pub(crate) c: Tile<'c>,
+}
+
+impl<const M: usize, const N: usize> Kernel for MultiplyInto<'_, '_, M, N> {
+    type Output = ();
+
+    /// # Panics
+    /// As [`multiply`], or if `bias` or `onto` is too short.
+    #[inline(always)]
+    fn run<V: Vector>(self, t: V::Token) {
+        let MultiplyInto { a, b, panel_stride, b_stride, depth, bias, onto, mut c } = self;
+        let (rows, cols) = (c.rows().len(), c.cols().len());
+        let panel = N * V::LANES;
+        let whole = cols - cols % panel;
+        for (index, col) in (0..whole).step_by(panel).enumerate() {
+            let b = &b[index * panel_stride..];
+            let mut first = [V::splat(t, 0.0); N];
+            if let Some(bias) = bias {
+                for j in 0..N {
+                    first[j] = V::load(t, &bias[col + j * V::LANES..]);
+                }
+            }
+            let mut place = Place::new(onto, c.part(0..rows, col..col + panel));
+            place.prefetch::<V>(t);
+            let mut sum = multiply_onto::<V, M, N>(t, [first; M], a, b, b_stride, rows, depth, panel);
+            // Two short loops, which the compiler unrolls, so that the sums stay in their registers.
+            if place.from.is_some() {
+                for i in 0..M {
+                    if let Some(from) = place.from(i) {
+                        for j in 0..N {
+                            sum[i][j] = V::load(t, &from[j * V::LANES..]) + sum[i][j];
+                        }
+                    }
+                }
+            }
+            for i in 0..M {
+                if i < rows {
+                    let to = place.to(i);
+                    for j in 0..N {
+                        sum[i][j].store(&mut to[j * V::LANES..]);
+                    }
+                }
+            }
+        }
+        if whole < cols {
+            let width = cols - whole;
+            let b = &b[whole / panel * panel_stride..];
+            let mut first = [V::splat(t, 0.0); N];
+            if let Some(bias) = bias {
+                for j in 0..N {
+                    first[j] = V::load_partial(t, &bias[whole..][(j * V::LANES).min(width)..width]);
+                }
+            }
+            let mut place = Place::new(onto, c.part(0..rows, whole..cols));
+            place.prefetch::<V>(t);
+            let sum = multiply_onto::<V, M, N>(t, [first; M], a, b, b_stride, rows, depth, width);
+            for i in 0..M {
+                if i < rows {
+                    for j in 0..N {
+                        let at = (j * V::LANES).min(width);
+                        let mut value = sum[i][j];
+                        if let Some(from) = place.from(i) {
+                            value = V::load_partial(t, &from[at..]) + value;
+                        }
+                        value.store_partial(&mut place.to(i)[at..]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where a tile of a product goes, and what it is added to.
+struct Place<'c> {
+    to: *mut f32,
+    from: Option<*const f32>,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    owner: PhantomData<(&'c mut [f32], &'c [f32])>,
+}
+
+impl<'c> Place<'c> {
+    /// # Panics
+    /// If the matrix that is added does not have the rows and columns of `c`.
+    #[inline(always)]
+    fn new(onto: Onto<'c>, mut c: Tile<'c>) -> Self {
+        let (rows, width, stride) = (c.rows().len(), c.cols().len(), c.stride());
+        let to = c.start();
+        let from = match onto {
+            Onto::Zero => None,
+            Onto::Result => Some(to.cast_const()),
+            Onto::Matrix(data) => {
+                let place = &data[c.rows().start * stride + c.cols().start..];
+                // No overflow: the result has as many elements.
+                assert!(rows == 0 || (rows - 1) * stride + width <= place.len());
+                Some(place.as_ptr())
+            }
+        };
+        Place { to, from, rows, width, stride, owner: PhantomData }
+    }
+
+    /// The rows are far apart, so that no processor foresees that they will be read.
+    #[inline(always)]
+    fn prefetch<V: Vector>(&self, t: V::Token) {
+        for i in 0..self.rows {
+            if let Some(from) = self.from(i) {
+                V::prefetch(t, from);
+            }
+        }
+    }
+
+    /// Row `i` of what the product is added to.
+    #[inline(always)]
+    fn from(&self, i: usize) -> Option<&[f32]> {
+        if i >= self.rows {
+            return None;
+        }
+        // SAFETY: the tile, and so the matrix of its shape, has this row; `new` took the borrow of either.
+        self.from.map(|from| unsafe { slice::from_raw_parts(from.add(i * self.stride), self.width) })
+    }
+
+    /// Row `i` of the result.
+    #[inline(always)]
+    fn to(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows);
+        // SAFETY: the tile has this row, it alone, and `new` took its borrow; `from` is borrowed no more.
+        unsafe { slice::from_raw_parts_mut(self.to.add(i * self.stride), self.width) }
+    }
 }

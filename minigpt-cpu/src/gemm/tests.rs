@@ -4,6 +4,22 @@ use crate::executor::Executor;
 use std::vec;
 use std::vec::Vec;
 
+struct AsIs;
+impl Finish for AsIs {
+    fn is_idle(&self) -> bool {
+        true
+    }
+    fn finish<V: Vector>(
+        &self,
+        _: V::Token,
+        _: usize,
+        _: Range<usize>,
+        _: &mut [f32],
+        _: Option<&mut [f32]>,
+    ) {
+    }
+}
+
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
     let mut rng = minigpt_core::rng::Rng::new(seed, minigpt_core::rng::Stream::User);
     (0..len).map(|_| rng.uniform() as f32 - 0.5).collect()
@@ -34,6 +50,7 @@ fn products_equal_plain_loops_on_every_instruction_set_however_the_operands_lie(
                 continue;
             }
             let (a, b) = (numbers(1, rows * depth), numbers(2, depth * cols));
+            let (bias, other) = (numbers(3, cols), numbers(4, rows * cols));
             let transpose = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
                 (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
             };
@@ -51,12 +68,25 @@ fn products_equal_plain_loops_on_every_instruction_set_however_the_operands_lie(
             pack_transposed(&mut team, &b_t, depth, &mut packed);
             for left in [Strided::rows(&a, depth), Strided::transposed(&a_t, rows)] {
                 for right in [Right::Rows { data: &b, cols }, Right::Packed { data: &packed }] {
-                    for (begin, first) in [(Begin::Zero, f32::NAN), (Begin::Accumulate, 1.5)] {
+                    let zero = vec![0.0; cols];
+                    for (onto, bias, first) in [
+                        (Onto::Zero, None, f32::NAN),
+                        (Onto::Zero, Some(&bias[..]), f32::NAN),
+                        (Onto::Result, None, 1.5),
+                        (Onto::Result, Some(&bias[..]), 1.5),
+                        (Onto::Matrix(&other), Some(&bias[..]), f32::NAN),
+                    ] {
                         let mut c = vec![first; rows * cols];
-                        product(&mut team, left, right, &mut c, None, (rows, depth, cols), begin, &AsIs);
-                        let added = if begin == Begin::Zero { 0.0 } else { f64::from(first) };
+                        let job = Product { a: left, b: right, depth, bias, onto, finish: AsIs };
+                        product(&mut team, &job, &mut c, None, cols);
                         for (i, (&c, &exact)) in c.iter().zip(&exact).enumerate() {
-                            let error = (f64::from(c) - added - exact).abs();
+                            let added = bias.unwrap_or(&zero)[i % cols]
+                                + match onto {
+                                    Onto::Zero => 0.0,
+                                    Onto::Result => first,
+                                    Onto::Matrix(other) => other[i],
+                                };
+                            let error = (f64::from(c) - f64::from(added) - exact).abs();
                             assert!(error < 1e-5, "{} {rows} {depth} {cols} at {i}: {c} {exact}", simd.isa());
                         }
                     }

@@ -13,16 +13,16 @@ use few_rows::FEW_ROWS;
 use minigpt_core::op::{LinearBackward, LinearForward};
 use minigpt_core::{Activation, Plan};
 
-use crate::arch::tile::Strided;
-use crate::arch::{Isa, Vector};
+use crate::arch::Vector;
+use crate::arch::tile::{Onto, Strided};
 use crate::context::{Context, Job, Machine, whole_lines};
 use crate::dropout::Mask;
 use crate::error::CpuError;
-use crate::gemm::{AsIs, Begin, DEPTH, Finish, Right, pack_rows, pack_transposed, packed_floats, product};
+use crate::gemm::{Begin, Finish, Product, Right, pack_transposed, packed_floats, product, tasks};
 use crate::math;
 use crate::ops::lanes::{load, store};
 use crate::ops::weight::{Weight, with_format};
-use crate::par::Chunks;
+use crate::par::{Chain, Chunks, Either, Grid, Tile};
 
 /// Equal to [`minigpt_core::reference::linear::linear_forward`].
 pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) -> Result<(), CpuError> {
@@ -43,7 +43,7 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
     };
     let y = views.f32_mut("y", op.y)?;
     let activation = op.activate.map(|activate| activate.activation);
-    let mut finish = Forward { bias, activation, mask, residual, d_out };
+    let mut finish = Forward { bias, activation, keeps: kept.is_some(), mask, residual, d_out };
 
     // With the residual in the result's place, the product can be added to it only if nothing stands between.
     let apart = in_place && (activation.is_some() || mask.is_some() || kept.is_some());
@@ -51,27 +51,37 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
     let apart_len = if apart { rows * d_out } else { 0 };
     let scratch = context.scratch.floats(whole_lines(packed_len).saturating_add(apart_len))?;
     let (packed, before) = scratch.split_at_mut(whole_lines(packed_len));
-    let begin = if in_place && !apart { Begin::Accumulate } else { Begin::Zero };
     if apart {
         before.copy_from_slice(y);
         finish.residual = Some(before);
     }
 
     let team = &mut context.team;
-    if rows > FEW_ROWS {
-        let packed = &mut packed[..packed_len];
-        match weight {
-            Weight::F32(weight) => pack_transposed(team, weight, d_in, packed),
-            narrow => widened::pack_transposed(team, narrow, d_in, packed),
-        }
-        let shape = (rows, d_in, d_out);
-        product(team, Strided::rows(x, d_in), Right::Packed { data: packed }, y, kept, shape, begin, &finish);
-    } else {
+    if rows <= FEW_ROWS {
+        let begin = if in_place && !apart { Begin::Accumulate } else { Begin::Zero };
         let shape = (rows, d_in, d_out);
         with_format!(weight, |units: W| {
             few_rows::product::<W, _>(team, x, units, y, kept, shape, begin, &finish);
         });
+        return Ok(());
     }
+    let packed = &mut packed[..packed_len];
+    match weight {
+        Weight::F32(weight) => pack_transposed(team, weight, d_in, packed),
+        narrow => widened::pack_transposed(team, narrow, d_in, packed),
+    }
+    let (a, b) = (Strided::rows(x, d_in), Right::Packed { data: packed });
+    // The product begins with the bias, and with the residual if nothing stands between.
+    let bias = finish.bias.take();
+    let onto = match finish.residual {
+        _ if in_place && !apart => Onto::Result,
+        Some(residual) if activation.is_none() && finish.mask.is_none() => {
+            finish.residual = None;
+            Onto::Matrix(residual)
+        }
+        _ => Onto::Zero,
+    };
+    product(team, &Product { a, b, depth: d_in, bias, onto, finish }, y, kept, d_out);
     Ok(())
 }
 
@@ -79,12 +89,21 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
 struct Forward<'a> {
     bias: Option<&'a [f32]>,
     activation: Option<Activation>,
+    keeps: bool,
     mask: Option<Mask>,
     residual: Option<&'a [f32]>,
     d_out: usize,
 }
 
 impl Finish for Forward<'_> {
+    fn is_idle(&self) -> bool {
+        self.bias.is_none()
+            && !self.keeps
+            && self.activation.is_none()
+            && self.mask.is_none()
+            && self.residual.is_none()
+    }
+
     #[inline(always)]
     fn finish<V: Vector>(
         &self,
@@ -94,12 +113,7 @@ impl Finish for Forward<'_> {
         c: &mut [f32],
         mut kept: Option<&mut [f32]>,
     ) {
-        if self.bias.is_none()
-            && kept.is_none()
-            && self.activation.is_none()
-            && self.mask.is_none()
-            && self.residual.is_none()
-        {
+        if self.is_idle() {
             return;
         }
         let first = row * self.d_out + cols.start;
@@ -153,55 +167,69 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
     let d_bias = op.d_bias.map(|d_bias| views.f32_mut("d_bias", d_bias)).transpose()?;
 
     let team = &mut context.team;
-    let masked_len = if mask.is_some() { rows * d_out } else { 0 };
-    let packed_len = packed_backward(rows, d_in, d_out, team.simd.isa());
-    let scratch = context.scratch.floats(whole_lines(masked_len).saturating_add(packed_len))?;
-    let (masked, packed) = scratch.split_at_mut(whole_lines(masked_len));
+    let isa = team.simd.isa();
+    let masked = context.scratch.floats(if mask.is_some() { rows * d_out } else { 0 })?;
     let g = match mask {
         None => d_y,
         // Three products and sums read it: dropped out once, it is not dropped out three times.
         Some(mask) => {
-            let masked = &mut masked[..masked_len];
             let size = d_out * MASKED_ROWS;
             team.for_each(Chunks::new(masked, size), &DropOut { d_y, mask, size });
             masked
         }
     };
-    if let Some(d_x) = d_x {
-        let begin = if op.accumulate { Begin::Accumulate } else { Begin::Zero };
-        let b = if packed_len > 0 {
-            let packed = &mut packed[..packed_floats(d_in, d_out, team.simd.isa())];
-            pack_rows(team, weight, d_in, packed);
-            Right::Packed { data: packed }
-        } else {
-            Right::Rows { data: weight, cols: d_in }
-        };
-        let (a, shape) = (Strided::rows(g, d_out), (rows, d_out, d_in));
-        match activated {
-            Some((activation, input)) => {
-                product(team, a, b, d_x, None, shape, begin, &Backward { activation, input, d_in });
-            }
-            None => product(team, a, b, d_x, None, shape, begin, &AsIs),
-        }
-    }
-    // Both operands are read across their rows.
-    let a = Strided::transposed(g, d_out);
-    if packed_len > 0 {
-        for (block, x) in x.chunks(DEPTH * d_in).enumerate() {
-            let depth = x.len() / d_in;
-            let packed = &mut packed[..packed_floats(d_in, depth, team.simd.isa())];
-            pack_rows(team, x, d_in, packed);
-            let (a, b) = (a.from(0, block * DEPTH), Right::Packed { data: packed });
-            product(team, a, b, d_weight, None, (d_out, depth, d_in), Begin::Accumulate, &AsIs);
-        }
-    } else {
-        let b = Right::Rows { data: x, cols: d_in };
-        product(team, a, b, d_weight, None, (d_out, rows, d_in), Begin::Accumulate, &AsIs);
-    }
-    if let Some(d_bias) = d_bias {
-        team.for_each(Chunks::new(d_bias, SUMMED_COLUMNS), &ColumnSums { g, d_out });
-    }
+    let job = Backward {
+        g,
+        d_out,
+        d_weight: Product {
+            a: Strided::transposed(g, d_out),
+            b: Right::Rows { data: x, cols: d_in },
+            depth: rows,
+            bias: None,
+            onto: Onto::Result,
+            finish: Slope { activated: None, d_in },
+        },
+        d_x: Product {
+            a: Strided::rows(g, d_out),
+            b: Right::Rows { data: weight, cols: d_in },
+            depth: d_out,
+            bias: None,
+            onto: if op.accumulate { Onto::Result } else { Onto::Zero },
+            finish: Slope { activated, d_in },
+        },
+    };
+    let parts = Chain(
+        tasks(d_weight, d_in, isa),
+        Chain(
+            tasks(d_x.unwrap_or_default(), d_in, isa),
+            Chunks::new(d_bias.unwrap_or_default(), SUMMED_COLUMNS),
+        ),
+    );
+    team.for_each(parts, &job);
     Ok(())
+}
+
+/// All gradients of a linear layer: one region, so that the team wakes once.
+struct Backward<'a> {
+    g: &'a [f32],
+    d_out: usize,
+    d_weight: Product<'a, Slope<'a>>,
+    d_x: Product<'a, Slope<'a>>,
+}
+
+type BackwardParts<'s> = Chain<Grid<'s>, Chain<Grid<'s>, Chunks<'s, f32>>>;
+
+impl Job<BackwardParts<'_>> for Backward<'_> {
+    #[inline(always)]
+    fn run<V: Vector>(&self, t: V::Token, _: usize, part: Either<Tile<'_>, Either<Tile<'_>, &mut [f32]>>) {
+        match part {
+            Either::First(d_weight) => self.d_weight.task::<V>(t, d_weight, None),
+            Either::Second(_, Either::First(d_x)) => self.d_x.task::<V>(t, d_x, None),
+            Either::Second(_, Either::Second(index, d_bias)) => {
+                add_column_sums::<V>(t, self.g, self.d_out, index * SUMMED_COLUMNS, d_bias);
+            }
+        }
+    }
 }
 
 /// Rows that a task drops out.
@@ -223,13 +251,16 @@ impl Job<Chunks<'_, f32>> for DropOut<'_> {
 }
 
 /// What follows the product in the backward pass: the derivative of the activation that made the input.
-struct Backward<'a> {
-    activation: Activation,
-    input: &'a [f32],
+struct Slope<'a> {
+    activated: Option<(Activation, &'a [f32])>,
     d_in: usize,
 }
 
-impl Finish for Backward<'_> {
+impl Finish for Slope<'_> {
+    fn is_idle(&self) -> bool {
+        self.activated.is_none()
+    }
+
     #[inline(always)]
     fn finish<V: Vector>(
         &self,
@@ -239,10 +270,11 @@ impl Finish for Backward<'_> {
         c: &mut [f32],
         _: Option<&mut [f32]>,
     ) {
-        let input = &self.input[row * self.d_in + cols.start..][..c.len()];
+        let Some((activation, input)) = self.activated else { return };
+        let input = &input[row * self.d_in + cols.start..][..c.len()];
         let mut at = 0;
         while at < c.len() {
-            let slope = math::derivative(t, self.activation, load::<V>(t, input, at));
+            let slope = math::derivative(t, activation, load::<V>(t, input, at));
             store(load::<V>(t, c, at) * slope, c, at);
             at += V::LANES;
         }
@@ -250,24 +282,23 @@ impl Finish for Backward<'_> {
 }
 
 /// Columns whose sums are one task.
-const SUMMED_COLUMNS: usize = 64;
+const SUMMED_COLUMNS: usize = 128;
 
-/// Adds the sums of g's columns, from the first row to the last.
-struct ColumnSums<'a> {
-    g: &'a [f32],
-    d_out: usize,
-}
-
-impl Job<Chunks<'_, f32>> for ColumnSums<'_> {
-    #[inline(always)]
-    fn run<V: Vector>(&self, t: V::Token, index: usize, sums: &mut [f32]) {
-        let first = index * SUMMED_COLUMNS;
-        for (block, sums) in sums.chunks_mut(V::LANES).enumerate() {
-            let first = first + block * V::LANES;
-            let mut sum = V::splat(t, 0.0);
-            for row in self.g.chunks_exact(self.d_out) {
-                sum = sum + V::load_partial(t, &row[first..][..sums.len()]);
+/// Adds the sums of g's columns from `first` on, each from the first row to the last.
+#[inline(always)]
+fn add_column_sums<V: Vector>(t: V::Token, g: &[f32], d_out: usize, first: usize, sums: &mut [f32]) {
+    // So many additions under way at once hide the time that one takes.
+    const N: usize = 8;
+    for (block, sums) in sums.chunks_mut(N * V::LANES).enumerate() {
+        let first = first + block * N * V::LANES;
+        let mut sum = [V::splat(t, 0.0); N];
+        for row in g.chunks_exact(d_out) {
+            let row = &row[first..][..sums.len()];
+            for j in 0..N {
+                sum[j] = sum[j] + V::load_partial(t, &row[(j * V::LANES).min(row.len())..]);
             }
+        }
+        for (sum, sums) in sum.into_iter().zip(sums.chunks_mut(V::LANES)) {
             (V::load_partial(t, sums) + sum).store_partial(sums);
         }
     }
@@ -286,23 +317,11 @@ pub(crate) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
         if rows > FEW_ROWS {
             most = most.max(whole_lines(packed_floats(d_out, d_in, machine.isa)));
         }
-        if training {
-            let masked = if dropped && config.dropout > 0.0 { rows.saturating_mul(d_out) } else { 0 };
-            let packed = packed_backward(rows, d_in, d_out, machine.isa);
-            most = most.max(whole_lines(masked).saturating_add(packed));
+        if training && dropped && config.dropout > 0.0 {
+            most = most.max(whole_lines(rows.saturating_mul(d_out)));
         }
     }
     most
-}
-
-/// Rows of a right operand that are longer than this are so far apart that walking down a column of them misses the
-/// cache of page addresses at every step: then it is packed.
-const FAR_APART: usize = 256;
-
-/// How many f32 the packed right operands of the backward pass take: the weight, or a block of the input's depth.
-fn packed_backward(rows: usize, d_in: usize, d_out: usize, isa: Isa) -> usize {
-    let deepest = d_out.max(rows.min(DEPTH));
-    if d_in > FAR_APART && rows > FEW_ROWS { packed_floats(d_in, deepest, isa) } else { 0 }
 }
 
 #[cfg(all(test, feature = "std"))]

@@ -178,6 +178,31 @@ impl Tile<'_> {
         self.col..self.col + self.cols
     }
 
+    /// Where its first element is. The elements of a row stand side by side, and rows are [`Tile::stride`] apart.
+    #[inline(always)]
+    pub(crate) fn start(&mut self) -> *mut f32 {
+        // `wrapping_add`, because a tile without elements may lie beyond the matrix.
+        self.start.wrapping_add(self.row * self.stride + self.col)
+    }
+
+    /// How far its rows are apart: the columns of the matrix.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// A part of it: `rows` and `cols` counted from its first row and column.
+    ///
+    /// # Panics
+    /// If the tile does not have them.
+    #[inline(always)]
+    pub(crate) fn part(&mut self, rows: Range<usize>, cols: Range<usize>) -> Tile<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols);
+        let (row, col) = (self.row + rows.start, self.col + cols.start);
+        let (start, stride) = (self.start, self.stride);
+        Tile { start, stride, row, col, rows: rows.len(), cols: cols.len(), owner: PhantomData }
+    }
+
     /// Its part of row `i` of the tile, counted from the tile's first row.
     ///
     /// # Panics
@@ -201,6 +226,34 @@ unsafe impl<A: Parts> Parts for Option<A> {
     unsafe fn part<'t>(&self, task: Task) -> Self::Part<'t> {
         // SAFETY: passed on to the caller.
         self.as_ref().map(|a| unsafe { a.part(task) })
+    }
+}
+
+/// Two jobs in one: the first tasks have the parts of `A`, those after them the parts of `B`.
+pub(crate) struct Chain<A, B>(pub(crate) A, pub(crate) B);
+
+/// A part of one of two jobs.
+pub(crate) enum Either<A, B> {
+    /// Of the first.
+    First(A),
+    /// Of the second, and which of its parts it is.
+    Second(usize, B),
+}
+
+// SAFETY: parts of different members are of different borrows, and parts of one member come from calls with
+// different index if the tasks have.
+unsafe impl<A: Parts, B: Parts> Parts for Chain<A, B> {
+    type Part<'t> = Either<A::Part<'t>, B::Part<'t>>;
+    fn count(&self) -> usize {
+        self.0.count().saturating_add(self.1.count())
+    }
+    unsafe fn part<'t>(&self, task: Task) -> Self::Part<'t> {
+        match task.index().checked_sub(self.0.count()) {
+            // SAFETY: passed on to the caller.
+            None => Either::First(unsafe { self.0.part(task) }),
+            // SAFETY: passed on to the caller; tasks of different index have different ones here too.
+            Some(index) => Either::Second(index, unsafe { self.1.part(task.renumbered(index)) }),
+        }
     }
 }
 

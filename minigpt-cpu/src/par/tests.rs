@@ -116,3 +116,38 @@ fn workers_have_scratch_of_their_own() {
     });
     assert!(out.iter().enumerate().all(|(i, &x)| x == 16.0 * i as f32));
 }
+
+#[test]
+fn a_chain_gives_out_the_parts_of_both_once() {
+    for threads in 1..4 {
+        let mut executor = Executor::team(threads).unwrap();
+        let (mut a, mut b) = (vec![0u32; 7], vec![0.0f32; 3 * 4]);
+        let chain = Chain(Chunks::new(&mut a, 2), Grid::new(&mut b, 4, 2, 3));
+        assert_eq!(chain.count(), 4 + 4);
+        for_each(&mut executor, chain, |task, part| match part {
+            Either::First(a) => a.iter_mut().for_each(|a| *a += task as u32 + 1),
+            Either::Second(index, mut tile) => {
+                assert_eq!(index, task - 4);
+                for i in 0..tile.rows().len() {
+                    tile.row(i).iter_mut().for_each(|b| *b += task as f32);
+                }
+            }
+        });
+        assert_eq!(a, [1, 1, 2, 2, 3, 3, 4]);
+        assert_eq!(b, [4., 4., 4., 5., 4., 4., 4., 5., 6., 6., 6., 7.]);
+    }
+}
+
+#[test]
+fn a_part_of_a_tile_is_where_it_says() {
+    let mut x: std::vec::Vec<f32> = (0..30).map(|i| i as f32).collect();
+    let mut executor = Executor::single();
+    for_each(&mut executor, Grid::new(&mut x, 6, 5, 6), |_, mut tile| {
+        let mut part = tile.part(1..4, 2..5);
+        let mut part = part.part(1..3, 1..2);
+        assert_eq!((part.rows(), part.cols(), part.stride()), (2..4, 3..4, 6));
+        assert_eq!((part.row(0).to_vec(), part.row(1).to_vec()), (vec![15.0], vec![21.0]));
+        let start = part.start();
+        assert_eq!(part.row(0).as_mut_ptr(), start);
+    });
+}
