@@ -24,6 +24,13 @@
 //! With std, as many threads as the system offers, or as [`Builder::threads`] asks. They belong to the backend, so
 //! a `Cpu` may be made and used anywhere, also inside a thread pool. How work is cut up depends on shapes alone:
 //! on one instruction set, every number of threads gives the same bits.
+//!
+//! # Weights in fewer bits
+//! The forward pass reads weights in f32, f16, bf16, Q8_0 and Q4_0 where they lie, in memory of the backend or borrowed
+//! through [`Import`]. They are widened in registers to exactly the f32 that they stand for, so results differ from
+//! those of the same weights in f32 by rounding alone. Generation is bound by reading the weights: fewer bits are
+//! faster (`cargo bench -p minigpt-benches --bench decode`). On big-endian processors, where bytes lie otherwise, the
+//! reference reads them.
 #![cfg_attr(not(feature = "std"), no_std)]
 extern crate alloc;
 #[cfg(any(feature = "std", test))]

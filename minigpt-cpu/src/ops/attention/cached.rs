@@ -20,8 +20,8 @@ use crate::par::{Grid, PerWorker, Tile};
 /// From so many new positions on, tiles pay: fewer would leave most of a tile empty.
 const TILED: usize = 8;
 
-/// Products that make a task of one-by-one attention: some microseconds.
-const TASK: usize = 1 << 15;
+/// Products that make a task of one-by-one attention, for each of which it reads eight bytes: a microsecond or two.
+const TASK: usize = 1 << 13;
 
 struct Cached<'s> {
     qkv: &'s [f32],

@@ -1,6 +1,8 @@
 //! The product of a few rows with the transpose of a weight: decoding. The weight is read once, from its first byte to
 //! its last, at the speed of memory, and widened in registers.
 
+use minigpt_core::backend::QUANT_BLOCK;
+
 use crate::arch::Vector;
 use crate::context::{Job, Team};
 use crate::gemm::{Begin, Finish};
@@ -79,6 +81,9 @@ impl<W: Format, F: Finish> FewRows<'_, W, F> {
     }
 }
 
+/// Elements that [`dots`] takes at a time: two blocks, four of the widest vectors.
+const PIECE: usize = 2 * QUANT_BLOCK;
+
 /// The dot products of R rows with a row of a weight, each in S sums side by side.
 #[inline(always)]
 fn dots<V: Vector, W: Format, const R: usize, const S: usize>(
@@ -88,18 +93,18 @@ fn dots<V: Vector, W: Format, const R: usize, const S: usize>(
     d_in: usize,
 ) -> [f32; R] {
     let mut sums = [[V::splat(t, 0.0); S]; R];
-    let stride = S * V::LANES;
-    let mut k = 0;
-    while k + stride <= d_in {
-        for s in 0..S {
-            let at = k + s * V::LANES;
-            let w = W::load::<V>(t, weight, at);
+    // In pieces of a known size, of which the compiler knows that blocks begin with them.
+    let pieces = weight.chunks_exact(PIECE / W::ELEMENTS).take(d_in / PIECE);
+    for (i, weight) in pieces.enumerate() {
+        for (v, k) in (0..PIECE).step_by(V::LANES).enumerate() {
+            let w = W::load::<V>(t, weight, k);
             for r in 0..R {
-                sums[r][s] = w.mul_add(V::load(t, &x[r][at..]), sums[r][s]);
+                let x = &x[r][i * PIECE..][..PIECE];
+                sums[r][v % S] = w.mul_add(V::load(t, &x[k..]), sums[r][v % S]);
             }
         }
-        k += stride;
     }
+    let mut k = d_in - d_in % PIECE;
     while k + V::LANES <= d_in {
         let w = W::load::<V>(t, weight, k);
         for r in 0..R {
