@@ -250,27 +250,52 @@ pub trait Backend {
     }
 }
 
+/// What a backend made of bytes that it was to [import](Import::import).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Imported {
+    /// It uses them where they lie.
+    Borrowed(Buffer),
+    /// It could not, and has a copy.
+    Copied(Buffer),
+}
+
+impl Imported {
+    /// The buffer that holds them.
+    pub fn buffer(self) -> Buffer {
+        let (Imported::Borrowed(buffer) | Imported::Copied(buffer)) = self;
+        buffer
+    }
+}
+
 /// Brings in weights that live in the program's own memory for `'a`: in flash, in a mapped file, in a constant.
 ///
 /// The default copies. A backend whose memory is the host's may borrow instead, read-only: then a model in flash
 /// costs no memory at all. Implementing it takes one line: `impl<'a> Import<'a> for MyBackend {}`.
 pub trait Import<'a>: Backend {
-    /// A buffer with the contents of `bytes`.
+    /// A buffer with the contents of `bytes`, and whether that took a copy.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`] if a copy is needed and does not fit.
-    fn import(&mut self, bytes: &'a [u8]) -> Result<Buffer, Self::Error> {
-        let buffer = self.alloc(bytes.len().next_multiple_of(4))?;
-        let whole = bytes.len() / 4;
-        self.write(Span { buffer, dtype: Dtype::U32, offset: 0, len: whole }, &bytes[..whole * 4])?;
-        let rest = &bytes[whole * 4..];
-        if !rest.is_empty() {
-            let mut last = [0; 4];
-            last[..rest.len()].copy_from_slice(rest);
-            self.write(Span { buffer, dtype: Dtype::U32, offset: whole * 4, len: 1 }, &last)?;
-        }
-        Ok(buffer)
+    fn import(&mut self, bytes: &'a [u8]) -> Result<Imported, Self::Error> {
+        import_by_copy(self, bytes).map(Imported::Copied)
     }
+}
+
+/// A new buffer with the contents of `bytes`, filled up to whole words with zeros.
+///
+/// # Errors
+/// [`ErrorKind::OutOfMemory`] if it does not fit.
+pub fn import_by_copy<B: Backend + ?Sized>(backend: &mut B, bytes: &[u8]) -> Result<Buffer, B::Error> {
+    let buffer = backend.alloc(bytes.len().next_multiple_of(4))?;
+    let (whole, rest) = bytes.as_chunks::<4>();
+    let words = Span { buffer, dtype: Dtype::U32, offset: 0, len: whole.len() };
+    backend.write(words, whole.as_flattened())?;
+    if !rest.is_empty() {
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        backend.write(Span { offset: whole.len() * 4, len: 1, ..words }, &last)?;
+    }
+    Ok(buffer)
 }
 
 /// `len` zeros on the host's heap, or an error that names the operand they are for.

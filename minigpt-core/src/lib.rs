@@ -98,7 +98,7 @@ pub mod sample;
 pub mod tokenizer;
 pub mod train;
 
-pub use backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Span};
+pub use backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Imported, Span};
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, AttentionScale, ConfigError, GptConfig, Norm, Position};
 pub use data::{DataError, EvalWindows, Windows};

@@ -6,7 +6,7 @@ mod support;
 use std::cell::Cell;
 
 use minigpt_core::checkpoint::{
-    self, Checkpoint, Contents, Fault, LoadError, Role, SaveError, TensorSpec, Training, Write,
+    self, Checkpoint, Contents, Fault, Limits, LoadError, Role, SaveError, TensorSpec, Training, Write,
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
@@ -271,7 +271,9 @@ fn the_header_length_must_be_one() {
     }
     let mut file = small_checkpoint();
     file[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert!(matches!(fault(&file), Fault::Truncated { needed: 0xFFFF_FFFF, .. }));
+    assert!(matches!(fault(&file), Fault::Limit { field: "header", found: 0xFFFF_FFFF, .. }));
+    let error = Checkpoint::open_within(&file, &Limits::NONE).unwrap_err();
+    assert!(matches!(error.fault, Fault::Truncated { needed: 0xFFFF_FFFF, .. }));
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod models;
 #[expect(dead_code, reason = "shared with the tests of the format")]
 mod support;
 
-use minigpt_core::checkpoint::Fault;
+use minigpt_core::checkpoint::{Fault, Limits, Stream};
 use minigpt_core::{Backend, Checkpoint, Dtype, Import, Model, Real, Reference};
 use models::TOKENS;
 use support::{conf, header, varint};
@@ -100,6 +100,9 @@ fn loaded<B: Import<'static> + Default>(name: &str) -> u32 {
     let checkpoint = Checkpoint::open_verified(golden(name)).unwrap();
     let logits = logits_of(Model::load(B::default(), &checkpoint).unwrap());
     assert_eq!(logits_of(Model::borrow(B::default(), &checkpoint).unwrap()), logits, "{name}, borrowed");
+    let mut header = Vec::new();
+    let stream = Stream::open(golden(name), &mut header, &Limits::DEFAULT).unwrap();
+    assert_eq!(logits_of(Model::load_from(B::default(), stream).unwrap()), logits, "{name}, streamed");
     logits
 }
 

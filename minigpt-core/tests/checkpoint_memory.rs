@@ -1,5 +1,8 @@
 //! What the reader and the writer allocate. One test, because it counts what the whole process allocates.
 
+#[path = "support/models.rs"]
+#[expect(dead_code, reason = "shared with the golden files")]
+mod models;
 #[path = "support/checkpoints.rs"]
 #[expect(dead_code, reason = "shared with the tests of the format")]
 mod support;
@@ -7,8 +10,8 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use minigpt_core::checkpoint::{self, Checkpoint, Contents, Role, TensorSpec, Write};
-use minigpt_core::{Dtype, GptConfig};
+use minigpt_core::checkpoint::{self, Checkpoint, Contents, Limits, Read, Role, Stream, TensorSpec, Write};
+use minigpt_core::{Dtype, GptConfig, Model, Reference};
 use support::*;
 
 /// Counts the bytes in use and their peak.
@@ -114,4 +117,63 @@ fn memory_is_bounded_by_the_header() {
     let (bytes, tensors) = peak(|| Checkpoint::open(&file).unwrap().tensors().len());
     assert_eq!(tensors, 100);
     assert!(bytes < 16 << 10, "opening took {bytes} bytes");
+
+    what_comes_in_is_never_in_memory_twice();
+    a_stream_takes_memory_as_it_comes();
+}
+
+/// A model's file is read into the model, by way of a chunk.
+fn what_comes_in_is_never_in_memory_twice() {
+    let config = GptConfig { layers: 2, heads: 2, d_model: 256, d_ff: 1024, ..GptConfig::new(300, 100) };
+    for format in [Dtype::F32, Dtype::F16, Dtype::Q8_0] {
+        let file = models::checkpoint_of(&config, format, None, &[]);
+        let mut header = Vec::new();
+        let (bytes, model) = peak(|| {
+            let stream = Stream::open(&file[..], &mut header, &Limits::DEFAULT).unwrap();
+            Model::load_from(Reference::<f32>::new(), stream).unwrap()
+        });
+        assert_eq!(model.config(), &config);
+        let most = file.len() + (96 << 10);
+        assert!(bytes < most, "{bytes} bytes for a file of {} in {format:?}", file.len());
+    }
+}
+
+/// Brings the bytes of a file again and again.
+struct Endless<'a>(core::iter::Cycle<core::slice::Iter<'a, u8>>);
+
+impl Read for Endless<'_> {
+    type Error = ();
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, ()> {
+        bytes.iter_mut().zip(&mut self.0).for_each(|(to, from)| *to = *from);
+        Ok(bytes.len())
+    }
+}
+
+fn a_stream_takes_memory_as_it_comes() {
+    // It claims a header of 4 GB, and ends.
+    let mut file = header(1, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, varint(0))]);
+    file[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    let mut buffer = Vec::new();
+    let (bytes, result) = peak(|| Stream::open(&file[..], &mut buffer, &Limits::NONE).map(|_| ()));
+    assert!(result.is_err());
+    assert!(bytes <= 128 << 10, "{bytes} bytes for a header that did not come");
+
+    // It claims one within the limits, and brings it, but never a right checksum.
+    file[8..12].copy_from_slice(&(1u32 << 20).to_le_bytes());
+    let mut buffer = Vec::new();
+    let limits = Limits { header: 1 << 20, ..Limits::DEFAULT };
+    let (bytes, result) =
+        peak(|| Stream::open(Endless(file.iter().cycle()), &mut buffer, &limits).map(|_| ()));
+    assert!(result.is_err());
+    // While a Vec grows, old and new are there.
+    assert!(bytes <= 3 << 20, "{bytes} bytes for a header of a mebibyte");
+
+    // It claims more than may be claimed, and nothing is allocated for it.
+    let tensors = [varint(1), record("a", 1 << 20, 1 << 20, 0, 4 << 40)].concat();
+    let file = header(1, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, tensors)]);
+    let mut buffer = Vec::new();
+    let (bytes, result) = peak(|| Stream::open(&file[..], &mut buffer, &Limits::DEFAULT).map(|_| ()));
+    assert!(result.unwrap_err().to_string().contains("its payload would be 4398046511104"));
+    assert!(bytes <= 128 << 10, "{bytes} bytes");
 }

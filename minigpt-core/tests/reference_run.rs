@@ -16,7 +16,7 @@ use minigpt_core::reference::{Reference, ReferenceError};
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::schedule::Schedule;
 use minigpt_core::{
-    Activation, Backend, BackendError, Buffer, Dtype, ErrorKind, Import, InvalidOp, OpKind, Span,
+    Activation, Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Imported, InvalidOp, OpKind, Span,
 };
 
 const SIZE: usize = 16 << 10;
@@ -770,7 +770,9 @@ fn what_the_host_cannot_hold_is_out_of_memory_and_not_an_abort() {
 fn an_imported_buffer_holds_its_bytes() {
     let mut backend = Reference::<f32>::new();
     let bytes: Vec<u8> = (0..11).collect();
-    let buffer = backend.import(&bytes).unwrap();
+    let Imported::Copied(buffer) = backend.import(&bytes).unwrap() else {
+        panic!("the reference has memory of its own")
+    };
     let mut read = [9; 12];
     backend.read(Span { buffer, dtype: Dtype::U32, offset: 0, len: 3 }, &mut read).unwrap();
     assert_eq!(read, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0]);

@@ -50,7 +50,7 @@ mod roofline;
 
 use alloc::string::String;
 
-use minigpt_core::backend::Import;
+use minigpt_core::backend::{Import, Imported, import_by_copy};
 use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Plan, Span, reference};
 
 use arch::Simd;
@@ -329,19 +329,11 @@ impl Backend for Cpu<'_> {
 impl<'a> Import<'a> for Cpu<'a> {
     /// Borrows `bytes` where this processor can use them as they lie (little-endian, and `bytes` aligned to four
     /// bytes), so that weights in flash or in a mapped file cost no memory; else copies them.
-    fn import(&mut self, bytes: &'a [u8]) -> Result<Buffer, CpuError> {
-        if let Some(borrowed) = self.memory.borrow(bytes) {
-            return borrowed;
+    fn import(&mut self, bytes: &'a [u8]) -> Result<Imported, CpuError> {
+        match self.memory.borrow(bytes) {
+            Some(borrowed) => borrowed.map(Imported::Borrowed),
+            None => import_by_copy(self, bytes).map(Imported::Copied),
         }
-        let buffer = self.alloc(bytes.len().next_multiple_of(4))?;
-        let (whole, rest) = bytes.as_chunks::<4>();
-        self.write(Span { buffer, dtype: Dtype::U32, offset: 0, len: whole.len() }, whole.as_flattened())?;
-        if !rest.is_empty() {
-            let mut last = [0; 4];
-            last[..rest.len()].copy_from_slice(rest);
-            self.write(Span { buffer, dtype: Dtype::U32, offset: whole.len() * 4, len: 1 }, &last)?;
-        }
-        Ok(buffer)
     }
 }
 

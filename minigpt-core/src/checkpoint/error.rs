@@ -20,6 +20,11 @@ impl LoadError {
     pub(super) fn new(offset: usize, fault: Fault) -> Self {
         LoadError { offset: offset as u64, fault }
     }
+
+    /// The bytes end after `found` of at least `needed`.
+    pub(super) fn truncated(needed: u64, found: u64) -> Self {
+        LoadError { offset: found, fault: Fault::Truncated { needed, found } }
+    }
 }
 
 /// What is wrong with a checkpoint.
@@ -42,7 +47,7 @@ pub enum Fault {
     },
     /// It goes on after its end.
     Trailing {
-        /// How many bytes too many.
+        /// How many bytes too many; of a stream, as many as were read of them.
         bytes: u64,
     },
     /// The header's length is not that of a header.
@@ -177,6 +182,15 @@ pub enum Fault {
         /// Rows and columns of the tensor.
         found: (usize, usize),
     },
+    /// It is larger than the [`Limits`](super::Limits) allow.
+    Limit {
+        /// The limit, a field of [`Limits`](super::Limits).
+        field: &'static str,
+        /// What the file needs.
+        found: u64,
+        /// What is allowed.
+        limit: u64,
+    },
     /// There is no memory for what the header holds.
     OutOfMemory {
         /// What could not be allocated.
@@ -200,7 +214,7 @@ impl fmt::Display for Fault {
                  or use an earlier checkpoint"
             ),
             Fault::Trailing { bytes } => {
-                write!(f, "{bytes} bytes follow the end: the file is not what was saved, copy it again")
+                write!(f, "{bytes} bytes follow the end: this is not what was saved, copy it again")
             }
             Fault::HeaderLength { found } => {
                 write!(f, "a header cannot be {found} bytes long: the file is damaged, copy it again")
@@ -279,6 +293,11 @@ impl fmt::Display for Fault {
                 "tensor {name:?} is {} x {}, but the config makes it {} x {}",
                 found.0, found.1, expected.0, expected.1
             ),
+            Fault::Limit { field, found, limit } => write!(
+                f,
+                "its {field} would be {found}, and {limit} is allowed: if you trust the file, open it within \
+                 Limits whose `{field}` is that large"
+            ),
             Fault::OutOfMemory { bytes } => {
                 write!(f, "no memory for {bytes} bytes of the header: free some, or use a smaller model")
             }
@@ -292,7 +311,65 @@ impl fmt::Display for LoadError {
     }
 }
 
-impl core::error::Error for LoadError {}
+impl core::error::Error for LoadError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match &self.fault {
+            Fault::Config(error) => Some(error),
+            Fault::Tokenizer(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Why a checkpoint was not loaded from a stream: `R` is the reader's own error, `E` says what is wrong with the
+/// checkpoint, or with what became of it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum StreamError<R, E = LoadError> {
+    /// The reader failed.
+    Read {
+        /// How many bytes had been read.
+        offset: u64,
+        /// Its error.
+        error: R,
+    },
+    /// What was read cannot be used.
+    Load(E),
+}
+
+impl<R, E> StreamError<R, E> {
+    /// With another error of the second kind.
+    pub(crate) fn map<F>(self, f: impl FnOnce(E) -> F) -> StreamError<R, F> {
+        match self {
+            StreamError::Read { offset, error } => StreamError::Read { offset, error },
+            StreamError::Load(error) => StreamError::Load(f(error)),
+        }
+    }
+}
+
+impl<R: fmt::Display, E: fmt::Display> fmt::Display for StreamError<R, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StreamError::Read { offset, error } => {
+                write!(f, "cannot read on behind byte {offset} of the checkpoint: {error}")
+            }
+            StreamError::Load(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<R, E> core::error::Error for StreamError<R, E>
+where
+    R: core::error::Error + 'static,
+    E: core::error::Error + 'static,
+{
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            StreamError::Read { error, .. } => Some(error),
+            StreamError::Load(error) => Some(error),
+        }
+    }
+}
 
 /// Why a checkpoint was not saved: `R` is the error of reading a tensor, `W` that of the sink.
 #[derive(Debug, Clone, PartialEq)]
@@ -349,4 +426,16 @@ impl<R: fmt::Display, W: fmt::Display> fmt::Display for SaveError<R, W> {
     }
 }
 
-impl<R: fmt::Debug + fmt::Display, W: fmt::Debug + fmt::Display> core::error::Error for SaveError<R, W> {}
+impl<R, W> core::error::Error for SaveError<R, W>
+where
+    R: core::error::Error + 'static,
+    W: core::error::Error + 'static,
+{
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            SaveError::Read { error, .. } => Some(error),
+            SaveError::Write(error) => Some(error),
+            _ => None,
+        }
+    }
+}

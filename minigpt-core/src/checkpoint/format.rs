@@ -21,6 +21,15 @@ pub const VERSION: u32 = 1;
 /// Tensors begin at multiples of this many bytes.
 pub(super) const ALIGN: usize = plan::ALIGN;
 
+/// The most bytes of a tensor that are read at once.
+pub(super) const CHUNK: usize = 32 << 10;
+
+/// The most bytes of a tensor of that type that are read at once, whole units.
+pub(crate) fn chunk_of(dtype: Dtype) -> usize {
+    let unit = dtype.unit().1;
+    CHUNK / unit * unit
+}
+
 /// Magic, version, header length.
 pub(super) const PREFIX: usize = 12;
 

@@ -1,9 +1,9 @@
 //! Checkpoints: a model, its tokenizer and its training state in one file that any program can read.
 //!
-//! [`write()`] streams a checkpoint to a sink, [`Checkpoint::open`] opens one where it lies; with the feature
-//! `std`, [`save`] replaces a file as one, [`load`] reads one, and a [`RunFolder`] keeps those of a training
-//! run. No input makes the reader panic, loop longer than its length, or allocate more than a small multiple
-//! of it.
+//! [`write()`] streams a checkpoint to a sink, [`Checkpoint::open`] opens one where it lies, and a [`Stream`] reads one
+//! as it comes in; with the feature `std`, [`save`] replaces a file as one, [`load`] reads one, and a [`RunFolder`]
+//! keeps those of a training run. No input makes the reader panic, loop longer than its length, or allocate more than a
+//! small multiple of it, and [`Limits`] bound what it makes a program do later.
 //!
 //! # The format, version 1
 //!
@@ -148,22 +148,28 @@ mod error;
 #[cfg(feature = "std")]
 mod file;
 mod format;
+mod header;
 mod io;
+mod limits;
 mod quantize;
 mod read;
+mod stream;
 mod write;
 
-pub use error::{Fault, LoadError, SaveError};
+pub use error::{Fault, LoadError, SaveError, StreamError};
 #[cfg(feature = "std")]
 pub use file::{
     FileError, Journal, LoadFileError, Newest, RunFolder, RunFolderError, load, newest, save, sync_folder,
 };
+pub(crate) use format::chunk_of;
 pub use format::{FIRST_MOMENT, SECOND_MOMENT, VERSION};
 #[cfg(feature = "std")]
-pub use io::IoWriter;
-pub use io::Write;
+pub use io::{IoReader, IoWriter};
+pub use io::{Read, Write};
+pub use limits::Limits;
 pub use quantize::encode_row;
 pub use read::{Checkpoint, TensorView};
+pub use stream::Stream;
 pub use write::{Contents, TensorSpec, write};
 
 use crate::train::{TrainConfig, TrainState};

@@ -8,18 +8,15 @@ use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 
 use super::format::{
-    ALIGN, CONF, CRC, FIRST_MOMENT, MAGIC, META, PREFIX, REQUIRED, SECOND_MOMENT, TENS, TOKN, TRAN, VERSION,
-    WireConfig, WireTensor, WireTokenizer, WireTraining, crc32, tensor_bytes,
+    ALIGN, CHUNK, CONF, CRC, FIRST_MOMENT, MAGIC, META, PREFIX, REQUIRED, SECOND_MOMENT, TENS, TOKN, TRAN,
+    VERSION, WireConfig, WireTensor, WireTokenizer, WireTraining, chunk_of, crc32, tensor_bytes,
 };
-use super::read::Header;
-use super::{Fault, Role, SaveError, Training, Write};
+use super::header::Header;
+use super::{Fault, Limits, Role, SaveError, Training, Write};
 use crate::backend::Dtype;
 use crate::config::GptConfig;
 use crate::plan::Plan;
 use crate::tokenizer::AnyTokenizer;
-
-/// The most bytes of a tensor that are read at once.
-const CHUNK: usize = 32 << 10;
 
 /// A tensor that is to be written: what the index says of it. Its bytes are read when they are needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +88,7 @@ pub struct Contents<'a> {
 ///
 /// # Errors
 /// [`SaveError::Invalid`], before anything is written, if [`Checkpoint::open`](super::Checkpoint::open) would
-/// refuse the result; else if `read` or `out` fails, a tensor changes between the passes, or memory is short.
+/// refuse the result whatever its [`Limits`]; else if `read` or `out` fails, a tensor changes between the passes, or memory is short.
 ///
 /// ```
 /// use minigpt_core::checkpoint::{self, Checkpoint, Contents, Role, TensorSpec};
@@ -138,7 +135,7 @@ pub fn write<W: Write, R>(
     crcs.resize(places.len(), 0);
     // One set of rules for both directions: what cannot be opened is not written. No rule depends on the
     // checksums, which are still zero here.
-    Header::parse(&header(contents, &places, &crcs)?).map_err(|error| error.fault)?;
+    Header::parse(&header(contents, &places, &crcs)?, &Limits::NONE).map_err(|error| error.fault)?;
 
     for (i, spec) in contents.tensors.iter().enumerate() {
         crcs[i] = stream(spec, i, places[i].length, &mut chunk, &mut read, |_| Ok(()))?;
@@ -188,8 +185,7 @@ fn stream<R, E>(
     read: &mut impl FnMut(usize, usize, &mut [u8]) -> Result<(), R>,
     mut sink: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<u32, SaveError<R, E>> {
-    let unit = spec.dtype.unit().1;
-    let step = CHUNK / unit * unit;
+    let step = chunk_of(spec.dtype);
     let mut crc = crc32fast::Hasher::new();
     let mut offset = 0;
     while offset < length {

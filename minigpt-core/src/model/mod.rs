@@ -13,6 +13,7 @@ mod backward;
 mod decode;
 mod forward;
 mod loss;
+mod place;
 mod storage;
 
 use alloc::boxed::Box;
@@ -32,8 +33,9 @@ pub(crate) use backward::backward;
 pub use decode::{Decoder, Generate, window_length};
 pub(crate) use forward::forward;
 pub(crate) use loss::{Gradients, loss};
+pub(crate) use place::{Place, Places, nowhere, read_into, write_tensor};
 pub use storage::Extras;
-pub(crate) use storage::{ReadTensor, read_tensor, write_tensor};
+pub(crate) use storage::{ReadTensor, read_tensor};
 
 /// A GPT on a backend: its shape, and where its weights lie.
 ///
@@ -56,6 +58,8 @@ pub struct Model<B: Backend> {
     /// All parameters in one, laid out as the plan has them; only then can they be trained.
     trainable: Option<Span>,
     position_table: Option<Span>,
+    /// Bytes of weights that were to be borrowed and had to be copied.
+    copied: usize,
     identity: Box<u8>,
 }
 
@@ -212,6 +216,7 @@ impl<B: Backend> Model<B> {
             spans,
             trainable,
             position_table: None,
+            copied: 0,
             identity: Box::new(0),
         };
         if let Some(region) = plan.position_table {
@@ -266,6 +271,15 @@ impl<B: Backend> Model<B> {
     /// How many numbers it has.
     pub fn parameter_count(&self) -> usize {
         self.tensors.list().iter().map(|tensor| tensor.region.len).sum()
+    }
+
+    /// How many bytes of weights the backend had to copy when they were [borrowed](Model::borrow): 0 if it reads all of
+    /// them where they lie, and for a model that was not borrowed.
+    ///
+    /// A CPU backend copies what is not aligned to four bytes (put `#[repr(align(64))]` on a constant; a mapped file
+    /// is aligned), and copies all on a big-endian processor. A device with memory of its own always copies.
+    pub fn copied_bytes(&self) -> usize {
+        self.copied
     }
 
     /// Its parameters in the order of the model: what each is, and where it lies.

@@ -2,9 +2,13 @@
 
 use alloc::vec::Vec;
 
+use super::place::{Place, Places, nowhere, read_into, write_tensor};
 use super::{Model, out_of_memory};
-use crate::backend::{Backend, Dtype, Import, Span, zeros};
-use crate::checkpoint::{self, Checkpoint, Contents, SaveError, TensorSpec, TensorView, Write};
+use crate::backend::{Backend, Buffer, Dtype, Import, Imported, Span, zeros};
+use crate::checkpoint::{
+    self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, Write,
+};
+use crate::config::ConfigError;
 use crate::error::Error;
 use crate::op::InvalidOp;
 use crate::plan::{Logits, Parameters, Plan, Tensor};
@@ -37,38 +41,21 @@ pub(crate) fn read_tensor<B: Backend>(
     backend.read(piece, bytes).map_err(Error::Backend)
 }
 
-/// Writes a stored tensor to `to`, whatever it is stored as.
-pub(crate) fn write_tensor<B: Backend>(
-    backend: &mut B,
-    tensor: &TensorView<'_>,
-    to: Span,
-) -> Result<(), Error<B::Error>> {
-    if tensor.dtype == to.dtype {
-        return backend.write(to, tensor.bytes).map_err(Error::Backend);
-    }
-    // Row by row: quantised blocks never straddle rows, and no second copy of a large tensor is made.
-    let size = size_of::<B::Elem>();
-    let mut row: Vec<B::Elem> = zeros("row", tensor.cols)?;
-    let mut bytes = zeros("row", tensor.cols * size)?;
-    for (i, stored) in tensor.bytes.chunks_exact(tensor.bytes.len() / tensor.rows).enumerate() {
-        decode_weight(stored, tensor.dtype, &mut row, 1, tensor.cols);
-        for (out, value) in bytes.chunks_exact_mut(size).zip(&row) {
-            value.to_le_slice(out);
-        }
-        backend.write(to.slice(i * tensor.cols, tensor.cols), &bytes).map_err(Error::Backend)?;
-    }
-    Ok(())
-}
-
 /// Whether a matrix stored like this takes fewer bits than an f32.
 fn is_narrow(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0)
 }
 
+/// Whether the ops read this parameter as it is stored: matrices also in fewer bits than the backend's numbers have.
+fn is_readable<E: Real>(plan: &Plan, parameter: &Tensor, dtype: Dtype) -> bool {
+    let added = Some(parameter) == plan.parameters.position_embedding.as_ref() || !parameter.is_matrix();
+    dtype == E::DTYPE || is_narrow(dtype) && !added
+}
+
 /// `spans`, of which there are as many as the plan has parameters, in its order.
 fn in_order(plan: &Plan, spans: Vec<Span>) -> Parameters<Span> {
     let mut next = spans.into_iter();
-    let nowhere = Span { buffer: crate::Buffer(u32::MAX), dtype: Dtype::U32, offset: 0, len: 0 };
+    let nowhere = Span { buffer: Buffer(u32::MAX), dtype: Dtype::U32, offset: 0, len: 0 };
     plan.parameters.map(|_| next.next().unwrap_or(nowhere))
 }
 
@@ -120,15 +107,80 @@ impl<B: Backend> Model<B> {
         Ok(model)
     }
 
+    /// A model with the weights of a checkpoint that comes in tensor by tensor, each in the format that it is stored
+    /// in, so that the model takes as much memory as its file has parameters. Every byte is checked.
+    ///
+    /// If all are stored in the backend's own number type, the model can be trained further; else it can only run.
+    /// What no op reads as it is stored (vectors and learned positions in fewer bits) becomes the backend's type.
+    ///
+    /// # Errors
+    /// If the stream ends early, is damaged or does not fit its config, or memory does not suffice.
+    pub fn load_from<R: Read>(
+        backend: B,
+        stream: Stream<'_, R>,
+    ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
+        let (mut model, places) = Self::awaiting(backend, &stream).map_err(StreamError::Load)?;
+        read_into(stream, model.backend_mut(), &places)?;
+        Ok(model)
+    }
+
+    /// A model without weights, and the places that those of `stream` have in it.
+    fn awaiting<R: Read>(mut backend: B, stream: &Stream<'_, R>) -> Result<(Self, Places), Error<B::Error>> {
+        let parameters = stream.parameters()?;
+        let mut places = nowhere(stream.tensors())?;
+        let model = if parameters.iter().all(|coming| coming.dtype == B::Elem::DTYPE) {
+            Self::empty(backend, stream.config().clone())?
+        } else {
+            let plan = Plan::inference(stream.config(), B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
+            let mut spans = Vec::with_capacity(parameters.len());
+            for (coming, parameter) in parameters.iter().zip(plan.parameters.list()) {
+                let kept = is_readable::<B::Elem>(&plan, parameter, coming.dtype);
+                let dtype = if kept { coming.dtype } else { B::Elem::DTYPE };
+                let len = parameter.rows * dtype.padded(parameter.cols);
+                let bytes = dtype.bytes(len).ok_or(ConfigError::TooLarge { field: "parameters" })?;
+                let buffer = backend.alloc(bytes).map_err(|error| out_of_memory(bytes, error))?;
+                spans.push(Span { buffer, dtype, offset: 0, len });
+            }
+            let spans = in_order(&plan, spans);
+            Self::with_spans(backend, plan, spans, None)?
+        };
+        for (coming, (_, to)) in parameters.iter().zip(model.parameters()) {
+            places[coming.tensor] = Some(Place { to, dtype: coming.dtype, cols: coming.cols });
+        }
+        Ok((model, places))
+    }
+
     /// A model that runs on the checkpoint's own bytes, in flash, in a mapped file or in a constant, if the backend can
-    /// borrow them (else they are copied). It cannot be trained. The weights are not read here, so they are not checked
-    /// either: call [`Checkpoint::verify`] once on files that may be damaged.
+    /// borrow them; else they are copied, and [`copied_bytes`](Model::copied_bytes) says how many. It cannot be
+    /// trained. The weights are not read here, so they are not checked either: call [`Checkpoint::verify`] once on
+    /// files that may be damaged.
+    ///
+    /// Any number of models can borrow the same bytes, each on a backend and a thread of its own; and any number of
+    /// [`Decoder`](crate::Decoder)s can take turns on one model.
     ///
     /// Vectors (biases and the weights of norms) and learned positions must be stored in the backend's number type, other
     /// matrices in that or in fewer bits.
     ///
     /// # Errors
     /// If the tensors do not fit the config or are of other types, or the backend fails.
+    ///
+    /// ```
+    /// use minigpt_core::{Checkpoint, Decoder, Model, Reference, SampleConfig, Sampler, Tokenizer};
+    ///
+    /// #[repr(align(64))] // So that numbers are aligned, and a CPU backend can read them where they lie.
+    /// struct Aligned<T: ?Sized>(T);
+    /// static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!("../../tests/embed/model.mgpt"));
+    ///
+    /// let checkpoint = Checkpoint::open_verified(&MODEL.0)?;
+    /// let tokenizer = checkpoint.tokenizer().ok_or("no tokenizer")?;
+    /// let mut model = Model::borrow(Reference::<f32>::new(), &checkpoint)?;
+    /// let mut decoder = Decoder::new(&mut model, 16)?;
+    /// decoder.feed(&mut model, &tokenizer.encode("a small model")?)?;
+    /// let mut sampler = Sampler::new(SampleConfig::greedy(), tokenizer.vocab_size())?;
+    /// let tokens: Vec<u32> = decoder.generate(&mut model, &mut sampler).take(19).collect::<Result<_, _>>()?;
+    /// assert_eq!(tokenizer.decode(&tokens)?, " speaks from flash.");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn borrow<'a>(mut backend: B, checkpoint: &Checkpoint<'a>) -> Result<Self, Error<B::Error>>
     where
         B: Import<'a>,
@@ -136,20 +188,25 @@ impl<B: Backend> Model<B> {
         let tensors = checkpoint.parameters()?;
         let plan = Plan::inference(checkpoint.config(), B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
         let mut spans = Vec::with_capacity(tensors.len());
-        for (tensor, planned) in tensors.iter().zip(plan.parameters.list()) {
-            let narrow = is_narrow(tensor.dtype);
-            let added = Some(planned) == plan.parameters.position_embedding.as_ref() || !planned.is_matrix();
-            if tensor.dtype != B::Elem::DTYPE && (added || !narrow) {
-                let operand = if added { "a vector or learned positions" } else { "a matrix" };
+        let mut copied = 0;
+        for (tensor, parameter) in tensors.iter().zip(plan.parameters.list()) {
+            if !is_readable::<B::Elem>(&plan, parameter, tensor.dtype) {
+                let operand =
+                    if is_narrow(tensor.dtype) { "a vector or learned positions" } else { "a matrix" };
                 let (expected, found) = (B::Elem::DTYPE, tensor.dtype);
                 return Err(InvalidOp::Dtype { operand, expected, found }.into());
             }
+            let imported = backend.import(tensor.bytes).map_err(Error::Backend)?;
+            if let Imported::Copied(_) = imported {
+                copied += tensor.bytes.len();
+            }
             let len = tensor.rows * tensor.dtype.padded(tensor.cols);
-            let buffer = backend.import(tensor.bytes).map_err(Error::Backend)?;
-            spans.push(Span { buffer, dtype: tensor.dtype, offset: 0, len });
+            spans.push(Span { buffer: imported.buffer(), dtype: tensor.dtype, offset: 0, len });
         }
         let spans = in_order(&plan, spans);
-        Self::with_spans(backend, plan, spans, None)
+        let mut model = Self::with_spans(backend, plan, spans, None)?;
+        model.copied = copied;
+        Ok(model)
     }
 
     /// The same model on `backend` with its matrices stored as `dtype`: F16, Bf16, Q8_0, Q4_0, or the backend's own

@@ -4,12 +4,14 @@ use alloc::vec::Vec;
 
 use super::{TrainConfig, TrainState};
 use crate::backend::{Backend, Buffer, Span, read_elems, read_u32, write_u32, zeros};
-use crate::checkpoint::{self, Checkpoint, Contents, SaveError, TensorSpec, Training, Write};
+use crate::checkpoint::{
+    self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write,
+};
 use crate::data::{EvalWindows, Windows};
 use crate::error::Error;
 use crate::model::{
-    Extras, Gradients, Model, Pass, ReadTensor, Workspace, backward, check_tokens, forward, loss,
-    out_of_memory, read_tensor, stage, write_tensor,
+    Extras, Gradients, Model, Pass, Place, Places, ReadTensor, Workspace, backward, check_tokens, forward,
+    loss, nowhere, out_of_memory, read_into, read_tensor, stage, write_tensor,
 };
 use crate::op::{AdamW, Dropout, FinishStep, NextDraw, SquaredNorm, counter, scalar};
 use crate::plan::{BackwardActivations, Parameters, Plan, Recompute, Region};
@@ -421,6 +423,37 @@ impl<B: Backend> Trainer<B> {
         }
         trainer.set_state(&state)?;
         Ok(trainer)
+    }
+
+    /// [`resume`](Trainer::resume) from a checkpoint that comes in tensor by tensor, and never lies in memory as a whole.
+    ///
+    /// # Errors
+    /// If the stream ends early, is damaged or has no training state, or memory does not suffice.
+    pub fn resume_from<R: Read>(
+        backend: B,
+        stream: Stream<'_, R>,
+    ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
+        let (mut trainer, places) = Self::awaiting(backend, &stream).map_err(StreamError::Load)?;
+        read_into(stream, trainer.model.backend_mut(), &places)?;
+        Ok(trainer)
+    }
+
+    /// A trainer without weights and moments, and the places that those of `stream` have in it.
+    fn awaiting<R: Read>(backend: B, stream: &Stream<'_, R>) -> Result<(Self, Places), Error<B::Error>> {
+        let training = stream.training().ok_or(Error::NoTraining)?;
+        let (parameters, [first, second]) = (stream.parameters()?, stream.moments()?);
+        let mut places = nowhere(stream.tensors())?;
+        let model = Model::empty(backend, stream.config().clone())?;
+        let mut trainer = Trainer::new(model, training.config.clone())?;
+        trainer.set_state(&training.state)?;
+        let regions: Vec<Region> = trainer.plan().parameters.list().iter().map(|t| t.region).collect();
+        for (whole, tensors) in [(trainer.params, parameters), (trainer.m, first), (trainer.v, second)] {
+            for (coming, region) in tensors.iter().zip(&regions) {
+                let to = region.on(whole.buffer, whole.dtype);
+                places[coming.tensor] = Some(Place { to, dtype: coming.dtype, cols: coming.cols });
+            }
+        }
+        Ok((trainer, places))
     }
 
     /// Writes a checkpoint from which the run can be resumed: parameters, moments, settings and counters. Only

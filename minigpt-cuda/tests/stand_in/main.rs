@@ -91,7 +91,7 @@ fn quantised_spans_and_odd_lengths_are_carried_byte_by_byte() {
             cuda.read(part, &mut back).unwrap();
             assert_eq!(back, bytes, "{dtype:?}");
         }
-        let imported = cuda.import(b"seven b").unwrap();
+        let imported = cuda.import(b"seven b").unwrap().buffer();
         let mut back = [0; 8];
         cuda.read(words(imported, 2), &mut back).unwrap();
         assert_eq!(&back, b"seven b\0");

@@ -77,7 +77,14 @@ impl fmt::Display for LoadFileError {
     }
 }
 
-impl core::error::Error for LoadFileError {}
+impl core::error::Error for LoadFileError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            LoadFileError::File(error) => Some(error),
+            LoadFileError::Checkpoint { error, .. } => Some(error),
+        }
+    }
+}
 
 impl From<FileError> for LoadFileError {
     fn from(error: FileError) -> Self {

@@ -1,0 +1,86 @@
+//! Generates from a checkpoint where it lies on disk: nothing is read before it is needed, and processes that map the
+//! same file share its memory. `cargo run --release --example mmap -- --prompt "MAUD."`
+
+use std::fs::File;
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use memmap2::Mmap;
+use minigpt_core::{Checkpoint, Decoder, Model, SampleConfig, Sampler, StreamDecoder, Tokenizer};
+use minigpt_cpu::Cpu;
+use minigpt_examples::Outcome;
+
+/// Generate text from a checkpoint that is mapped into memory.
+#[derive(Debug, Parser)]
+#[command(name = "mmap")]
+struct Options {
+    /// What train_shakespeare saved.
+    #[arg(long, value_name = "FILE", default_value = "runs/shakespeare/checkpoint.mgpt")]
+    checkpoint: PathBuf,
+    /// The text to go on from; \n stands for a line break.
+    #[arg(long, default_value = "\\n")]
+    prompt: String,
+    /// How many tokens.
+    #[arg(long, default_value_t = 200)]
+    tokens: usize,
+    /// Check every byte first: for files that may be damaged. Reads all of them.
+    #[arg(long)]
+    verify: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Outcome<()> {
+    let path = options.checkpoint.display();
+    let cpu = Cpu::new()?;
+    let begun = Instant::now();
+    let file = File::open(&options.checkpoint).map_err(|e| {
+        format!(
+            "cannot open {path}: {e}; train first with the example train_shakespeare, or name a --checkpoint"
+        )
+    })?;
+    // SAFETY: the bytes are only sound to read while nobody changes the file. minigpt never writes into a checkpoint:
+    // it makes a new file and renames it, and a mapping keeps the old one alive. Who cuts or overwrites the file by
+    // other means while this program runs breaks it; a program that cannot rule that out uses `checkpoint::load`.
+    let bytes =
+        unsafe { Mmap::map(&file) }.map_err(|e| format!("cannot map {path}: {e}; it must be a file"))?;
+    let checkpoint = Checkpoint::open(&bytes).map_err(|e| format!("{path}: {e}"))?;
+    if options.verify {
+        checkpoint.verify().map_err(|e| format!("{path}: {e}"))?;
+    }
+    let mut model = Model::borrow(cpu, &checkpoint)?;
+    eprintln!(
+        "{:.1} MB opened in {:.3} ms; {} bytes of them were copied",
+        bytes.len() as f64 / 1e6,
+        begun.elapsed().as_secs_f64() * 1e3,
+        model.copied_bytes()
+    );
+
+    let tokenizer =
+        checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
+    let prompt = options.prompt.replace("\\n", "\n");
+    let tokens = tokenizer.encode(&prompt)?;
+    let mut decoder = Decoder::new(&mut model, tokens.len().max(1))?;
+    decoder.feed(&mut model, &tokens)?;
+    let mut sampler = Sampler::new(SampleConfig::default(), tokenizer.vocab_size())?;
+    let (mut out, mut text) = (stdout().lock(), StreamDecoder::new());
+    out.write_all(prompt.as_bytes())?;
+    for token in decoder.generate(&mut model, &mut sampler).take(options.tokens) {
+        out.write_all(text.push(tokenizer, token?)?.as_bytes())?;
+        out.flush()?;
+    }
+    out.write_all(text.finish()?.as_bytes())?;
+    out.write_all(b"\n")?;
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! [`Limits`]: what a stranger's checkpoint may ask for.
+
+use super::Fault;
+use crate::config::{GptConfig, Position};
+use crate::train::TrainConfig;
+
+/// The largest checkpoint that is opened. A small machine sets them lower, and a program that trusts its files higher.
+///
+/// Nothing that is opened takes more memory than a small multiple of its bytes, whatever the limits. They are for what
+/// a checkpoint makes a program do later: a few bytes can ask for a context of billions, whose cache no decoder has
+/// room for.
+///
+/// ```
+/// use minigpt_core::{Checkpoint, GptConfig, Model, Reference, checkpoint::Limits, model::Extras};
+/// let config = GptConfig { layers: 1, heads: 1, d_model: 8, d_ff: 8, ..GptConfig::new(5, 1000) };
+/// let mut file = Vec::new();
+/// Model::new(Reference::<f32>::new(), config, 1)?.write(&mut file, &Extras::default())?;
+///
+/// let small = Limits { context: 512, ..Limits::DEFAULT };
+/// let error = Checkpoint::open_within(&file, &small).unwrap_err();
+/// assert!(error.to_string().contains("its context would be 1000, and 512 is allowed"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the header. 16 MiB.
+    pub header: u64,
+    /// Tensors. 65,536.
+    pub tensors: u64,
+    /// Bytes of all tensors of a [`Stream`](super::Stream), which may claim more than it brings and is believed as far
+    /// as this. 4 GiB. A file that lies in memory has what it claims.
+    pub payload: u64,
+    /// Tokens that the model can tell apart. 16,777,216.
+    pub vocab_size: u64,
+    /// Tokens that the model sees at once. 1,048,576.
+    pub context: u64,
+    /// Bytes that a decoder needs for the context, in f32: keys and values, the table of positions, the tokens.
+    /// `None`: 64 MiB, or 16 times the bytes of the tensors, if that is more. Looked at when the tensors are, not when
+    /// the file is opened.
+    pub cache: Option<u64>,
+    /// Tokens of one micro-batch (batch times time), if training is to go on. 65,536.
+    pub batch: u64,
+}
+
+impl Limits {
+    /// Larger than the models that this library is for, and small enough for files of strangers.
+    pub const DEFAULT: Limits = Limits {
+        header: 16 << 20,
+        tensors: 1 << 16,
+        payload: 4 << 30,
+        vocab_size: 1 << 24,
+        context: 1 << 20,
+        cache: None,
+        batch: 1 << 16,
+    };
+
+    /// No limits but those of the format: for files that the program wrote itself.
+    pub const NONE: Limits = Limits {
+        header: u64::MAX,
+        tensors: u64::MAX,
+        payload: u64::MAX,
+        vocab_size: u64::MAX,
+        context: u64::MAX,
+        cache: Some(u64::MAX),
+        batch: u64::MAX,
+    };
+
+    /// The default for a stream that is known to have `bytes` bytes, as a file has.
+    #[must_use]
+    pub const fn of_length(bytes: u64) -> Limits {
+        Limits { payload: bytes, ..Limits::DEFAULT }
+    }
+
+    /// Refuses what is beyond a limit.
+    pub(super) fn check(&self, field: &'static str, found: u64, limit: u64) -> Result<(), Fault> {
+        if found > limit { Err(Fault::Limit { field, found, limit }) } else { Ok(()) }
+    }
+
+    pub(super) fn check_config(&self, config: &GptConfig) -> Result<(), Fault> {
+        self.check("vocab_size", config.vocab_size as u64, self.vocab_size)?;
+        self.check("context", config.context as u64, self.context)
+    }
+
+    pub(super) fn check_training(&self, config: &TrainConfig) -> Result<(), Fault> {
+        self.check("batch", (config.batch as u64).saturating_mul(config.time as u64), self.batch)
+    }
+
+    /// Of a model whose tensors have `payload` bytes.
+    pub(super) fn check_cache(&self, config: &GptConfig, payload: u64) -> Result<(), Fault> {
+        let limit = self.cache.unwrap_or_else(|| payload.saturating_mul(16).max(64 << 20));
+        self.check("cache", cache_bytes(config), limit)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits::DEFAULT
+    }
+}
+
+/// What a decoder of one sequence keeps for each position, times the positions.
+fn cache_bytes(config: &GptConfig) -> u64 {
+    let width = config.d_model as u64;
+    let keys_and_values = width.saturating_mul(2).saturating_mul(config.layers as u64);
+    let table = match config.position {
+        Position::Sinusoidal => width,
+        Position::Rotary => config.d_head() as u64,
+        Position::Learned | Position::None => 0,
+    };
+    // The history of tokens reaches back two contexts.
+    let numbers = keys_and_values.saturating_add(table).saturating_add(2);
+    numbers.saturating_mul(size_of::<f32>() as u64).saturating_mul(config.context as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Dtype;
+    use crate::plan::{Logits, Plan};
+
+    #[test]
+    fn the_cache_is_what_a_decoder_allocates_for_the_context() {
+        for position in [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None] {
+            let config = GptConfig { position, ..GptConfig::new(65, 64) };
+            let plan = Plan::inference(&config, Dtype::F32, 1, 1, Logits::Last, config.context).unwrap();
+            let history = 2 * config.context * size_of::<u32>();
+            let allocated = plan.bytes.cache + plan.bytes.constants + history;
+            assert_eq!(cache_bytes(&config), allocated as u64);
+        }
+    }
+
+    #[test]
+    fn no_product_overflows() {
+        let most = u32::MAX as usize;
+        let config = GptConfig {
+            context: most,
+            layers: most,
+            d_model: most,
+            position: Position::Sinusoidal,
+            ..GptConfig::new(most, 1)
+        };
+        assert_eq!(cache_bytes(&config), u64::MAX);
+        assert_eq!(Limits::NONE.check_cache(&config, u64::MAX), Ok(()));
+        assert!(Limits::DEFAULT.check_cache(&config, u64::MAX / 2).is_ok());
+        assert!(Limits::DEFAULT.check_cache(&config, 1 << 40).is_err());
+    }
+}
