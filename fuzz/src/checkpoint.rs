@@ -1,10 +1,13 @@
 //! Any bytes make a model that runs, or an error.
 
-use minigpt_core::checkpoint::{LoadError, Role};
+use minigpt_core::checkpoint::{Limits, LoadError, Role, Stream};
 use minigpt_core::{
     Backend, Checkpoint, Decoder, Error, GptConfig, Model, Reference, ReferenceError, SampleConfig, Sampler,
     Trainer,
 };
+
+/// What a tiny machine opens.
+const LIMITS: Limits = Limits { vocab_size: 256, context: 32, batch: 64, ..Limits::DEFAULT };
 
 /// The bytes of a file.
 pub fn checkpoint_load(data: &[u8]) {
@@ -18,6 +21,12 @@ pub fn checkpoint_load(data: &[u8]) {
     };
     let whole = checkpoint.verify();
     assert!(checkpoint.config().validate().is_ok());
+    let mut header = Vec::new();
+    let stream = Stream::open(data, &mut header, &LIMITS);
+    match &stream {
+        Ok(stream) => assert_eq!(stream.config(), checkpoint.config()),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
     for tensor in checkpoint.tensors() {
         assert_eq!(tensor.offset % 64, 0);
         assert_eq!(tensor.bytes, &data[tensor.offset..tensor.offset + tensor.bytes.len()]);
@@ -30,9 +39,9 @@ pub fn checkpoint_load(data: &[u8]) {
     }
     // Running a model takes ten times as long as loading it, and strangers' bytes matter to the latter.
     let runs = crc32fast::hash(data).is_multiple_of(16);
-    load(&checkpoint, &whole, runs);
+    load(&checkpoint, &whole, stream.ok(), runs);
     if checkpoint.training().is_some() {
-        resume(&checkpoint, &whole, runs);
+        resume(&checkpoint, data, &whole, runs);
     } else if checkpoint.tensors().any(|tensor| tensor.role == Role::Training) {
         let _ = checkpoint.moments();
     }
@@ -44,9 +53,19 @@ fn is_tiny(config: &GptConfig) -> bool {
     layers <= 4 && d_model <= 16 && context <= 32 && d_ff <= 64 && vocab_size <= 256
 }
 
-fn load(checkpoint: &Checkpoint<'_>, whole: &Result<(), LoadError>, runs: bool) {
+fn load(
+    checkpoint: &Checkpoint<'_>,
+    whole: &Result<(), LoadError>,
+    stream: Option<Stream<'_, &[u8]>>,
+    runs: bool,
+) {
     let borrowed = Model::borrow(Reference::<f32>::new(), checkpoint);
-    match Model::load(Reference::<f32>::new(), checkpoint) {
+    let loaded = Model::load(Reference::<f32>::new(), checkpoint);
+    let streamed = stream.map(|stream| Model::load_from(Reference::<f32>::new(), stream));
+    if let Some(streamed) = &streamed {
+        assert_eq!(streamed.is_ok(), loaded.is_ok(), "{:?}", streamed.as_ref().err());
+    }
+    match loaded {
         Ok(mut model) => {
             assert_eq!(whole, &Ok(()));
             if !runs {
@@ -55,6 +74,9 @@ fn load(checkpoint: &Checkpoint<'_>, whole: &Result<(), LoadError>, runs: bool) 
             let logits = run(&mut model);
             if let Ok(mut model) = borrowed {
                 assert_eq!(run(&mut model), logits, "borrowed weights compute what copied ones do");
+            }
+            if let Some(Ok(mut model)) = streamed {
+                assert_eq!(run(&mut model), logits, "streamed weights compute what copied ones do");
             }
         }
         Err(Error::Load(error)) => {
@@ -65,10 +87,10 @@ fn load(checkpoint: &Checkpoint<'_>, whole: &Result<(), LoadError>, runs: bool) 
     }
 }
 
-fn resume(checkpoint: &Checkpoint<'_>, whole: &Result<(), LoadError>, runs: bool) {
+fn resume(checkpoint: &Checkpoint<'_>, data: &[u8], whole: &Result<(), LoadError>, runs: bool) {
     let Some(training) = checkpoint.training() else { return };
     let (batch, time) = (training.config.batch, training.config.time);
-    if batch.saturating_mul(time) > 64 {
+    if batch.saturating_mul(time) > LIMITS.batch as usize {
         return;
     }
     match Trainer::resume(Reference::<f32>::new(), checkpoint) {
@@ -76,6 +98,10 @@ fn resume(checkpoint: &Checkpoint<'_>, whole: &Result<(), LoadError>, runs: bool
             assert_eq!(whole, &Ok(()));
             assert_eq!(trainer.state().as_ref(), Ok(&training.state));
             if runs {
+                let mut header = Vec::new();
+                let stream = Stream::open(data, &mut header, &LIMITS).expect("it is within the limits");
+                let streamed = Trainer::resume_from(Reference::<f32>::new(), stream);
+                assert_eq!(streamed.expect("it is whole").state().as_ref(), Ok(&training.state));
                 let vocab_size = checkpoint.config().vocab_size;
                 let tokens: Vec<u32> = (0..batch * time).map(|i| (i % vocab_size) as u32).collect();
                 trainer.micro_step(&tokens, &tokens).expect("the tokens are the model's");
