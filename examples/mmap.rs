@@ -1,5 +1,5 @@
 //! Generates from a checkpoint where it lies on disk: nothing is read before it is needed, and processes that map the
-//! same file share its memory. `cargo run --release --example mmap -- --prompt "MAUD."`
+//! same file share its memory. `cargo run --release --example mmap -- --prompt "ROMEO:"`
 
 use std::fs::File;
 use std::io::{Write, stdout};
@@ -18,7 +18,7 @@ use minigpt_examples::Outcome;
 #[command(name = "mmap")]
 struct Options {
     /// What train_shakespeare saved.
-    #[arg(long, value_name = "FILE", default_value = "runs/shakespeare/checkpoint.mgpt")]
+    #[arg(long, value_name = "FILE", default_value = "runs/shakespeare/best.mgpt")]
     checkpoint: PathBuf,
     /// The text to go on from; \n stands for a line break.
     #[arg(long, default_value = "\\n")]

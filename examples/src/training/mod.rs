@@ -29,7 +29,7 @@ pub use options::{
 pub use summary::{End, Summary};
 
 /// Share of the text that trains, by position; the rest validates.
-const TRAINING_SHARE: f64 = 0.9;
+pub const TRAINING_SHARE: f64 = 0.9;
 
 /// Runs what the flags say. `stop` is asked after each step.
 ///

@@ -1,0 +1,114 @@
+//! How long it takes until a file of 100 MB, mapped into memory, is a model that can run, and what that takes of the
+//! heap: `cargo bench -p minigpt-benches --bench open`. The targets are a millisecond and 64 KiB.
+//!
+//! The backend is made before, and no weight is read: the system brings in a page when the first token needs it.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
+use clap::Parser;
+use memmap2::Mmap;
+use minigpt_benches::program::Flags;
+use minigpt_benches::rounds::median;
+use minigpt_core::checkpoint::{self, Contents, TensorSpec};
+use minigpt_core::plan::Logits;
+use minigpt_core::{Checkpoint, Dtype, GptConfig, Model, Plan};
+use minigpt_cpu::Cpu;
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// Counts the bytes in use and their peak.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every method passes its arguments on to the system's allocator, which keeps the contract.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(held, Relaxed);
+        // SAFETY: passed on to the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: passed on to the caller.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A file that is removed at the end.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Writes a model of zeros: 12 layers, 12 heads, 420 wide in a benchmark, 25 million parameters.
+fn write(path: &Path, flags: &Flags) -> Outcome<()> {
+    let width = if flags.bench { 420 } else { 12 };
+    let config =
+        GptConfig { layers: 12, heads: 12, d_model: width, d_ff: 4 * width, ..GptConfig::new(256, 256) };
+    let plan = Plan::inference(&config, Dtype::F32, 1, 1, Logits::Last, 0)?;
+    let tensors = TensorSpec::parameters(&plan);
+    let contents =
+        Contents { config: &config, tokenizer: None, training: None, metadata: &[], tensors: &tensors };
+    checkpoint::save(path, &contents, |_, _, bytes| {
+        bytes.fill(0);
+        Ok::<(), Infallible>(())
+    })?;
+    Ok(())
+}
+
+/// Opens the file, and says how many seconds that took and how many bytes of heap.
+fn open(path: &Path) -> Outcome<(f64, usize)> {
+    let cpu = Cpu::builder().threads(1).build()?;
+    let before = HELD.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let begun = Instant::now();
+    let file = File::open(path)?;
+    // SAFETY: the file is this program's own, in a place that no other knows, and nothing writes to it while it is
+    // mapped.
+    let bytes = unsafe { Mmap::map(&file)? };
+    let checkpoint = Checkpoint::open(&bytes)?;
+    let model = Model::borrow(cpu, &checkpoint)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let heap = PEAK.load(Relaxed) - before;
+    if model.copied_bytes() > 0 {
+        return Err(format!("{} bytes were copied", model.copied_bytes()).into());
+    }
+    Ok((seconds, heap))
+}
+
+fn main() -> Outcome<()> {
+    let flags = Flags::parse();
+    flags.begin();
+    let scratch =
+        Scratch(std::env::temp_dir().join(format!("minigpt-bench-open-{}.mgpt", std::process::id())));
+    write(&scratch.0, &flags)?;
+    let (mut times, mut heap) = (Vec::new(), 0);
+    for _ in 0..10 * flags.rounds() {
+        let (seconds, bytes) = open(&scratch.0)?;
+        times.push(seconds);
+        heap = heap.max(bytes);
+    }
+    println!(
+        "{:.1} MB opened by mmap: median {:.3} ms of {} times, {:.1} KiB of heap",
+        fs::metadata(&scratch.0)?.len() as f64 / 1e6,
+        median(&times) * 1e3,
+        times.len(),
+        heap as f64 / 1024.0
+    );
+    Ok(())
+}

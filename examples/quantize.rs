@@ -1,0 +1,161 @@
+//! Stores a trained model in fewer bits, and says what that costs:
+//! `cargo run --release --example quantize`, then `-- --format q8_0 --out small.mgpt` to keep one.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use minigpt_core::checkpoint::TensorView;
+use minigpt_core::data::{EvalWindows, split};
+use minigpt_core::model::Extras;
+use minigpt_core::reference::weights::decode_weight;
+use minigpt_core::{Checkpoint, Dtype, Model, Tokenizer, TrainConfig, Trainer};
+use minigpt_cpu::Cpu;
+use minigpt_examples::corpus::{self, Search};
+use minigpt_examples::options::load;
+use minigpt_examples::training::TRAINING_SHARE;
+use minigpt_examples::{Outcome, say};
+
+/// Store a model in fewer bits: its size, its loss on the validation split, and the error of each tensor.
+#[derive(Debug, Parser)]
+#[command(name = "quantize")]
+struct Options {
+    /// What train_shakespeare saved: a file, or a run's folder, whose newest checkpoint is taken.
+    #[arg(long, value_name = "PATH", default_value = "runs/shakespeare")]
+    checkpoint: PathBuf,
+    /// The text that it was trained on; else $MINIGPT_DATA/, data/, a download of tiny Shakespeare, or the built-in
+    /// plays.
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// It was trained on the built-in plays.
+    #[arg(long, conflicts_with = "data")]
+    built_in: bool,
+    /// Only this format; else all.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Save the model in that format.
+    #[arg(long, value_name = "FILE", requires = "format")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    #[value(name = "f16")]
+    F16,
+    #[value(name = "bf16")]
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+impl From<Format> for Dtype {
+    fn from(format: Format) -> Dtype {
+        match format {
+            Format::F16 => Dtype::F16,
+            Format::Bf16 => Dtype::Bf16,
+            Format::Q8_0 => Dtype::Q8_0,
+            Format::Q4_0 => Dtype::Q4_0,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do about an error output that is closed.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Outcome<()> {
+    let bytes = load(&options.checkpoint)?;
+    let checkpoint = Checkpoint::open(&bytes)?;
+    let tokenizer =
+        checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: no text has its tokens")?;
+    let corpus = match options.built_in {
+        true => corpus::built_in()?,
+        false => corpus::find(&Search::from_environment(options.data.clone()))?,
+    };
+    for note in &corpus.notes {
+        say(note)?;
+    }
+    let tokens = tokenizer.encode(&corpus.text).map_err(|e| {
+        format!("{e}; the model was trained on another text: name it with --data, or --built-in")
+    })?;
+    let (_, validation) = split(&tokens, TRAINING_SHARE)?;
+    let windows = EvalWindows::new(validation, checkpoint.config().context)?;
+
+    let extras = Extras { tokenizer: Some(tokenizer), metadata: checkpoint.metadata() };
+    let mut model = Model::load(Cpu::new()?, &checkpoint)?;
+    let mut exact = Vec::new();
+    model.write(&mut exact, &extras)?;
+    let loss = loss_of(&exact, &windows)?;
+    say(format_args!("{:<8}{:>12}{:>10}{:>11}{:>11}", "stored", "bytes", "of f32", "val_loss", "more"))?;
+    say(format_args!("{:<8}{:>12}{:>9.1}%{loss:>11.4}{:>11}", "F32", exact.len(), 100.0, ""))?;
+
+    let formats = match options.format {
+        Some(format) => vec![format],
+        None => Format::value_variants().to_vec(),
+    };
+    let mut files = Vec::new();
+    for dtype in formats.into_iter().map(Dtype::from) {
+        let mut small = model.quantized(Cpu::new()?, dtype)?;
+        let mut file = Vec::new();
+        small.write(&mut file, &extras)?;
+        let its = loss_of(&file, &windows)?;
+        let share = 100.0 * file.len() as f64 / exact.len() as f64;
+        let name = format!("{dtype:?}");
+        say(format_args!("{name:<8}{:>12}{share:>9.1}%{its:>11.4}{:>+11.5}", file.len(), its - loss))?;
+        if let Some(path) = &options.out {
+            small.save(path, &extras)?;
+        }
+        files.push((dtype, file));
+    }
+    errors(&exact, &files)
+}
+
+/// The mean loss on the validation text, in nats per token. The weights are widened first: the same numbers, at the
+/// speed of f32.
+fn loss_of(file: &[u8], windows: &EvalWindows<'_>) -> Outcome<f64> {
+    let model = Model::load(Cpu::new()?, &Checkpoint::open(file)?)?;
+    let settings = TrainConfig { batch: 16, time: windows.time(), ..TrainConfig::constant(0.0) };
+    Ok(Trainer::new(model, settings)?.evaluate(windows)?)
+}
+
+/// Prints how far each tensor is off, as the root of the mean square beside that of its numbers.
+fn errors(exact: &[u8], files: &[(Dtype, Vec<u8>)]) -> Outcome<()> {
+    let heading: String = files.iter().map(|(dtype, _)| format!("{:>10}", format!("{dtype:?}"))).collect();
+    say(format_args!("\n{:<28}{:>14}{:>10}{heading}", "error, as a share of rms", "shape", "rms"))?;
+    let exact = Checkpoint::open(exact)?;
+    for tensor in exact.tensors() {
+        let weights = numbers(&tensor);
+        let rms = root_mean_square(weights.iter().copied());
+        let mut line =
+            format!("{:<28}{:>14}{rms:>10.5}", tensor.name, format!("{} x {}", tensor.rows, tensor.cols));
+        for (_, file) in files {
+            let small = Checkpoint::open(file)?.tensor(tensor.name).map(|tensor| numbers(&tensor));
+            let small = small.ok_or_else(|| format!("{} is not in the smaller model", tensor.name))?;
+            let off = root_mean_square(small.iter().zip(&weights).map(|(a, b)| a - b));
+            line += &format!("{:>9.3}%", 100.0 * off / rms.max(f64::MIN_POSITIVE));
+        }
+        say(line)?;
+    }
+    Ok(())
+}
+
+fn numbers(tensor: &TensorView<'_>) -> Vec<f64> {
+    let mut values = vec![0.0; tensor.rows * tensor.cols];
+    decode_weight(tensor.bytes, tensor.dtype, &mut values, tensor.rows, tensor.cols);
+    values
+}
+
+fn root_mean_square(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len() as f64;
+    (values.map(|x| x * x).sum::<f64>() / count).sqrt()
+}
