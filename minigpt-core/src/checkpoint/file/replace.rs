@@ -64,13 +64,20 @@ const SUFFIX: &str = ".tmp";
 pub(super) fn remove_leftovers<D: Disk>(disk: &D, folder: &Path) {
     // What cannot be listed or removed harms nobody: the next saver tries again.
     for name in disk.names(folder).unwrap_or_default() {
-        if name.starts_with(PREFIX) && name.ends_with(SUFFIX) {
+        if is_temporary(&name) {
             let path = folder.join(name);
             if let Ok(Some(_locked)) = disk.try_lock(&path) {
                 let _ = disk.remove(&path);
             }
         }
     }
+}
+
+/// Whether a saver makes files of that name: not every name that begins and ends so is ours to remove.
+fn is_temporary(name: &str) -> bool {
+    let numbers = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(SUFFIX));
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    numbers.and_then(|numbers| numbers.split_once('-')).is_some_and(|(a, b)| is_number(a) && is_number(b))
 }
 
 /// A file that is removed when this is dropped. It stays open, and so locked, until it has its last name.
