@@ -98,8 +98,10 @@ pub(crate) fn derivative<V: Vector>(t: V::Token, activation: Activation, x: V) -
     match activation {
         Activation::GeluTanh => {
             // With gate = 1 / (1 + e^-2u), its derivative is gate (1 - gate) 2u', and 1 - gate = e^-2u gate without
-            // cancellation. The power must be finite for that.
-            let power = exp(t, V::splat(t, 80.0).min(gelu_tanh_exponent(t, x)));
+            // cancellation. The power must be finite for that, and so must x^2: from 10 on the limits are reached.
+            let far = V::splat(t, 10.0);
+            let x = far.min((-far).max(x));
+            let power = exp(t, gelu_tanh_exponent(t, x));
             let gate = one / (one + power);
             let slope =
                 (x * x).mul_add(V::splat(t, 6.0 * CUBIC * SQRT_2_OVER_PI), V::splat(t, 2.0 * SQRT_2_OVER_PI));

@@ -108,7 +108,7 @@ impl Vector for F32x8 {
     #[inline(always)]
     fn apart<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
         #[inline(never)]
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn enter<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
             kernel.run::<F32x8>(token)
         }

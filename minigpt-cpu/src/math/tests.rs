@@ -103,6 +103,25 @@ fn limits_and_nan_come_out_as_they_should() {
 }
 
 #[test]
+fn derivatives_reach_their_limits_and_stay_there() {
+    let x: Vec<f32> = (0..120).map(|i| 12.0 * libm::exp2f(i as f32)).filter(|x| *x < 1e38).collect();
+    let minus: Vec<f32> = x.iter().map(|x| -x).collect();
+    for simd in simds() {
+        for f in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
+            assert!(
+                map(simd, Function::Derivative(f), &x).iter().all(|&d| d == 1.0),
+                "{f:?} on {}",
+                simd.isa()
+            );
+            let below = map(simd, Function::Derivative(f), &minus);
+            assert!(below.iter().all(|d| d.abs() < 1e-30), "{f:?} on {}: {below:?}", simd.isa());
+            let nan = map(simd, Function::Derivative(f), &[f32::NAN; 3]);
+            assert!(f == Activation::Relu || nan.iter().all(|d| d.is_nan()), "{f:?} on {}", simd.isa());
+        }
+    }
+}
+
+#[test]
 fn activations_and_derivatives_equal_the_reference() {
     let step = if cfg!(miri) { 997 } else { 1 };
     let x: Vec<f32> = (-40_000..=40_000).step_by(step).map(|i| i as f32 * 3e-4).collect();
