@@ -19,7 +19,7 @@ use crate::backend::{Dtype, QUANT_BLOCK};
 /// is zeros.
 ///
 /// # Errors
-/// The first element that `dtype` cannot hold: not finite, or beyond its largest number.
+/// The first element that `dtype` cannot hold: beyond its largest number, or, unless it is F32 or F64, not finite.
 ///
 /// # Panics
 /// If `bytes` is too short.
@@ -35,12 +35,16 @@ use crate::backend::{Dtype, QUANT_BLOCK};
 /// ```
 pub fn encode_row(row: &[f64], dtype: Dtype, bytes: &mut [u8]) -> Result<(), usize> {
     let (elements, size) = dtype.unit();
+    let bytes = &mut bytes[..row.len().div_ceil(elements) * size];
     let units = row.chunks(elements).zip(bytes.chunks_exact_mut(size));
     for (number, (x, unit)) in units.enumerate() {
         let unfit = |i: usize| number * elements + i;
         match dtype {
             Dtype::F64 => unit.copy_from_slice(&x[0].to_le_bytes()),
-            Dtype::F32 => unit.copy_from_slice(&(x[0] as f32).to_le_bytes()),
+            Dtype::F32 => {
+                let near = Some(x[0] as f32).filter(|near| near.is_finite() == x[0].is_finite());
+                unit.copy_from_slice(&near.ok_or(unfit(0))?.to_le_bytes());
+            }
             Dtype::U32 => unit.copy_from_slice(&(x[0] as u32).to_le_bytes()),
             Dtype::F16 => {
                 let near = Some(f16::from_f64(x[0])).filter(|near| near.is_finite());
@@ -226,5 +230,12 @@ mod tests {
             };
             assert!(there_and_back(&[most], dtype).is_ok(), "{dtype:?}");
         }
+        assert_eq!(there_and_back(&[1.0, 1e39], Dtype::F32), Err(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn a_row_is_not_cut_short_in_silence() {
+        let _ = encode_row(&[1.0; 33], Dtype::Q8_0, &mut [0; 34]);
     }
 }
