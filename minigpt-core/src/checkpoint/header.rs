@@ -42,6 +42,7 @@ pub(super) struct Header<'a> {
     config_offset: usize,
     pub(super) tokenizer: Option<AnyTokenizer>,
     pub(super) training: Option<Training>,
+    training_offset: usize,
     pub(super) metadata: Vec<(&'a str, &'a str)>,
     pub(super) tensors: Vec<Entry<'a>>,
     index_offset: usize,
@@ -109,7 +110,8 @@ impl<'a> Header<'a> {
 
         let config = read_config(config_section, limits)?;
         let tokenizer = tokenizer.map(|section| read_tokenizer(section, &config)).transpose()?;
-        let training = training.map(|section| read_training(section, limits)).transpose()?;
+        let training_offset = training.map_or(0, |section| section.offset);
+        let training = training.map(read_training).transpose()?;
         let metadata = metadata.map(read_metadata).transpose()?.unwrap_or_default();
         let (tensors, payload_length) = read_index(index, limits)?;
         let by_name = sort_by_name(&tensors)?;
@@ -120,6 +122,7 @@ impl<'a> Header<'a> {
             config_offset: config_section.offset,
             tokenizer,
             training,
+            training_offset,
             metadata,
             tensors,
             index_offset,
@@ -151,6 +154,10 @@ impl<'a> Header<'a> {
 
     /// The numbers of the tensors that are AdamW's moments, in the same order.
     pub(super) fn moments(&self) -> Result<[Vec<usize>; 2], LoadError> {
+        if let Some(training) = &self.training {
+            let allowed = self.limits.check_training(&training.config);
+            allowed.map_err(|fault| LoadError::new(self.training_offset, fault))?;
+        }
         let plan = self.plan()?;
         let moments = [self.belonging_to(&plan, FIRST_MOMENT)?, self.belonging_to(&plan, SECOND_MOMENT)?];
         let known = sorted_names(&plan)?;
@@ -262,13 +269,19 @@ impl<'a> Section<'a> {
         Ok(value)
     }
 
-    /// The length of a list whose elements take at least `min_bytes` each, and room for it.
-    fn list<T>(&mut self, min_bytes: usize) -> Result<(usize, Vec<T>), LoadError> {
+    /// The length of a list whose elements take at least `min_bytes` each, and room for it if `allow` has nothing
+    /// against the length.
+    fn list<T>(
+        &mut self,
+        min_bytes: usize,
+        allow: impl FnOnce(u64) -> Result<(), Fault>,
+    ) -> Result<(usize, Vec<T>), LoadError> {
         let begin = *self;
         let count: u32 = self.next()?;
         if count as usize > self.bytes.len() / min_bytes {
             return Err(begin.error(Fault::SectionLength { tag: self.tag }));
         }
+        allow(u64::from(count)).map_err(|fault| begin.error(fault))?;
         Ok((count as usize, reserve(count as usize, begin.offset)?))
     }
 
@@ -313,17 +326,16 @@ fn read_tokenizer(mut section: Section<'_>, config: &GptConfig) -> Result<AnyTok
     Ok(tokenizer)
 }
 
-fn read_training(mut section: Section<'_>, limits: &Limits) -> Result<Training, LoadError> {
+fn read_training(mut section: Section<'_>) -> Result<Training, LoadError> {
     let begin = section;
     let training = Training::try_from(section.next::<WireTraining>()?).map_err(|fault| begin.error(fault))?;
-    limits.check_training(&training.config).map_err(|fault| begin.error(fault))?;
     section.end()?;
     Ok(training)
 }
 
 fn read_metadata<'a>(mut section: Section<'a>) -> Result<Vec<(&'a str, &'a str)>, LoadError> {
     // The shortest entry: a key and a value, of which only the length is there.
-    let (count, mut entries) = section.list(2)?;
+    let (count, mut entries) = section.list(2, |_| Ok(()))?;
     for _ in 0..count {
         let begin = section;
         let entry: (&'a str, &'a str) = section.next()?;
@@ -338,9 +350,8 @@ fn read_metadata<'a>(mut section: Section<'a>) -> Result<Vec<(&'a str, &'a str)>
 
 /// The tensors, and the length of the payload that they make.
 fn read_index<'a>(mut section: Section<'a>, limits: &Limits) -> Result<(Vec<Entry<'a>>, u64), LoadError> {
-    let begin = section;
-    let (count, mut entries) = section.list::<Entry<'_>>(WireTensor::MIN_BYTES)?;
-    limits.check("tensors", count as u64, limits.tensors).map_err(|fault| begin.error(fault))?;
+    let allow = |count| limits.check("tensors", count, limits.tensors);
+    let (count, mut entries) = section.list::<Entry<'_>>(WireTensor::MIN_BYTES, allow)?;
     let mut payload = 0u64;
     for _ in 0..count {
         let begin = section;

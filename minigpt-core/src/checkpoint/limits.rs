@@ -38,7 +38,8 @@ pub struct Limits {
     /// `None`: 64 MiB, or 16 times the bytes of the tensors, if that is more. Looked at when the tensors are, not when
     /// the file is opened.
     pub cache: Option<u64>,
-    /// Tokens of one micro-batch (batch times time), if training is to go on. 65,536.
+    /// Tokens of one micro-batch (batch times time). 65,536. Looked at when the moments are, that is, if training is to
+    /// go on.
     pub batch: u64,
 }
 

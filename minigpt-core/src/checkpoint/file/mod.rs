@@ -15,7 +15,7 @@ use std::io;
 use std::path::Path;
 use std::vec::Vec;
 
-use super::{Checkpoint, Contents, IoWriter, SaveError, Write, write};
+use super::{Checkpoint, Contents, IoWriter, Limits, SaveError, Write, write};
 use disk::{Disk, System};
 use replace::replace;
 
@@ -23,18 +23,27 @@ pub use error::{FileError, LoadFileError, RunFolderError};
 pub use journal::Journal;
 pub use run::{Newest, RunFolder, newest};
 
-/// Reads a file into memory and checks every byte of it. [`Checkpoint::open`] then opens what is returned.
+/// Reads a file into memory and checks every byte of it, within [`Limits::DEFAULT`]. [`Checkpoint::open`] then opens
+/// what is returned.
 ///
 /// # Errors
 /// If the file cannot be read, does not fit in memory, or is not a checkpoint, whole and undamaged.
 pub fn load(path: impl AsRef<Path>) -> Result<Vec<u8>, LoadFileError> {
-    load_from(&System, path.as_ref())
+    load_within(path, &Limits::DEFAULT)
 }
 
-fn load_from<D: Disk>(disk: &D, path: &Path) -> Result<Vec<u8>, LoadFileError> {
+/// [`load`] within limits of the program's own. [`Checkpoint::open_within`] then opens what is returned.
+///
+/// # Errors
+/// Also if the checkpoint is beyond a limit.
+pub fn load_within(path: impl AsRef<Path>, limits: &Limits) -> Result<Vec<u8>, LoadFileError> {
+    load_from(&System, path.as_ref(), limits)
+}
+
+fn load_from<D: Disk>(disk: &D, path: &Path, limits: &Limits) -> Result<Vec<u8>, LoadFileError> {
     let bytes = disk.read(path).map_err(FileError::at(path, "read"))?;
-    match Checkpoint::open_verified(&bytes) {
-        Ok(_) => Ok(bytes),
+    match Checkpoint::open_within(&bytes, limits).and_then(|checkpoint| checkpoint.verify()) {
+        Ok(()) => Ok(bytes),
         Err(error) => Err(LoadFileError::Checkpoint { path: path.to_path_buf(), error }),
     }
 }

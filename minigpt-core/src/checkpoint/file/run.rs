@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::string::String;
 use std::vec::Vec;
 
-use super::super::Fault;
+use super::super::{Fault, Limits};
 use super::disk::{Disk, System};
 use super::replace::{folder_of, remove_leftovers};
 use super::{FileError, LoadFileError, RunFolderError, load_from};
@@ -139,13 +139,16 @@ pub struct Newest {
     pub step: u32,
     /// Its file.
     pub path: PathBuf,
-    /// Its bytes, verified: [`Checkpoint::open`](super::super::Checkpoint::open) opens them.
+    /// Its bytes, verified: [`Checkpoint::open_within`](super::super::Checkpoint::open_within) opens them within
+    /// [`Limits::NONE`].
     pub bytes: Vec<u8>,
     /// What is wrong with the newer ones, the newest first.
     pub damaged: Vec<LoadFileError>,
 }
 
 /// The newest checkpoint in the folder of a run that is whole. A run may be writing to the folder.
+///
+/// A run writes these files itself, so they are read within [`Limits::NONE`].
 ///
 /// Of `step-….mgpt`, one that is damaged is passed over for the one before: training on from there gives the same bits,
 /// later. One that cannot be read, or that a newer version of this library wrote, is an error instead, because it may
@@ -161,7 +164,7 @@ pub(super) fn newest_on<D: Disk>(disk: &D, folder: &Path) -> Result<Option<Newes
     let mut damaged = Vec::new();
     for step in steps(disk, folder)?.into_iter().rev() {
         let path = folder.join(step_name(step));
-        match load_from(disk, &path) {
+        match load_from(disk, &path, &Limits::NONE) {
             Ok(bytes) => return Ok(Some(Newest { step, path, bytes, damaged })),
             // Its run has replaced it by newer ones since the folder was read.
             Err(LoadFileError::File(error)) if error.error.kind() == io::ErrorKind::NotFound => {}

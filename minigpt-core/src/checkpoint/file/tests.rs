@@ -260,6 +260,17 @@ fn a_file_in_use_is_no_leftover() {
 }
 
 #[test]
+fn names_that_no_saver_gives_are_left_alone() {
+    let names =
+        [".minigpt-notes.tmp", ".minigpt-1.tmp", ".minigpt-1-.tmp", ".minigpt-1-0-2.tmp", "minigpt-1-0.tmp"];
+    let paths = names.map(|name| folder().join(name));
+    let files = paths.iter().map(|path| (path.as_path(), &b"mine"[..]));
+    let disk = Simulated::with_files(Trouble::None, Broken::Nothing, files);
+    remove_leftovers(&disk, folder());
+    assert_eq!(disk.files().len(), names.len());
+}
+
+#[test]
 fn a_saver_never_uses_the_name_of_a_temporary_file_again() {
     let disk = Simulated::new(Trouble::None, Broken::Nothing);
     for step in 0..3 {
@@ -292,6 +303,24 @@ fn a_damaged_newest_is_passed_over_and_one_from_the_future_is_not() {
     let all = all.iter().map(|(path, bytes)| (path.as_path(), *bytes));
     let all = Simulated::with_files(Trouble::None, Broken::Nothing, all);
     assert!(newest_on(&all, folder()).unwrap_err().to_string().contains("step-0000000004.mgpt"));
+}
+
+#[test]
+fn what_a_run_wrote_is_no_damage_however_large() {
+    let path = folder().join(step_name(1));
+    let vocab_size = Limits::DEFAULT.vocab_size as usize + 1;
+    let config = GptConfig::new(vocab_size, 2);
+    let contents = Contents { config: &config, tokenizer: None, training: None, metadata: &[], tensors: &[] };
+    let mut bytes = Vec::new();
+    write(&mut bytes, &contents, |_, _, _| Ok::<(), Infallible>(())).unwrap();
+    let disk = Simulated::with_files(Trouble::None, Broken::Nothing, [(path.as_path(), &bytes[..])]);
+    assert_eq!(newest_on(&disk, folder()).unwrap().unwrap().bytes, bytes);
+    assert!(
+        load_from(&disk, &path, &Limits::DEFAULT)
+            .unwrap_err()
+            .to_string()
+            .contains("its vocab_size would be")
+    );
 }
 
 #[test]
