@@ -38,7 +38,7 @@ struct Options {
     #[arg(long)]
     threads: Option<usize>,
     /// What the backward pass computes again, to save memory.
-    #[arg(long, value_enum, default_value = "cheap")]
+    #[arg(long, value_enum, default_value = "nothing")]
     recompute: RecomputeName,
     /// How long to time each.
     #[arg(long, default_value_t = 6.0)]

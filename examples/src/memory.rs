@@ -77,8 +77,9 @@ pub fn check_training<B: Backend>(
     training: &TrainConfig,
     remedy: &str,
 ) -> Outcome<()> {
-    let TrainConfig { batch, time, recompute, .. } = *training;
-    let plan = Plan::training_with(config, B::Elem::DTYPE, batch, time, recompute)?;
+    let TrainConfig { time, recompute, .. } = *training;
+    let at_once = training.sequences_at_once(backend);
+    let plan = Plan::training_with(config, B::Elem::DTYPE, at_once, time, recompute)?;
     available().map_or(Ok(()), |available| training_fits(backend, &plan, available, remedy))
 }
 

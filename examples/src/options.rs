@@ -33,9 +33,9 @@ impl fmt::Display for BackendName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum RecomputeName {
     /// Nothing: everything is kept.
+    #[default]
     Nothing,
     /// What one pass over memory computes.
-    #[default]
     Cheap,
     /// All but the input of each block: slower, and far less memory.
     Blocks,

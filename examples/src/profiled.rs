@@ -168,6 +168,10 @@ impl<B: Backend> Backend for Profiled<B> {
         self.inner.fell_back(op);
     }
 
+    fn rows_at_once(&self) -> usize {
+        self.inner.rows_at_once()
+    }
+
     fn workspace_bytes(&self, plan: &Plan) -> usize {
         self.inner.workspace_bytes(plan)
     }

@@ -234,6 +234,13 @@ pub trait Backend {
         let _ = op;
     }
 
+    /// With how many rows (sequences times tokens) an op is as fast as with more. A trainer passes a larger batch through
+    /// the model in slices of whole sequences, so that its activations need room for one slice only. The default: all
+    /// rows at once.
+    fn rows_at_once(&self) -> usize {
+        usize::MAX
+    }
+
     /// Bytes of scratch that ops of this plan need beyond the plan's own buffers.
     fn workspace_bytes(&self, plan: &Plan) -> usize {
         let _ = plan;

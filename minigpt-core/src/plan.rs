@@ -250,7 +250,7 @@ pub enum Purpose {
 /// assert_eq!(plan.bytes.gradients, 4 * plan.parameter_count);
 /// let budget = 64 << 20;
 /// let fits = |recompute| Plan::largest_batch(&config, Dtype::F32, 64, recompute, budget, |_| 0);
-/// let (batch, larger) = (fits(Recompute::Cheap).unwrap(), fits(Recompute::Blocks).unwrap());
+/// let (batch, larger) = (fits(Recompute::Nothing).unwrap(), fits(Recompute::Blocks).unwrap());
 /// assert!(Plan::training(&config, Dtype::F32, batch, 64)?.bytes.total() <= budget);
 /// assert!(larger > 2 * batch);
 /// # Ok::<(), minigpt_core::ConfigError>(())
@@ -345,7 +345,7 @@ impl Layout {
 }
 
 impl Plan {
-    /// A plan to train with batches of `batch` sequences of `time` tokens, recomputing what is cheap.
+    /// A plan to train with batches of `batch` sequences of `time` tokens, recomputing nothing.
     ///
     /// # Errors
     /// If the config is invalid, `batch` or `time` is 0, `time` is beyond the context, or a size overflows.

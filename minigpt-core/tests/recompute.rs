@@ -92,7 +92,7 @@ fn each_setting_takes_less_than_the_one_before() {
         let [nothing, cheap, blocks] = ALL.map(|recompute| {
             Plan::training_with(&config, Dtype::F32, 8, 32, recompute).unwrap().bytes.activations as f64
         });
-        assert!(cheap < 0.8 * nothing, "{norm:?}: {cheap} of {nothing}");
+        assert!(cheap < 0.85 * nothing, "{norm:?}: {cheap} of {nothing}");
         assert!(blocks < 0.5 * cheap, "{norm:?}: {blocks} of {cheap}");
     }
 }

@@ -108,3 +108,21 @@ fn what_is_recomputed_changes_no_bit() {
         }
     }
 }
+
+#[test]
+fn a_large_batch_goes_through_in_slices_with_the_bits_of_micro_batches() {
+    let config = configs()[0].clone();
+    let isa = Isa::available().last().unwrap();
+    let run = |batch, accumulation| {
+        let settings = TrainConfig { batch, time: TIME, accumulation, ..TrainConfig::constant(1e-3) };
+        let trainer = trained_as(isa, 2, &config, settings, 3);
+        (trainer.plan().clone(), trainer.into_model())
+    };
+    // 40 sequences of 33 tokens are two slices of 20.
+    let ((whole, mut large), (half, mut small)) = (run(40, 1), run(20, 2));
+    assert!(whole == half && whole.batch == 20);
+    for tensor in whole.parameters.list() {
+        let weights = large.parameter(&tensor.name).unwrap().unwrap();
+        assert!(weights == small.parameter(&tensor.name).unwrap().unwrap(), "{}", tensor.name);
+    }
+}

@@ -44,7 +44,7 @@ pub struct Options {
     #[arg(long)]
     pub threads: Option<usize>,
     /// What the backward pass computes again, to save memory. The result does not depend on it.
-    #[arg(long, value_enum, default_value = "cheap")]
+    #[arg(long, value_enum, default_value = "nothing")]
     pub recompute: RecomputeName,
     /// What a new run begins from.
     #[command(flatten)]

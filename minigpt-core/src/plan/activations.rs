@@ -10,14 +10,27 @@ use crate::config::{ConfigError, GptConfig, Norm};
 /// It trades time for bytes and changes no bit of a loss, a gradient or a weight: an op that runs again has the same
 /// operands, and dropout masks are functions of counters. So it belongs to the machine and not to the run, like the
 /// number of threads: a checkpoint does not hold it, and a run may go on with another.
+///
+/// What it costs and saves in a model of 6 layers, 6 heads, width 384, context 256 and batch 8, in f32 on two cores of
+/// an AMD EPYC (Zen 4, AVX-512), by `profile --shape M --mode step --threads 2 --recompute ...` of the examples.
+/// Parameters, gradients and moments take 172 MB of each; time is the median of five runs' ratios to `Nothing`, and
+/// varies by 5 % from run to run:
+///
+/// | | activations | time of a step |
+/// |---|---|---|
+/// | `Nothing` | 163 MB | 1 |
+/// | `Cheap` | 111 MB | 1.02 |
+/// | `Blocks` | 40 MB | 1.23 |
+///
+/// On small models, where an op's time is the hand-over to threads, `Cheap` costs more: 1.05 at `--shape S`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Recompute {
-    /// Everything is kept.
+    /// Nothing: everything is kept.
+    #[default]
     Nothing,
     /// What one pass over memory computes: the results of activations, and of norms that come first. Only what came
     /// out of a matrix product or of attention is kept.
-    #[default]
     Cheap,
     /// Each block keeps nothing but its input. The backward pass runs the block forward again (Chen et al. 2016,
     /// "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174), but for the last block, which has just
@@ -214,23 +227,18 @@ pub(super) fn training(
         input = output;
     }
     let final_norm = norm_activations(before, batch, time, layout)?;
-    let head_in = match &passing {
-        _ if !before => input,
-        Some(passing) => passing.normed,
-        None => layout.push(stream)?,
-    };
     let rows = batch.checked_mul(time).ok_or(ConfigError::TooLarge { field: "batch" })?;
     let logits = layout.push(&[head_rows(rows, config.vocab_size), config.vocab_size])?;
-    let backward = match passing {
-        Some(passing) => passing.backward,
-        None => BackwardActivations {
-            d_stream: layout.push(stream)?,
-            d_scratch: layout.push(stream)?,
-            d_qkv: layout.push(triple)?,
-            d_hidden: layout.push(wide)?,
-            normed: None,
-        },
+    let (normed, backward) = match passing {
+        Some(Passing { normed, backward, .. }) => (normed, backward),
+        None => {
+            let (d_stream, d_scratch) = (layout.push(stream)?, layout.push(stream)?);
+            // In use one after the other.
+            let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [triple]])?;
+            (normed, BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, normed: None })
+        }
     };
+    let head_in = if before { normed } else { input };
     Ok((Activations { blocks, head_in, final_norm, logits }, backward))
 }
 

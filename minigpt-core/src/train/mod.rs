@@ -5,6 +5,7 @@ mod trainer;
 
 pub use trainer::{Metrics, Trainer};
 
+use crate::backend::Backend;
 use crate::op::counter;
 use crate::plan::Recompute;
 use schedule::Schedule;
@@ -12,7 +13,8 @@ use schedule::Schedule;
 /// How to train. Plain data, kept in checkpoints, so that a run can be resumed from its checkpoint alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainConfig {
-    /// Sequences per micro-batch (B).
+    /// Sequences per micro-batch (B). More than keep the backend busy go through the model in
+    /// [slices](TrainConfig::sequences_at_once), so that memory does not grow with them.
     pub batch: usize,
     /// Tokens per sequence (T), at most the model's context.
     pub time: usize,
@@ -60,8 +62,17 @@ impl TrainConfig {
             eps: 1e-8,
             weight_decay: 0.1,
             seed: 1337,
-            recompute: Recompute::Cheap,
+            recompute: Recompute::Nothing,
         }
+    }
+
+    /// How many of a batch's sequences go through the model at once on `backend`: what to plan memory for. Their
+    /// gradients are summed, as those of micro-batches are, and each slice draws its own dropout masks. The slices are
+    /// as even as can be, and depend on shapes and the kind of backend alone.
+    pub fn sequences_at_once<B: Backend>(&self, backend: &B) -> usize {
+        let most = (backend.rows_at_once() / self.time.max(1)).max(1);
+        let slices = self.batch.div_ceil(most).max(1);
+        self.batch.div_ceil(slices)
     }
 
     /// The first setting that has no meaning, and what it must be.
@@ -124,6 +135,48 @@ mod tests {
         ] {
             assert_eq!(config.validate(), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_batch_is_cut_into_slices_as_even_as_can_be() {
+        #[derive(Debug)]
+        struct Rows(usize);
+        impl Backend for Rows {
+            type Elem = f32;
+            type Error = crate::ReferenceError;
+            fn alloc(&mut self, bytes: usize) -> Result<crate::Buffer, Self::Error> {
+                Err(crate::ReferenceError::OutOfMemory { bytes })
+            }
+            fn write(&mut self, _: crate::Span, _: &[u8]) -> Result<(), Self::Error> {
+                Ok(())
+            }
+            fn read(&mut self, _: crate::Span, _: &mut [u8]) -> Result<(), Self::Error> {
+                Ok(())
+            }
+            fn copy(&mut self, _: crate::Span, _: crate::Span) -> Result<(), Self::Error> {
+                Ok(())
+            }
+            fn fill(&mut self, _: crate::Span, _: f64) -> Result<(), Self::Error> {
+                Ok(())
+            }
+            fn sync(&mut self) -> Result<(), Self::Error> {
+                Ok(())
+            }
+            fn rows_at_once(&self) -> usize {
+                self.0
+            }
+        }
+        let at_once = |batch, time, rows| {
+            TrainConfig { batch, time, ..TrainConfig::constant(1e-3) }.sequences_at_once(&Rows(rows))
+        };
+        assert_eq!(at_once(8, 256, 1024), 4);
+        assert_eq!(at_once(12, 64, 1024), 12);
+        assert_eq!(at_once(17, 64, 1024), 9);
+        assert_eq!(at_once(5, 256, 1024), 3);
+        assert_eq!(at_once(3, 2048, 1024), 1);
+        assert_eq!(at_once(3, 7, 0), 1);
+        assert_eq!(at_once(usize::MAX, 1, usize::MAX), usize::MAX);
+        assert_eq!(at_once(0, 0, 1024), 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::backend::{Backend, Buffer, Span, read_elems, read_u32, write_u32, zer
 use crate::checkpoint::{
     self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write,
 };
+use crate::config::ConfigError;
 use crate::data::{EvalWindows, Windows};
 use crate::error::Error;
 use crate::model::{
@@ -86,7 +87,8 @@ impl<B: Backend> Trainer<B> {
         config.validate().map_err(|(field, must)| Error::Setting { field, must })?;
         let params = model.trainable().ok_or(Error::Frozen)?;
         let TrainConfig { batch, time, recompute, .. } = config;
-        let plan = |recompute| Plan::training_with(model.config(), B::Elem::DTYPE, batch, time, recompute);
+        let at_once = config.sequences_at_once(model.backend());
+        let plan = |recompute| Plan::training_with(model.config(), B::Elem::DTYPE, at_once, time, recompute);
         let (plan, frugal) = (plan(recompute)?, plan(Recompute::Blocks)?);
         let backward = plan.backward.ok_or(Error::Frozen)?;
         let backend = model.backend_mut();
@@ -109,7 +111,8 @@ impl<B: Backend> Trainer<B> {
         let (grads, m, v) = attempt().map_err(|error| advised(out_of_memory(needed, error)))?;
         let gradients = plan.parameters.map(|tensor| tensor.region.on(grads.buffer, B::Elem::DTYPE));
         let workspace = Workspace::new(backend, plan).map_err(advised)?;
-        let tokens = config.batch * config.time;
+        let too_large = ConfigError::TooLarge { field: "batch" };
+        let tokens = batch.checked_mul(time).ok_or(too_large)?;
         let mut trainer = Trainer {
             model,
             workspace,
@@ -123,7 +126,7 @@ impl<B: Backend> Trainer<B> {
             pending: 0,
             inputs: zeros("inputs", tokens)?,
             targets: zeros("targets", tokens)?,
-            staging: zeros("staging", tokens * 4)?,
+            staging: zeros("staging", at_once * time * 4)?,
             config,
         };
         let mut counters = [0; counter::LEN];
@@ -199,9 +202,8 @@ impl<B: Backend> Trainer<B> {
     /// If the batch has another length or a token is not in the vocabulary, which leaves the step in the making as it
     /// was; or if the backend fails, which drops it.
     pub fn micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), Error<B::Error>> {
-        let TrainConfig { batch, time, .. } = self.config;
-        self.check_batch(inputs, targets, batch)?;
-        let result = self.enqueue_micro_step(inputs, targets, batch, time);
+        self.check_batch(inputs, targets, self.config.batch)?;
+        let result = self.enqueue_micro_step(inputs, targets);
         self.pending = if result.is_ok() { self.pending + 1 } else { 0 };
         result.map_err(Error::Backend)
     }
@@ -221,26 +223,32 @@ impl<B: Backend> Trainer<B> {
         }
     }
 
-    fn enqueue_micro_step(
-        &mut self,
-        inputs: &[u32],
-        targets: &[u32],
-        batch: usize,
-        time: usize,
-    ) -> Result<(), B::Error> {
-        let rows = batch * time;
-        let probability = self.model.config().dropout;
-        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let dropout = (probability > 0.0).then_some(Dropout { probability, site: 0, counters });
-        let pass = Pass { batch, time, start: 0, dropout, logits: None };
-        let backend = self.model.backend_mut();
+    fn enqueue_micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
         if self.pending == 0 {
-            backend.fill(self.grads, 0.0)?;
+            let (grads, scalars) = (self.grads, self.workspace.scalars());
+            let backend = self.model.backend_mut();
+            backend.fill(grads, 0.0)?;
             // Zero after a finished step, but not after one that was dropped.
             for sum in [scalar::LOSS_SUM, scalar::TARGETS] {
                 backend.fill(scalars.slice(sum, 1), 0.0)?;
             }
         }
+        let rows = self.workspace.plan.batch * self.config.time;
+        for (inputs, targets) in inputs.chunks(rows).zip(targets.chunks(rows)) {
+            self.enqueue_slice(inputs, targets)?;
+        }
+        Ok(())
+    }
+
+    /// As many sequences as the plan has room for, or fewer.
+    fn enqueue_slice(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
+        let (rows, time) = (inputs.len(), self.config.time);
+        let batch = rows / time;
+        let probability = self.model.config().dropout;
+        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
+        let dropout = (probability > 0.0).then_some(Dropout { probability, site: 0, counters });
+        let pass = Pass { batch, time, start: 0, dropout, logits: None };
+        let backend = self.model.backend_mut();
         backend.run(&NextDraw { counters }.into())?;
         backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
         backend.write(self.workspace.targets(rows), stage(targets, &mut self.staging))?;
@@ -306,7 +314,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// If the windows are not `time` long, a token is not in the vocabulary, or the backend fails.
     pub fn evaluate(&mut self, windows: &EvalWindows<'_>) -> Result<f64, Error<B::Error>> {
-        let batch = self.config.batch;
+        let batch = self.workspace.plan.batch;
         let (mut sum, mut targets_seen) = (0.0, 0.0);
         for first in (0..windows.len()).step_by(batch) {
             let batch = batch.min(windows.len() - first);
@@ -559,6 +567,33 @@ mod tests {
         assert_eq!(trainer.state().unwrap(), later);
         let metrics = trainer.metrics().unwrap();
         assert_eq!((metrics.tokens, metrics.step), (7 + (3 << 32), 9));
+    }
+
+    #[test]
+    fn a_resumed_run_has_the_settings_that_it_was_given() {
+        let mut first = trainer();
+        let text = [0, 1, 2, 0, 1, 2];
+        first.step(&Windows::new(&text, 2).unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        first.write(&mut bytes, &Extras::default()).unwrap();
+        let checkpoint = Checkpoint::open(&bytes).unwrap();
+        let changed = |seed| TrainConfig { batch: 1, time: 2, seed, ..TrainConfig::constant(0.25) };
+        let resumed = |seed| Trainer::resume_with(Reference::<f32>::new(), &checkpoint, changed(seed));
+        let mut second = resumed(7).unwrap();
+        assert_eq!(second.config(), &changed(7));
+        // The dropout masks follow the seed; how far the run has come is kept.
+        let (before, after) = (first.state().unwrap(), second.state().unwrap());
+        assert_eq!(after.counters[counter::SEED..counter::SEED + 2], [7, 0]);
+        assert_eq!(after.counters[counter::DRAW..], before.counters[counter::DRAW..]);
+        assert_eq!(after.windows_drawn, before.windows_drawn);
+        second.step(&Windows::new(&text, 2).unwrap()).unwrap();
+        let metrics = second.metrics().unwrap();
+        assert_eq!((metrics.step, metrics.tokens, metrics.learning_rate), (2, 6, 0.25));
+        let same = resumed(first.config().seed).unwrap().state().unwrap();
+        assert_eq!(same.counters, before.counters);
+        let without = TrainConfig { batch: 0, ..changed(7) };
+        let refused = Trainer::resume_with(Reference::<f32>::new(), &checkpoint, without).unwrap_err();
+        assert!(matches!(refused, Error::Setting { field: "batch", .. }));
     }
 
     #[test]
