@@ -10,6 +10,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use clap::Parser;
+use minigpt_benches::decode;
 use minigpt_benches::machine;
 use minigpt_benches::peaks::Peaks;
 use minigpt_benches::products;
@@ -17,6 +18,7 @@ use minigpt_benches::program::Flags;
 use minigpt_benches::rounds::{Pairs, Ratio, median, seconds, seconds_each};
 use minigpt_benches::shape::{Generation, Shape, Training};
 use minigpt_benches::torch::{self, Torch};
+use minigpt_core::Dtype;
 use minigpt_cpu::Cpu;
 
 type Outcome<T> = Result<T, String>;
@@ -233,7 +235,7 @@ impl Summary {
         Ok(())
     }
 
-    /// Decoding one sequence: beside torch over a cache of its own.
+    /// Decoding one sequence: by weight format, and beside torch over a cache of its own.
     fn decode(&mut self, shape: &Shape) -> Outcome<()> {
         // From one refill of the cache to the next, so that every turn has the same lengths.
         let turn = shape.time / 2;
@@ -258,6 +260,21 @@ impl Summary {
                 1.0 / median(&pairs.theirs)
             );
             self.ratio(format!("decoding {} in f32, times as fast as torch", shape.name), &pairs, 1.0);
+        }
+        let (decodings, _) =
+            decode::measure(shape, self.peaks.threads, self.flags.rounds()).map_err(message)?;
+        for decoding in decodings {
+            let name = format!("decoding {} in {:?}", shape.name, decoding.dtype);
+            match decoding.dtype {
+                Dtype::F32 => {
+                    self.at_least(format!("{name}, share of the bandwidth"), decoding.of_bandwidth, 0.75);
+                    let what = format!("prefill of {}, share of the SGEMM peak", shape.name);
+                    self.at_least(what, decoding.of_sgemm, 0.65);
+                }
+                Dtype::Bf16 => self.at_least(format!("{name}, times as fast as f32"), decoding.over_f32, 1.6),
+                Dtype::Q8_0 => self.at_least(format!("{name}, times as fast as f32"), decoding.over_f32, 2.5),
+                _ => {}
+            }
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Parser;
 use minigpt_benches::machine;
 use minigpt_benches::program::Flags;
-use minigpt_benches::rounds::{Ratio, interleave, median, repeats, seconds_each};
+use minigpt_benches::rounds::{Ratio, interleave, median, seconds_each};
 use minigpt_cpu::Cpu;
 use rayon::prelude::*;
 
@@ -55,7 +55,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:<28}{:>10}{:>30}{:>30}{:>30}", "", "the team", "parallel iterator", "broadcast", "scope");
     for (name, pause) in [("one after the other", None), ("after 2 ms without any", Some(2))] {
         // The pause is not counted: each call is timed by itself.
-        let calls = if pause.is_some() { 10 } else { repeats(flags.bench, &mut team) };
+        let calls = match pause {
+            _ if !flags.bench => 1,
+            Some(_) => 10,
+            None => 500,
+        };
         let time = |work: &mut dyn FnMut()| match pause {
             None => seconds_each(calls, work),
             Some(milliseconds) => {

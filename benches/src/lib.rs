@@ -1,6 +1,7 @@
 //! What the benchmarks share: shapes, operands, interleaved timing, the machine's peaks, and the alternatives that the
 //! library is held against. The benchmarks stand beside this package's manifest, and `cargo bench` runs them.
 
+pub mod decode;
 pub mod machine;
 pub mod operands;
 pub mod peaks;

@@ -131,7 +131,9 @@ mod tests {
     fn every_number_is_read_once_on_every_instruction_set() {
         for isa in Isa::available() {
             let mut cpu = Cpu::builder().isa(isa).build().unwrap();
-            for len in [0, 1, 7, 65, TASK - 1, TASK + 3] {
+            // Under Miri, TASK numbers take minutes.
+            let lens = [0, 1, 7, 65, TASK - 1, TASK + 3];
+            for len in lens.into_iter().filter(|&len| !cfg!(miri) || len < 100) {
                 let span = Span { buffer: cpu.alloc(len * 4).unwrap(), dtype: Dtype::F32, offset: 0, len };
                 let values: Vec<f32> = (0..len).map(|i| (i % 8) as f32).collect();
                 write_elems(&mut cpu, span, &values).unwrap();

@@ -69,7 +69,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (4, 300, 260),
     (5, 1, 7),
     (7, 65, 63),
-    (9, 17, 33),
+    (9, 7, 33),
     (63, 129, 65),
     (65, 7, 129),
     (129, 63, 64),
@@ -79,7 +79,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
 
 /// All of them; under Miri, which is a thousand times slower, those that it ends.
 fn shapes() -> impl Iterator<Item = (usize, usize, usize)> {
-    SHAPES.into_iter().filter(|(rows, d_in, d_out)| !cfg!(miri) || rows * d_in * d_out < 6_000)
+    SHAPES.into_iter().filter(|(rows, d_in, d_out)| !cfg!(miri) || rows * d_in * d_out < 2_500)
 }
 
 struct Case {
