@@ -128,11 +128,11 @@ impl<'a> Checkpoint<'a> {
         self.header.find(name).map(|i| self.view(&self.header.tensors[i]))
     }
 
-    /// The model's parameters, in the order of [`Plan::parameters`]`.list()`, each with the shape that the
-    /// config gives it.
+    /// The model's parameters, in the order of [`Plan::parameters`](crate::Plan::parameters)`.list()`, each with
+    /// the shape that the config gives it.
     ///
     /// Only after this has succeeded is the number of layers known to be backed by tensors: a config alone
-    /// may ask for billions, and a [`Plan`] of it would take memory to match.
+    /// may ask for billions, and a [`Plan`](crate::Plan) of it would take memory to match.
     ///
     /// # Errors
     /// If one is missing, there are others, or a shape is wrong.
@@ -141,7 +141,7 @@ impl<'a> Checkpoint<'a> {
     }
 
     /// AdamW's first and second moments of the parameters, each in the order of
-    /// [`Plan::parameters`]`.list()`.
+    /// [`Plan::parameters`](crate::Plan::parameters)`.list()`.
     ///
     /// # Errors
     /// If one is missing, there are other tensors for training, or a shape is wrong.
