@@ -65,8 +65,10 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
         assert!(bytes(largest).is_ok_and(|bytes| bytes <= budget));
         assert!(bytes(largest + 1).map_or(true, |bytes| bytes > budget));
     }
-    if let [Ok(training), _, Ok(inference)] = plans
-        && training.bytes.total().saturating_add(inference.bytes.total()) <= RUN
+    // A decoder has room for the whole context.
+    let decoding = Plan::inference(&config, elem, 1, time, Logits::Last, config.context);
+    if let ([Ok(training), ..], Ok(decoding)) = (plans, decoding)
+        && training.bytes.total().saturating_add(decoding.bytes.total()) <= RUN
     {
         run(config, batch, time, recompute)
             .unwrap_or_else(|error| panic!("{training:?} does not run: {error}"));

@@ -105,8 +105,8 @@ fn tensor(u: &mut Unstructured<'_>) -> Result<TensorSpec> {
     };
     let (rows, cols) = (side()?, side()?);
     // What can be counted is written, and a large one would only take time.
-    let rows = if rows.saturating_mul(cols) > 90_000 && rows.checked_mul(cols).is_some() { 1 } else { rows };
-    let cols = if rows == 1 { cols.min(90_000) } else { cols };
+    let rows = if rows.saturating_mul(cols) > 20_000 && rows.checked_mul(cols).is_some() { 1 } else { rows };
+    let cols = if rows == 1 { cols.min(20_000) } else { cols };
     Ok(TensorSpec {
         name: u.arbitrary()?,
         role: if u.arbitrary()? { Role::Training } else { Role::Parameter },
