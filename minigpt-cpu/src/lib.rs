@@ -55,23 +55,24 @@
 //! Each op has an arithmetic intensity, its floating-point operations per byte of its operands. Where that is above the
 //! ratio of the two ceilings, arithmetic is the bound, below it memory: the roofline picture.
 //!
-//! A training step of M (6 layers, 6 heads, width 384, context 256, batch 8) on the same two cores, by the first command:
+//! A training step of M (6 layers, 6 heads, width 384, context 256, batch 8, in two slices) on the same two
+//! cores, by the first command:
 //!
 //! ```text
 //! op                 calls        ms   share  GFLOP/s    GB/s     bytes  flop/B  bound by    of it
-//! LinearBackward        25   482.367   59.7%    180.7     1.3  644.1 MB   135.3  arithmetic    77%
-//! LinearForward         25   236.056   29.2%    184.7     2.0  461.5 MB    94.5  arithmetic    79%
-//! AttentionBackward      6    47.128    5.8%    102.9     3.2  151.3 MB    32.1  arithmetic    44%
-//! AttentionForward       6    21.060    2.6%    115.2     3.6   75.8 MB    32.0  arithmetic    49%
-//! AdamW                  1     6.166    0.8%      0.0    48.8  300.9 MB     0.0  memory       199%
-//! LayerNormBackward     13     4.854    0.6%      0.0    33.1  160.7 MB     0.0  memory       135%
-//! LayerNormForward      13     3.101    0.4%      0.0    26.5   82.0 MB     0.0  memory       108%
-//! SquaredNorm            1     2.773    0.3%      0.0    15.5   43.0 MB     0.0  memory        63%
-//! EmbeddingBackward      1     0.909    0.1%      0.0     4.6    4.1 MB     0.0  memory        19%
-//! EmbeddingForward       1     0.292    0.0%      0.0    12.5    3.6 MB     0.0  memory        51%
-//! CrossEntropy           1     0.087    0.0%      0.0    12.4    1.1 MB     0.0  memory        50%
-//! the rest                     2.801    0.3%
-//! the machine: 235 GFLOP/s of multiply-adds in registers, 24.5 GB/s of reading 268.4 MB
+//! LinearBackward        50   460.415   57.1%    189.3     1.7  771.8 MB   112.9  arithmetic    80%
+//! LinearForward         50   250.488   31.1%    174.0     2.0  504.0 MB    86.5  arithmetic    74%
+//! AttentionBackward     12    48.835    6.1%     99.3     3.1  151.3 MB    32.1  arithmetic    42%
+//! AttentionForward      12    25.663    3.2%     94.5     3.0   75.8 MB    32.0  arithmetic    40%
+//! LayerNormBackward     26     4.882    0.6%      0.0    32.9  160.8 MB     0.0  memory        96%
+//! AdamW                  1     4.847    0.6%      0.0    62.1  300.9 MB     0.0  memory       180%
+//! LayerNormForward      26     2.634    0.3%      0.0    31.1   82.0 MB     0.0  memory        91%
+//! SquaredNorm            1     1.632    0.2%      0.0    26.3   43.0 MB     0.0  memory        77%
+//! EmbeddingBackward      2     0.883    0.1%      0.0     5.8    5.1 MB     0.0  memory        17%
+//! EmbeddingForward       2     0.427    0.1%      0.0     9.7    4.1 MB     0.0  memory        28%
+//! CrossEntropy           2     0.091    0.0%      0.0    11.8    1.1 MB     0.0  memory        34%
+//! the rest                     5.614    0.7%
+//! the machine: 236 GFLOP/s of multiply-adds in registers, 34.4 GB/s of reading 268.4 MB
 //! ```
 //!
 //! What to read from it:
