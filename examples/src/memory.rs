@@ -77,10 +77,28 @@ pub fn check_training<B: Backend>(
     training: &TrainConfig,
     remedy: &str,
 ) -> Outcome<()> {
-    let TrainConfig { time, recompute, .. } = *training;
+    let TrainConfig { batch, time, recompute, .. } = *training;
     let at_once = training.sequences_at_once(backend);
     let plan = Plan::training_with(config, B::Elem::DTYPE, at_once, time, recompute)?;
-    available().map_or(Ok(()), |available| training_fits(backend, &plan, available, remedy))
+    let Some(available) = available() else { return Ok(()) };
+    training_fits(backend, &plan, available, remedy)?;
+    windows_fit(batch, time, available, remedy)
+}
+
+/// The tokens and targets of a whole batch lie in the program's memory, also where the model takes them slice by slice.
+fn windows_fit(batch: usize, time: usize, available: usize, remedy: &str) -> Outcome<()> {
+    let sequence = time.saturating_mul(2 * size_of::<u32>());
+    let needed = batch.saturating_mul(sequence);
+    if needed <= available {
+        return Ok(());
+    }
+    Err(format!(
+        "the tokens of a batch need {}, and {} are available: the largest batch that fits is {}: {remedy}",
+        human(needed),
+        human(available),
+        available / sequence.max(1)
+    )
+    .into())
 }
 
 fn training_fits<B: Backend>(backend: &B, plan: &Plan, available: usize, remedy: &str) -> Outcome<()> {
