@@ -104,6 +104,8 @@ mod team {
     struct Shared {
         loan: Loan,
         stop: AtomicBool,
+        /// How many helpers have begun.
+        begun: AtomicUsize,
         /// For each helper, whether it sleeps or is about to.
         asleep: Vec<AtomicBool>,
         panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -130,6 +132,7 @@ mod team {
             let shared = Arc::new(Shared {
                 loan: Loan::new(),
                 stop: AtomicBool::new(false),
+                begun: AtomicUsize::new(0),
                 asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
                 panic: Mutex::new(None),
             });
@@ -139,6 +142,10 @@ mod team {
                 let helper = Builder::new().name("minigpt-cpu".into()).spawn(move || help(&shared, worker));
                 // Dropping the team stops those that were started.
                 team.helpers.push(helper.map_err(|_| failed.clone())?);
+            }
+            // What the system allocates when a thread begins must not be counted to a step.
+            while team.shared.begun.load(SeqCst) < team.helpers.len() {
+                std::thread::yield_now();
             }
             Ok(team)
         }
@@ -196,6 +203,7 @@ mod team {
 
     /// The life of a helper: work, spin, sleep.
     fn help(shared: &Shared, worker: usize) {
+        shared.begun.fetch_add(1, SeqCst);
         let asleep = &shared.asleep[worker - 1];
         let mut seen = 0;
         let mut spins = 0;
