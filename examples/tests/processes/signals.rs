@@ -32,12 +32,18 @@ fn assert_saved(scratch: &Scratch, run: &Run, mut process: Process, code: i32) {
     assert_eq!(run.metrics_until(u32::MAX), other.metrics_until(u32::MAX));
 }
 
+/// Makes a process heed SIGHUP, also where these tests run under nohup.
+#[cfg(target_os = "linux")]
+const HEEDS_HANGUP: &[&str] = &["env", "--default-signal=HUP"];
+#[cfg(not(target_os = "linux"))]
+const HEEDS_HANGUP: &[&str] = &[];
+
 #[test]
 fn a_run_that_is_asked_to_end_saves_first() {
     let scratch = Scratch::new();
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let run = scratch.run(signal, ENDLESS);
-        let mut process = Process::start(&mut run.command(&[]));
+        let mut process = Process::start(&mut run.command(HEEDS_HANGUP));
         process.wait_until(|| lines(&run) > 0);
         send(signal, &process);
         assert_saved(&scratch, &run, process, code);
