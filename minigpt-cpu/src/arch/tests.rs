@@ -123,7 +123,9 @@ impl Kernel for Widened {
                 assert!(both_nan || found.to_bits() == want.to_bits(), "{name} {i}: {found} {want}");
             }
         };
-        let every: Vec<[u8; 2]> = (0..=u16::MAX).map(u16::to_le_bytes).collect();
+        // Under Miri, all of them take many minutes.
+        let step = if cfg!(miri) { 251 } else { 1 };
+        let every: Vec<[u8; 2]> = (0..=u16::MAX).step_by(step).map(u16::to_le_bytes).collect();
         for x in every.chunks_exact(V::LANES) {
             let of = |dtype: Dtype| move |i: usize| weight_at(x.as_flattened(), dtype, i);
             same("f16", V::widen_f16(t, x), &of(Dtype::F16));
