@@ -19,10 +19,10 @@ use crate::config::{ConfigError, GptConfig, Norm};
 /// | | activations | time of a step |
 /// |---|---|---|
 /// | `Nothing` | 163 MB | 1 |
-/// | `Cheap` | 111 MB | 1.02 |
+/// | `Cheap` | 111 MB | 1.04 |
 /// | `Blocks` | 40 MB | 1.23 |
 ///
-/// On small models, where an op's time is the hand-over to threads, `Cheap` costs more: 1.05 at `--shape S`.
+/// On small models, where an op's time is the hand-over to threads, `Cheap` costs more: an estimated 1.05 at `--shape S`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Recompute {
