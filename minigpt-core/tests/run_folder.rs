@@ -180,6 +180,23 @@ fn the_newest_whole_checkpoint_is_found_and_damaged_ones_are_set_aside() {
 }
 
 #[test]
+fn what_was_set_aside_before_stays() {
+    let scratch = Scratch::new("aside");
+    let folder = RunFolder::open(&scratch.0).unwrap();
+    with_small_contents(|contents| checkpoint::save(folder.step_path(1), contents, fill)).unwrap();
+    let whole = small_checkpoint();
+    for length in [100, 200, 300] {
+        fs::write(folder.step_path(2), &whole[..length]).unwrap();
+        assert_eq!(folder.newest().unwrap().unwrap().step, 1);
+    }
+    for (name, length) in [("damaged", 100), ("damaged-2", 200), ("damaged-3", 300)] {
+        let path = scratch.0.join(format!("step-0000000002.mgpt.{name}"));
+        assert_eq!(fs::read(path).unwrap(), whole[..length]);
+    }
+    assert_eq!(folder.steps().unwrap(), [1]);
+}
+
+#[test]
 fn a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one() {
     let scratch = Scratch::new("unreadable");
     let folder = RunFolder::open(&scratch.0).unwrap();

@@ -19,7 +19,7 @@ use super::{FileError, LoadFileError, RunFolderError, load_from};
 /// |---|---|
 /// | `step-0000000250.mgpt` | the checkpoint behind step 250: ten digits, so that names sort as steps do |
 /// | `best.mgpt` | the checkpoint with the lowest validation loss, if the program saves one |
-/// | `step-0000000250.mgpt.damaged` | a checkpoint that [`newest`](RunFolder::newest) found damaged |
+/// | `step-0000000250.mgpt.damaged` | a checkpoint that [`newest`](RunFolder::newest) found damaged; then `.damaged-2`, and so on |
 /// | `.minigpt.lock` | what is locked: empty, and it stays |
 /// | `.minigpt-1234-0.tmp` | a file that process 1234 is writing, or was when it was killed: then the next who opens the folder or saves in it removes the file |
 ///
@@ -106,7 +106,8 @@ impl RunFolder {
     }
 
     /// The newest checkpoint that is whole, as [`newest`] finds it. Those that are damaged get `.damaged` behind their
-    /// names: nobody counts them again, and nothing of them is lost.
+    /// names, or the first of `.damaged-2`, `.damaged-3` and so on that is free: nobody counts them again, and nothing
+    /// is lost.
     ///
     /// # Errors
     /// As [`newest`].
@@ -114,9 +115,8 @@ impl RunFolder {
         let found = newest(&self.path)?;
         for damaged in found.iter().flat_map(|newest| &newest.damaged) {
             if let LoadFileError::Checkpoint { path, .. } = damaged {
-                let mut aside = path.clone().into_os_string();
-                aside.push(".damaged");
-                System.rename(path, Path::new(&aside)).map_err(FileError::at(path, "set aside"))?;
+                let renamed = name_aside(path).and_then(|aside| System.rename(path, &aside));
+                renamed.map_err(FileError::at(path, "set aside"))?;
             }
         }
         Ok(found)
@@ -150,9 +150,9 @@ pub struct Newest {
 ///
 /// A run writes these files itself, so they are read within [`Limits::NONE`].
 ///
-/// Of `step-….mgpt`, one that is damaged is passed over for the one before: training on from there gives the same bits,
-/// later. One that cannot be read, or that a newer version of this library wrote, is an error instead, because it may
-/// be good.
+/// Of `step-….mgpt`, one that is damaged is passed over for the one before: training on from there gives the same
+/// bits, later. One that cannot be read, or that a newer version of this library wrote, is an error instead, because it
+/// may be good.
 ///
 /// # Errors
 /// If the folder or a checkpoint cannot be read, or all are damaged: then it is the newest one's error.
@@ -209,6 +209,23 @@ pub(super) fn keep_last<D: Disk>(disk: &D, folder: &Path, step: u32, count: usiz
 
 pub(super) fn step_name(step: u32) -> String {
     format!("step-{step:010}.mgpt")
+}
+
+/// A name for what is damaged that nothing else has. Nobody takes it meanwhile: the folder is this process's.
+fn name_aside(path: &Path) -> io::Result<PathBuf> {
+    let mut number = 1u64;
+    loop {
+        let mut name = path.as_os_str().to_os_string();
+        name.push(".damaged");
+        if number > 1 {
+            name.push(format!("-{number}"));
+        }
+        match fs::symlink_metadata(&name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(name.into()),
+            Err(error) => return Err(error),
+            Ok(_) => number += 1,
+        }
+    }
 }
 
 fn step_of(name: &str) -> Option<u32> {
