@@ -170,6 +170,37 @@ fn a_link_is_followed_and_permissions_stay() {
     assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o640);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_link_to_what_is_not_there_yet_is_followed() {
+    use std::os::unix::fs::symlink;
+    let folder = Folder::new("dangling");
+    fs::create_dir(folder.0.join("disk")).unwrap();
+    fs::create_dir(folder.0.join("links")).unwrap();
+    let target = folder.0.join("disk/model.mgpt");
+    // A link by a path from its own folder, one to that link, and one by a whole path.
+    let [near, second, whole] = ["links/near", "second", "whole"].map(|name| folder.0.join(name));
+    symlink("../disk/model.mgpt", &near).unwrap();
+    symlink("links/near", &second).unwrap();
+    symlink(&target, &whole).unwrap();
+    for link in [near, second, whole] {
+        save(&link).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(checkpoint::load(&target).unwrap(), small_checkpoint());
+        fs::remove_file(&target).unwrap();
+    }
+    // Where links lead nowhere, they stay, and the path that was asked for is named.
+    let (nowhere, circle) = (folder.0.join("nowhere"), folder.0.join("circle"));
+    symlink("no such folder/model.mgpt", &nowhere).unwrap();
+    symlink("circle", &circle).unwrap();
+    for link in [nowhere, circle] {
+        let message = save(&link).unwrap_err().to_string();
+        assert!(message.contains(link.to_str().unwrap()), "{message}");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+    assert_eq!(folder.names(), ["circle", "disk", "links", "nowhere", "second", "whole"]);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_an_error_that_says_so_and_devices_stay() {

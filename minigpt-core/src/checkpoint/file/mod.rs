@@ -12,12 +12,12 @@ mod tests;
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::vec::Vec;
 
 use super::{Checkpoint, Contents, IoWriter, Limits, SaveError, Write, write};
 use disk::{Disk, System};
-use replace::replace;
+use replace::{folder_of, replace};
 
 pub use error::{FileError, LoadFileError, RunFolderError};
 pub use journal::Journal;
@@ -53,8 +53,8 @@ fn load_from<D: Disk>(disk: &D, path: &Path, limits: &Limits) -> Result<Vec<u8>,
 ///
 /// The bytes go to a new file in the same folder, `.minigpt-PROCESS-NUMBER.tmp`, which is flushed to the disk and
 /// then takes the name. If something fails, that file is removed; those of processes that were killed are removed by
-/// the next that saves in the folder. A link is followed, and what it leads to is replaced. A device or a
-/// pipe cannot be replaced: it is written to directly.
+/// the next that saves in the folder. A link is followed, and what it leads to is replaced, or made if it is not there
+/// yet. A device or a pipe cannot be replaced: it is written to directly.
 ///
 /// `read` is that of [`write()`].
 ///
@@ -88,8 +88,7 @@ pub fn save<R>(
 ) -> Result<(), SaveError<R, FileError>> {
     let asked = path.as_ref();
     let fail = |attempt| move |error| SaveError::Write(FileError::at(asked, attempt)(error));
-    // What is not there yet has no other path; what cannot be reached fails below.
-    let target = fs::canonicalize(asked).unwrap_or_else(|_| asked.to_path_buf());
+    let target = target_of(asked).map_err(fail("follow the links of"))?;
     let before = fs::metadata(&target).ok();
     if before.as_ref().is_some_and(fs::Metadata::is_dir) || target.file_name().is_none() {
         return Err(fail("write to")(io::ErrorKind::IsADirectory.into()));
@@ -100,6 +99,26 @@ pub fn save<R>(
     }
     let permissions = before.map(|before| before.permissions());
     replace(&System, asked, &target, permissions, |sink| write(sink, contents, read))
+}
+
+/// Where a path leads, also through a link to what is not there yet: such a link stands for a place, for example on
+/// another disk, that the program was told to save to.
+fn target_of(asked: &Path) -> io::Result<PathBuf> {
+    /// As many links as Linux follows.
+    const MOST: usize = 40;
+    let mut path = asked.to_path_buf();
+    for _ in 0..MOST {
+        if let Ok(target) = fs::canonicalize(&path) {
+            return Ok(target);
+        }
+        match fs::read_link(&path) {
+            Ok(link) => path = folder_of(&path).join(link),
+            // Nothing is there, or what cannot be reached, which the saving then says.
+            Err(_) => return Ok(path),
+        }
+    }
+    // In a circle: as the system says it.
+    fs::canonicalize(asked)
 }
 
 /// What cannot be replaced, and the path to name in errors.
