@@ -32,9 +32,10 @@ fn each_limit_is_the_largest_that_is_allowed_and_its_error_names_it() {
     // One layer and width 2: 4 numbers of keys and values, and 2 tokens of history, for each of 3 positions.
     let cache = (4 + 2) * 4 * 3;
     type Set = fn(&mut Limits, u64);
-    let cases: [(&str, u64, Set); 7] = [
+    let cases: [(&str, u64, Set); 8] = [
         ("header", header, |limits, value| limits.header = value),
         ("tensors", 30, |limits, value| limits.tensors = value),
+        ("metadata", 3, |limits, value| limits.metadata = value),
         ("payload", payload, |limits, value| limits.payload = value),
         ("vocab_size", 5, |limits, value| limits.vocab_size = value),
         ("context", 3, |limits, value| limits.context = value),

@@ -62,11 +62,17 @@ impl Write for Nowhere {
 fn memory_is_bounded_by_the_header() {
     let small = || conf(4, 0.0, 1e-5);
     let claims = |count: u64| [varint(count), vec![1; 100]].concat();
+    let empty_entries = |count: usize| [varint(count as u64), vec![0; 2 * count]].concat();
+    let short_entries = |count: usize| [varint(count as u64), [1, b'k', 0].repeat(count)].concat();
     let long_text = [vec![1], varint(u64::from(u32::MAX)), vec![b'a'; 100]].concat();
     let hostile = [
         header(1, &[(b"CONF", 1, small()), (b"TENS", 1, claims(u32::MAX.into()))]),
         header(1, &[(b"CONF", 1, small()), (b"TENS", 1, claims(12))]),
         header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, claims(u32::MAX.into()))]),
+        // Entries that take no byte but those of their lengths: refused before there is room for any.
+        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, empty_entries(50_000))]),
+        // More entries than anybody needs.
+        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, short_entries(70_000))]),
         header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"TOKN", 0, long_text)]),
         header(
             1,
@@ -86,8 +92,8 @@ fn memory_is_bounded_by_the_header() {
 
     // The densest header: as many of the shortest entries as fit.
     let count = 50_000;
-    let entries = [varint(count), [1, b'k', 0].repeat(count as usize)].concat();
-    let file = header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, entries)]);
+    let file =
+        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, short_entries(count))]);
     let (bytes, result) = peak(|| Checkpoint::open_verified(&file).map(|c| c.metadata().len()));
     assert_eq!(result, Ok(50_000));
     assert!(bytes < 12 * file.len(), "{bytes} bytes for {}", file.len());

@@ -191,7 +191,7 @@ pub enum Fault {
         /// What is allowed.
         limit: u64,
     },
-    /// There is no memory for what the header holds.
+    /// There is no memory for what the header holds, or for a piece of a tensor.
     OutOfMemory {
         /// What could not be allocated.
         bytes: usize,
@@ -299,7 +299,10 @@ impl fmt::Display for Fault {
                  Limits whose `{field}` is that large"
             ),
             Fault::OutOfMemory { bytes } => {
-                write!(f, "no memory for {bytes} bytes of the header: free some, or use a smaller model")
+                write!(
+                    f,
+                    "there is no memory for {bytes} bytes to read it: free some, or use a smaller model"
+                )
             }
         }
     }

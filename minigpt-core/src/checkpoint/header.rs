@@ -65,7 +65,7 @@ impl<'a> Header<'a> {
             return Err(LoadError::new(4, Fault::Version { found: version }));
         }
         let found = word(bytes, 8)?;
-        limits.check("header", u64::from(found), limits.header).map_err(|fault| LoadError::new(8, fault))?;
+        limits.check_header(u64::from(found)).map_err(|fault| LoadError::new(8, fault))?;
         match usize::try_from(found) {
             Ok(length) if length >= PREFIX + CRC => Ok(length),
             _ => Err(LoadError::new(8, Fault::HeaderLength { found })),
@@ -112,7 +112,8 @@ impl<'a> Header<'a> {
         let tokenizer = tokenizer.map(|section| read_tokenizer(section, &config)).transpose()?;
         let training_offset = training.map_or(0, |section| section.offset);
         let training = training.map(read_training).transpose()?;
-        let metadata = metadata.map(read_metadata).transpose()?.unwrap_or_default();
+        let metadata =
+            metadata.map(|section| read_metadata(section, limits)).transpose()?.unwrap_or_default();
         let (tensors, payload_length) = read_index(index, limits)?;
         let by_name = sort_by_name(&tensors)?;
         Ok(Header {
@@ -333,9 +334,12 @@ fn read_training(mut section: Section<'_>) -> Result<Training, LoadError> {
     Ok(training)
 }
 
-fn read_metadata<'a>(mut section: Section<'a>) -> Result<Vec<(&'a str, &'a str)>, LoadError> {
-    // The shortest entry: a key and a value, of which only the length is there.
-    let (count, mut entries) = section.list(2, |_| Ok(()))?;
+fn read_metadata<'a>(
+    mut section: Section<'a>,
+    limits: &Limits,
+) -> Result<Vec<(&'a str, &'a str)>, LoadError> {
+    // The shortest entry: the lengths of a key and a value, and a key of one byte.
+    let (count, mut entries) = section.list(3, |count| limits.check_metadata(count))?;
     for _ in 0..count {
         let begin = section;
         let entry: (&'a str, &'a str) = section.next()?;
@@ -350,7 +354,7 @@ fn read_metadata<'a>(mut section: Section<'a>) -> Result<Vec<(&'a str, &'a str)>
 
 /// The tensors, and the length of the payload that they make.
 fn read_index<'a>(mut section: Section<'a>, limits: &Limits) -> Result<(Vec<Entry<'a>>, u64), LoadError> {
-    let allow = |count| limits.check("tensors", count, limits.tensors);
+    let allow = |count| limits.check_tensors(count);
     let (count, mut entries) = section.list::<Entry<'_>>(WireTensor::MIN_BYTES, allow)?;
     let mut payload = 0u64;
     for _ in 0..count {

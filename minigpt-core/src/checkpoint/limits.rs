@@ -27,6 +27,8 @@ pub struct Limits {
     pub header: u64,
     /// Tensors. 65,536.
     pub tensors: u64,
+    /// Entries of the metadata. 65,536.
+    pub metadata: u64,
     /// Bytes of all tensors of a [`Stream`](super::Stream), which may claim more than it brings and is believed as far
     /// as this. 4 GiB. A file that lies in memory has what it claims.
     pub payload: u64,
@@ -48,6 +50,7 @@ impl Limits {
     pub const DEFAULT: Limits = Limits {
         header: 16 << 20,
         tensors: 1 << 16,
+        metadata: 1 << 16,
         payload: 4 << 30,
         vocab_size: 1 << 24,
         context: 1 << 20,
@@ -59,6 +62,7 @@ impl Limits {
     pub const NONE: Limits = Limits {
         header: u64::MAX,
         tensors: u64::MAX,
+        metadata: u64::MAX,
         payload: u64::MAX,
         vocab_size: u64::MAX,
         context: u64::MAX,
@@ -72,24 +76,35 @@ impl Limits {
         Limits { payload: bytes, ..Limits::DEFAULT }
     }
 
-    /// Refuses what is beyond a limit.
-    pub(super) fn check(&self, field: &'static str, found: u64, limit: u64) -> Result<(), Fault> {
-        if found > limit { Err(Fault::Limit { field, found, limit }) } else { Ok(()) }
+    pub(super) fn check_header(&self, bytes: u64) -> Result<(), Fault> {
+        within("header", bytes, self.header)
+    }
+
+    pub(super) fn check_tensors(&self, count: u64) -> Result<(), Fault> {
+        within("tensors", count, self.tensors)
+    }
+
+    pub(super) fn check_metadata(&self, entries: u64) -> Result<(), Fault> {
+        within("metadata", entries, self.metadata)
+    }
+
+    pub(super) fn check_payload(&self, bytes: u64) -> Result<(), Fault> {
+        within("payload", bytes, self.payload)
     }
 
     pub(super) fn check_config(&self, config: &GptConfig) -> Result<(), Fault> {
-        self.check("vocab_size", config.vocab_size as u64, self.vocab_size)?;
-        self.check("context", config.context as u64, self.context)
+        within("vocab_size", config.vocab_size as u64, self.vocab_size)?;
+        within("context", config.context as u64, self.context)
     }
 
     pub(super) fn check_training(&self, config: &TrainConfig) -> Result<(), Fault> {
-        self.check("batch", (config.batch as u64).saturating_mul(config.time as u64), self.batch)
+        within("batch", (config.batch as u64).saturating_mul(config.time as u64), self.batch)
     }
 
     /// Of a model whose tensors have `payload` bytes.
     pub(super) fn check_cache(&self, config: &GptConfig, payload: u64) -> Result<(), Fault> {
         let limit = self.cache.unwrap_or_else(|| payload.saturating_mul(16).max(64 << 20));
-        self.check("cache", cache_bytes(config), limit)
+        within("cache", cache_bytes(config), limit)
     }
 }
 
@@ -97,6 +112,10 @@ impl Default for Limits {
     fn default() -> Self {
         Limits::DEFAULT
     }
+}
+
+fn within(field: &'static str, found: u64, limit: u64) -> Result<(), Fault> {
+    if found > limit { Err(Fault::Limit { field, found, limit }) } else { Ok(()) }
 }
 
 /// What a decoder of one sequence keeps for each position, times the positions.

@@ -60,7 +60,7 @@ impl<'h, R: Read> Stream<'h, R> {
         let length = Header::length(header, limits).map_err(StreamError::Load)?;
         input.append(header, length)?;
         let header = Header::parse(header, limits).map_err(StreamError::Load)?;
-        let claimed = limits.check("payload", header.payload_length, limits.payload);
+        let claimed = limits.check_payload(header.payload_length);
         claimed.map_err(|fault| StreamError::Load(LoadError { offset: input.at, fault }))?;
         let end = header.file_length().map_err(StreamError::Load)?;
         input.skip_zeros(header.payload(), end)?;
