@@ -88,7 +88,8 @@ pub struct Contents<'a> {
 ///
 /// # Errors
 /// [`SaveError::Invalid`], before anything is written, if [`Checkpoint::open`](super::Checkpoint::open) would
-/// refuse the result whatever its [`Limits`]; else if `read` or `out` fails, a tensor changes between the passes, or memory is short.
+/// refuse the result whatever its [`Limits`]; else if `read` or `out` fails, a tensor changes between the passes, or
+/// memory is short.
 ///
 /// ```
 /// use minigpt_core::checkpoint::{self, Checkpoint, Contents, Role, TensorSpec};

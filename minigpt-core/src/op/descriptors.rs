@@ -337,7 +337,8 @@ pub struct CrossEntropy {
     pub d_logits: Option<Span>,
     /// Written: (rows), each row's -ln p(target), 0 where ignored.
     pub losses: Option<Span>,
-    /// The device scalars: [`scalar::LOSS_SUM`](super::scalar::LOSS_SUM) and [`scalar::TARGETS`](super::scalar::TARGETS) are added to.
+    /// The device scalars: [`scalar::LOSS_SUM`](super::scalar::LOSS_SUM) and
+    /// [`scalar::TARGETS`](super::scalar::TARGETS) are added to.
     pub scalars: Span,
     /// Number of rows.
     pub rows: usize,
@@ -380,8 +381,8 @@ pub struct FinishStep {
     pub beta2: f64,
 }
 
-/// AdamW over all parameters at once (Loshchilov and Hutter 2019). Does nothing if [`scalar::APPLY`](super::scalar::APPLY) is 0, and
-/// then leaves every span as it is.
+/// AdamW over all parameters at once (Loshchilov and Hutter 2019). Does nothing if
+/// [`scalar::APPLY`](super::scalar::APPLY) is 0, and then leaves every span as it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Changed: (n).
