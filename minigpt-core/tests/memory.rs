@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use minigpt_core::{
-    Backend, Buffer, Decoder, Error, GptConfig, Model, Op, Recompute, Reference, ReferenceError, Span,
-    TrainConfig, Trainer,
+    Backend, Buffer, ConfigError, Decoder, Error, GptConfig, Model, Op, Recompute, Reference, ReferenceError,
+    Span, TrainConfig, Trainer,
 };
 
 /// A reference with room for so many bytes.
@@ -54,6 +54,9 @@ impl Backend for Small {
     }
     fn run(&mut self, op: &Op) -> Result<(), ReferenceError> {
         self.inner.run(op)
+    }
+    fn rows_at_once(&self) -> usize {
+        64
     }
 }
 
@@ -121,6 +124,14 @@ fn a_training_that_does_not_fit_is_told_what_recomputing_would_need() {
         frugal.step(&minigpt_core::Windows::new(&text, 9).unwrap()).unwrap();
     }
     assert_eq!(refused(Recompute::Blocks, least - 1), (least, None));
+}
+
+#[test]
+fn a_batch_of_more_tokens_than_can_be_counted_is_refused_before_anything_is_taken() {
+    let weights = model(usize::MAX).backend().used();
+    let settings = TrainConfig { batch: usize::MAX / 2, time: 9, ..TrainConfig::constant(1e-3) };
+    let error = Trainer::new(model(weights), settings).unwrap_err();
+    assert!(matches!(error, Error::Config(ConfigError::TooLarge { field: "batch" })), "{error}");
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub(crate) use forward::forward;
 pub(crate) use loss::{Gradients, loss};
 pub(crate) use place::{Place, Places, nowhere, read_into, write_tensor};
 pub use storage::Extras;
-pub(crate) use storage::{ReadTensor, read_tensor};
+pub(crate) use storage::Saved;
 
 /// A GPT on a backend: its shape, and where its weights lie.
 ///

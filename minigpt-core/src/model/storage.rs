@@ -6,9 +6,9 @@ use super::place::{Place, Places, nowhere, read_into, write_tensor};
 use super::{Model, out_of_memory};
 use crate::backend::{Backend, Buffer, Dtype, Import, Imported, Span, zeros};
 use crate::checkpoint::{
-    self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, Write,
+    self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write,
 };
-use crate::config::ConfigError;
+use crate::config::{ConfigError, GptConfig};
 use crate::error::Error;
 use crate::op::InvalidOp;
 use crate::plan::{Logits, Parameters, Plan, Tensor};
@@ -25,12 +25,54 @@ pub struct Extras<'a> {
     pub metadata: &'a [(&'a str, &'a str)],
 }
 
-/// Fills bytes with tensor number i, from a byte offset on.
-pub(crate) type ReadTensor<'r, B> =
-    &'r mut dyn FnMut(usize, usize, &mut [u8]) -> Result<(), Error<<B as Backend>::Error>>;
+/// What is saved of a model or of a run: tensors that lie on a backend.
+pub(crate) struct Saved {
+    pub(crate) config: GptConfig,
+    pub(crate) training: Option<Training>,
+    pub(crate) tensors: Vec<TensorSpec>,
+    /// Where they lie, in the same order.
+    pub(crate) spans: Vec<Span>,
+}
+
+impl Saved {
+    fn contents<'s>(&'s self, extras: &Extras<'s>) -> Contents<'s> {
+        Contents {
+            config: &self.config,
+            tokenizer: extras.tokenizer,
+            training: self.training.as_ref(),
+            metadata: extras.metadata,
+            tensors: &self.tensors,
+        }
+    }
+
+    /// Streams it to `out`.
+    pub(crate) fn write<B: Backend, W: Write>(
+        &self,
+        backend: &mut B,
+        out: W,
+        extras: &Extras<'_>,
+    ) -> Result<(), SaveError<Error<B::Error>, W::Error>> {
+        checkpoint::write(out, &self.contents(extras), |tensor, offset, bytes| {
+            read_tensor(backend, self.spans[tensor], offset, bytes)
+        })
+    }
+
+    /// Replaces the file at `path` by it.
+    #[cfg(feature = "std")]
+    pub(crate) fn save<B: Backend>(
+        &self,
+        backend: &mut B,
+        path: &std::path::Path,
+        extras: &Extras<'_>,
+    ) -> Result<(), SaveError<Error<B::Error>, checkpoint::FileError>> {
+        checkpoint::save(path, &self.contents(extras), |tensor, offset, bytes| {
+            read_tensor(backend, self.spans[tensor], offset, bytes)
+        })
+    }
+}
 
 /// Reads `bytes` of what `span` stores, from byte `offset` on; whole elements.
-pub(crate) fn read_tensor<B: Backend>(
+fn read_tensor<B: Backend>(
     backend: &mut B,
     span: Span,
     offset: usize,
@@ -255,7 +297,7 @@ impl<B: Backend> Model<B> {
         out: W,
         extras: &Extras<'_>,
     ) -> Result<(), SaveError<Error<B::Error>, W::Error>> {
-        self.with_contents(extras, |contents, read| checkpoint::write(out, contents, read))
+        self.saved().write(&mut self.backend, out, extras)
     }
 
     /// [`write`](Model::write) to a file, atomically: see [`checkpoint::save`].
@@ -268,15 +310,11 @@ impl<B: Backend> Model<B> {
         path: impl AsRef<std::path::Path>,
         extras: &Extras<'_>,
     ) -> Result<(), SaveError<Error<B::Error>, checkpoint::FileError>> {
-        self.with_contents(extras, |contents, read| checkpoint::save(path, contents, read))
+        self.saved().save(&mut self.backend, path.as_ref(), extras)
     }
 
-    fn with_contents<W>(
-        &mut self,
-        extras: &Extras<'_>,
-        put: impl FnOnce(&Contents<'_>, ReadTensor<'_, B>) -> Result<(), SaveError<Error<B::Error>, W>>,
-    ) -> Result<(), SaveError<Error<B::Error>, W>> {
-        let (tensors, spans): (Vec<TensorSpec>, Vec<Span>) = self
+    fn saved(&self) -> Saved {
+        let (tensors, spans) = self
             .parameters()
             .map(|(tensor, span)| {
                 let role = checkpoint::Role::Parameter;
@@ -284,15 +322,6 @@ impl<B: Backend> Model<B> {
                 (TensorSpec { name, role, dtype: span.dtype, rows, cols }, span)
             })
             .unzip();
-        let config = self.config.clone();
-        let contents = Contents {
-            config: &config,
-            tokenizer: extras.tokenizer,
-            training: None,
-            metadata: extras.metadata,
-            tensors: &tensors,
-        };
-        let backend = &mut self.backend;
-        put(&contents, &mut |tensor, offset, bytes| read_tensor(backend, spans[tensor], offset, bytes))
+        Saved { config: self.config.clone(), training: None, tensors, spans }
     }
 }

@@ -4,15 +4,13 @@ use alloc::vec::Vec;
 
 use super::{TrainConfig, TrainState};
 use crate::backend::{Backend, Buffer, Span, read_elems, read_u32, write_u32, zeros};
-use crate::checkpoint::{
-    self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write,
-};
+use crate::checkpoint::{Checkpoint, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write};
 use crate::config::ConfigError;
 use crate::data::{EvalWindows, Windows};
 use crate::error::Error;
 use crate::model::{
-    Extras, Gradients, Model, Pass, Place, Places, ReadTensor, Workspace, backward, check_tokens, forward,
-    loss, nowhere, out_of_memory, read_into, read_tensor, stage, write_tensor,
+    Extras, Gradients, Model, Pass, Place, Places, Saved, Workspace, backward, check_tokens, forward, loss,
+    nowhere, out_of_memory, read_into, stage, write_tensor,
 };
 use crate::op::{AdamW, Dropout, FinishStep, NextDraw, SquaredNorm, counter, scalar};
 use crate::plan::{BackwardActivations, Parameters, Plan, Recompute, Region};
@@ -87,6 +85,7 @@ impl<B: Backend> Trainer<B> {
         config.validate().map_err(|(field, must)| Error::Setting { field, must })?;
         let params = model.trainable().ok_or(Error::Frozen)?;
         let TrainConfig { batch, time, recompute, .. } = config;
+        let tokens = batch.checked_mul(time).ok_or(ConfigError::TooLarge { field: "batch" })?;
         let at_once = config.sequences_at_once(model.backend());
         let plan = |recompute| Plan::training_with(model.config(), B::Elem::DTYPE, at_once, time, recompute);
         let (plan, frugal) = (plan(recompute)?, plan(Recompute::Blocks)?);
@@ -111,8 +110,6 @@ impl<B: Backend> Trainer<B> {
         let (grads, m, v) = attempt().map_err(|error| advised(out_of_memory(needed, error)))?;
         let gradients = plan.parameters.map(|tensor| tensor.region.on(grads.buffer, B::Elem::DTYPE));
         let workspace = Workspace::new(backend, plan).map_err(advised)?;
-        let too_large = ConfigError::TooLarge { field: "batch" };
-        let tokens = batch.checked_mul(time).ok_or(too_large)?;
         let mut trainer = Trainer {
             model,
             workspace,
@@ -474,10 +471,10 @@ impl<B: Backend> Trainer<B> {
         out: W,
         extras: &Extras<'_>,
     ) -> Result<(), SaveError<Error<B::Error>, W::Error>> {
-        self.with_contents(extras, |contents, read| checkpoint::write(out, contents, read))
+        self.saved()?.write(self.model.backend_mut(), out, extras)
     }
 
-    /// [`write`](Trainer::write) to a file, atomically: see [`checkpoint::save`].
+    /// [`write`](Trainer::write) to a file, atomically: see [`checkpoint::save`](crate::checkpoint::save).
     ///
     /// # Errors
     /// If the backend or the disk fails; what was at `path` is still there then.
@@ -486,38 +483,28 @@ impl<B: Backend> Trainer<B> {
         &mut self,
         path: impl AsRef<std::path::Path>,
         extras: &Extras<'_>,
-    ) -> Result<(), SaveError<Error<B::Error>, checkpoint::FileError>> {
-        self.with_contents(extras, |contents, read| checkpoint::save(path, contents, read))
+    ) -> Result<(), SaveError<Error<B::Error>, crate::checkpoint::FileError>> {
+        self.saved()?.save(self.model.backend_mut(), path.as_ref(), extras)
     }
 
-    fn with_contents<W>(
-        &mut self,
-        extras: &Extras<'_>,
-        put: impl FnOnce(&Contents<'_>, ReadTensor<'_, B>) -> Result<(), SaveError<Error<B::Error>, W>>,
-    ) -> Result<(), SaveError<Error<B::Error>, W>> {
+    fn saved<W>(&mut self) -> Result<Saved, SaveError<Error<B::Error>, W>> {
         if self.pending > 0 {
             return Err(SaveError::Read { tensor: "the gradient".into(), error: Error::UnfinishedStep });
         }
         let state =
             self.state().map_err(|error| SaveError::Read { tensor: "the device counters".into(), error })?;
-        let training = Training { config: self.config.clone(), state };
         let plan = &self.workspace.plan;
-        let tensors = TensorSpec::training(plan);
         let list = plan.parameters.list();
-        let spans: Vec<Span> = [self.params, self.m, self.v]
+        let spans = [self.params, self.m, self.v]
             .iter()
             .flat_map(|whole| list.iter().map(|t| t.region.on(whole.buffer, whole.dtype)))
             .collect();
-        let config = plan.config.clone();
-        let contents = Contents {
-            config: &config,
-            tokenizer: extras.tokenizer,
-            training: Some(&training),
-            metadata: extras.metadata,
-            tensors: &tensors,
-        };
-        let backend = self.model.backend_mut();
-        put(&contents, &mut |tensor, offset, bytes| read_tensor(backend, spans[tensor], offset, bytes))
+        Ok(Saved {
+            config: plan.config.clone(),
+            training: Some(Training { config: self.config.clone(), state }),
+            tensors: TensorSpec::training(plan),
+            spans,
+        })
     }
 
     /// What must be remembered besides parameters and moments to continue this run bit for bit. Waits.
