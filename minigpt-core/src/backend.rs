@@ -234,9 +234,9 @@ pub trait Backend {
         let _ = op;
     }
 
-    /// With how many rows (sequences times tokens) an op is as fast as with more. A trainer passes a larger batch through
-    /// the model in slices of whole sequences, so that its activations need room for one slice only. The default: all
-    /// rows at once.
+    /// With how many rows (sequences times tokens) an op is as fast as with more. A trainer passes a larger batch
+    /// through the model in slices of whole sequences, so that its activations need room for one slice only. The
+    /// default: all rows at once.
     fn rows_at_once(&self) -> usize {
         usize::MAX
     }

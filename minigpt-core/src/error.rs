@@ -133,7 +133,8 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
                     write!(f, "with TrainConfig::recompute set to Recompute::Blocks, {:.1} MB; ", mb(*less))?;
                 }
                 f.write_str(
-                    "a smaller batch, shorter sequences or a smaller model need less (Plan::largest_batch says what fits)",
+                    "a smaller batch, shorter sequences or a smaller model need less (TrainConfig::largest_batch says \
+                     what fits)",
                 )
             }
             Error::Token { token, index, vocab } => write!(

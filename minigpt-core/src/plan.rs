@@ -384,7 +384,8 @@ impl Plan {
     }
 
     /// The largest batch whose training plan, with the backend's `workspace` for it, takes at most `budget` bytes;
-    /// `None` if not even one sequence fits or the config is invalid.
+    /// `None` if not even one sequence fits or the config is invalid. It is for so many sequences at once; a trainer
+    /// may pass a larger batch in slices: [`TrainConfig::largest_batch`](crate::TrainConfig::largest_batch).
     pub fn largest_batch(
         config: &GptConfig,
         elem: Dtype,
@@ -393,25 +394,10 @@ impl Plan {
         budget: usize,
         workspace: impl Fn(&Plan) -> usize,
     ) -> Option<usize> {
-        let fits = |batch| {
+        largest(|batch| {
             Plan::training_with(config, elem, batch, time, recompute)
                 .is_ok_and(|plan| plan.bytes.total().saturating_add(workspace(&plan)) <= budget)
-        };
-        if !fits(1) {
-            return None;
-        }
-        let mut fitting = 1;
-        while fits(fitting * 2) {
-            fitting *= 2;
-        }
-        let mut step = fitting;
-        while step > 0 {
-            if fits(fitting + step) {
-                fitting += step;
-            }
-            step /= 2;
-        }
-        Some(fitting)
+        })
     }
 
     fn new(
@@ -521,6 +507,26 @@ impl Plan {
             .saturating_add(attention)
             .saturating_mul(sequences as u64)
     }
+}
+
+/// The largest number from 1 on that fits; what is larger than one that does not, does not either, and nothing above
+/// half of `usize::MAX` does.
+pub(crate) fn largest(fits: impl Fn(usize) -> bool) -> Option<usize> {
+    if !fits(1) {
+        return None;
+    }
+    let mut fitting = 1;
+    while fits(fitting * 2) {
+        fitting *= 2;
+    }
+    let mut step = fitting;
+    while step > 0 {
+        if fits(fitting + step) {
+            fitting += step;
+        }
+        step /= 2;
+    }
+    Some(fitting)
 }
 
 type ParameterPlan = (Parameters<Tensor>, usize, usize, usize);

@@ -6,8 +6,10 @@ mod trainer;
 pub use trainer::{Metrics, Trainer};
 
 use crate::backend::Backend;
+use crate::config::{ConfigError, GptConfig};
 use crate::op::counter;
-use crate::plan::Recompute;
+use crate::plan::{Plan, Recompute, largest};
+use crate::real::Real;
 use schedule::Schedule;
 
 /// How to train. Plain data, kept in checkpoints, so that a run can be resumed from its checkpoint alone.
@@ -70,9 +72,58 @@ impl TrainConfig {
     /// gradients are summed, as those of micro-batches are, and each slice draws its own dropout masks. The slices are
     /// as even as can be, and depend on shapes and the kind of backend alone.
     pub fn sequences_at_once<B: Backend>(&self, backend: &B) -> usize {
-        let most = (backend.rows_at_once() / self.time.max(1)).max(1);
-        let slices = self.batch.div_ceil(most).max(1);
+        let slices = self.batch.div_ceil(most_at_once(backend, self.time)).max(1);
         self.batch.div_ceil(slices)
+    }
+
+    /// Where a [`Trainer`] with these settings puts everything on `backend`: room for as many sequences as
+    /// [go through the model at once](TrainConfig::sequences_at_once).
+    ///
+    /// # Errors
+    /// As [`Plan::training`].
+    pub fn plan<B: Backend>(&self, model: &GptConfig, backend: &B) -> Result<Plan, ConfigError> {
+        let at_once = self.sequences_at_once(backend);
+        Plan::training_with(model, B::Elem::DTYPE, at_once, self.time, self.recompute)
+    }
+
+    /// Bytes of a micro-batch's tokens and targets, which lie in the program's memory beside the
+    /// [plan](TrainConfig::plan).
+    pub fn token_bytes(&self) -> usize {
+        self.batch.saturating_mul(self.time).saturating_mul(2 * size_of::<u32>())
+    }
+
+    /// The largest batch for which a trainer's [plan](TrainConfig::plan), the backend's scratch and the
+    /// [tokens](TrainConfig::token_bytes) take at most `budget` bytes, the other settings being these. `None` if not
+    /// even one sequence fits or the model is invalid.
+    ///
+    /// ```
+    /// use minigpt_core::{GptConfig, Recompute, Reference, TrainConfig};
+    /// let (model, backend) = (GptConfig::new(65, 64), Reference::<f32>::new());
+    /// let fits = |recompute| {
+    ///     let settings = TrainConfig { recompute, ..TrainConfig::constant(1e-3) };
+    ///     settings.largest_batch(&model, &backend, 64 << 20)
+    /// };
+    /// let (batch, larger) = (fits(Recompute::Nothing).unwrap(), fits(Recompute::Blocks).unwrap());
+    /// assert!(larger > 2 * batch);
+    /// ```
+    pub fn largest_batch<B: Backend>(&self, model: &GptConfig, backend: &B, budget: usize) -> Option<usize> {
+        let fits = |batch: usize| {
+            let settings = TrainConfig { batch, ..self.clone() };
+            let countable = batch.checked_mul(self.time)?.checked_mul(2 * size_of::<u32>()).is_some();
+            let plan = settings.plan(model, backend).ok().filter(|_| countable)?;
+            let workspace = backend.workspace_bytes(&plan);
+            let needed = plan.bytes.total().saturating_add(workspace).saturating_add(settings.token_bytes());
+            Some(batch).filter(|_| needed <= budget)
+        };
+        // A larger batch may go in more and smaller slices, and so need less. But among batches of as many slices the
+        // larger needs more, and so it is among the smallest batches of so many slices.
+        let most = most_at_once(backend, self.time);
+        let before = |slices: usize| (slices - 1).checked_mul(most);
+        let slices =
+            largest(|slices| before(slices).and_then(|before| fits(before.checked_add(1)?)).is_some())?;
+        let before = before(slices)?;
+        let last = largest(|last| last <= most && before.checked_add(last).and_then(fits).is_some())?;
+        Some(before + last)
     }
 
     /// The first setting that has no meaning, and what it must be.
@@ -97,6 +148,11 @@ impl TrainConfig {
             None => Ok(()),
         }
     }
+}
+
+/// How many sequences may go through the model at once, whatever the batch.
+fn most_at_once<B: Backend>(backend: &B, time: usize) -> usize {
+    (backend.rows_at_once() / time.max(1)).max(1)
 }
 
 #[cfg(test)]
@@ -137,35 +193,69 @@ mod tests {
         }
     }
 
+    /// A backend that takes so many rows at once.
+    #[derive(Debug)]
+    struct Rows(usize);
+
+    impl Backend for Rows {
+        type Elem = f32;
+        type Error = crate::ReferenceError;
+        fn alloc(&mut self, bytes: usize) -> Result<crate::Buffer, Self::Error> {
+            Err(crate::ReferenceError::OutOfMemory { bytes })
+        }
+        fn write(&mut self, _: crate::Span, _: &[u8]) -> Result<(), Self::Error> {
+            Ok(())
+        }
+        fn read(&mut self, _: crate::Span, _: &mut [u8]) -> Result<(), Self::Error> {
+            Ok(())
+        }
+        fn copy(&mut self, _: crate::Span, _: crate::Span) -> Result<(), Self::Error> {
+            Ok(())
+        }
+        fn fill(&mut self, _: crate::Span, _: f64) -> Result<(), Self::Error> {
+            Ok(())
+        }
+        fn sync(&mut self) -> Result<(), Self::Error> {
+            Ok(())
+        }
+        fn rows_at_once(&self) -> usize {
+            self.0
+        }
+        fn workspace_bytes(&self, plan: &Plan) -> usize {
+            100 * plan.batch
+        }
+    }
+
     #[test]
-    fn a_batch_is_cut_into_slices_as_even_as_can_be() {
-        #[derive(Debug)]
-        struct Rows(usize);
-        impl Backend for Rows {
-            type Elem = f32;
-            type Error = crate::ReferenceError;
-            fn alloc(&mut self, bytes: usize) -> Result<crate::Buffer, Self::Error> {
-                Err(crate::ReferenceError::OutOfMemory { bytes })
-            }
-            fn write(&mut self, _: crate::Span, _: &[u8]) -> Result<(), Self::Error> {
-                Ok(())
-            }
-            fn read(&mut self, _: crate::Span, _: &mut [u8]) -> Result<(), Self::Error> {
-                Ok(())
-            }
-            fn copy(&mut self, _: crate::Span, _: crate::Span) -> Result<(), Self::Error> {
-                Ok(())
-            }
-            fn fill(&mut self, _: crate::Span, _: f64) -> Result<(), Self::Error> {
-                Ok(())
-            }
-            fn sync(&mut self) -> Result<(), Self::Error> {
-                Ok(())
-            }
-            fn rows_at_once(&self) -> usize {
-                self.0
+    fn the_largest_batch_is_the_last_that_a_trainer_has_room_for() {
+        let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 8) };
+        let settings = |batch| TrainConfig { batch, time: 8, ..TrainConfig::constant(1e-3) };
+        for rows in [0, 8, 31, 32, 40, 72, usize::MAX] {
+            let backend = Rows(rows);
+            let needs = |batch| {
+                let settings = settings(batch);
+                let plan = settings.plan(&config, &backend).unwrap();
+                assert_eq!(plan.batch, settings.sequences_at_once(&backend));
+                plan.bytes.total() + backend.workspace_bytes(&plan) + settings.token_bytes()
+            };
+            let least = needs(1);
+            let largest = |budget| settings(7).largest_batch(&config, &backend, budget);
+            assert_eq!(largest(least - 1), None);
+            for budget in (least..least + 12_000).step_by(97) {
+                let found = largest(budget).unwrap();
+                // Tokens alone would be beyond the budget after that.
+                let expected =
+                    (1..=budget / settings(1).token_bytes()).rfind(|&batch| needs(batch) <= budget);
+                assert_eq!(Some(found), expected, "{rows} rows, {budget} bytes");
             }
         }
+        let invalid = GptConfig { heads: 3, ..config.clone() };
+        assert_eq!(settings(1).largest_batch(&invalid, &Rows(8), usize::MAX), None);
+        assert!(settings(1).largest_batch(&config, &Rows(8), usize::MAX).is_some());
+    }
+
+    #[test]
+    fn a_batch_is_cut_into_slices_as_even_as_can_be() {
         let at_once = |batch, time, rows| {
             TrainConfig { batch, time, ..TrainConfig::constant(1e-3) }.sequences_at_once(&Rows(rows))
         };
