@@ -6,10 +6,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::{Backend, Decoder, Model, SampleConfig, Sampler, StreamDecoder, Tokenizer};
-use minigpt_examples::Outcome;
-use minigpt_examples::options::{BackendName, OnBackend, load, on_backend};
+use minigpt_examples::options::{BackendName, OnBackend, load, on_backend, open};
+use minigpt_examples::{Outcome, memory};
 
 /// Generate text from a checkpoint.
 #[derive(Debug, Parser)]
@@ -71,8 +70,8 @@ impl OnBackend for Generation<'_> {
 
     fn run<B: Backend>(self, backend: B) -> Outcome<()> {
         let options = self.0;
-        let bytes = load(&options.checkpoint)?;
-        let checkpoint = Checkpoint::open_verified(&bytes)?;
+        let loaded = load(&options.checkpoint)?;
+        let checkpoint = open(&loaded.bytes)?;
         let tokenizer =
             checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
         let prompt = options.prompt.replace("\\n", "\n");
@@ -87,8 +86,10 @@ impl OnBackend for Generation<'_> {
             seed: options.seed,
         };
         let mut sampler = Sampler::new(config, tokenizer.vocab_size())?;
+        let prefill = tokens.len().max(1);
+        memory::check_decoding(&backend, checkpoint.config(), prefill)?;
         let mut model = Model::load(backend, &checkpoint)?;
-        let mut decoder = Decoder::new(&mut model, tokens.len().max(1))?;
+        let mut decoder = Decoder::new(&mut model, prefill)?;
 
         let mut out = stdout().lock();
         let mut text = StreamDecoder::new();

@@ -9,9 +9,10 @@ use std::time::Instant;
 
 use clap::Parser;
 use memmap2::Mmap;
-use minigpt_core::{Checkpoint, Decoder, Model, SampleConfig, Sampler, StreamDecoder, Tokenizer};
+use minigpt_core::{Decoder, Model, SampleConfig, Sampler, StreamDecoder, Tokenizer};
 use minigpt_cpu::Cpu;
-use minigpt_examples::Outcome;
+use minigpt_examples::options::open;
+use minigpt_examples::{Outcome, memory};
 
 /// Generate text from a checkpoint that is mapped into memory.
 #[derive(Debug, Parser)]
@@ -55,10 +56,16 @@ fn run(options: &Options) -> Outcome<()> {
     // other means while this program runs breaks it; a program that cannot rule that out uses `checkpoint::load`.
     let bytes =
         unsafe { Mmap::map(&file) }.map_err(|e| format!("cannot map {path}: {e}; it must be a file"))?;
-    let checkpoint = Checkpoint::open(&bytes).map_err(|e| format!("{path}: {e}"))?;
+    let checkpoint = open(&bytes).map_err(|e| format!("{path}: {e}"))?;
     if options.verify {
         checkpoint.verify().map_err(|e| format!("{path}: {e}"))?;
     }
+    let tokenizer =
+        checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
+    let prompt = options.prompt.replace("\\n", "\n");
+    let tokens = tokenizer.encode(&prompt)?;
+    let prefill = tokens.len().max(1);
+    memory::check_decoding_in_place(&cpu, checkpoint.config(), prefill)?;
     let mut model = Model::borrow(cpu, &checkpoint)?;
     eprintln!(
         "{:.1} MB opened in {:.3} ms; {} bytes of them were copied",
@@ -67,11 +74,7 @@ fn run(options: &Options) -> Outcome<()> {
         model.copied_bytes()
     );
 
-    let tokenizer =
-        checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
-    let prompt = options.prompt.replace("\\n", "\n");
-    let tokens = tokenizer.encode(&prompt)?;
-    let mut decoder = Decoder::new(&mut model, tokens.len().max(1))?;
+    let mut decoder = Decoder::new(&mut model, prefill)?;
     decoder.feed(&mut model, &tokens)?;
     let mut sampler = Sampler::new(SampleConfig::default(), tokenizer.vocab_size())?;
     let (mut out, mut text) = (stdout().lock(), StreamDecoder::new());

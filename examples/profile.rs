@@ -10,7 +10,7 @@ use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::{
     Backend, Decoder, GptConfig, Model, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
 };
-use minigpt_examples::options::{BackendName, OnBackend, RecomputeName, human, load, on_backend};
+use minigpt_examples::options::{BackendName, OnBackend, RecomputeName, human, load, on_backend, open};
 use minigpt_examples::profiled::{Bound, Ceilings, Cost, Profiled};
 use minigpt_examples::{Outcome, memory, say};
 use serde_json::json;
@@ -99,8 +99,8 @@ fn run(options: &Options) -> Outcome<()> {
     match &options.checkpoint {
         None => profile(&of_shape(options)),
         Some(file) => {
-            let bytes = load(file)?;
-            let checkpoint = Checkpoint::open_verified(&bytes)?;
+            let loaded = load(file)?;
+            let checkpoint = open(&loaded.bytes)?;
             let trained = checkpoint.training().map(|training| training.config.batch);
             profile(&Subject {
                 options,
@@ -319,7 +319,7 @@ impl OnBackend for Generation<'_> {
         const TOKENS: usize = 500;
         let subject = self.0;
         let options = subject.options;
-        memory::check_decoding(&backend, &subject.config)?;
+        memory::check_decoding(&backend, &subject.config, subject.config.context)?;
         let mut model = subject.model(Profiled::new(backend))?;
         let context = model.config().context;
         let mut decoder = Decoder::new(&mut model, context)?;

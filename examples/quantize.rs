@@ -10,12 +10,12 @@ use minigpt_core::checkpoint::TensorView;
 use minigpt_core::data::{EvalWindows, split};
 use minigpt_core::model::Extras;
 use minigpt_core::reference::weights::decode_weight;
-use minigpt_core::{Checkpoint, Dtype, Model, Tokenizer, TrainConfig, Trainer};
+use minigpt_core::{Dtype, Model, Tokenizer, TrainConfig, Trainer};
 use minigpt_cpu::Cpu;
 use minigpt_examples::corpus::{self, Search};
-use minigpt_examples::options::load;
+use minigpt_examples::options::{check_out, load, open};
 use minigpt_examples::training::TRAINING_SHARE;
-use minigpt_examples::{Outcome, say};
+use minigpt_examples::{Outcome, memory, say};
 
 /// Store a model in fewer bits: its size, its loss on the validation split, and the error of each tensor.
 #[derive(Debug, Parser)]
@@ -74,8 +74,11 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Outcome<()> {
-    let bytes = load(&options.checkpoint)?;
-    let checkpoint = Checkpoint::open(&bytes)?;
+    let loaded = load(&options.checkpoint)?;
+    if let Some(out) = &options.out {
+        check_out(out, &loaded.path)?;
+    }
+    let checkpoint = open(&loaded.bytes)?;
     let tokenizer =
         checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: no text has its tokens")?;
     let corpus = match options.built_in {
@@ -91,6 +94,8 @@ fn run(options: &Options) -> Outcome<()> {
     let (_, validation) = split(&tokens, TRAINING_SHARE)?;
     let windows = EvalWindows::new(validation, checkpoint.config().context)?;
 
+    let settings = evaluation(checkpoint.config().context);
+    memory::check_training(&Cpu::new()?, checkpoint.config(), &settings, "set it in `evaluation`")?;
     let extras = Extras { tokenizer: Some(tokenizer), metadata: checkpoint.metadata() };
     let mut model = Model::load(Cpu::new()?, &checkpoint)?;
     let mut exact = Vec::new();
@@ -123,23 +128,26 @@ fn run(options: &Options) -> Outcome<()> {
 /// The mean loss on the validation text, in nats per token. The weights are widened first: the same numbers, at the
 /// speed of f32.
 fn loss_of(file: &[u8], windows: &EvalWindows<'_>) -> Outcome<f64> {
-    let model = Model::load(Cpu::new()?, &Checkpoint::open(file)?)?;
-    let settings = TrainConfig { batch: 16, time: windows.time(), ..TrainConfig::constant(0.0) };
-    Ok(Trainer::new(model, settings)?.evaluate(windows)?)
+    let model = Model::load(Cpu::new()?, &open(file)?)?;
+    Ok(Trainer::new(model, evaluation(windows.time()))?.evaluate(windows)?)
+}
+
+fn evaluation(time: usize) -> TrainConfig {
+    TrainConfig { batch: 16, time, ..TrainConfig::constant(0.0) }
 }
 
 /// Prints how far each tensor is off, as the root of the mean square beside that of its numbers.
 fn errors(exact: &[u8], files: &[(Dtype, Vec<u8>)]) -> Outcome<()> {
     let heading: String = files.iter().map(|(dtype, _)| format!("{:>10}", format!("{dtype:?}"))).collect();
     say(format_args!("\n{:<28}{:>14}{:>10}{heading}", "error, as a share of rms", "shape", "rms"))?;
-    let exact = Checkpoint::open(exact)?;
+    let exact = open(exact)?;
     for tensor in exact.tensors() {
         let weights = numbers(&tensor);
         let rms = root_mean_square(weights.iter().copied());
         let mut line =
             format!("{:<28}{:>14}{rms:>10.5}", tensor.name, format!("{} x {}", tensor.rows, tensor.cols));
         for (_, file) in files {
-            let small = Checkpoint::open(file)?.tensor(tensor.name).map(|tensor| numbers(&tensor));
+            let small = open(file)?.tensor(tensor.name).map(|tensor| numbers(&tensor));
             let small = small.ok_or_else(|| format!("{} is not in the smaller model", tensor.name))?;
             let off = root_mean_square(small.iter().zip(&weights).map(|(a, b)| a - b));
             line += &format!("{:>9.3}%", 100.0 * off / rms.max(f64::MIN_POSITIVE));

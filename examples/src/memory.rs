@@ -77,84 +77,104 @@ pub fn check_training<B: Backend>(
     training: &TrainConfig,
     remedy: &str,
 ) -> Outcome<()> {
-    let TrainConfig { batch, time, recompute, .. } = *training;
-    let at_once = training.sequences_at_once(backend);
-    let plan = Plan::training_with(config, B::Elem::DTYPE, at_once, time, recompute)?;
-    let Some(available) = available() else { return Ok(()) };
-    training_fits(backend, &plan, available, remedy)?;
-    windows_fit(batch, time, available, remedy)
+    // Also where nobody can tell how much memory there is.
+    training.plan(config, backend)?;
+    available().map_or(Ok(()), |available| training_fits(backend, config, training, available, remedy))
 }
 
-/// The tokens and targets of a whole batch lie in the program's memory, also where the model takes them slice by slice.
-fn windows_fit(batch: usize, time: usize, available: usize, remedy: &str) -> Outcome<()> {
-    let sequence = time.saturating_mul(2 * size_of::<u32>());
-    let needed = batch.saturating_mul(sequence);
-    if needed <= available {
-        return Ok(());
-    }
-    Err(format!(
-        "the tokens of a batch need {}, and {} are available: the largest batch that fits is {}: {remedy}",
-        human(needed),
-        human(available),
-        available / sequence.max(1)
-    )
-    .into())
-}
-
-fn training_fits<B: Backend>(backend: &B, plan: &Plan, available: usize, remedy: &str) -> Outcome<()> {
-    fits("training", backend, plan, available, || {
-        let workspace = |plan: &Plan| backend.workspace_bytes(plan);
-        let largest = |recompute| {
-            Plan::largest_batch(&plan.config, B::Elem::DTYPE, plan.time, recompute, available, workspace)
-        };
-        match (largest(plan.recompute), largest(Recompute::Blocks)) {
-            (_, Some(batch)) if batch >= plan.batch => "with --recompute blocks it fits".into(),
-            (Some(batch), _) => format!("the largest batch that fits is {batch}: {remedy}"),
-            (None, Some(batch)) => {
-                format!("with --recompute blocks, the largest batch that fits is {batch}: {remedy}")
-            }
-            (None, None) => "not even one sequence fits: make the model or the context smaller".into(),
+fn training_fits<B: Backend>(
+    backend: &B,
+    config: &GptConfig,
+    training: &TrainConfig,
+    available: usize,
+    remedy: &str,
+) -> Outcome<()> {
+    let needs = |training: &TrainConfig| -> Outcome<Needs> {
+        let needs = Needs::of(backend, &training.plan(config, backend)?);
+        Ok(needs.and("tokens", training.token_bytes()))
+    };
+    needs(training)?.fit("training", available, || {
+        let frugal = TrainConfig { recompute: Recompute::Blocks, ..training.clone() };
+        if needs(&frugal).is_ok_and(|needs| needs.total() <= available) {
+            return "with --recompute blocks it fits".into();
         }
+        let largest = |settings: &TrainConfig| {
+            let batch = settings.largest_batch(config, backend, available)?;
+            let at_once = TrainConfig { batch, ..settings.clone() }.sequences_at_once(backend);
+            let slices = if at_once < batch { format!(", {at_once} at once") } else { String::new() };
+            Some(format!("the largest batch that fits is {batch}{slices}: {remedy}"))
+        };
+        let with_blocks = || Some(format!("with --recompute blocks, {}", largest(&frugal)?));
+        let smaller = || "not even one sequence fits: make the model or the context smaller".into();
+        largest(training).or_else(with_blocks).unwrap_or_else(smaller)
     })
 }
 
-/// Refuses a model whose decoding, with prompts of up to a context at once, does not fit.
+/// Refuses a model whose decoding, with prompts of which up to `prefill` tokens go through the model at once, does not
+/// fit.
 ///
 /// # Errors
 /// If the config is invalid, or needs more than is available.
-pub fn check_decoding<B: Backend>(backend: &B, config: &GptConfig) -> Outcome<()> {
-    let context = config.context;
-    let plan = Plan::inference(config, B::Elem::DTYPE, 1, context, Logits::Last, context)?;
+pub fn check_decoding<B: Backend>(backend: &B, config: &GptConfig, prefill: usize) -> Outcome<()> {
+    decoding_fits(backend, config, prefill, |_| {})
+}
+
+/// The same of a model whose weights are used where they lie, and take no memory of their own.
+///
+/// # Errors
+/// As [`check_decoding`].
+pub fn check_decoding_in_place<B: Backend>(backend: &B, config: &GptConfig, prefill: usize) -> Outcome<()> {
+    decoding_fits(backend, config, prefill, |plan| plan.bytes.parameters = 0)
+}
+
+fn decoding_fits<B: Backend>(
+    backend: &B,
+    config: &GptConfig,
+    prefill: usize,
+    change: impl FnOnce(&mut Plan),
+) -> Outcome<()> {
+    let GptConfig { context, .. } = *config;
+    let prefill = prefill.clamp(1, context.max(1));
+    let mut plan = Plan::inference(config, B::Elem::DTYPE, 1, prefill, Logits::Last, context)?;
+    change(&mut plan);
     available().map_or(Ok(()), |available| {
-        fits("decoding", backend, &plan, available, || "make the model or the context smaller".into())
+        let smaller = || "it takes a machine with more memory, or a smaller model or context".into();
+        Needs::of(backend, &plan).fit("decoding", available, smaller)
     })
 }
 
-fn fits<B: Backend>(
-    what: &str,
-    backend: &B,
-    plan: &Plan,
-    available: usize,
-    remedy: impl FnOnce() -> String,
-) -> Outcome<()> {
-    let workspace = backend.workspace_bytes(plan);
-    let needed = plan.bytes.total().saturating_add(workspace);
-    if needed <= available {
-        return Ok(());
+/// Bytes, and what they are for.
+struct Needs(Vec<(&'static str, usize)>);
+
+impl Needs {
+    fn of<B: Backend>(backend: &B, plan: &Plan) -> Needs {
+        Needs(plan.bytes.categories().to_vec()).and("workspace", backend.workspace_bytes(plan))
     }
-    let categories = plan.bytes.categories().into_iter().chain([("workspace", workspace)]);
-    let parts: Vec<String> = categories
-        .filter(|(_, bytes)| *bytes > 0)
-        .map(|(name, bytes)| format!("{name} {}", human(bytes)))
-        .collect();
-    Err(format!(
-        "{what} needs {} ({}), and {} are available: {}",
-        human(needed),
-        parts.join(", "),
-        human(available),
-        remedy()
-    )
-    .into())
+
+    fn and(mut self, what: &'static str, bytes: usize) -> Needs {
+        self.0.push((what, bytes));
+        self
+    }
+
+    fn total(&self) -> usize {
+        self.0.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    }
+
+    fn fit(&self, what: &str, available: usize, remedy: impl FnOnce() -> String) -> Outcome<()> {
+        if self.total() <= available {
+            return Ok(());
+        }
+        let parts = self.0.iter().filter(|(_, bytes)| *bytes > 0);
+        let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", human(*bytes))).collect();
+        Err(format!(
+            "{what} needs {} ({}), and {} are available: {}",
+            human(self.total()),
+            parts.join(", "),
+            human(available),
+            remedy()
+        )
+        .into())
+    }
 }
 
 /// The most memory that this process has held at once, in bytes; `None` where it cannot be told.
@@ -164,7 +184,7 @@ pub fn peak() -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use minigpt_core::{Dtype, Reference};
+    use minigpt_core::Reference;
 
     use super::*;
     use crate::scratch::Scratch;
@@ -214,31 +234,64 @@ mod tests {
     fn what_fits_is_said() {
         let backend = Reference::<f32>::new();
         let config = GptConfig { layers: 4, heads: 1, d_model: 8, d_ff: 8, ..GptConfig::new(4, 8) };
-        let plan = |batch, recompute| Plan::training_with(&config, Dtype::F32, batch, 8, recompute).unwrap();
-        let fits = |plan: &Plan, budget| training_fits(&backend, plan, budget, "change it");
+        let settings =
+            |batch, recompute| TrainConfig { batch, time: 8, recompute, ..TrainConfig::constant(1e-3) };
+        let needs = |settings: &TrainConfig| {
+            settings.plan(&config, &backend).unwrap().bytes.total() + settings.token_bytes()
+        };
+        let fits = |settings: &TrainConfig, budget| {
+            training_fits(&backend, &config, settings, budget, "change it").map_err(|error| error.to_string())
+        };
         let (cheap, blocks) = (Recompute::Cheap, Recompute::Blocks);
-        let budget = plan(5, cheap).bytes.total();
-        assert!(fits(&plan(5, cheap), budget).is_ok());
-        let error = fits(&plan(6, cheap), budget).unwrap_err().to_string();
+        let budget = needs(&settings(5, cheap));
+        assert_eq!(fits(&settings(5, cheap), budget), Ok(()));
+        let error = fits(&settings(6, cheap), budget).unwrap_err();
         assert!(error.starts_with("training needs ") && error.contains("parameters "), "{error}");
+        assert!(error.contains(", tokens 384 B)"), "{error}");
         assert!(error.ends_with("with --recompute blocks it fits"), "{error}");
-        let error = fits(&plan(60, cheap), budget).unwrap_err().to_string();
+        let error = fits(&settings(60, cheap), budget).unwrap_err();
         assert!(error.ends_with("the largest batch that fits is 5: change it"), "{error}");
-        let small = plan(1, blocks).bytes.total();
-        let error = fits(&plan(60, cheap), small).unwrap_err().to_string();
+        let small = needs(&settings(1, blocks));
+        let error = fits(&settings(60, cheap), small).unwrap_err();
         let expected = "with --recompute blocks, the largest batch that fits is 1: change it";
         assert!(error.ends_with(expected), "{error}");
-        let error = fits(&plan(60, blocks), small).unwrap_err().to_string();
+        let error = fits(&settings(60, blocks), small).unwrap_err();
         assert!(error.ends_with(" available: the largest batch that fits is 1: change it"), "{error}");
-        let error = fits(&plan(6, cheap), 100).unwrap_err().to_string();
+        let error = fits(&settings(6, cheap), 100).unwrap_err();
         assert!(error.contains("not even one sequence fits"), "{error}");
+    }
+
+    #[test]
+    fn a_batch_that_goes_in_slices_is_advised_where_it_fits() {
+        let backend = minigpt_cpu::Cpu::builder().threads(1).build().unwrap();
+        let config = GptConfig { layers: 1, heads: 1, d_model: 8, d_ff: 8, ..GptConfig::new(4, 256) };
+        let settings = |batch| TrainConfig { batch, time: 256, ..TrainConfig::constant(1e-3) };
+        let at_once = |batch| settings(batch).sequences_at_once(&backend);
+        assert_eq!([3, 4, 9, 10].map(at_once), [3, 4, 3, 4]);
+        let plan = settings(3).plan(&config, &backend).unwrap();
+        let room = plan.bytes.total() + backend.workspace_bytes(&plan) + settings(9).token_bytes();
+        let fits = |batch| {
+            let fits = training_fits(&backend, &config, &settings(batch), room, "change it");
+            fits.map_err(|error| error.to_string())
+        };
+        assert_eq!((fits(3), fits(9)), (Ok(()), Ok(())));
+        for batch in [4, 10, 1 << 40] {
+            let error = fits(batch).unwrap_err();
+            assert!(error.ends_with("the largest batch that fits is 9, 3 at once: change it"), "{error}");
+        }
     }
 
     #[test]
     fn a_model_beyond_memory_is_refused() {
         let config = GptConfig { layers: 1, heads: 1, d_model: 1 << 24, d_ff: 8, ..GptConfig::new(4, 8) };
-        let error = check_decoding(&Reference::<f32>::new(), &config).unwrap_err().to_string();
-        assert!(error.starts_with("decoding needs ") && error.contains("context smaller"), "{error}");
+        let error = check_decoding(&Reference::<f32>::new(), &config, 1).unwrap_err().to_string();
+        assert!(
+            error.starts_with("decoding needs ") && error.contains("smaller model or context"),
+            "{error}"
+        );
+        // Its weights are what does not fit.
+        assert!(error.contains("parameters "), "{error}");
+        check_decoding_in_place(&Reference::<f32>::new(), &config, 1).unwrap();
     }
 
     #[test]

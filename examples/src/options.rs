@@ -1,10 +1,11 @@
 //! The flags that the examples share.
 
 use std::fmt;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use minigpt_core::checkpoint;
+use minigpt_core::checkpoint::{self, Checkpoint, Limits};
 use minigpt_core::{Backend, Recompute, Reference};
 use minigpt_cpu::Cpu;
 
@@ -93,19 +94,62 @@ pub fn on_backend<W: OnBackend>(name: BackendName, threads: Option<usize>, what:
     }
 }
 
-/// The bytes of a checkpoint, verified: those of a file, or of the newest whole one in the folder of a run.
+/// A checkpoint in memory, verified.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its bytes, which [`open`] opens.
+    pub bytes: Vec<u8>,
+}
+
+/// Reads a checkpoint: that of a file, or the newest whole one in the folder of a run.
 ///
 /// # Errors
 /// If there is none, or it cannot be read or is damaged.
-pub fn load(path: &Path) -> Outcome<Vec<u8>> {
+pub fn load(path: &Path) -> Outcome<Loaded> {
     let advice = "train first with the example train_shakespeare, or name a --checkpoint";
     if !path.is_dir() {
-        return checkpoint::load(path).map_err(|error| format!("{error}; {advice}").into());
+        let bytes = checkpoint::load_within(path, &Limits::NONE);
+        let bytes = bytes.map_err(|error| format!("{error}; {advice}"))?;
+        return Ok(Loaded { path: path.to_path_buf(), bytes });
     }
     match checkpoint::newest(path)? {
-        Some(newest) => Ok(newest.bytes),
+        Some(newest) => Ok(Loaded { path: newest.path, bytes: newest.bytes }),
         None => Err(format!("there is no checkpoint of a run in {}; {advice}", path.display()).into()),
     }
+}
+
+/// Opens a checkpoint of any size. [`Limits`] are for what it makes a program do later; in their place,
+/// [`memory`](crate::memory) holds what a model would take against what there is, before anything is allocated.
+///
+/// # Errors
+/// If the bytes are no checkpoint of a model.
+pub fn open(bytes: &[u8]) -> Outcome<Checkpoint<'_>> {
+    let checkpoint = Checkpoint::open_within(bytes, &Limits::NONE)?;
+    // Only then has the config no more layers than there are tensors for, and can be planned.
+    checkpoint.parameters()?;
+    Ok(checkpoint)
+}
+
+/// Refuses to save a model for use over the checkpoint that it is made of, or over one from which a training can go on:
+/// neither could be had back.
+///
+/// # Errors
+/// If `out` names such a file, also by a link.
+pub fn check_out(out: &Path, source: &Path) -> Outcome<()> {
+    let same =
+        fs::canonicalize(out).is_ok_and(|out| fs::canonicalize(source).is_ok_and(|source| out == source));
+    let trains = || {
+        let bytes = fs::read(out).unwrap_or_default();
+        Checkpoint::open_within(&bytes, &Limits::NONE).is_ok_and(|checkpoint| checkpoint.training().is_some())
+    };
+    let lost = match (same, out.is_file() && trains()) {
+        (true, _) => "is the checkpoint that the model is made of",
+        (false, true) => "is a checkpoint from which a training can go on",
+        (false, false) => return Ok(()),
+    };
+    Err(format!("{} {lost}, and would be lost: name another file with --out", out.display()).into())
 }
 
 /// The largest size that is not shorter in another unit, such as `1.5 GB`.
@@ -118,4 +162,91 @@ pub fn human(bytes: usize) -> String {
         value /= 1000.0;
     }
     format!("{value:.1} TB")
+}
+
+#[cfg(test)]
+mod tests {
+    use minigpt_core::model::Extras;
+    use minigpt_core::{GptConfig, Model, TrainConfig, Trainer};
+
+    use super::*;
+    use crate::memory::check_decoding;
+    use crate::scratch::Scratch;
+
+    fn model(config: &GptConfig) -> Model<Reference<f32>> {
+        Model::new(Reference::new(), config.clone(), 1).unwrap()
+    }
+
+    #[test]
+    fn a_model_beyond_the_limits_for_strangers_is_opened_and_one_beyond_memory_is_not_decoded() {
+        let scratch = Scratch::new();
+        let path = scratch.path("model.mgpt");
+        for (context, fits) in [((1 << 20) + 1, true), ((1 << 32) - 1, false)] {
+            let position = minigpt_core::Position::None;
+            let config = GptConfig {
+                layers: 1,
+                heads: 1,
+                d_model: 64,
+                d_ff: 1,
+                position,
+                ..GptConfig::new(3, context)
+            };
+            model(&config).save(&path, &Extras::default()).unwrap();
+            assert!(checkpoint::load(&path).unwrap_err().to_string().contains("its context would be"));
+            let loaded = load(&path).unwrap();
+            let checkpoint = open(&loaded.bytes).unwrap();
+            assert_eq!(checkpoint.config().context, context);
+            let checked = check_decoding(&Reference::<f32>::new(), checkpoint.config(), 1);
+            // Only Linux tells how much memory there is.
+            if cfg!(target_os = "linux") {
+                assert_eq!(checked.is_ok(), fits, "{checked:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_model_is_not_opened() {
+        let config = GptConfig { layers: 1, heads: 1, d_model: 2, d_ff: 2, ..GptConfig::new(3, 2) };
+        let contents = checkpoint::Contents {
+            config: &config,
+            tokenizer: None,
+            training: None,
+            metadata: &[],
+            tensors: &[],
+        };
+        let mut bytes = Vec::new();
+        checkpoint::write(&mut bytes, &contents, |_, _, _| Ok::<(), std::convert::Infallible>(())).unwrap();
+        assert!(open(&bytes).unwrap_err().to_string().contains("too few"));
+    }
+
+    #[test]
+    fn a_checkpoint_is_not_replaced_by_what_is_made_of_it() {
+        let scratch = Scratch::new();
+        let config = GptConfig { layers: 1, heads: 1, d_model: 2, d_ff: 2, ..GptConfig::new(3, 2) };
+        let [source, training, plain, new] =
+            ["source.mgpt", "step.mgpt", "plain.mgpt", "new.mgpt"].map(|name| scratch.path(name));
+        for path in [&source, &plain] {
+            model(&config).save(path, &Extras::default()).unwrap();
+        }
+        let settings = TrainConfig { time: 2, ..TrainConfig::constant(0.1) };
+        let mut trainer = Trainer::new(model(&config), settings).unwrap();
+        trainer.save(&training, &Extras::default()).unwrap();
+        for out in [&plain, &new] {
+            check_out(out, &source).unwrap();
+        }
+        let refused = |out: &Path, why: &str| {
+            let error = check_out(out, &source).unwrap_err().to_string();
+            assert!(error.starts_with(out.to_str().unwrap()) && error.contains(why), "{error}");
+            assert!(error.contains("name another file with --out"), "{error}");
+        };
+        refused(&source, "is the checkpoint that the model is made of");
+        refused(&scratch.path("./source.mgpt"), "is the checkpoint that the model is made of");
+        refused(&training, "from which a training can go on");
+        #[cfg(unix)]
+        {
+            let link = scratch.path("link");
+            std::os::unix::fs::symlink("source.mgpt", &link).unwrap();
+            refused(&link, "is the checkpoint that the model is made of");
+        }
+    }
 }

@@ -1,6 +1,5 @@
 //! A run from its first step, or from where its checkpoint left it.
 
-use minigpt_core::checkpoint::{Checkpoint, Limits};
 use minigpt_core::{
     AnyTokenizer, Backend, ByteTokenizer, CharTokenizer, Model, Recompute, Tokenizer, TrainConfig, Trainer,
 };
@@ -9,6 +8,7 @@ use super::TRAINING_SHARE;
 use super::folder::{Best, Folder, Pace};
 use super::options::{Options, TokenizerName};
 use crate::metrics::Metrics;
+use crate::options::open;
 use crate::{Outcome, memory, say};
 
 /// How the flags change the batch.
@@ -78,7 +78,7 @@ pub(super) fn resume<B: Backend>(
     for damaged in &newest.damaged {
         say(format_args!("{damaged}\nit is set aside; the run goes on from the checkpoint before"))?;
     }
-    let checkpoint = Checkpoint::open_within(&newest.bytes, &Limits::NONE)?;
+    let checkpoint = open(&newest.bytes)?;
     let pace = Pace::from_metadata(checkpoint.metadata());
     let (Some(pace), Some(tokenizer), Some(training)) = (pace, checkpoint.tokenizer(), checkpoint.training())
     else {
