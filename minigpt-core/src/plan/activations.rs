@@ -22,7 +22,8 @@ use crate::config::{ConfigError, GptConfig, Norm};
 /// | `Cheap` | 111 MB | 1.04 |
 /// | `Blocks` | 40 MB | 1.23 |
 ///
-/// On small models, where an op's time is the hand-over to threads, `Cheap` costs more: an estimated 1.05 at `--shape S`.
+/// On small models, where an op's time is the hand-over to threads, `Cheap` costs more: an estimated 1.05 at
+/// `--shape S`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Recompute {
@@ -30,7 +31,8 @@ pub enum Recompute {
     #[default]
     Nothing,
     /// What one pass over memory computes: the results of activations, and of norms that come first. Only what came
-    /// out of a matrix product or of attention is kept.
+    /// out of a matrix product or of attention is kept. Norms that come last make the residual stream itself, which is
+    /// kept: then it is the activations alone.
     Cheap,
     /// Each block keeps nothing but its input. The backward pass runs the block forward again (Chen et al. 2016,
     /// "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174), but for the last block, which has just
