@@ -231,19 +231,6 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
-    fn abs(self) -> Self {
-        F32x8(simd!(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)))
-    }
-
-    #[inline(always)]
-    fn copysign(self, sign: Self) -> Self {
-        F32x8(simd!({
-            let bit = _mm256_set1_ps(-0.0);
-            _mm256_or_ps(_mm256_andnot_ps(bit, self.0), _mm256_and_ps(bit, sign.0))
-        }))
-    }
-
-    #[inline(always)]
     fn round(self) -> Self {
         F32x8(simd!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)))
     }

@@ -27,7 +27,6 @@ impl Avx512 {
 const LANES: usize = 16;
 /// f32 in a cache line.
 const LINE: usize = 16;
-const SIGN: i32 = i32::MIN;
 
 /// Sixteen f32.
 #[derive(Clone, Copy)]
@@ -56,7 +55,7 @@ impl core::ops::Neg for F32x16 {
     fn neg(self) -> Self {
         F32x16(simd!(_mm512_castsi512_ps(_mm512_xor_si512(
             _mm512_castps_si512(self.0),
-            _mm512_set1_epi32(SIGN)
+            _mm512_set1_epi32(i32::MIN)
         ))))
     }
 }
@@ -231,22 +230,6 @@ impl Vector for F32x16 {
     #[inline(always)]
     fn max(self, other: Self) -> Self {
         F32x16(simd!(_mm512_max_ps(self.0, other.0)))
-    }
-
-    #[inline(always)]
-    fn abs(self) -> Self {
-        F32x16(simd!(_mm512_abs_ps(self.0)))
-    }
-
-    #[inline(always)]
-    fn copysign(self, sign: Self) -> Self {
-        // The truth table of "the sign bit of the third operand, else the second", by the first as the selector.
-        const SELECT: i32 = 0b1100_1010;
-        F32x16(simd!(_mm512_castsi512_ps(_mm512_ternarylogic_epi32::<SELECT>(
-            _mm512_set1_epi32(SIGN),
-            _mm512_castps_si512(sign.0),
-            _mm512_castps_si512(self.0),
-        ))))
     }
 
     #[inline(always)]

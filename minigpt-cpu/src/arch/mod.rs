@@ -105,10 +105,6 @@ pub(crate) trait Vector:
     fn min(self, other: Self) -> Self;
     /// The larger one; `other` if either is NaN.
     fn max(self, other: Self) -> Self;
-    /// Without its sign.
-    fn abs(self) -> Self;
-    /// With the sign of `sign`.
-    fn copysign(self, sign: Self) -> Self;
     /// To the nearest integer, ties to even, for |self| below 2^22.
     fn round(self) -> Self;
     /// self * 2^n for integral `n` in -252 ..= 252, rounded once; |self| in 0.5 .. 2.

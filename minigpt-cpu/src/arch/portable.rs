@@ -180,16 +180,6 @@ impl Vector for F32x4 {
     }
 
     #[inline(always)]
-    fn abs(self) -> Self {
-        map(self, |x| f32::from_bits(x.to_bits() & 0x7fff_ffff))
-    }
-
-    #[inline(always)]
-    fn copysign(self, sign: Self) -> Self {
-        zip(self, sign, |x, sign| f32::from_bits(x.to_bits() & 0x7fff_ffff | sign.to_bits() & 0x8000_0000))
-    }
-
-    #[inline(always)]
     fn round(self) -> Self {
         // At this size the gap between neighbours is 1, so the addition rounds.
         const SHIFT: f32 = 12_582_912.0;
