@@ -9,7 +9,7 @@
 
 use core::ops::Range;
 
-use crate::arch::tile::{MultiplyInto, Onto, Strided};
+use crate::arch::tile::{MultiplyInto, Onto, Panels, Strided};
 use crate::arch::{Isa, Vector};
 use crate::context::{Job, Team};
 use crate::par::{Chunks, Grid, Tile};
@@ -72,6 +72,12 @@ pub(crate) trait Finish: Sync {
         c: &mut [f32],
         kept: Option<&mut [f32]>,
     );
+
+    /// What [`Finish::finish`] will read for columns `cols` of row `row` and no product before it has read: it is asked
+    /// for while the product is made.
+    fn reads(&self, _row: usize, _cols: Range<usize>) -> &[f32] {
+        &[]
+    }
 }
 
 /// c = finish(bias + a b), or that with `onto` added before `finish`, for a (rows, depth) and b (depth, cols): one or
@@ -163,19 +169,30 @@ impl<F: Finish> Product<'_, F> {
             for strip in (0..rows.len()).step_by(M) {
                 let strip_end = rows.len().min(strip + M);
                 let a = self.a.from(rows.start + strip, k);
+                let kept = &mut kept;
+                // Far from what the product reads, and so unforeseen: without this, the finish would wait for memory.
+                let mut ask = |row: usize| {
+                    if last {
+                        V::prefetch(t, self.finish.reads(rows.start + strip + row, cols.clone()));
+                        if let Some(kept) = kept {
+                            V::prefetch(t, kept.row(strip + row));
+                        }
+                    }
+                };
                 for (from, to) in [(0, whole), (whole, cols.len())] {
                     if from == to {
                         continue;
                     }
-                    let (b, b_stride, panel_stride) = self.b.block(cols.start + from, k, self.depth, panel);
+                    let b = self.b.block(cols.start + from, k, self.depth, panel);
                     let bias = bias.map(|bias| &bias[cols.start + from..cols.start + to]);
                     let c = c.part(strip..strip_end, from..to);
+                    let meanwhile = &mut ask;
                     // The last columns may fill only one vector.
                     if to - from > V::LANES || N == 1 {
-                        let job = MultiplyInto::<M, N> { a, b, panel_stride, b_stride, depth, bias, onto, c };
+                        let job = MultiplyInto::<M, N> { a, b, depth, bias, onto, c, meanwhile };
                         V::apart(t, job);
                     } else {
-                        let job = MultiplyInto::<M, 1> { a, b, panel_stride, b_stride, depth, bias, onto, c };
+                        let job = MultiplyInto::<M, 1> { a, b, depth, bias, onto, c, meanwhile };
                         V::apart(t, job);
                     }
                 }
@@ -195,13 +212,16 @@ impl<F: Finish> Product<'_, F> {
 }
 
 impl<'a> Right<'a> {
-    /// From column `col`, where a panel begins, and depth `k` on: the elements, and how far the rows and the panels
-    /// are apart.
+    /// From column `col`, where a panel begins, and depth `k` on.
     #[inline(always)]
-    fn block(&self, col: usize, k: usize, depth: usize, panel: usize) -> (&'a [f32], usize, usize) {
+    fn block(&self, col: usize, k: usize, depth: usize, panel: usize) -> Panels<'a> {
         match *self {
-            Right::Rows { data, cols } => (&data[k * cols + col..], cols, panel),
-            Right::Packed { data } => (&data[col * depth + k * panel..], panel, depth * panel),
+            Right::Rows { data, cols } => {
+                Panels { data: &data[k * cols + col..], stride: panel, row_stride: cols }
+            }
+            Right::Packed { data } => {
+                Panels { data: &data[col * depth + k * panel..], stride: depth * panel, row_stride: panel }
+            }
         }
     }
 }

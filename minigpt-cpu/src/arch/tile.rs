@@ -130,20 +130,30 @@ pub(crate) enum Onto<'a> {
     Matrix(&'a [f32]),
 }
 
+/// A matrix to read, in panels of some columns each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    pub(crate) data: &'a [f32],
+    /// How far the panels are apart.
+    pub(crate) stride: usize,
+    /// How far the rows of a panel are apart.
+    pub(crate) row_stride: usize,
+}
+
 /// c = bias + a b, or that added to `onto`: [`multiply`] past all columns of `c`, with its way to memory.
 pub(crate) struct MultiplyInto<'a, 'c, const M: usize, const N: usize> {
     pub(crate) a: Strided<'a>,
-    /// In panels of N * LANES columns, which begin `panel_stride` apart.
-    pub(crate) b: &'a [f32],
-    pub(crate) panel_stride: usize,
-    /// How far the rows of a panel are apart.
-    pub(crate) b_stride: usize,
+    /// In panels of N * LANES columns.
+    pub(crate) b: Panels<'a>,
     pub(crate) depth: usize,
     /// As many elements as `c` has columns.
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) onto: Onto<'a>,
     /// The place of the product in the whole result: at most M rows.
     pub(crate) c: Tile<'c>,
+    /// Called with the number of each row of `c` in turn, some before each whole panel: so what will be needed next can
+    /// be asked for without a jam.
+    pub(crate) meanwhile: &'a mut dyn FnMut(usize),
 }
 
 impl<const M: usize, const N: usize> Kernel for MultiplyInto<'_, '_, M, N> {
@@ -153,12 +163,13 @@ impl<const M: usize, const N: usize> Kernel for MultiplyInto<'_, '_, M, N> {
     /// As [`multiply`], or if `bias` or `onto` is too short.
     #[inline(always)]
     fn run<V: Vector>(self, t: V::Token) {
-        let MultiplyInto { a, b, panel_stride, b_stride, depth, bias, onto, mut c } = self;
+        let MultiplyInto { a, b, depth, bias, onto, mut c, meanwhile } = self;
         let (rows, cols) = (c.rows().len(), c.cols().len());
         let panel = N * V::LANES;
         let whole = cols - cols % panel;
+        let rows_a_panel = M.div_ceil((whole / panel).max(1));
         for (index, col) in (0..whole).step_by(panel).enumerate() {
-            let b = &b[index * panel_stride..];
+            let columns = &b.data[index * b.stride..];
             let mut first = [V::splat(t, 0.0); N];
             if let Some(bias) = bias {
                 for j in 0..N {
@@ -167,7 +178,11 @@ impl<const M: usize, const N: usize> Kernel for MultiplyInto<'_, '_, M, N> {
             }
             let mut place = Place::new(onto, c.part(0..rows, col..col + panel));
             place.prefetch::<V>(t);
-            let mut sum = multiply_onto::<V, M, N>(t, [first; M], a, b, b_stride, rows, depth, panel);
+            for row in (index * rows_a_panel..rows).take(rows_a_panel) {
+                meanwhile(row);
+            }
+            let mut sum =
+                multiply_onto::<V, M, N>(t, [first; M], a, columns, b.row_stride, rows, depth, panel);
             // Two short loops, which the compiler unrolls, so that the sums stay in their registers.
             if place.from.is_some() {
                 for i in 0..M {
@@ -189,7 +204,7 @@ impl<const M: usize, const N: usize> Kernel for MultiplyInto<'_, '_, M, N> {
         }
         if whole < cols {
             let width = cols - whole;
-            let b = &b[whole / panel * panel_stride..];
+            let columns = &b.data[whole / panel * b.stride..];
             let mut first = [V::splat(t, 0.0); N];
             if let Some(bias) = bias {
                 for j in 0..N {
@@ -198,7 +213,7 @@ impl<const M: usize, const N: usize> Kernel for MultiplyInto<'_, '_, M, N> {
             }
             let mut place = Place::new(onto, c.part(0..rows, whole..cols));
             place.prefetch::<V>(t);
-            let sum = multiply_onto::<V, M, N>(t, [first; M], a, b, b_stride, rows, depth, width);
+            let sum = multiply_onto::<V, M, N>(t, [first; M], a, columns, b.row_stride, rows, depth, width);
             for i in 0..M {
                 if i < rows {
                     for j in 0..N {
@@ -245,12 +260,13 @@ impl<'c> Place<'c> {
         Place { to, from, rows, width, stride, owner: PhantomData }
     }
 
-    /// The rows are far apart, so that no processor foresees that they will be read.
+    /// The rows are far apart, so that no processor foresees that they will be read, or written.
     #[inline(always)]
-    fn prefetch<V: Vector>(&self, t: V::Token) {
+    fn prefetch<V: Vector>(&mut self, t: V::Token) {
         for i in 0..self.rows {
-            if let Some(from) = self.from(i) {
-                V::prefetch(t, from);
+            match self.from(i) {
+                Some(from) => V::prefetch(t, from),
+                None => V::prefetch(t, self.to(i)),
             }
         }
     }

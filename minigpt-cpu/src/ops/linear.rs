@@ -279,6 +279,13 @@ impl Finish for Slope<'_> {
             at += V::LANES;
         }
     }
+
+    fn reads(&self, row: usize, cols: Range<usize>) -> &[f32] {
+        match self.activated {
+            Some((_, input)) => &input[row * self.d_in..][cols],
+            None => &[],
+        }
+    }
 }
 
 /// Columns whose sums are one task.
