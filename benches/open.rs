@@ -3,11 +3,12 @@
 //!
 //! The backend is made before, and no weight is read: the system brings in a page when the first token needs it.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "../minigpt-core/tests/support/heap.rs"]
+mod heap;
+
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use clap::Parser;
@@ -20,31 +21,6 @@ use minigpt_core::{Checkpoint, Dtype, GptConfig, Model, Plan};
 use minigpt_cpu::Cpu;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
-/// Counts the bytes in use and their peak.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every method passes its arguments on to the system's allocator, which keeps the contract.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(held, Relaxed);
-        // SAFETY: passed on to the caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: passed on to the caller.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// A file that is removed at the end.
 struct Scratch(PathBuf);
@@ -74,21 +50,19 @@ fn write(path: &Path, flags: &Flags) -> Outcome<()> {
 /// Opens the file, and says how many seconds that took and how many bytes of heap.
 fn open(path: &Path) -> Outcome<(f64, usize)> {
     let cpu = Cpu::builder().threads(1).build()?;
-    let before = HELD.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let begun = Instant::now();
-    let file = File::open(path)?;
-    // SAFETY: the file is this program's own, in a place that no other knows, and nothing writes to it while it is
-    // mapped.
-    let bytes = unsafe { Mmap::map(&file)? };
-    let checkpoint = Checkpoint::open(&bytes)?;
-    let model = Model::borrow(cpu, &checkpoint)?;
-    let seconds = begun.elapsed().as_secs_f64();
-    let heap = PEAK.load(Relaxed) - before;
-    if model.copied_bytes() > 0 {
-        return Err(format!("{} bytes were copied", model.copied_bytes()).into());
+    let (heap, opened) = heap::peak(|| -> Outcome<(f64, usize)> {
+        let begun = Instant::now();
+        let file = File::open(path)?;
+        // SAFETY: the file is this program's own, in a place that no other knows, and nothing writes to it while it is
+        // mapped.
+        let bytes = unsafe { Mmap::map(&file)? };
+        let model = Model::borrow(cpu, &Checkpoint::open(&bytes)?)?;
+        Ok((begun.elapsed().as_secs_f64(), model.copied_bytes()))
+    });
+    match opened? {
+        (seconds, 0) => Ok((seconds, heap)),
+        (_, copied) => Err(format!("{copied} bytes were copied").into()),
     }
-    Ok((seconds, heap))
 }
 
 fn main() -> Outcome<()> {

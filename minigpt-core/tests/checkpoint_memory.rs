@@ -1,5 +1,7 @@
 //! What the reader and the writer allocate. One test, because it counts what the whole process allocates.
 
+#[path = "support/heap.rs"]
+mod heap;
 #[path = "support/models.rs"]
 #[expect(dead_code, reason = "shared with the golden files")]
 mod models;
@@ -7,46 +9,10 @@ mod models;
 #[expect(dead_code, reason = "shared with the tests of the format")]
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
+use heap::peak;
 use minigpt_core::checkpoint::{self, Checkpoint, Contents, Limits, Read, Role, Stream, TensorSpec, Write};
 use minigpt_core::{Dtype, GptConfig, Model, Reference};
 use support::*;
-
-/// Counts the bytes in use and their peak.
-struct Counting;
-
-static USED: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator with the caller's own arguments, whose contract is the
-// same; the counters are atomics and allocate nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(USED.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller promises that the layout has a size, as `System` needs.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        USED.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller promises that `alloc` gave this pointer for this layout, and that came from
-        // `System`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The most bytes in use at once during `f`, beyond those before.
-fn peak<T>(f: impl FnOnce() -> T) -> (usize, T) {
-    let before = USED.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let result = f();
-    (PEAK.load(Relaxed).saturating_sub(before), result)
-}
 
 struct Nowhere;
 

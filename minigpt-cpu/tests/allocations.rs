@@ -2,41 +2,15 @@
 //!
 //! A program of its own, without the test harness, whose main thread allocates when it pleases.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::hint::black_box;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+#[path = "../../minigpt-core/tests/support/heap.rs"]
+mod heap;
 
+use std::hint::black_box;
+
+use heap::allocations;
 use minigpt_core::train::{TrainConfig, Trainer};
 use minigpt_core::{Decoder, GptConfig, Model, Windows};
 use minigpt_cpu::Cpu;
-
-/// Counts the calls of all threads.
-struct Counting;
-
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every method passes its arguments on to the system's allocator, which keeps the contract.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, SeqCst);
-        // SAFETY: passed on to the caller.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: passed on to the caller.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// How many allocations `work` makes.
-fn allocations(work: impl FnOnce()) -> usize {
-    let before = CALLS.load(SeqCst);
-    work();
-    CALLS.load(SeqCst) - before
-}
 
 fn main() {
     neither_training_nor_decoding_allocates();

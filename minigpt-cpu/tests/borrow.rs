@@ -1,40 +1,17 @@
 //! Weights that are read where they lie: no memory for them, and one copy for any number of models and threads.
 #![cfg(feature = "std")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "../../minigpt-core/tests/support/heap.rs"]
+mod heap;
+
 use std::convert::Infallible;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
 use minigpt_core::checkpoint::{self, Contents, TensorSpec};
 use minigpt_core::plan::Logits;
 use minigpt_core::{Checkpoint, Decoder, Dtype, GptConfig, Model, Plan, SampleConfig, Sampler, Tokenizer};
 use minigpt_cpu::Cpu;
-
-/// Counts the bytes that all threads hold.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every method passes its arguments on to the system's allocator, which keeps the contract.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), SeqCst) + layout.size();
-        PEAK.fetch_max(held, SeqCst);
-        // SAFETY: passed on to the caller.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: passed on to the caller.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// What is allocated is counted for the whole process, so the tests take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -79,11 +56,7 @@ fn opening_100_mb_takes_less_than_64_kib_of_heap() {
     assert!(file.len() > 100_000_000, "{}", file.len());
 
     let cpu = cpu();
-    let before = HELD.load(SeqCst);
-    PEAK.store(before, SeqCst);
-    let checkpoint = Checkpoint::open(&file).unwrap();
-    let model = Model::borrow(cpu, &checkpoint).unwrap();
-    let taken = PEAK.load(SeqCst) - before;
+    let (taken, model) = heap::peak(|| Model::borrow(cpu, &Checkpoint::open(&file).unwrap()).unwrap());
     assert_eq!(model.copied_bytes(), 0);
     assert!(taken < 64 << 10, "{taken} bytes");
 }
