@@ -7,18 +7,18 @@
 mod heap;
 
 use std::convert::Infallible;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Parser;
-use memmap2::Mmap;
 use minigpt_benches::program::Flags;
 use minigpt_benches::rounds::median;
 use minigpt_core::checkpoint::{self, Contents, TensorSpec};
 use minigpt_core::plan::Logits;
 use minigpt_core::{Checkpoint, Dtype, GptConfig, Model, Plan};
 use minigpt_cpu::Cpu;
+use minigpt_examples::mapped;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -52,10 +52,7 @@ fn open(path: &Path) -> Outcome<(f64, usize)> {
     let cpu = Cpu::builder().threads(1).build()?;
     let (heap, opened) = heap::peak(|| -> Outcome<(f64, usize)> {
         let begun = Instant::now();
-        let file = File::open(path)?;
-        // SAFETY: the file is this program's own, in a place that no other knows, and nothing writes to it while it is
-        // mapped.
-        let bytes = unsafe { Mmap::map(&file)? };
+        let bytes = mapped(path)?;
         let model = Model::borrow(cpu, &Checkpoint::open(&bytes)?)?;
         Ok((begun.elapsed().as_secs_f64(), model.copied_bytes()))
     });

@@ -1,18 +1,16 @@
 //! Generates from a checkpoint where it lies on disk: nothing is read before it is needed, and processes that map the
 //! same file share its memory. `cargo run --release --example mmap -- --prompt "ROMEO:"`
 
-use std::fs::File;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use memmap2::Mmap;
 use minigpt_core::{Decoder, Model, SampleConfig, Sampler, StreamDecoder, Tokenizer};
 use minigpt_cpu::Cpu;
 use minigpt_examples::options::open;
-use minigpt_examples::{Outcome, memory};
+use minigpt_examples::{Outcome, mapped, memory};
 
 /// Generate text from a checkpoint that is mapped into memory.
 #[derive(Debug, Parser)]
@@ -46,16 +44,7 @@ fn run(options: &Options) -> Outcome<()> {
     let path = options.checkpoint.display();
     let cpu = Cpu::new()?;
     let begun = Instant::now();
-    let file = File::open(&options.checkpoint).map_err(|e| {
-        format!(
-            "cannot open {path}: {e}; train first with the example train_shakespeare, or name a --checkpoint"
-        )
-    })?;
-    // SAFETY: the bytes are only sound to read while nobody changes the file. minigpt never writes into a checkpoint:
-    // it makes a new file and renames it, and a mapping keeps the old one alive. Who cuts or overwrites the file by
-    // other means while this program runs breaks it; a program that cannot rule that out uses `checkpoint::load`.
-    let bytes =
-        unsafe { Mmap::map(&file) }.map_err(|e| format!("cannot map {path}: {e}; it must be a file"))?;
+    let bytes = mapped(&options.checkpoint)?;
     let checkpoint = open(&bytes).map_err(|e| format!("{path}: {e}"))?;
     if options.verify {
         checkpoint.verify().map_err(|e| format!("{path}: {e}"))?;

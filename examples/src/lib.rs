@@ -2,6 +2,7 @@
 
 pub mod chart;
 pub mod corpus;
+mod mapped;
 pub mod memory;
 pub mod metrics;
 pub mod ngram;
@@ -12,6 +13,8 @@ pub mod profiled;
 mod scratch;
 pub mod stop;
 pub mod training;
+
+pub use mapped::mapped;
 
 use std::fmt::Display;
 use std::io::Write;
