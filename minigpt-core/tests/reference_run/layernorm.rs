@@ -1,0 +1,67 @@
+//! The norm.
+
+use minigpt_core::op::*;
+use minigpt_core::reference::layernorm::*;
+
+use super::memory::Memory;
+
+#[test]
+fn layernorm_writes_its_statistics() {
+    let mut memory = Memory::new();
+    let (rows, width, eps) = (3, 5, 1e-3);
+    let (x_span, x) = memory.random(rows * width);
+    let (weight_span, weight) = memory.random(width);
+    let (bias_span, bias) = memory.random(width);
+    let [y_span, mean_span, rstd_span] = [rows * width, rows, rows].map(|len| memory.room(len));
+    for bias in [Some((bias_span, &bias[..])), None] {
+        let (mut y, mut mean, mut rstd) = (vec![0.0; rows * width], vec![0.0; rows], vec![0.0; rows]);
+        let values = bias.map(|(_, values)| values);
+        layernorm_forward(&x, &weight, values, &mut y, &mut mean, &mut rstd, rows, width, eps);
+        let op = LayerNormForward {
+            x: x_span,
+            weight: weight_span,
+            bias: bias.map(|(span, _)| span),
+            y: y_span,
+            mean: mean_span,
+            rstd: rstd_span,
+            rows,
+            width,
+            eps,
+        };
+        memory.expect(op, &[(y_span, &y), (mean_span, &mean), (rstd_span, &rstd)]);
+    }
+}
+
+#[test]
+fn layernorm_backward_accumulates_or_overwrites_even_in_place() {
+    let mut memory = Memory::new();
+    let (rows, width) = (3, 5);
+    let (x_span, x) = memory.random(rows * width);
+    let (weight_span, weight) = memory.random(width);
+    let (mean_span, mean) = memory.random(rows);
+    let (rstd_span, rstd) = memory.random(rows);
+    let (d_y_span, d_y) = memory.random(rows * width);
+    let (d_x_span, mut d_x) = memory.random(rows * width);
+    let (d_weight_span, mut d_weight) = memory.random(width);
+    let (d_bias_span, mut d_bias) = memory.random(width);
+    let op = LayerNormBackward {
+        x: x_span,
+        weight: weight_span,
+        mean: mean_span,
+        rstd: rstd_span,
+        d_y: d_y_span,
+        d_x: d_x_span,
+        accumulate: true,
+        d_weight: d_weight_span,
+        d_bias: Some(d_bias_span),
+        rows,
+        width,
+    };
+    let with = Some(&mut d_bias[..]);
+    layernorm_backward(&x, &weight, &mean, &rstd, &d_y, &mut d_x, true, &mut d_weight, with, rows, width);
+    memory.expect(op, &[(d_x_span, &d_x), (d_weight_span, &d_weight), (d_bias_span, &d_bias)]);
+
+    layernorm_backward(&x, &weight, &mean, &rstd, &d_y, &mut d_x, false, &mut d_weight, None, rows, width);
+    let in_place = LayerNormBackward { d_x: d_y_span, accumulate: false, d_bias: None, ..op };
+    memory.expect(in_place, &[(d_y_span, &d_x), (d_weight_span, &d_weight)]);
+}

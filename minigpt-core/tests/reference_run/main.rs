@@ -1,0 +1,11 @@
+//! `reference::run` carries memory: every op through the `Reference` backend changes exactly the bytes that the
+//! slice function's results belong in, and a wrong descriptor changes none.
+
+mod attention;
+mod backend;
+mod embedding;
+mod layernorm;
+mod linear;
+mod memory;
+mod refusals;
+mod step;
