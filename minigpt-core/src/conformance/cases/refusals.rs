@@ -1,0 +1,71 @@
+//! Ops that no backend may run.
+
+use alloc::format;
+use alloc::vec;
+
+use super::{Fill, Memory, On};
+use crate::backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Span};
+use crate::conformance::Line;
+use crate::op::*;
+use crate::rng::{Rng, Stream};
+
+/// Ops that are described wrongly, or that name a token outside the vocabulary, are refused and not run.
+pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
+    let mut line = Line::new("invalid ops are refused", 0.0);
+    let mut on = On::new(backend, Rng::new(1, Stream::User));
+    let x = on.span(12, Fill::Normal(1.0));
+    let weight = on.span(12, Fill::Normal(1.0));
+    let y = on.span(9, Fill::Normal(1.0));
+    let good = LinearForward {
+        x,
+        weight,
+        bias: None,
+        activate: None,
+        dropout: None,
+        residual: None,
+        y,
+        rows: 3,
+        d_in: 4,
+        d_out: 3,
+    };
+    let tokens = on.span(2, Fill::Words(vec![1, 4]));
+    let embedding = EmbeddingForward {
+        tokens,
+        token_embedding: weight,
+        position_embedding: None,
+        out: y.first(6),
+        batch: 1,
+        time: 2,
+        d_model: 3,
+        vocab: 4,
+        start: 0,
+        dropout: None,
+    };
+    let scalars = on.span(scalar::LEN, Fill::Normal(0.0));
+    let targets =
+        CrossEntropy { logits: x, targets: tokens, d_logits: None, losses: None, scalars, rows: 2, vocab: 6 };
+    let nowhere = Span { buffer: Buffer(u32::MAX), ..x };
+    let beyond = Span { offset: 64 * 1024, ..x };
+    let wrong: [(&str, Op); 8] = [
+        ("a span too short for the dimensions", LinearForward { rows: 4, ..good }.into()),
+        ("dimensions that overflow", LinearForward { rows: usize::MAX / 2, ..good }.into()),
+        ("a result over an operand", LinearForward { y: x.first(9), ..good }.into()),
+        ("numbers of the wrong type", LinearForward { x: Span { dtype: Dtype::U32, ..x }, ..good }.into()),
+        ("a span of no buffer", LinearForward { x: nowhere, ..good }.into()),
+        ("a span past the end of its buffer", LinearForward { x: beyond, ..good }.into()),
+        ("a token outside the vocabulary", embedding.into()),
+        ("a target outside the vocabulary", CrossEntropy { logits: x.first(8), vocab: 4, ..targets }.into()),
+    ];
+    for (what, op) in wrong {
+        line.cases += 1;
+        let result = on.backend.run(&op).and_then(|()| on.backend.sync());
+        if !result.is_err_and(|error| error.kind() == ErrorKind::Invalid) {
+            line.fail(format!("{what} is not refused as Invalid"));
+        }
+    }
+    line.cases += 1;
+    if on.backend.run(&good.into()).and_then(|()| on.backend.sync()).is_err() || on.failure.is_some() {
+        line.fail("the backend does not go on after it refused an op");
+    }
+    line
+}
