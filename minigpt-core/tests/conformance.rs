@@ -154,7 +154,10 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
     fn site(dropout: Option<Dropout>) -> Option<Dropout> {
         dropout.map(|dropout| Dropout { site: 0, ..dropout })
     }
-    let careless: [fn(Op) -> Op; 10] = [
+    fn first(dropout: Option<Dropout>) -> Option<Dropout> {
+        dropout.map(|dropout| Dropout { first: u64::from(dropout.first as u32), ..dropout })
+    }
+    let careless: [fn(Op) -> Op; 12] = [
         |op| if let Op::EmbeddingForward(op) = op { EmbeddingForward { start: 0, ..op }.into() } else { op },
         |op| if let Op::Rotary(op) = op { Rotary { start: 0, ..op }.into() } else { op },
         |op| if let Op::Rotary(op) = op { Rotary { inverse: false, ..op }.into() } else { op },
@@ -165,6 +168,14 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
         },
         |op| match op {
             Op::AttentionBackward(op) => AttentionBackward { dropout: site(op.dropout), ..op }.into(),
+            _ => op,
+        },
+        |op| match op {
+            Op::LinearBackward(op) => LinearBackward { dropout: first(op.dropout), ..op }.into(),
+            _ => op,
+        },
+        |op| match op {
+            Op::AttentionForward(op) => AttentionForward { dropout: first(op.dropout), ..op }.into(),
             _ => op,
         },
         |op| if let Op::FinishStep(op) = op { FinishStep { clip: f64::INFINITY, ..op }.into() } else { op },

@@ -199,7 +199,7 @@ fn what_is_reserved_for_a_plan_is_what_it_declares_and_is_enough() {
         assert_eq!(reserved, cpu.workspace_bytes(&plan));
         let buffer = cpu.alloc(1 << 20).unwrap();
         let counters = span(buffer, Dtype::U32, 0, counter::LEN);
-        let dropout = Some(Dropout { probability: 0.1, site: 0, counters });
+        let dropout = Some(Dropout { probability: 0.1, site: 0, first: 0, counters });
         let mut needed = 0;
         for (d_out, d_in, dropout) in
             [(72, 24, None), (24, 24, dropout), (520, 24, None), (24, 520, dropout), (97, 24, None)]

@@ -262,7 +262,9 @@ fn counters(rng: &mut Rng) -> Fill {
 fn dropout(rng: &mut Rng, memory: &mut dyn Memory) -> Option<Dropout> {
     let (wanted, site) = (coin(rng), rng.below(20) as u32);
     let counters = counters(rng);
-    wanted.then(|| Dropout { probability: 0.25, site, counters: memory.span(counter::LEN, counters) })
+    // Also where a slice of a batch begins, and beyond 32 bits.
+    let first = u64::from(site) * 0x1_2345_6789;
+    wanted.then(|| Dropout { probability: 0.25, site, first, counters: memory.span(counter::LEN, counters) })
 }
 
 /// The results that the forward op leaves for its gradient, from an oracle of its own.

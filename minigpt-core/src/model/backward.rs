@@ -111,7 +111,7 @@ pub(crate) fn backward<B: Backend>(
                 x: workspace.activation(a.hidden, rows * f),
                 weight: w.down.weight,
                 d_y: d_stream,
-                dropout: pass.dropout_at(site::feed_forward_out(layer)),
+                dropout: pass.dropout_at(site::feed_forward_out(layer), &[pass.time, c]),
                 d_x: Some(d_hidden),
                 accumulate: false,
                 activate: Some(Activate { activation: config.activation, input }),
@@ -160,7 +160,7 @@ pub(crate) fn backward<B: Backend>(
                 x: stream(a.attended),
                 weight: w.attention_out.weight,
                 d_y: d_stream,
-                dropout: pass.dropout_at(site::attention_out(layer)),
+                dropout: pass.dropout_at(site::attention_out(layer), &[pass.time, c]),
                 d_x: Some(d_scratch),
                 accumulate: false,
                 activate: None,
@@ -184,7 +184,7 @@ pub(crate) fn backward<B: Backend>(
                 heads,
                 d_head,
                 scale,
-                dropout: pass.dropout_at(site::attention(layer)),
+                dropout: pass.dropout_at(site::attention(layer), &[heads, time, time]),
             }
             .into(),
         )?;
@@ -230,7 +230,7 @@ pub(crate) fn backward<B: Backend>(
             time,
             d_model: c,
             vocab: config.vocab_size,
-            dropout: pass.dropout_at(site::EMBEDDING),
+            dropout: pass.dropout_at(site::EMBEDDING, &[time, c]),
         }
         .into(),
     )

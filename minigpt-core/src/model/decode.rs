@@ -164,7 +164,8 @@ impl<B: Backend> Decoder<B> {
             model.backend_mut().write(workspace.tokens(piece.len()), bytes)?;
             let last = end == window.len();
             let logits = last.then_some(Logits::Last);
-            forward(model, workspace, &Pass { batch: 1, time: piece.len(), start, dropout: None, logits })?;
+            let pass = Pass { batch: 1, time: piece.len(), start, dropout: None, before: 0, logits };
+            forward(model, workspace, &pass)?;
             start = end;
         }
         let span = workspace.activation(workspace.plan.activations.logits, self.logits.len());

@@ -24,8 +24,11 @@ pub(super) mod site {
 }
 
 impl Pass {
-    pub(super) fn dropout_at(&self, site: u32) -> Option<Dropout> {
-        self.dropout.map(|dropout| Dropout { site, ..dropout })
+    /// The dropout of an op whose result has `sequence` elements for each sequence; given as dimensions.
+    pub(super) fn dropout_at(&self, site: u32, sequence: &[usize]) -> Option<Dropout> {
+        // Wrapping: the masks repeat long before.
+        let first = sequence.iter().fold(self.before as u64, |first, &dim| first.wrapping_mul(dim as u64));
+        self.dropout.map(|dropout| Dropout { site, first, ..dropout })
     }
 
     /// How many rows the residual stream has.
@@ -113,7 +116,7 @@ impl<'r, B: Backend> Run<'r, B> {
             d_model: self.config.d_model,
             vocab: self.config.vocab_size,
             start: self.pass.start,
-            dropout: self.pass.dropout_at(site::EMBEDDING),
+            dropout: self.pass.dropout_at(site::EMBEDDING, &[self.pass.time, self.config.d_model]),
         };
         self.backend.run(&op.into())
     }
@@ -160,7 +163,7 @@ impl<'r, B: Backend> Run<'r, B> {
             }
             _ => {
                 let lse = self.matrix(a.lse, heads);
-                let dropout = self.pass.dropout_at(site::attention(layer));
+                let dropout = self.pass.dropout_at(site::attention(layer), &[heads, time, time]);
                 AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout }.into()
             }
         };
@@ -170,7 +173,7 @@ impl<'r, B: Backend> Run<'r, B> {
             weight: w.attention_out.weight,
             bias: w.attention_out.bias,
             activate: None,
-            dropout: self.pass.dropout_at(site::attention_out(layer)),
+            dropout: self.pass.dropout_at(site::attention_out(layer), &[time, c]),
             residual: self.residual(a.input),
             y: self.stream(a.attention_sum),
             rows,
@@ -218,7 +221,7 @@ impl<'r, B: Backend> Run<'r, B> {
             weight: w.down.weight,
             bias: w.down.bias,
             activate: None,
-            dropout: self.pass.dropout_at(site::feed_forward_out(layer)),
+            dropout: self.pass.dropout_at(site::feed_forward_out(layer), &[self.pass.time, c]),
             residual: self.residual(a.middle),
             y: self.stream(a.feed_forward_sum),
             rows: self.pass.rows(),

@@ -81,8 +81,10 @@ pub(crate) struct Pass {
     pub(crate) time: usize,
     /// The position of the first token: how many the cache holds already.
     pub(crate) start: usize,
-    /// In training with dropout. The site is filled in by each op.
+    /// In training with dropout. Each op fills in the site and its first element.
     pub(crate) dropout: Option<Dropout>,
+    /// How many sequences of the batch went before, in other passes: where the dropout masks go on.
+    pub(crate) before: usize,
     /// Which logits are wanted, if any.
     pub(crate) logits: Option<Logits>,
 }
@@ -345,7 +347,7 @@ impl<B: Backend> Model<B> {
         let mut staging = zeros("staging", tokens.len() * 4)?;
         let workspace = Workspace::new(&mut self.backend, plan)?;
         let logits = workspace.activation(workspace.plan.activations.logits, usize::MAX);
-        let pass = Pass { batch, time, start: 0, dropout: None, logits: Some(Logits::All) };
+        let pass = Pass { batch, time, start: 0, dropout: None, before: 0, logits: Some(Logits::All) };
         let mut attempt = || {
             self.backend.write(workspace.tokens(tokens.len()), stage(tokens, &mut staging))?;
             forward(self, &workspace, &pass)?;

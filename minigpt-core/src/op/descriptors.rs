@@ -7,13 +7,16 @@ use crate::train::schedule::Schedule;
 /// Inverted dropout: elements are dropped with `probability`, the others are divided by 1 - `probability`.
 ///
 /// The mask is a pure function of seed, draw, site and element index ([`crate::rng::dropout_words`]), so the
-/// backward pass recomputes what the forward pass used.
+/// backward pass recomputes what the forward pass used, and a batch that goes through the model in slices drops what it
+/// would drop as a whole.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
     /// In 0..1.
     pub probability: f64,
     /// Which place of the model this is: different places have different masks.
     pub site: u32,
+    /// The index that the op's first element has in the mask: how many elements of the batch went before it.
+    pub first: u64,
     /// The device counters (u32, [`counter::LEN`](super::counter::LEN)): seed and draw number.
     pub counters: Span,
 }
@@ -355,7 +358,7 @@ pub struct SquaredNorm {
     pub scalars: Span,
 }
 
-/// Advances [`counter::DRAW`](super::counter::DRAW), so that the next forward pass has fresh dropout masks.
+/// Advances [`counter::DRAW`](super::counter::DRAW), so that the next batch has fresh dropout masks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NextDraw {
     /// The device counters.

@@ -48,7 +48,7 @@ pub mod scalar {
 pub mod counter {
     /// Low word of the seed, the key of the dropout masks.
     pub const SEED: usize = 0;
-    /// Low word of the draw number: which forward pass the dropout masks belong to.
+    /// Low word of the draw number: which batch the dropout masks belong to.
     pub const DRAW: usize = 2;
     /// Low word of the number of targets trained on.
     pub const TOKENS: usize = 4;

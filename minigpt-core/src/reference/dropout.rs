@@ -8,7 +8,7 @@
 //!
 //! The factor keeps the expected value, E\[y\] = (1 - p) x / (1 - p) = x, so that nothing is to be scaled when the
 //! trained model runs without dropout ("inverted" dropout). word_i comes from the counter-based generator: it is a
-//! pure function of the seed, the draw (which forward pass), the site (which place of the model) and i. So the
+//! pure function of the seed, the draw (which batch), the site (which place of the model) and i. So the
 //! backward pass does not need to be told the mask; it asks the generator the same question again.
 //!
 //! Source: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15.
@@ -17,12 +17,13 @@ use crate::op::counter;
 use crate::real::Real;
 use crate::rng::{dropout_threshold, dropout_words};
 
-/// The mask of one site in one forward pass.
+/// The mask of one site in one forward pass of a batch, or of a slice of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mask {
     threshold: u32,
     factor: f64,
     site: u32,
+    first: u64,
     draw: [u32; 2],
     key: [u32; 2],
 }
@@ -44,17 +45,32 @@ impl Mask {
             threshold: dropout_threshold(probability),
             factor: 1.0 / (1.0 - probability),
             site,
+            first: 0,
             draw: pair(counter::DRAW),
             key: pair(counter::SEED),
         }
+    }
+
+    /// The part of the mask that begins at element `first` of it: element 0 is then what that was.
+    ///
+    /// ```
+    /// use minigpt_core::reference::dropout::Mask;
+    /// let whole = Mask::new(0.5, 0, &[7, 0, 0, 0]);
+    /// let part = whole.starting_at(3);
+    /// assert!((0..9).all(|i| part.apply(i, 1.0) == whole.apply(3 + i, 1.0)));
+    /// ```
+    #[must_use]
+    pub fn starting_at(self, first: u64) -> Self {
+        Mask { first: self.first.wrapping_add(first), ..self }
     }
 
     /// Element `index` after dropout: 0, or `x` / (1 - p). Serves `d_x` from `d_y` as well.
     ///
     /// A block of four elements is numbered by 32 bits, so the mask repeats after 2^34 elements.
     pub fn apply<R: Real>(&self, index: usize, x: R) -> R {
+        let index = self.first.wrapping_add(index as u64);
         let words = dropout_words((index / 4) as u32, self.site, self.draw, self.key);
-        if words[index % 4] < self.threshold { R::zero() } else { x * R::from_f64(self.factor) }
+        if words[(index % 4) as usize] < self.threshold { R::zero() } else { x * R::from_f64(self.factor) }
     }
 }
 

@@ -392,7 +392,8 @@ fn read_mask<B: Backend + ?Sized>(
     match dropout {
         Some(dropout) => {
             let counters = read_u32(backend, dropout.counters)?;
-            Ok(Some(Mask::new(dropout.probability, dropout.site, &counters)))
+            let mask = Mask::new(dropout.probability, dropout.site, &counters);
+            Ok(Some(mask.starting_at(dropout.first)))
         }
         None => Ok(None),
     }

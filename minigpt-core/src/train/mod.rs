@@ -69,7 +69,7 @@ impl TrainConfig {
     }
 
     /// How many of a batch's sequences go through the model at once on `backend`: what to plan memory for. Their
-    /// gradients are summed, as those of micro-batches are, and each slice draws its own dropout masks. The slices are
+    /// gradients are summed, as those of micro-batches are, and dropout drops what it would of the whole. The slices are
     /// as even as can be, and depend on shapes and the kind of backend alone.
     pub fn sequences_at_once<B: Backend>(&self, backend: &B) -> usize {
         let slices = self.batch.div_ceil(most_at_once(backend, self.time)).max(1);

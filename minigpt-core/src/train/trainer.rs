@@ -230,23 +230,25 @@ impl<B: Backend> Trainer<B> {
                 backend.fill(scalars.slice(sum, 1), 0.0)?;
             }
         }
-        let rows = self.workspace.plan.batch * self.config.time;
-        for (inputs, targets) in inputs.chunks(rows).zip(targets.chunks(rows)) {
-            self.enqueue_slice(inputs, targets)?;
+        let counters = self.workspace.counters();
+        self.model.backend_mut().run(&NextDraw { counters }.into())?;
+        let at_once = self.workspace.plan.batch;
+        let rows = at_once * self.config.time;
+        for (i, (inputs, targets)) in inputs.chunks(rows).zip(targets.chunks(rows)).enumerate() {
+            self.enqueue_slice(inputs, targets, i * at_once)?;
         }
         Ok(())
     }
 
-    /// As many sequences as the plan has room for, or fewer.
-    fn enqueue_slice(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
+    /// As many sequences as the plan has room for, or fewer, `before` sequences behind the batch's first.
+    fn enqueue_slice(&mut self, inputs: &[u32], targets: &[u32], before: usize) -> Result<(), B::Error> {
         let (rows, time) = (inputs.len(), self.config.time);
         let batch = rows / time;
         let probability = self.model.config().dropout;
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let dropout = (probability > 0.0).then_some(Dropout { probability, site: 0, counters });
-        let pass = Pass { batch, time, start: 0, dropout, logits: None };
+        let dropout = (probability > 0.0).then_some(Dropout { probability, site: 0, first: 0, counters });
+        let pass = Pass { batch, time, start: 0, dropout, before, logits: None };
         let backend = self.model.backend_mut();
-        backend.run(&NextDraw { counters }.into())?;
         backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
         backend.write(self.workspace.targets(rows), stage(targets, &mut self.staging))?;
         forward(&mut self.model, &self.workspace, &pass)?;
@@ -359,7 +361,7 @@ impl<B: Backend> Trainer<B> {
         backend.fill(scalars, 0.0)?;
         backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
         backend.write(self.workspace.targets(rows), stage(targets, &mut self.staging))?;
-        let pass = Pass { batch, time: self.config.time, start: 0, dropout: None, logits: None };
+        let pass = Pass { batch, time: self.config.time, start: 0, dropout: None, before: 0, logits: None };
         forward(&mut self.model, &self.workspace, &pass)?;
         loss(&mut self.model, &self.workspace, &pass, scalars, None)
     }

@@ -118,7 +118,7 @@ enum Work {
     Write(Span, Vec<u8>),
     Copy(Span, Span),
     Fill(Span, f64),
-    Run(Op),
+    Run(Box<Op>),
 }
 
 /// Takes every piece of work at once and does none of it before `sync` or `read`.
@@ -177,6 +177,6 @@ impl Backend for Deferred {
     }
 
     fn run(&mut self, op: &Op) -> Result<(), TestError> {
-        self.enqueue(Work::Run(*op))
+        self.enqueue(Work::Run(Box::new(*op)))
     }
 }

@@ -99,6 +99,7 @@ impl Memory {
     pub(super) fn dropout(&mut self, probability: f64, site: u32) -> (Option<Dropout>, Mask) {
         let counters: Vec<u32> = (0..counter::LEN).map(|_| self.rng.next_u32()).collect();
         let span = self.put_u32(&counters);
-        (Some(Dropout { probability, site, counters: span }), Mask::new(probability, site, &counters))
+        let mask = Mask::new(probability, site, &counters).starting_at(9);
+        (Some(Dropout { probability, site, first: 9, counters: span }), mask)
     }
 }

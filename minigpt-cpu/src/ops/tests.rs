@@ -54,7 +54,7 @@ impl Bench {
 
     fn dropout(&mut self) -> Option<Dropout> {
         let words: Vec<u32> = (0..counter::LEN as u32).collect();
-        Some(Dropout { probability: 0.2, site: 3, counters: self.words(&words) })
+        Some(Dropout { probability: 0.2, site: 3, first: 0, counters: self.words(&words) })
     }
 
     fn read(&mut self, span: Span) -> Vec<f32> {

@@ -157,6 +157,7 @@ fn forward_equals_the_reference() {
                     dropout: case.dropout.then_some(Dropout {
                         probability: PROBABILITY,
                         site: SITE,
+                        first: 0,
                         counters,
                     }),
                     residual: residual_span,
@@ -214,7 +215,12 @@ fn backward_equals_the_reference() {
                     x: put(cpu, &x),
                     weight: put(cpu, &weight),
                     d_y: put(cpu, &d_y),
-                    dropout: dropout.then_some(Dropout { probability: PROBABILITY, site: SITE, counters }),
+                    dropout: dropout.then_some(Dropout {
+                        probability: PROBABILITY,
+                        site: SITE,
+                        first: 0,
+                        counters,
+                    }),
                     d_x: with_d_x.then(|| put(cpu, &d_x)),
                     accumulate,
                     activate: activation
