@@ -84,11 +84,11 @@ impl<B: Backend> Trainer<B> {
     pub fn new(mut model: Model<B>, config: TrainConfig) -> Result<Self, Error<B::Error>> {
         config.validate().map_err(|(field, must)| Error::Setting { field, must })?;
         let params = model.trainable().ok_or(Error::Frozen)?;
-        let TrainConfig { batch, time, recompute, .. } = config;
-        let tokens = batch.checked_mul(time).ok_or(ConfigError::TooLarge { field: "batch" })?;
-        let at_once = config.sequences_at_once(model.backend());
-        let plan = |recompute| Plan::training_with(model.config(), B::Elem::DTYPE, at_once, time, recompute);
-        let (plan, frugal) = (plan(recompute)?, plan(Recompute::Blocks)?);
+        let tokens = config.batch.checked_mul(config.time).ok_or(ConfigError::TooLarge { field: "batch" })?;
+        let frugal = TrainConfig { recompute: Recompute::Blocks, ..config.clone() };
+        let [plan, frugal] = [&config, &frugal].map(|config| config.plan(model.config(), model.backend()));
+        let (plan, frugal) = (plan?, frugal?);
+        let slice = plan.batch * plan.time;
         let backward = plan.backward.ok_or(Error::Frozen)?;
         let backend = model.backend_mut();
         let needs = |plan: &Plan| plan.bytes.total().saturating_add(backend.workspace_bytes(plan));
@@ -123,7 +123,7 @@ impl<B: Backend> Trainer<B> {
             pending: 0,
             inputs: zeros("inputs", tokens)?,
             targets: zeros("targets", tokens)?,
-            staging: zeros("staging", at_once * time * 4)?,
+            staging: zeros("staging", slice * 4)?,
             config,
         };
         let mut counters = [0; counter::LEN];
@@ -417,10 +417,7 @@ impl<B: Backend> Trainer<B> {
         let training = checkpoint.training().ok_or(Error::NoTraining)?;
         let moments = checkpoint.moments()?;
         let model = Model::load(backend, checkpoint)?;
-        let mut state = training.state;
-        if config.seed != training.config.seed {
-            [state.counters[counter::SEED], state.counters[counter::SEED + 1]] = crate::rng::key(config.seed);
-        }
+        let state = state_under(training, &config);
         let mut trainer = Trainer::new(model, config)?;
         for (views, whole) in moments.iter().zip([trainer.m, trainer.v]) {
             let regions: Vec<Region> = trainer.plan().parameters.list().iter().map(|t| t.region).collect();
@@ -432,7 +429,8 @@ impl<B: Backend> Trainer<B> {
         Ok(trainer)
     }
 
-    /// [`resume`](Trainer::resume) from a checkpoint that comes in tensor by tensor, and never lies in memory as a whole.
+    /// [`resume`](Trainer::resume) from a checkpoint that comes in tensor by tensor, and never lies in memory as a
+    /// whole.
     ///
     /// # Errors
     /// If the stream ends early, is damaged or has no training state, or memory does not suffice.
@@ -440,19 +438,40 @@ impl<B: Backend> Trainer<B> {
         backend: B,
         stream: Stream<'_, R>,
     ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
-        let (mut trainer, places) = Self::awaiting(backend, &stream).map_err(StreamError::Load)?;
+        let training = stream.training().ok_or(StreamError::Load(Error::NoTraining))?;
+        let config = training.config.clone();
+        Self::resume_from_with(backend, stream, config)
+    }
+
+    /// As [`resume_from`](Trainer::resume_from), with other settings from here on, as
+    /// [`resume_with`](Trainer::resume_with) has them. Those that were kept are
+    /// [`Stream::training`](Stream::training)'s.
+    ///
+    /// # Errors
+    /// As [`resume_from`](Trainer::resume_from), and if a setting has no meaning.
+    pub fn resume_from_with<R: Read>(
+        backend: B,
+        stream: Stream<'_, R>,
+        config: TrainConfig,
+    ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
+        let (mut trainer, places) = Self::awaiting(backend, &stream, config).map_err(StreamError::Load)?;
         read_into(stream, trainer.model.backend_mut(), &places)?;
         Ok(trainer)
     }
 
     /// A trainer without weights and moments, and the places that those of `stream` have in it.
-    fn awaiting<R: Read>(backend: B, stream: &Stream<'_, R>) -> Result<(Self, Places), Error<B::Error>> {
+    fn awaiting<R: Read>(
+        backend: B,
+        stream: &Stream<'_, R>,
+        config: TrainConfig,
+    ) -> Result<(Self, Places), Error<B::Error>> {
         let training = stream.training().ok_or(Error::NoTraining)?;
         let (parameters, [first, second]) = (stream.parameters()?, stream.moments()?);
         let mut places = nowhere(stream.tensors())?;
         let model = Model::empty(backend, stream.config().clone())?;
-        let mut trainer = Trainer::new(model, training.config.clone())?;
-        trainer.set_state(&training.state)?;
+        let state = state_under(training, &config);
+        let mut trainer = Trainer::new(model, config)?;
+        trainer.set_state(&state)?;
         let regions: Vec<Region> = trainer.plan().parameters.list().iter().map(|t| t.region).collect();
         for (whole, tensors) in [(trainer.params, parameters), (trainer.m, first), (trainer.v, second)] {
             for (coming, region) in tensors.iter().zip(&regions) {
@@ -530,9 +549,19 @@ impl<B: Backend> Trainer<B> {
     }
 }
 
+/// Where a run goes on with these settings: its dropout masks follow the seed.
+fn state_under(training: &Training, config: &TrainConfig) -> TrainState {
+    let mut state = training.state;
+    if config.seed != training.config.seed {
+        [state.counters[counter::SEED], state.counters[counter::SEED + 1]] = crate::rng::key(config.seed);
+    }
+    state
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Limits;
     use crate::{GptConfig, Reference};
 
     fn trainer() -> Trainer<Reference<f32>> {
@@ -565,24 +594,40 @@ mod tests {
         first.step(&Windows::new(&text, 2).unwrap()).unwrap();
         let mut bytes = Vec::new();
         first.write(&mut bytes, &Extras::default()).unwrap();
-        let checkpoint = Checkpoint::open(&bytes).unwrap();
         let changed = |seed| TrainConfig { batch: 1, time: 2, seed, ..TrainConfig::constant(0.25) };
-        let resumed = |seed| Trainer::resume_with(Reference::<f32>::new(), &checkpoint, changed(seed));
-        let mut second = resumed(7).unwrap();
-        assert_eq!(second.config(), &changed(7));
-        // The dropout masks follow the seed; how far the run has come is kept.
-        let (before, after) = (first.state().unwrap(), second.state().unwrap());
-        assert_eq!(after.counters[counter::SEED..counter::SEED + 2], [7, 0]);
-        assert_eq!(after.counters[counter::DRAW..], before.counters[counter::DRAW..]);
-        assert_eq!(after.windows_drawn, before.windows_drawn);
-        second.step(&Windows::new(&text, 2).unwrap()).unwrap();
-        let metrics = second.metrics().unwrap();
-        assert_eq!((metrics.step, metrics.tokens, metrics.learning_rate), (2, 6, 0.25));
-        let same = resumed(first.config().seed).unwrap().state().unwrap();
-        assert_eq!(same.counters, before.counters);
-        let without = TrainConfig { batch: 0, ..changed(7) };
-        let refused = Trainer::resume_with(Reference::<f32>::new(), &checkpoint, without).unwrap_err();
-        assert!(matches!(refused, Error::Setting { field: "batch", .. }));
+        type Resumed = Result<Trainer<Reference<f32>>, Error<crate::ReferenceError>>;
+        let whole = |config| -> Resumed {
+            Trainer::resume_with(Reference::new(), &Checkpoint::open(&bytes).unwrap(), config)
+        };
+        let streamed = |config| -> Resumed {
+            let mut header = Vec::new();
+            let stream = Stream::open(&bytes[..], &mut header, &Limits::DEFAULT).unwrap();
+            Trainer::resume_from_with(Reference::new(), stream, config).map_err(|error| match error {
+                StreamError::Load(error) => error,
+                other => panic!("{other}"),
+            })
+        };
+        let mut weights = Vec::new();
+        for resumed in [&whole as &dyn Fn(TrainConfig) -> Resumed, &streamed] {
+            let mut second = resumed(changed(7)).unwrap();
+            assert_eq!(second.config(), &changed(7));
+            // The dropout masks follow the seed; how far the run has come is kept.
+            let (before, after) = (first.state().unwrap(), second.state().unwrap());
+            assert_eq!(after.counters[counter::SEED..counter::SEED + 2], [7, 0]);
+            assert_eq!(after.counters[counter::DRAW..], before.counters[counter::DRAW..]);
+            assert_eq!(after.windows_drawn, before.windows_drawn);
+            second.step(&Windows::new(&text, 2).unwrap()).unwrap();
+            let metrics = second.metrics().unwrap();
+            assert_eq!((metrics.step, metrics.tokens, metrics.learning_rate), (2, 6, 0.25));
+            let mut file = Vec::new();
+            second.write(&mut file, &Extras::default()).unwrap();
+            weights.push(file);
+            let same = resumed(changed(first.config().seed)).unwrap().state().unwrap();
+            assert_eq!(same.counters, before.counters);
+            let without = TrainConfig { batch: 0, ..changed(7) };
+            assert!(matches!(resumed(without).unwrap_err(), Error::Setting { field: "batch", .. }));
+        }
+        assert_eq!(weights[0], weights[1]);
     }
 
     #[test]
