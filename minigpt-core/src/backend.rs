@@ -142,6 +142,31 @@ impl Span {
             && self.offset < end(other)
             && other.offset < end(self)
     }
+
+    /// What every [`Backend::copy`] to `to` asks for, whatever buffers there are.
+    ///
+    /// # Errors
+    /// If the two are of different types or lengths, or share a byte.
+    ///
+    /// ```
+    /// use minigpt_core::{Buffer, Dtype, InvalidOp, Span};
+    /// let from = Span { buffer: Buffer(0), dtype: Dtype::F32, offset: 0, len: 4 };
+    /// let to = Span { offset: 8, ..from };
+    /// assert_eq!(from.check_copy(&to), Err(InvalidOp::Overlap { a: "from", b: "to" }));
+    /// assert_eq!(from.first(2).check_copy(&to.first(2)), Ok(()));
+    /// ```
+    pub fn check_copy(&self, to: &Span) -> Result<(), InvalidOp> {
+        if self.dtype != to.dtype {
+            return Err(InvalidOp::Dtype { operand: "to", expected: self.dtype, found: to.dtype });
+        }
+        if self.len != to.len {
+            return Err(InvalidOp::Length { operand: "to", expected: self.len, found: to.len });
+        }
+        if self.overlaps(to) {
+            return Err(InvalidOp::Overlap { a: "from", b: "to" });
+        }
+        Ok(())
+    }
 }
 
 /// What kind of thing went wrong, whatever the backend calls it.

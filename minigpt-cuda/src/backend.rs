@@ -108,15 +108,7 @@ impl Backend for Cuda {
     }
 
     fn copy(&mut self, from: Span, to: Span) -> Result<(), CudaError> {
-        if from.dtype != to.dtype {
-            return Err(InvalidOp::Dtype { operand: "to", expected: from.dtype, found: to.dtype }.into());
-        }
-        if from.len != to.len {
-            return Err(InvalidOp::Length { operand: "to", expected: from.len, found: to.len }.into());
-        }
-        if from.overlaps(&to) {
-            return Err(InvalidOp::Overlap { a: "from", b: "to" }.into());
-        }
+        from.check_copy(&to)?;
         let (source, size) = locate(&self.buffers, "from", from)?;
         let (target, _) = locate(&self.buffers, "to", to)?;
         self.device.copy(source, from.offset, target, to.offset, size)

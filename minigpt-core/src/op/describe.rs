@@ -41,6 +41,17 @@ impl Describe<'_> {
         self.push(name, span, access, OperandKind::Elem, |len| len == expected, expected)
     }
 
+    /// A span that the op may go without.
+    fn optional(
+        &mut self,
+        name: &'static str,
+        span: Option<Span>,
+        access: Access,
+        dims: &[usize],
+    ) -> Result<(), InvalidOp> {
+        span.map_or(Ok(()), |span| self.elem(name, span, access, dims))
+    }
+
     /// A span that may be longer than the op needs.
     fn at_least(
         &mut self,
@@ -125,9 +136,7 @@ impl LayerNormForward {
         let mut d = Describe { visit };
         d.elem("x", self.x, Read, &[self.rows, self.width])?;
         d.elem("weight", self.weight, Read, &[self.width])?;
-        if let Some(bias) = self.bias {
-            d.elem("bias", bias, Read, &[self.width])?;
-        }
+        d.optional("bias", self.bias, Read, &[self.width])?;
         d.elem("y", self.y, Write, &[self.rows, self.width])?;
         d.elem("mean", self.mean, Write, &[self.rows])?;
         d.elem("rstd", self.rstd, Write, &[self.rows])
@@ -144,10 +153,7 @@ impl LayerNormBackward {
         d.elem("d_y", self.d_y, Read, &[self.rows, self.width])?;
         d.elem("d_x", self.d_x, write_or_update(self.accumulate), &[self.rows, self.width])?;
         d.elem("d_weight", self.d_weight, Update, &[self.width])?;
-        match self.d_bias {
-            Some(d_bias) => d.elem("d_bias", d_bias, Update, &[self.width]),
-            None => Ok(()),
-        }
+        d.optional("d_bias", self.d_bias, Update, &[self.width])
     }
 }
 
@@ -156,16 +162,12 @@ impl LinearForward {
         let mut d = Describe { visit };
         d.elem("x", self.x, Read, &[self.rows, self.d_in])?;
         d.weight("weight", self.weight, self.d_out, self.d_in)?;
-        if let Some(bias) = self.bias {
-            d.elem("bias", bias, Read, &[self.d_out])?;
-        }
+        d.optional("bias", self.bias, Read, &[self.d_out])?;
         if let Some(Activate { input: Some(input), .. }) = self.activate {
             d.elem("activate.input", input, Write, &[self.rows, self.d_out])?;
         }
         d.dropout(&self.dropout)?;
-        if let Some(residual) = self.residual {
-            d.elem("residual", residual, Read, &[self.rows, self.d_out])?;
-        }
+        d.optional("residual", self.residual, Read, &[self.rows, self.d_out])?;
         d.elem("y", self.y, Write, &[self.rows, self.d_out])
     }
 }
@@ -184,14 +186,9 @@ impl LinearBackward {
                 return Err(InvalidOp::Value { operand: "accumulate" });
             }
         }
-        if let Some(d_x) = self.d_x {
-            d.elem("d_x", d_x, write_or_update(self.accumulate), &[self.rows, self.d_in])?;
-        }
+        d.optional("d_x", self.d_x, write_or_update(self.accumulate), &[self.rows, self.d_in])?;
         d.elem("d_weight", self.d_weight, Update, &[self.d_out, self.d_in])?;
-        match self.d_bias {
-            Some(d_bias) => d.elem("d_bias", d_bias, Update, &[self.d_out]),
-            None => Ok(()),
-        }
+        d.optional("d_bias", self.d_bias, Update, &[self.d_out])
     }
 }
 
@@ -267,12 +264,8 @@ impl CrossEntropy {
         let mut d = Describe { visit };
         d.elem("logits", self.logits, Read, &[self.rows, self.vocab])?;
         d.u32("targets", self.targets, Read, &[self.rows])?;
-        if let Some(d_logits) = self.d_logits {
-            d.elem("d_logits", d_logits, Write, &[self.rows, self.vocab])?;
-        }
-        if let Some(losses) = self.losses {
-            d.elem("losses", losses, Write, &[self.rows])?;
-        }
+        d.optional("d_logits", self.d_logits, Write, &[self.rows, self.vocab])?;
+        d.optional("losses", self.losses, Write, &[self.rows])?;
         d.scalars(self.scalars)
     }
 }

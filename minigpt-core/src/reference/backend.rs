@@ -152,15 +152,7 @@ impl<R: Real> Backend for Reference<R> {
     }
 
     fn copy(&mut self, from: Span, to: Span) -> Result<(), ReferenceError> {
-        if from.dtype != to.dtype {
-            return Err(InvalidOp::Dtype { operand: "to", expected: from.dtype, found: to.dtype }.into());
-        }
-        if from.len != to.len {
-            return Err(InvalidOp::Length { operand: "to", expected: from.len, found: to.len }.into());
-        }
-        if from.overlaps(&to) {
-            return Err(InvalidOp::Overlap { a: "from", b: "to" }.into());
-        }
+        from.check_copy(&to)?;
         let (source, range) = self.locate("from", from)?;
         let (target, _) = self.locate("to", to)?;
         if source == target {
