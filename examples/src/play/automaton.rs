@@ -209,17 +209,8 @@ impl Automaton {
         let mut sources: Vec<Vec<(u32, f64)>> = vec![Vec::new(); self.states.len()];
         for (from, state) in self.states.iter().enumerate() {
             let total = state.sums[state.choices.len()] as f64;
-            let mut to: Vec<(u32, f64)> =
-                state.choices.iter().map(|c| (c.next, f64::from(c.weight) / total)).collect();
-            to.sort_by_key(|&(next, _)| next);
-            to.dedup_by(|b, a| {
-                let same = a.0 == b.0;
-                if same {
-                    a.1 += b.1;
-                }
-                same
-            });
-            for (next, p) in to {
+            let to = state.choices.iter().map(|c| (c.next, f64::from(c.weight) / total));
+            for (next, p) in summed(to.collect()) {
                 sources[next as usize].push((from as u32, p));
             }
         }
@@ -276,6 +267,19 @@ impl Automaton {
     }
 }
 
+/// One entry for each key, in their order, with the sum of its probabilities.
+fn summed<K: Ord + Copy>(mut entries: Vec<(K, f64)>) -> Vec<(K, f64)> {
+    entries.sort_by_key(|&(key, _)| key);
+    entries.dedup_by(|b, a| {
+        let same = a.0 == b.0;
+        if same {
+            a.1 += b.1;
+        }
+        same
+    });
+    entries
+}
+
 /// A perfect reader who, like a model with a limited context, does not know what came before its window.
 #[derive(Debug, Clone)]
 pub struct WindowReader<'a> {
@@ -296,19 +300,10 @@ impl WindowReader<'_> {
     }
 
     fn follow(&self, places: &[(Place, f64)], byte: u8) -> Vec<(Place, f64)> {
-        let mut next: Vec<(Place, f64)> = places
+        let next = places
             .iter()
-            .filter_map(|&(place, mass)| self.automaton.step(place, byte).map(|(p, next)| (next, mass * p)))
-            .collect();
-        next.sort_by_key(|&(place, _)| place);
-        next.dedup_by(|b, a| {
-            let same = a.0 == b.0;
-            if same {
-                a.1 += b.1;
-            }
-            same
-        });
-        next
+            .filter_map(|&(place, mass)| self.automaton.step(place, byte).map(|(p, next)| (next, mass * p)));
+        summed(next.collect())
     }
 
     /// The mean -ln p per byte over the windows of `window` bytes side by side, each byte but the first of a window

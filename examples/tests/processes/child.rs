@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
@@ -27,37 +26,28 @@ fn options(flags: &str) -> Options {
 }
 
 /// A folder with a text to train on, for the runs of one test; removed at the end.
-pub(crate) struct Scratch(PathBuf);
+pub(crate) struct Scratch(crate::scratch::Scratch);
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("minigpt-process-{}-{number}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("text.txt"), "the quick brown fox jumps over the lazy dog; ".repeat(40))
+        let folder = crate::scratch::Scratch::new();
+        fs::write(folder.path("text.txt"), "the quick brown fox jumps over the lazy dog; ".repeat(40))
             .unwrap();
         Scratch(folder)
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path(name)
     }
 
     /// A run of a small model in the folder `run`, with these flags besides, separated by blanks.
     pub(crate) fn run(&self, run: &str, flags: &str) -> Run {
-        let (data, out) = (self.0.join("text.txt"), self.0.join(run));
+        let (data, out) = (self.path("text.txt"), self.path(run));
         let paths = format!("--data\n{}\n--out\n{}", data.display(), out.display());
         let model = "--layers 1 --heads 2 --d-model 16 --context 8 --batch 2 --warmup 2 --sample 0 --threads 1 \
                      --eval-batches 1";
         let settings = [model, flags].join(" ").split_whitespace().collect::<Vec<_>>().join("\n");
         Run { folder: out, paths, settings }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

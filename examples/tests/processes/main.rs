@@ -10,5 +10,7 @@ mod child;
 mod kills;
 #[cfg(unix)]
 mod refusals;
+#[path = "../../src/scratch.rs"]
+mod scratch;
 #[cfg(unix)]
 mod signals;

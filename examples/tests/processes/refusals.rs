@@ -100,10 +100,10 @@ fn a_folder_that_becomes_read_only_loses_nothing() {
             }
             chown(&run.folder, Some(NOBODY), Some(NOBODY)).unwrap();
             // The program may lie where only root can go.
-            let program = scratch.path().join("program");
+            let program = scratch.path("program");
             fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
             let mut command = run.command_of(&program, &[]);
-            command.uid(NOBODY).gid(NOBODY).current_dir(scratch.path());
+            command.uid(NOBODY).gid(NOBODY).current_dir(scratch.path(""));
             command
         } else {
             run.command(&[])
