@@ -1,68 +1,14 @@
 //! When memory does not suffice: an error, and nothing that stays taken.
 
-use std::collections::BTreeMap;
+#[path = "support/small.rs"]
+mod small;
 
-use minigpt_core::{
-    Backend, Buffer, ConfigError, Decoder, Error, GptConfig, Model, Op, Recompute, Reference, ReferenceError,
-    Span, TrainConfig, Trainer,
-};
+use minigpt_core::{ConfigError, Decoder, Error, GptConfig, Model, Recompute, TrainConfig, Trainer};
+use small::Small;
 
-/// A reference with room for so many bytes.
-#[derive(Debug)]
-struct Small {
-    inner: Reference<f32>,
-    room: usize,
-    taken: BTreeMap<Buffer, usize>,
-}
-
-impl Small {
-    fn used(&self) -> usize {
-        self.taken.values().sum()
-    }
-}
-
-impl Backend for Small {
-    type Elem = f32;
-    type Error = ReferenceError;
-
-    fn alloc(&mut self, bytes: usize) -> Result<Buffer, ReferenceError> {
-        if bytes > self.room - self.used() {
-            return Err(ReferenceError::OutOfMemory { bytes });
-        }
-        let buffer = self.inner.alloc(bytes)?;
-        self.taken.insert(buffer, bytes);
-        Ok(buffer)
-    }
-    fn release(&mut self, buffer: Buffer) -> Result<(), ReferenceError> {
-        self.taken.remove(&buffer);
-        self.inner.release(buffer)
-    }
-    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), ReferenceError> {
-        self.inner.write(to, bytes)
-    }
-    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), ReferenceError> {
-        self.inner.read(from, bytes)
-    }
-    fn copy(&mut self, from: Span, to: Span) -> Result<(), ReferenceError> {
-        self.inner.copy(from, to)
-    }
-    fn fill(&mut self, to: Span, value: f64) -> Result<(), ReferenceError> {
-        self.inner.fill(to, value)
-    }
-    fn sync(&mut self) -> Result<(), ReferenceError> {
-        self.inner.sync()
-    }
-    fn run(&mut self, op: &Op) -> Result<(), ReferenceError> {
-        self.inner.run(op)
-    }
-    fn rows_at_once(&self) -> usize {
-        64
-    }
-}
-
-fn model(room: usize) -> Model<Small> {
+fn model(room: usize) -> Model<Small<f32>> {
     let config = GptConfig { layers: 2, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(11, 32) };
-    Model::new(Small { inner: Reference::new(), room, taken: BTreeMap::new() }, config, 1).unwrap()
+    Model::new(Small::new(room, 64), config, 1).unwrap()
 }
 
 #[test]

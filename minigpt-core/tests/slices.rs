@@ -1,46 +1,10 @@
 //! A batch that goes through the model in slices trains as one that goes through it as a whole.
 
-use minigpt_core::{
-    Backend, Buffer, GptConfig, Model, Op, Recompute, Reference, ReferenceError, Span, TrainConfig, Trainer,
-    Windows,
-};
+#[path = "support/small.rs"]
+mod small;
 
-/// A reference that takes so many rows at once.
-#[derive(Debug)]
-struct Slices {
-    inner: Reference<f64>,
-    rows: usize,
-}
-
-impl Backend for Slices {
-    type Elem = f64;
-    type Error = ReferenceError;
-
-    fn alloc(&mut self, bytes: usize) -> Result<Buffer, ReferenceError> {
-        self.inner.alloc(bytes)
-    }
-    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), ReferenceError> {
-        self.inner.write(to, bytes)
-    }
-    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), ReferenceError> {
-        self.inner.read(from, bytes)
-    }
-    fn copy(&mut self, from: Span, to: Span) -> Result<(), ReferenceError> {
-        self.inner.copy(from, to)
-    }
-    fn fill(&mut self, to: Span, value: f64) -> Result<(), ReferenceError> {
-        self.inner.fill(to, value)
-    }
-    fn sync(&mut self) -> Result<(), ReferenceError> {
-        self.inner.sync()
-    }
-    fn run(&mut self, op: &Op) -> Result<(), ReferenceError> {
-        self.inner.run(op)
-    }
-    fn rows_at_once(&self) -> usize {
-        self.rows
-    }
-}
+use minigpt_core::{GptConfig, Model, Recompute, TrainConfig, Trainer, Windows};
+use small::Small;
 
 const TIME: usize = 5;
 
@@ -50,7 +14,7 @@ fn train(dropout: f64, recompute: Recompute, rows: usize) -> (Vec<(f64, f64)>, u
     let config = GptConfig { layers: 2, heads: 2, d_model: 6, d_ff: 9, dropout, ..GptConfig::new(11, TIME) };
     let settings =
         TrainConfig { batch: 7, time: TIME, accumulation: 2, recompute, ..TrainConfig::constant(1e-2) };
-    let model = Model::new(Slices { inner: Reference::new(), rows }, config, 1).unwrap();
+    let model = Model::new(Small::<f64>::new(usize::MAX, rows), config, 1).unwrap();
     let mut trainer = Trainer::new(model, settings).unwrap();
     let text: Vec<u32> = (0..100).map(|i| i * i % 11).collect();
     let windows = Windows::new(&text, TIME).unwrap();

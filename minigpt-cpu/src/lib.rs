@@ -315,12 +315,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn copy(&mut self, from: Span, to: Span) -> Result<(), CpuError> {
-        if from.dtype != to.dtype {
-            return Err(InvalidOp::Dtype { operand: "to", expected: from.dtype, found: to.dtype }.into());
-        }
-        if from.len != to.len {
-            return Err(InvalidOp::Length { operand: "to", expected: from.len, found: to.len }.into());
-        }
+        from.check_copy(&to)?;
         let mut views = Views::new(&mut self.memory);
         if cfg!(target_endian = "little") {
             let to = views.bytes_mut("to", to)?;
