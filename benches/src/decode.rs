@@ -116,7 +116,9 @@ pub struct Decoding {
     pub over_f32: Ratio,
     /// Seconds for a prompt of a whole context.
     pub prefill: f64,
-    /// The prefill's share of the rate of SGEMM.
+    /// The prefill's GFLOP/s in each round.
+    pub prefill_gflops: Vec<f64>,
+    /// The prefill's share of the rate of SGEMM by the `gemm` crate.
     pub of_sgemm: Ratio,
     /// How many ops ran on the reference.
     pub fallbacks: u64,
@@ -145,11 +147,11 @@ pub fn measure(shape: &Shape, threads: usize, rounds: usize) -> Result<(Vec<Deco
             keep(&mut times[i], text.token()?);
             keep(&mut prefills[i], text.prefill()?);
         }
-        keep(&mut products, 1.0 / sgemm(Rival::Gemm(threads), SGEMM_SIDE, 1));
+        keep(&mut products, sgemm(Rival::Gemm(threads), SGEMM_SIDE, 1));
     }
     let decodings = texts.iter().enumerate().map(|(i, text)| {
         let flops = prefill_flops(text.model.config());
-        let rates: Vec<f64> = prefills[i].iter().map(|time| time * 1e9 / flops).collect();
+        let prefill_gflops: Vec<f64> = prefills[i].iter().map(|time| flops / time / 1e9).collect();
         Decoding {
             dtype: text.dtype,
             bytes: (text.as_many.len * 4) as f64,
@@ -157,9 +159,10 @@ pub fn measure(shape: &Shape, threads: usize, rounds: usize) -> Result<(Vec<Deco
             of_bandwidth: Ratio::of(&readings[i], &times[i]),
             over_f32: Ratio::of(&times[0], &times[i]),
             prefill: median(&prefills[i]),
-            of_sgemm: Ratio::of(&products, &rates),
+            of_sgemm: Ratio::of(&prefill_gflops, &products),
+            prefill_gflops,
             fallbacks: text.model.backend().fallbacks(),
         }
     });
-    Ok((decodings.collect(), 1.0 / median(&products)))
+    Ok((decodings.collect(), median(&products)))
 }

@@ -36,7 +36,8 @@ pub fn compare(
     measure: bool,
 ) -> Result<Vec<Product>, CpuError> {
     let mut cpu = Cpu::builder().threads(threads).build()?;
-    let rows = shape.rows();
+    // As many as go through the model at once.
+    let rows = shape.rows().min(cpu.rows_at_once());
     let mut products = Vec::new();
     for (layer, d_in, d_out) in shape.linear_layers() {
         let ops = linear(&mut cpu, rows, d_in, d_out)?;

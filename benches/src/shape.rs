@@ -2,7 +2,7 @@
 
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::{TrainConfig, Trainer};
-use minigpt_core::{Backend, Decoder, Error, GptConfig, Model, SampleConfig, Sampler, Windows};
+use minigpt_core::{Backend, Decoder, Error, GptConfig, Model, Recompute, SampleConfig, Sampler, Windows};
 
 /// A model and the batch that it is trained with.
 #[derive(Debug, Clone)]
@@ -86,8 +86,17 @@ impl<B: Backend> Training<B> {
     /// # Errors
     /// If it does not fit into memory.
     pub fn new(shape: &Shape, backend: B) -> Result<Self, Error<B::Error>> {
+        Training::recomputing(shape, backend, Recompute::Nothing)
+    }
+
+    /// The same, with activations computed again in the backward pass.
+    ///
+    /// # Errors
+    /// As [`Training::new`].
+    pub fn recomputing(shape: &Shape, backend: B, recompute: Recompute) -> Result<Self, Error<B::Error>> {
         let model = Model::new(backend, shape.config.clone(), 1)?;
-        let settings = TrainConfig { batch: shape.batch, time: shape.time, ..TrainConfig::constant(1e-3) };
+        let (batch, time) = (shape.batch, shape.time);
+        let settings = TrainConfig { batch, time, recompute, ..TrainConfig::constant(1e-3) };
         Ok(Training { trainer: Trainer::new(model, settings)?, text: shape.text(), time: shape.time })
     }
 
