@@ -92,8 +92,8 @@ pub(crate) trait Vector:
     /// If either slice is too short for that.
     fn transpose(token: Self::Token, from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize);
 
-    /// Asks for the cache lines of `x`, which will be read soon. Changes no result; does nothing where the instruction
-    /// set has no such hint.
+    /// Asks for the cache lines of `x`, which will be read or written soon. Changes no result; does nothing where the
+    /// instruction set has no such hint.
     #[inline(always)]
     fn prefetch(_: Self::Token, _x: &[f32]) {}
 

@@ -78,18 +78,19 @@ fn exp_is_within_its_bound() {
 
 /// From -12 to 12, in even steps.
 fn around_zero() -> Vec<f32> {
-    let step = if cfg!(miri) { 997 } else { 1 };
-    (-40_000..=40_000).step_by(step).map(|i| i as f32 * 3e-4).collect()
+    let step = if cfg!(miri) { 9973 } else { 1 };
+    (-400_000..=400_000).step_by(step).map(|i| i as f32 * 3e-5).collect()
 }
 
 #[test]
 fn the_normal_distribution_is_within_its_bound() {
-    let x = around_zero();
+    let x = [everywhere(), around_zero()].concat();
+    let exact = |x: f32| 0.5 * libm::erfc(-f64::from(x) * core::f64::consts::FRAC_1_SQRT_2);
+    let exact: Vec<f64> = x.iter().map(|&x| exact(x)).collect();
     for simd in simds() {
-        for (&x, y) in x.iter().zip(map(simd, Function::NormalDistribution, &x)) {
-            let exact = 0.5 * libm::erfc(-f64::from(x) * core::f64::consts::FRAC_1_SQRT_2);
+        for ((&x, &exact), y) in x.iter().zip(&exact).zip(map(simd, Function::NormalDistribution, &x)) {
             let error = (f64::from(y) - exact).abs();
-            assert!(error < 1.3e-7, "at {x} on {}: {y} {exact}", simd.isa());
+            assert!(error < 1.6e-7, "at {x} on {}: {y} {exact}", simd.isa());
         }
     }
 }
@@ -109,6 +110,8 @@ fn limits_and_nan_come_out_as_they_should() {
             let y = map(simd, Function::Activate(f), &x);
             assert_eq!((y[0], y[2]), (f32::INFINITY, 0.0));
             assert!(y[4].is_nan(), "{f:?}");
+            // 0 of something infinite, as in the reference.
+            assert!(if f == Activation::Relu { y[1] == 0.0 } else { y[1].is_nan() }, "{f:?}");
             assert!((y[5] - x[5]).abs() <= 1e-5 && y[6] == 0.0);
         }
     }
@@ -145,7 +148,7 @@ fn activations_and_derivatives_equal_the_reference() {
                 let error = (f64::from(y[i]) - exact).abs() / x.abs().max(1.0) as f64;
                 assert!(error < 2e-7, "{f:?}({x}) on {}: {} {exact}", simd.isa(), y[i]);
                 assert!(
-                    (f64::from(d[i]) - slope).abs() < 3.3e-7,
+                    (f64::from(d[i]) - slope).abs() < 4e-7,
                     "{f:?}'({x}) on {}: {} {slope}",
                     simd.isa(),
                     d[i]
