@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use minigpt_core::checkpoint::{self, Checkpoint, Limits};
+use minigpt_core::checkpoint::{self, Checkpoint, Fault, IoReader, Limits, LoadError, Stream, StreamError};
 use minigpt_core::{Backend, Recompute, Reference};
 use minigpt_cpu::Cpu;
 
@@ -132,24 +132,43 @@ pub fn open(bytes: &[u8]) -> Outcome<Checkpoint<'_>> {
     Ok(checkpoint)
 }
 
-/// Refuses to save a model for use over the checkpoint that it is made of, or over one from which a training can go on:
-/// neither could be had back.
+/// Refuses to save a model for use over the checkpoint that it is made of, over one from which a training can go on, or
+/// over one of which that cannot be told: none of them could be had back. Of `out` only the header is read.
 ///
 /// # Errors
-/// If `out` names such a file, also by a link.
+/// If `out` names such a file, also by a link, or a file that cannot be read.
 pub fn check_out(out: &Path, source: &Path) -> Outcome<()> {
     let same =
         fs::canonicalize(out).is_ok_and(|out| fs::canonicalize(source).is_ok_and(|source| out == source));
-    let trains = || {
-        let bytes = fs::read(out).unwrap_or_default();
-        Checkpoint::open_within(&bytes, &Limits::NONE).is_ok_and(|checkpoint| checkpoint.training().is_some())
+    let lost = match same {
+        true => Some("is the checkpoint that the model is made of".into()),
+        // A device is written to, and not replaced.
+        false if out.is_file() => trains(out),
+        false => None,
     };
-    let lost = match (same, out.is_file() && trains()) {
-        (true, _) => "is the checkpoint that the model is made of",
-        (false, true) => "is a checkpoint from which a training can go on",
-        (false, false) => return Ok(()),
+    match lost {
+        Some(lost) => {
+            Err(format!("{} {lost}, and would be lost: name another file with --out", out.display()).into())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Why it cannot be ruled out that a training goes on from this file.
+fn trains(path: &Path) -> Option<String> {
+    let mut header = Vec::new();
+    let file = match fs::File::open(path) {
+        Ok(file) => IoReader(file),
+        Err(error) => return Some(format!("cannot be read ({error})")),
     };
-    Err(format!("{} {lost}, and would be lost: name another file with --out", out.display()).into())
+    match Stream::open(file, &mut header, &Limits::NONE) {
+        Ok(stream) => stream.training().map(|_| "is a checkpoint from which a training can go on".into()),
+        // Too short for the mark that every checkpoint begins with, or without it.
+        Err(StreamError::Load(LoadError { fault: Fault::Magic, .. })) => None,
+        Err(StreamError::Load(LoadError { fault: Fault::Truncated { found: 0..4, .. }, .. })) => None,
+        // Another program may read it, or what remains of it.
+        Err(error) => Some(format!("is a checkpoint that cannot be read ({error})")),
+    }
 }
 
 /// The largest size that is not shorter in another unit, such as `1.5 GB`.
@@ -241,12 +260,49 @@ mod tests {
         };
         refused(&source, "is the checkpoint that the model is made of");
         refused(&scratch.path("./source.mgpt"), "is the checkpoint that the model is made of");
-        refused(&training, "from which a training can go on");
+        refused(&training, "is a checkpoint from which a training can go on");
         #[cfg(unix)]
         {
             let link = scratch.path("link");
             std::os::unix::fs::symlink("source.mgpt", &link).unwrap();
             refused(&link, "is the checkpoint that the model is made of");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_read_is_not_replaced_and_any_other_file_is() {
+        let scratch = Scratch::new();
+        let config = GptConfig { layers: 1, heads: 1, d_model: 2, d_ff: 2, ..GptConfig::new(3, 2) };
+        let [source, out] = ["source.mgpt", "out.mgpt"].map(|name| scratch.path(name));
+        model(&config).save(&source, &Extras::default()).unwrap();
+        let settings = TrainConfig { time: 2, ..TrainConfig::constant(0.1) };
+        let mut whole = Vec::new();
+        Trainer::new(model(&config), settings).unwrap().write(&mut whole, &Extras::default()).unwrap();
+        let check = |bytes: &[u8]| {
+            fs::write(&out, bytes).unwrap();
+            check_out(&out, &source).map_err(|error| error.to_string())
+        };
+        let refused = |bytes: &[u8], why: &str| {
+            let error = check(bytes).unwrap_err();
+            assert!(error.contains(why) && error.contains("name another file with --out"), "{error}");
+        };
+
+        let mut newer = whole.clone();
+        newer[4..8].copy_from_slice(&(checkpoint::VERSION + 1).to_le_bytes());
+        refused(&newer, "cannot be read (checkpoint, byte 4: format version 2 is newer");
+        let header = u32::from_le_bytes(whole[8..12].try_into().unwrap()) as usize;
+        for byte in 4..header {
+            let mut damaged = whole.clone();
+            damaged[byte] ^= 1 << (byte % 8);
+            refused(&damaged, "is a checkpoint that cannot be read (");
+        }
+        // What is left of a copy that was broken off.
+        refused(&whole[..4], "is a checkpoint that cannot be read (");
+        refused(&whole[..header - 1], "is a checkpoint that cannot be read (");
+        refused(&whole[..whole.len() - 1], "is a checkpoint from which a training can go on");
+
+        for other in [&b""[..], b"MGP", b"a plain text file\n", &[0xff; 100]] {
+            assert_eq!(check(other), Ok(()));
         }
     }
 }
