@@ -91,7 +91,7 @@ fn training_fits<B: Backend>(
 ) -> Outcome<()> {
     let needs = |training: &TrainConfig| -> Outcome<Needs> {
         let needs = Needs::of(backend, &training.plan(config, backend)?);
-        Ok(needs.and("tokens", training.token_bytes()))
+        Ok(needs.and("tokens", training.token_bytes(backend)))
     };
     needs(training)?.fit("training", available, || {
         let frugal = TrainConfig { recompute: Recompute::Blocks, ..training.clone() };
@@ -237,7 +237,7 @@ mod tests {
         let settings =
             |batch, recompute| TrainConfig { batch, time: 8, recompute, ..TrainConfig::constant(1e-3) };
         let needs = |settings: &TrainConfig| {
-            settings.plan(&config, &backend).unwrap().bytes.total() + settings.token_bytes()
+            settings.plan(&config, &backend).unwrap().bytes.total() + settings.token_bytes(&backend)
         };
         let fits = |settings: &TrainConfig, budget| {
             training_fits(&backend, &config, settings, budget, "change it").map_err(|error| error.to_string())
@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(fits(&settings(5, cheap), budget), Ok(()));
         let error = fits(&settings(6, cheap), budget).unwrap_err();
         assert!(error.starts_with("training needs ") && error.contains("parameters "), "{error}");
-        assert!(error.contains(", tokens 384 B)"), "{error}");
+        assert!(error.contains(", tokens 576 B)"), "{error}");
         assert!(error.ends_with("with --recompute blocks it fits"), "{error}");
         let error = fits(&settings(60, cheap), budget).unwrap_err();
         assert!(error.ends_with("the largest batch that fits is 5: change it"), "{error}");
@@ -269,7 +269,7 @@ mod tests {
         let at_once = |batch| settings(batch).sequences_at_once(&backend);
         assert_eq!([3, 4, 9, 10].map(at_once), [3, 4, 3, 4]);
         let plan = settings(3).plan(&config, &backend).unwrap();
-        let room = plan.bytes.total() + backend.workspace_bytes(&plan) + settings(9).token_bytes();
+        let room = plan.bytes.total() + backend.workspace_bytes(&plan) + settings(9).token_bytes(&backend);
         let fits = |batch| {
             let fits = training_fits(&backend, &config, &settings(batch), room, "change it");
             fits.map_err(|error| error.to_string())

@@ -86,10 +86,15 @@ impl TrainConfig {
         Plan::training_with(model, B::Elem::DTYPE, at_once, self.time, self.recompute)
     }
 
-    /// Bytes of a micro-batch's tokens and targets, which lie in the program's memory beside the
-    /// [plan](TrainConfig::plan).
-    pub fn token_bytes(&self) -> usize {
-        self.batch.saturating_mul(self.time).saturating_mul(2 * size_of::<u32>())
+    /// Bytes that a [`Trainer`] takes for tokens, in the program's memory beside the [plan](TrainConfig::plan): those of
+    /// a micro-batch with their targets, and one or the other of a slice on their way to the backend.
+    pub fn token_bytes<B: Backend>(&self, backend: &B) -> usize {
+        self.countable_token_bytes(backend).unwrap_or(usize::MAX)
+    }
+
+    fn countable_token_bytes<B: Backend>(&self, backend: &B) -> Option<usize> {
+        let sequences = self.batch.checked_mul(2)?.checked_add(self.sequences_at_once(backend))?;
+        sequences.checked_mul(self.time)?.checked_mul(size_of::<u32>())
     }
 
     /// The largest batch for which a trainer's [plan](TrainConfig::plan), the backend's scratch and the
@@ -109,10 +114,10 @@ impl TrainConfig {
     pub fn largest_batch<B: Backend>(&self, model: &GptConfig, backend: &B, budget: usize) -> Option<usize> {
         let fits = |batch: usize| {
             let settings = TrainConfig { batch, ..self.clone() };
-            let countable = batch.checked_mul(self.time)?.checked_mul(2 * size_of::<u32>()).is_some();
-            let plan = settings.plan(model, backend).ok().filter(|_| countable)?;
+            let tokens = settings.countable_token_bytes(backend)?;
+            let plan = settings.plan(model, backend).ok()?;
             let workspace = backend.workspace_bytes(&plan);
-            let needed = plan.bytes.total().saturating_add(workspace).saturating_add(settings.token_bytes());
+            let needed = plan.bytes.total().saturating_add(workspace).saturating_add(tokens);
             Some(batch).filter(|_| needed <= budget)
         };
         // A larger batch may go in more and smaller slices, and so need less. But among batches of as many slices the
@@ -236,16 +241,17 @@ mod tests {
                 let settings = settings(batch);
                 let plan = settings.plan(&config, &backend).unwrap();
                 assert_eq!(plan.batch, settings.sequences_at_once(&backend));
-                plan.bytes.total() + backend.workspace_bytes(&plan) + settings.token_bytes()
+                // Of 8 tokens: the batch's, its targets, and what is on its way to the backend.
+                let tokens = (batch + batch + plan.batch) * 8 * 4;
+                plan.bytes.total() + backend.workspace_bytes(&plan) + tokens
             };
             let least = needs(1);
             let largest = |budget| settings(7).largest_batch(&config, &backend, budget);
             assert_eq!(largest(least - 1), None);
             for budget in (least..least + 12_000).step_by(97) {
                 let found = largest(budget).unwrap();
-                // Tokens alone would be beyond the budget after that.
-                let expected =
-                    (1..=budget / settings(1).token_bytes()).rfind(|&batch| needs(batch) <= budget);
+                // Tokens and targets alone would be beyond the budget after that.
+                let expected = (1..=budget / (2 * 8 * 4)).rfind(|&batch| needs(batch) <= budget);
                 assert_eq!(Some(found), expected, "{rows} rows, {budget} bytes");
             }
         }

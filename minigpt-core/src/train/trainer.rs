@@ -572,6 +572,13 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_tokens_are_those_that_a_trainer_holds() {
+        let Trainer { config, model, inputs, targets, staging, .. } = trainer();
+        let held = 4 * (inputs.capacity() + targets.capacity()) + staging.capacity();
+        assert_eq!(config.token_bytes(model.backend()), held);
+    }
+
+    #[test]
     fn a_state_that_is_set_is_the_state_that_is_told() {
         let mut trainer = trainer();
         let state = trainer.state().unwrap();
