@@ -10,6 +10,7 @@ use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::{
     Backend, Decoder, GptConfig, Model, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
 };
+use minigpt_examples::memory::Remedy;
 use minigpt_examples::options::{BackendName, OnBackend, RecomputeName, human, load, on_backend, open};
 use minigpt_examples::profiled::{Bound, Ceilings, Cost, Profiled};
 use minigpt_examples::{Outcome, memory, say};
@@ -206,7 +207,9 @@ impl OnBackend for Step<'_> {
         let vocab = subject.config.vocab_size;
         let recompute = options.recompute.into();
         let settings = TrainConfig { batch, time: context, recompute, ..TrainConfig::constant(1e-3) };
-        memory::check_training(&backend, &subject.config, &settings, "name it with --batch")?;
+        let remedy =
+            Remedy { batch: "name it with --batch", model: "profile a smaller model or a shorter context" };
+        memory::check_training(&backend, &subject.config, &settings, &remedy)?;
         let model = subject.model(Profiled::new(backend))?;
         let parameters = model.parameter_count();
         let mut trainer = Trainer::new(model, settings)?;

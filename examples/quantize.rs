@@ -2,7 +2,7 @@
 //! `cargo run --release --example quantize`, then `-- --format q8_0 --out small.mgpt` to keep one.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
@@ -10,7 +10,7 @@ use minigpt_core::checkpoint::TensorView;
 use minigpt_core::data::{EvalWindows, split};
 use minigpt_core::model::Extras;
 use minigpt_core::reference::weights::decode_weight;
-use minigpt_core::{Dtype, Model, Tokenizer, TrainConfig, Trainer};
+use minigpt_core::{Dtype, Model, Recompute, Tokenizer, TrainConfig, Trainer};
 use minigpt_cpu::Cpu;
 use minigpt_examples::corpus::{self, Search};
 use minigpt_examples::options::{check_out, load, open};
@@ -94,35 +94,48 @@ fn run(options: &Options) -> Outcome<()> {
     let (_, validation) = split(&tokens, TRAINING_SHARE)?;
     let windows = EvalWindows::new(validation, checkpoint.config().context)?;
 
-    let settings = evaluation(checkpoint.config().context);
-    memory::check_training(&Cpu::new()?, checkpoint.config(), &settings, "set it in `evaluation`")?;
-    let extras = Extras { tokenizer: Some(tokenizer), metadata: checkpoint.metadata() };
-    let mut model = Model::load(Cpu::new()?, &checkpoint)?;
+    let settings = evaluation(windows.time());
+    let parameters = settings.plan(checkpoint.config(), &Cpu::new()?)?.bytes.parameters;
+    // Beside the model that is evaluated: all its weights, and those in one format; but no longer what was loaded.
+    let more = parameters.saturating_mul(2).saturating_sub(loaded.bytes.len());
+    memory::check_evaluation(&Cpu::new()?, checkpoint.config(), &settings, more)?;
+
     let mut exact = Vec::new();
-    model.write(&mut exact, &extras)?;
+    let extras = Extras { tokenizer: Some(tokenizer), metadata: checkpoint.metadata() };
+    Model::load(Cpu::new()?, &checkpoint)?.write(&mut exact, &extras)?;
+    drop(loaded);
+    let exact_bytes = exact.len();
     let loss = loss_of(&exact, &windows)?;
     say(format_args!("{:<8}{:>12}{:>10}{:>11}{:>11}", "stored", "bytes", "of f32", "val_loss", "more"))?;
-    say(format_args!("{:<8}{:>12}{:>9.1}%{loss:>11.4}{:>11}", "F32", exact.len(), 100.0, ""))?;
+    say(format_args!("{:<8}{exact_bytes:>12}{:>9.1}%{loss:>11.4}{:>11}", "F32", 100.0, ""))?;
 
     let formats = match options.format {
         Some(format) => vec![format],
         None => Format::value_variants().to_vec(),
     };
-    let mut files = Vec::new();
+    let mut columns = Vec::new();
     for dtype in formats.into_iter().map(Dtype::from) {
-        let mut small = model.quantized(Cpu::new()?, dtype)?;
-        let mut file = Vec::new();
-        small.write(&mut file, &extras)?;
+        let file = quantized(&exact, dtype, options.out.as_deref())?;
         let its = loss_of(&file, &windows)?;
-        let share = 100.0 * file.len() as f64 / exact.len() as f64;
+        let share = 100.0 * file.len() as f64 / exact_bytes as f64;
         let name = format!("{dtype:?}");
         say(format_args!("{name:<8}{:>12}{share:>9.1}%{its:>11.4}{:>+11.5}", file.len(), its - loss))?;
-        if let Some(path) = &options.out {
-            small.save(path, &extras)?;
-        }
-        files.push((dtype, file));
+        columns.push((name, errors(&exact, &file)?));
     }
-    errors(&exact, &files)
+    print_errors(&exact, &columns)
+}
+
+/// The file of the same model in another format, saved at `out` too.
+fn quantized(exact: &[u8], dtype: Dtype, out: Option<&Path>) -> Outcome<Vec<u8>> {
+    let exact = open(exact)?;
+    let extras = Extras { tokenizer: exact.tokenizer(), metadata: exact.metadata() };
+    let mut small = Model::borrow(Cpu::new()?, &exact)?.quantized(Cpu::new()?, dtype)?;
+    if let Some(path) = out {
+        small.save(path, &extras)?;
+    }
+    let mut file = Vec::new();
+    small.write(&mut file, &extras)?;
+    Ok(file)
 }
 
 /// The mean loss on the validation text, in nats per token. The weights are widened first: the same numbers, at the
@@ -132,27 +145,34 @@ fn loss_of(file: &[u8], windows: &EvalWindows<'_>) -> Outcome<f64> {
     Ok(Trainer::new(model, evaluation(windows.time()))?.evaluate(windows)?)
 }
 
+/// Nothing is kept for a backward pass that there is not.
 fn evaluation(time: usize) -> TrainConfig {
-    TrainConfig { batch: 16, time, ..TrainConfig::constant(0.0) }
+    TrainConfig { batch: 16, time, recompute: Recompute::Blocks, ..TrainConfig::constant(0.0) }
 }
 
-/// Prints how far each tensor is off, as the root of the mean square beside that of its numbers.
-fn errors(exact: &[u8], files: &[(Dtype, Vec<u8>)]) -> Outcome<()> {
-    let heading: String = files.iter().map(|(dtype, _)| format!("{:>10}", format!("{dtype:?}"))).collect();
-    say(format_args!("\n{:<28}{:>14}{:>10}{heading}", "error, as a share of rms", "shape", "rms"))?;
-    let exact = open(exact)?;
-    for tensor in exact.tensors() {
+/// How far each tensor is off, as the root of the mean square, beside that of its numbers.
+fn errors(exact: &[u8], file: &[u8]) -> Outcome<Vec<f64>> {
+    let (exact, file) = (open(exact)?, open(file)?);
+    let error = |tensor: TensorView<'_>| {
+        let small = file.tensor(tensor.name);
+        let small = small.ok_or_else(|| format!("{} is not in the smaller model", tensor.name))?;
         let weights = numbers(&tensor);
-        let rms = root_mean_square(weights.iter().copied());
-        let mut line =
-            format!("{:<28}{:>14}{rms:>10.5}", tensor.name, format!("{} x {}", tensor.rows, tensor.cols));
-        for (_, file) in files {
-            let small = open(file)?.tensor(tensor.name).map(|tensor| numbers(&tensor));
-            let small = small.ok_or_else(|| format!("{} is not in the smaller model", tensor.name))?;
-            let off = root_mean_square(small.iter().zip(&weights).map(|(a, b)| a - b));
-            line += &format!("{:>9.3}%", 100.0 * off / rms.max(f64::MIN_POSITIVE));
-        }
-        say(line)?;
+        let off = root_mean_square(numbers(&small).iter().zip(&weights).map(|(a, b)| a - b));
+        Ok(off / root_mean_square(weights.iter().copied()).max(f64::MIN_POSITIVE))
+    };
+    exact.tensors().map(error).collect()
+}
+
+/// The [`errors`] of each format.
+fn print_errors(exact: &[u8], columns: &[(String, Vec<f64>)]) -> Outcome<()> {
+    let heading: String = columns.iter().map(|(name, _)| format!("{name:>10}")).collect();
+    say(format_args!("\n{:<28}{:>14}{:>10}{heading}", "error, as a share of rms", "shape", "rms"))?;
+    for (i, tensor) in open(exact)?.tensors().enumerate() {
+        let rms = root_mean_square(numbers(&tensor).into_iter());
+        let shape = format!("{} x {}", tensor.rows, tensor.cols);
+        let errors: String =
+            columns.iter().map(|(_, errors)| format!("{:>9.3}%", 100.0 * errors[i])).collect();
+        say(format_args!("{:<28}{shape:>14}{rms:>10.5}{errors}", tensor.name))?;
     }
     Ok(())
 }

@@ -66,7 +66,16 @@ fn control_group(root: &Path) -> Option<usize> {
     least
 }
 
-/// Refuses a training that does not fit, before anything is allocated; `remedy` says how to change the batch.
+/// What to do about a training that does not fit, besides `--recompute blocks`, which every program that trains has.
+#[derive(Debug, Clone, Copy)]
+pub struct Remedy<'a> {
+    /// Where a smaller batch would fit.
+    pub batch: &'a str,
+    /// Where not even one sequence does.
+    pub model: &'a str,
+}
+
+/// Refuses a training that does not fit, before anything is allocated.
 ///
 /// # Errors
 /// If the config is invalid, or needs more than is available: then with what would fit, by `--recompute blocks` or with
@@ -75,7 +84,7 @@ pub fn check_training<B: Backend>(
     backend: &B,
     config: &GptConfig,
     training: &TrainConfig,
-    remedy: &str,
+    remedy: &Remedy<'_>,
 ) -> Outcome<()> {
     // Also where nobody can tell how much memory there is.
     training.plan(config, backend)?;
@@ -87,12 +96,9 @@ fn training_fits<B: Backend>(
     config: &GptConfig,
     training: &TrainConfig,
     available: usize,
-    remedy: &str,
+    remedy: &Remedy<'_>,
 ) -> Outcome<()> {
-    let needs = |training: &TrainConfig| -> Outcome<Needs> {
-        let needs = Needs::of(backend, &training.plan(config, backend)?);
-        Ok(needs.and("tokens", training.token_bytes(backend)))
-    };
+    let needs = |training: &TrainConfig| Needs::of_training(backend, config, training);
     needs(training)?.fit("training", available, || {
         let frugal = TrainConfig { recompute: Recompute::Blocks, ..training.clone() };
         if needs(&frugal).is_ok_and(|needs| needs.total() <= available) {
@@ -102,12 +108,31 @@ fn training_fits<B: Backend>(
             let batch = settings.largest_batch(config, backend, available)?;
             let at_once = TrainConfig { batch, ..settings.clone() }.sequences_at_once(backend);
             let slices = if at_once < batch { format!(", {at_once} at once") } else { String::new() };
-            Some(format!("the largest batch that fits is {batch}{slices}: {remedy}"))
+            Some(format!("the largest batch that fits is {batch}{slices}: {}", remedy.batch))
         };
         let with_blocks = || Some(format!("with --recompute blocks, {}", largest(&frugal)?));
-        let smaller = || "not even one sequence fits: make the model or the context smaller".into();
+        let smaller = || format!("not even one sequence fits: {}", remedy.model);
         largest(training).or_else(with_blocks).unwrap_or_else(smaller)
     })
+}
+
+/// Refuses a model that a [`Trainer`](minigpt_core::Trainer) with these settings has no room to evaluate, by a program
+/// that will hold so many bytes `more` than it does now.
+///
+/// # Errors
+/// If the config is invalid, or needs more than is available.
+pub fn check_evaluation<B: Backend>(
+    backend: &B,
+    config: &GptConfig,
+    settings: &TrainConfig,
+    more: usize,
+) -> Outcome<()> {
+    let needs = Needs::of_training(backend, config, settings)?.and("files", more);
+    available().map_or(Ok(()), |available| evaluation_fits(&needs, available))
+}
+
+fn evaluation_fits(needs: &Needs, available: usize) -> Outcome<()> {
+    needs.fit("evaluating", available, || "it takes a machine with more memory, or a smaller model".into())
 }
 
 /// Refuses a model whose decoding, with prompts of which up to `prefill` tokens go through the model at once, does not
@@ -151,6 +176,11 @@ impl Needs {
         Needs(plan.bytes.categories().to_vec()).and("workspace", backend.workspace_bytes(plan))
     }
 
+    fn of_training<B: Backend>(backend: &B, config: &GptConfig, training: &TrainConfig) -> Outcome<Needs> {
+        let needs = Needs::of(backend, &training.plan(config, backend)?);
+        Ok(needs.and("tokens", training.token_bytes(backend)))
+    }
+
     fn and(mut self, what: &'static str, bytes: usize) -> Needs {
         self.0.push((what, bytes));
         self
@@ -188,6 +218,8 @@ mod tests {
 
     use super::*;
     use crate::scratch::Scratch;
+
+    const CHANGE: Remedy<'_> = Remedy { batch: "change it", model: "shrink it" };
 
     fn put(scratch: &Scratch, path: &str, contents: &str) {
         let path = scratch.path(path);
@@ -240,7 +272,7 @@ mod tests {
             settings.plan(&config, &backend).unwrap().bytes.total() + settings.token_bytes(&backend)
         };
         let fits = |settings: &TrainConfig, budget| {
-            training_fits(&backend, &config, settings, budget, "change it").map_err(|error| error.to_string())
+            training_fits(&backend, &config, settings, budget, &CHANGE).map_err(|error| error.to_string())
         };
         let (cheap, blocks) = (Recompute::Cheap, Recompute::Blocks);
         let budget = needs(&settings(5, cheap));
@@ -258,7 +290,25 @@ mod tests {
         let error = fits(&settings(60, blocks), small).unwrap_err();
         assert!(error.ends_with(" available: the largest batch that fits is 1: change it"), "{error}");
         let error = fits(&settings(6, cheap), 100).unwrap_err();
-        assert!(error.contains("not even one sequence fits"), "{error}");
+        assert!(error.ends_with("not even one sequence fits: shrink it"), "{error}");
+    }
+
+    #[test]
+    fn an_evaluation_that_does_not_fit_is_advised_no_flag() {
+        let backend = Reference::<f32>::new();
+        let config = GptConfig { layers: 1, heads: 1, d_model: 8, d_ff: 8, ..GptConfig::new(4, 8) };
+        let settings = TrainConfig { batch: 2, time: 8, ..TrainConfig::constant(0.0) };
+        let needs = Needs::of_training(&backend, &config, &settings).unwrap();
+        let alone = needs.total();
+        let needs = needs.and("files", 1000);
+        evaluation_fits(&needs, alone + 1000).unwrap();
+        let error = evaluation_fits(&needs, alone + 999).unwrap_err().to_string();
+        assert!(error.starts_with("evaluating needs ") && error.contains(", files 1.0 kB)"), "{error}");
+        assert!(error.ends_with("it takes a machine with more memory, or a smaller model"), "{error}");
+        let large = GptConfig { d_model: 1 << 24, ..config };
+        let refused = check_evaluation(&backend, &large, &settings, 0);
+        // Only Linux tells how much memory there is.
+        assert_eq!(refused.is_err(), cfg!(target_os = "linux"));
     }
 
     #[test]
@@ -271,7 +321,7 @@ mod tests {
         let plan = settings(3).plan(&config, &backend).unwrap();
         let room = plan.bytes.total() + backend.workspace_bytes(&plan) + settings(9).token_bytes(&backend);
         let fits = |batch| {
-            let fits = training_fits(&backend, &config, &settings(batch), room, "change it");
+            let fits = training_fits(&backend, &config, &settings(batch), room, &CHANGE);
             fits.map_err(|error| error.to_string())
         };
         assert_eq!((fits(3), fits(9)), (Ok(()), Ok(())));

@@ -7,12 +7,23 @@ use minigpt_core::{
 use super::TRAINING_SHARE;
 use super::folder::{Best, Folder, Pace};
 use super::options::{Options, TokenizerName};
+use crate::memory::Remedy;
 use crate::metrics::Metrics;
 use crate::options::open;
 use crate::{Outcome, memory, say};
 
-/// How the flags change the batch.
-const REMEDY: &str = "set it with --batch, and make up for it with --accumulation";
+/// What a new run can still change.
+const NEW: Remedy<'_> = Remedy {
+    batch: "set it with --batch, and make up for it with --accumulation",
+    model: "make the model or the context smaller",
+};
+
+/// What a run that goes on can: its batch and its model are in its checkpoint.
+const RESUMED: Remedy<'_> = Remedy {
+    batch: "a run that is resumed keeps its batch, so resume it where there is more memory, or begin a new run with a \
+            smaller --batch",
+    model: "resume the run where there is more memory, or begin a new run with a smaller model or context",
+};
 
 /// What a run goes on with.
 pub(super) struct Begun<B: Backend> {
@@ -51,7 +62,7 @@ pub(super) fn begin<B: Backend>(
         )
         .into());
     }
-    memory::check_training(&backend, &config, &training, REMEDY)?;
+    memory::check_training(&backend, &config, &training, &NEW)?;
     let model = Model::new(backend, config, settings.seed())?;
     let trainer = Trainer::new(model, training)?;
     if let Some(aside) = folder.set_earlier_run_aside()? {
@@ -96,7 +107,7 @@ pub(super) fn resume<B: Backend>(
         );
     }
     let training = TrainConfig { recompute, ..training.config.clone() };
-    memory::check_training(&backend, checkpoint.config(), &training, REMEDY)?;
+    memory::check_training(&backend, checkpoint.config(), &training, &RESUMED)?;
     let tokenizer = tokenizer.clone();
     let mut trainer = Trainer::resume_with(backend, &checkpoint, training)?;
     let step = trainer.metrics()?.step;
