@@ -60,26 +60,26 @@
 //!
 //! ```text
 //! op                 calls        ms   share  GFLOP/s    GB/s     bytes  flop/B  bound by    of it
-//! LinearBackward        50   460.415   57.1%    189.3     1.7  771.8 MB   112.9  arithmetic    80%
-//! LinearForward         50   250.488   31.1%    174.0     2.0  504.0 MB    86.5  arithmetic    74%
-//! AttentionBackward     12    48.835    6.1%     99.3     3.1  151.3 MB    32.1  arithmetic    42%
-//! AttentionForward      12    25.663    3.2%     94.5     3.0   75.8 MB    32.0  arithmetic    40%
-//! LayerNormBackward     26     4.882    0.6%      0.0    32.9  160.8 MB     0.0  memory        96%
-//! AdamW                  1     4.847    0.6%      0.0    62.1  300.9 MB     0.0  memory       180%
-//! LayerNormForward      26     2.634    0.3%      0.0    31.1   82.0 MB     0.0  memory        91%
-//! SquaredNorm            1     1.632    0.2%      0.0    26.3   43.0 MB     0.0  memory        77%
-//! EmbeddingBackward      2     0.883    0.1%      0.0     5.8    5.1 MB     0.0  memory        17%
-//! EmbeddingForward       2     0.427    0.1%      0.0     9.7    4.1 MB     0.0  memory        28%
-//! CrossEntropy           2     0.091    0.0%      0.0    11.8    1.1 MB     0.0  memory        34%
-//! the rest                     5.614    0.7%
-//! the machine: 236 GFLOP/s of multiply-adds in registers, 34.4 GB/s of reading 268.4 MB
+//! LinearBackward        50   453.953   58.5%    192.0     1.7  771.8 MB   112.9  arithmetic    82%
+//! LinearForward         50   231.906   29.9%    188.0     2.2  504.0 MB    86.5  arithmetic    80%
+//! AttentionBackward     12    48.253    6.2%    100.5     3.1  151.3 MB    32.1  arithmetic    43%
+//! AttentionForward      12    22.745    2.9%    106.6     3.3   75.8 MB    32.0  arithmetic    46%
+//! AdamW                  1     5.976    0.8%      0.0    50.3  300.9 MB     0.0  memory       185%
+//! LayerNormBackward     26     4.453    0.6%      0.0    36.1  160.8 MB     0.0  memory       133%
+//! LayerNormForward      26     2.291    0.3%      0.0    35.8   82.0 MB     0.0  memory       132%
+//! SquaredNorm            1     1.759    0.2%      0.0    24.4   43.0 MB     0.0  memory        90%
+//! EmbeddingBackward      2     0.752    0.1%      0.0     6.8    5.1 MB     0.0  memory        25%
+//! EmbeddingForward       2     0.265    0.0%      0.0    15.6    4.1 MB     0.0  memory        57%
+//! CrossEntropy           2     0.077    0.0%      0.0    13.9    1.1 MB     0.0  memory        51%
+//! the rest                     3.032    0.4%
+//! the machine: 234 GFLOP/s of multiply-adds in registers, 27.2 GB/s of reading 268.4 MB
 //! ```
 //!
 //! What to read from it:
 //!
-//! - **Training is arithmetic.** A linear layer of M does some hundred operations for each byte that it touches, because
-//!   every weight meets all rows of the batch: 2 R I O operations on 4 (R I + I O + R O) bytes, for R rows, I inputs and
-//!   O outputs. The backward pass has two such products, so it takes twice the time of the forward pass.
+//! - **Training is arithmetic.** A linear layer of M does some hundred operations for each byte that it touches,
+//!   because every weight meets all rows of the batch: 2 R I O operations on 4 (R I + I O + R O) bytes, for R rows, I
+//!   inputs and O outputs. The backward pass has two such products, so it takes twice the time of the forward pass.
 //! - **Attention** has its score matrix in the caches tile by tile, never in memory, so its intensity grows with the
 //!   context. It does more than the multiply-adds that are counted: an exponential for each score, twice.
 //! - **Norms, embeddings and the optimizer are memory.** They do a handful of operations on each number that they fetch,
