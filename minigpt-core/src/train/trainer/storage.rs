@@ -1,0 +1,192 @@
+//! A run's way to a checkpoint and back.
+
+use alloc::vec::Vec;
+
+use super::{TrainConfig, TrainState, Trainer};
+use crate::backend::{Backend, read_u32, write_u32};
+use crate::checkpoint::{Checkpoint, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write};
+use crate::error::Error;
+use crate::model::{Extras, Model, Place, Places, Saved, nowhere, read_into, write_tensor};
+use crate::op::counter;
+use crate::plan::Region;
+
+impl<B: Backend> Trainer<B> {
+    /// Continues a run from a checkpoint that [`save`](Trainer::save) wrote, as if it had never stopped: on the same
+    /// backend, bit for bit.
+    ///
+    /// # Errors
+    /// If the checkpoint is damaged or has no training state, or memory does not suffice.
+    pub fn resume(backend: B, checkpoint: &Checkpoint<'_>) -> Result<Self, Error<B::Error>> {
+        let training = checkpoint.training().ok_or(Error::NoTraining)?;
+        Self::resume_with(backend, checkpoint, training.config.clone())
+    }
+
+    /// As [`resume`](Trainer::resume), with other settings from here on: a learning rate that goes on for longer, or
+    /// what a smaller machine recomputes. Weights, moments and counters are the checkpoint's.
+    ///
+    /// ```
+    /// # use minigpt_core::{GptConfig, Model, Reference, checkpoint::Checkpoint, model::Extras};
+    /// use minigpt_core::{Recompute, train::{TrainConfig, Trainer}};
+    /// # let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 2) };
+    /// # let settings = TrainConfig { time: 2, ..TrainConfig::constant(0.1) };
+    /// # let mut first = Trainer::new(Model::new(Reference::<f32>::new(), config, 1)?, settings)?;
+    /// # let mut bytes = Vec::new();
+    /// # first.write(&mut bytes, &Extras::default())?;
+    /// let checkpoint = Checkpoint::open(&bytes)?;
+    /// let kept = checkpoint.training().ok_or("this is a model without its training")?.config.clone();
+    /// let settings = TrainConfig { recompute: Recompute::Blocks, ..kept };
+    /// let trainer = Trainer::resume_with(Reference::<f32>::new(), &checkpoint, settings)?;
+    /// # assert_eq!(trainer.plan().recompute, Recompute::Blocks);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`resume`](Trainer::resume), and if a setting has no meaning.
+    pub fn resume_with(
+        backend: B,
+        checkpoint: &Checkpoint<'_>,
+        config: TrainConfig,
+    ) -> Result<Self, Error<B::Error>> {
+        let training = checkpoint.training().ok_or(Error::NoTraining)?;
+        let moments = checkpoint.moments()?;
+        let model = Model::load(backend, checkpoint)?;
+        let state = state_under(training, &config);
+        let mut trainer = Trainer::new(model, config)?;
+        for (views, whole) in moments.iter().zip([trainer.m, trainer.v]) {
+            let regions: Vec<Region> = trainer.plan().parameters.list().iter().map(|t| t.region).collect();
+            for (view, region) in views.iter().zip(regions) {
+                write_tensor(trainer.model.backend_mut(), view, region.on(whole.buffer, whole.dtype))?;
+            }
+        }
+        trainer.set_state(&state)?;
+        Ok(trainer)
+    }
+
+    /// [`resume`](Trainer::resume) from a checkpoint that comes in tensor by tensor, and never lies in memory as a
+    /// whole.
+    ///
+    /// # Errors
+    /// If the stream ends early, is damaged or has no training state, or memory does not suffice.
+    pub fn resume_from<R: Read>(
+        backend: B,
+        stream: Stream<'_, R>,
+    ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
+        let training = stream.training().ok_or(StreamError::Load(Error::NoTraining))?;
+        let config = training.config.clone();
+        Self::resume_from_with(backend, stream, config)
+    }
+
+    /// As [`resume_from`](Trainer::resume_from), with other settings from here on, as
+    /// [`resume_with`](Trainer::resume_with) has them. Those that were kept are
+    /// [`Stream::training`](Stream::training)'s.
+    ///
+    /// # Errors
+    /// As [`resume_from`](Trainer::resume_from), and if a setting has no meaning.
+    pub fn resume_from_with<R: Read>(
+        backend: B,
+        stream: Stream<'_, R>,
+        config: TrainConfig,
+    ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
+        let (mut trainer, places) = Self::awaiting(backend, &stream, config).map_err(StreamError::Load)?;
+        read_into(stream, trainer.model.backend_mut(), &places)?;
+        Ok(trainer)
+    }
+
+    /// A trainer without weights and moments, and the places that those of `stream` have in it.
+    fn awaiting<R: Read>(
+        backend: B,
+        stream: &Stream<'_, R>,
+        config: TrainConfig,
+    ) -> Result<(Self, Places), Error<B::Error>> {
+        let training = stream.training().ok_or(Error::NoTraining)?;
+        let (parameters, [first, second]) = (stream.parameters()?, stream.moments()?);
+        let mut places = nowhere(stream.tensors())?;
+        let model = Model::empty(backend, stream.config().clone())?;
+        let state = state_under(training, &config);
+        let mut trainer = Trainer::new(model, config)?;
+        trainer.set_state(&state)?;
+        let regions: Vec<Region> = trainer.plan().parameters.list().iter().map(|t| t.region).collect();
+        for (whole, tensors) in [(trainer.params, parameters), (trainer.m, first), (trainer.v, second)] {
+            for (coming, region) in tensors.iter().zip(&regions) {
+                let to = region.on(whole.buffer, whole.dtype);
+                places[coming.tensor] = Some(Place { to, dtype: coming.dtype, cols: coming.cols });
+            }
+        }
+        Ok((trainer, places))
+    }
+
+    /// Writes a checkpoint from which the run can be resumed: parameters, moments, settings and counters. Only
+    /// between steps, because the gradient of a step in the making is not kept.
+    ///
+    /// # Errors
+    /// If a step is in the making, the backend or `out` fails, or the extras do not fit the model.
+    pub fn write<W: Write>(
+        &mut self,
+        out: W,
+        extras: &Extras<'_>,
+    ) -> Result<(), SaveError<Error<B::Error>, W::Error>> {
+        self.saved()?.write(self.model.backend_mut(), out, extras)
+    }
+
+    /// [`write`](Trainer::write) to a file, atomically: see [`checkpoint::save`](crate::checkpoint::save).
+    ///
+    /// # Errors
+    /// If the backend or the disk fails; what was at `path` is still there then.
+    #[cfg(feature = "std")]
+    pub fn save(
+        &mut self,
+        path: impl AsRef<std::path::Path>,
+        extras: &Extras<'_>,
+    ) -> Result<(), SaveError<Error<B::Error>, crate::checkpoint::FileError>> {
+        self.saved()?.save(self.model.backend_mut(), path.as_ref(), extras)
+    }
+
+    fn saved<W>(&mut self) -> Result<Saved, SaveError<Error<B::Error>, W>> {
+        if self.pending > 0 {
+            return Err(SaveError::Read { tensor: "the gradient".into(), error: Error::UnfinishedStep });
+        }
+        let state =
+            self.state().map_err(|error| SaveError::Read { tensor: "the device counters".into(), error })?;
+        let plan = &self.workspace.plan;
+        let list = plan.parameters.list();
+        let spans = [self.params, self.m, self.v]
+            .iter()
+            .flat_map(|whole| list.iter().map(|t| t.region.on(whole.buffer, whole.dtype)))
+            .collect();
+        Ok(Saved {
+            config: plan.config.clone(),
+            training: Some(Training { config: self.config.clone(), state }),
+            tensors: TensorSpec::training(plan),
+            spans,
+        })
+    }
+
+    /// What must be remembered besides parameters and moments to continue this run bit for bit. Waits.
+    ///
+    /// # Errors
+    /// If the backend failed.
+    pub fn state(&mut self) -> Result<TrainState, Error<B::Error>> {
+        let span = self.workspace.counters();
+        let values = read_u32(self.model.backend_mut(), span).map_err(Error::Backend)?;
+        let mut counters = [0; counter::LEN];
+        counters.copy_from_slice(&values);
+        Ok(TrainState { counters, windows_drawn: self.windows_drawn })
+    }
+
+    pub(crate) fn set_state(&mut self, state: &TrainState) -> Result<(), Error<B::Error>> {
+        let span = self.workspace.counters();
+        write_u32(self.model.backend_mut(), span, &state.counters).map_err(Error::Backend)?;
+        self.windows_drawn = state.windows_drawn;
+        self.pending = 0;
+        Ok(())
+    }
+}
+
+/// Where a run goes on with these settings: its dropout masks follow the seed.
+fn state_under(training: &Training, config: &TrainConfig) -> TrainState {
+    let mut state = training.state;
+    if config.seed != training.config.seed {
+        [state.counters[counter::SEED], state.counters[counter::SEED + 1]] = crate::rng::key(config.seed);
+    }
+    state
+}
