@@ -2,9 +2,14 @@
 //!
 //! A window is T + 1 tokens in a row: the first T are the inputs, the last T the targets, so that each position
 //! is taught the token that follows it (teacher forcing). [`split`] sets text aside for evaluation, [`Windows`]
-//! draws training windows at random, and [`EvalWindows`] walks over the rest.
+//! draws training windows at random, and [`EvalWindows`] walks over the rest. All of them take [`Tokens`] of any width.
+
+mod tokens;
+
+pub use tokens::{TokenBuf, Tokens};
 
 use core::fmt;
+use core::ops::Range;
 
 use crate::rng::{self, Stream, philox4x32};
 
@@ -19,16 +24,19 @@ use crate::rng::{self, Stream, philox4x32};
 ///
 /// # Errors
 /// [`DataError::Empty`], and [`DataError::Fraction`] if `fraction` is not in 0..=1.
-pub fn split(tokens: &[u32], fraction: f64) -> Result<(&[u32], &[u32]), DataError> {
+pub fn split<'a>(
+    tokens: impl Into<Tokens<'a>>,
+    fraction: f64,
+) -> Result<(Tokens<'a>, Tokens<'a>), DataError> {
+    let tokens = tokens.into();
     if tokens.is_empty() {
         return Err(DataError::Empty);
     }
     if !(0.0..=1.0).contains(&fraction) {
         return Err(DataError::Fraction { fraction });
     }
-    // The product can round up past the end only where f64 cannot count the tokens.
-    let middle = ((fraction * tokens.len() as f64) as usize).min(tokens.len());
-    Ok(tokens.split_at(middle))
+    // The product can round up past the end only where f64 cannot count the tokens; then the end is the middle.
+    Ok(tokens.split_at((fraction * tokens.len() as f64) as usize))
 }
 
 /// Random training windows over a corpus, with replacement.
@@ -48,7 +56,7 @@ pub fn split(tokens: &[u32], fraction: f64) -> Result<(&[u32], &[u32]), DataErro
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Windows<'a> {
-    tokens: &'a [u32],
+    tokens: Tokens<'a>,
     time: usize,
 }
 
@@ -58,7 +66,8 @@ impl<'a> Windows<'a> {
     /// # Errors
     /// [`DataError::Empty`], [`DataError::ZeroTime`], and [`DataError::TooShort`] if there are fewer than T + 1
     /// tokens.
-    pub fn new(tokens: &'a [u32], time: usize) -> Result<Self, DataError> {
+    pub fn new(tokens: impl Into<Tokens<'a>>, time: usize) -> Result<Self, DataError> {
+        let tokens = tokens.into();
         check(tokens, time)?;
         Ok(Windows { tokens, time })
     }
@@ -98,20 +107,32 @@ impl<'a> Windows<'a> {
         inputs: &mut [u32],
         targets: &mut [u32],
     ) -> Result<(), DataError> {
-        for found in [inputs.len(), targets.len()] {
-            if batch.checked_mul(self.time) != Some(found) {
-                return Err(DataError::BatchLength { batch, time: self.time, found });
-            }
-        }
-        let rows = inputs.chunks_exact_mut(self.time).zip(targets.chunks_exact_mut(self.time));
-        for (row, (inputs, targets)) in rows.enumerate() {
-            let start = self.start(seed, first_window.wrapping_add(row as u64));
-            let window = &self.tokens[start..=start + self.time];
-            inputs.copy_from_slice(&window[..self.time]);
-            targets.copy_from_slice(&window[1..]);
-        }
-        Ok(())
+        let start = |row| self.start(seed, first_window.wrapping_add(row as u64));
+        fill(self.tokens, self.time, batch, start, inputs, targets)
     }
+}
+
+/// Writes the windows that begin where `start` says to `inputs` and `targets`, one after the other.
+fn fill(
+    tokens: Tokens<'_>,
+    time: usize,
+    batch: usize,
+    start: impl Fn(usize) -> usize,
+    inputs: &mut [u32],
+    targets: &mut [u32],
+) -> Result<(), DataError> {
+    for found in [inputs.len(), targets.len()] {
+        if batch.checked_mul(time) != Some(found) {
+            return Err(DataError::BatchLength { batch, time, found });
+        }
+    }
+    let rows = inputs.chunks_exact_mut(time).zip(targets.chunks_exact_mut(time));
+    for (row, (inputs, targets)) in rows.enumerate() {
+        let start = start(row);
+        tokens.copy_to(start, inputs);
+        tokens.copy_to(start + 1, targets);
+    }
+    Ok(())
 }
 
 /// Evaluation windows over a corpus: in order, side by side, each target once.
@@ -124,13 +145,19 @@ impl<'a> Windows<'a> {
 /// let tokens: Vec<u32> = (0..10).collect();
 /// let windows = EvalWindows::new(&tokens, 4)?;
 /// assert_eq!(windows.len(), 2);
-/// assert_eq!(windows.get(1), Some((&tokens[4..8], &tokens[5..9])));
+/// let (mut inputs, mut targets) = ([0; 4], [0; 4]);
+/// windows.fill(1, 1, &mut inputs, &mut targets)?;
+/// assert_eq!((inputs, targets), ([4, 5, 6, 7], [5, 6, 7, 8]));
 /// # Ok::<(), minigpt_core::DataError>(())
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct EvalWindows<'a> {
-    tokens: &'a [u32],
+    tokens: Tokens<'a>,
     time: usize,
+    /// How many windows are spread over the corpus.
+    spread: usize,
+    /// Which of them these are.
+    first: usize,
     len: usize,
 }
 
@@ -139,24 +166,43 @@ impl<'a> EvalWindows<'a> {
     ///
     /// # Errors
     /// As [`Windows::new`].
-    pub fn new(tokens: &'a [u32], time: usize) -> Result<Self, DataError> {
+    pub fn new(tokens: impl Into<Tokens<'a>>, time: usize) -> Result<Self, DataError> {
+        let tokens = tokens.into();
         check(tokens, time)?;
-        Ok(EvalWindows { tokens, time, len: full_windows(tokens, time) })
+        let len = full_windows(tokens, time);
+        Ok(EvalWindows { tokens, time, spread: len, first: 0, len })
     }
 
-    /// At most `count` of the windows, evenly spread over the corpus, and at least one: a fixed sample for a quick
+    /// At most `count` of all windows, evenly spread over the corpus, and at least one: a fixed sample for a quick
     /// look. Of m windows in all, the j-th of k is window floor(j m / k).
     ///
     /// ```
     /// # use minigpt_core::EvalWindows;
-    /// # let tokens = [0; 101];
+    /// # let tokens = [0u32; 101];
     /// let all = EvalWindows::new(&tokens, 10)?;
     /// assert_eq!((all.len(), all.spread(4).len(), all.spread(99).len()), (10, 4, 10));
     /// # Ok::<(), minigpt_core::DataError>(())
     /// ```
     #[must_use]
     pub fn spread(&self, count: usize) -> Self {
-        EvalWindows { len: count.clamp(1, full_windows(self.tokens, self.time)), ..*self }
+        let len = count.clamp(1, full_windows(self.tokens, self.time));
+        EvalWindows { spread: len, first: 0, len, ..*self }
+    }
+
+    /// The windows at the places of `range`; `None` if it is empty or reaches past the last. A long evaluation can go
+    /// piece by piece, and be watched and stopped between two.
+    ///
+    /// ```
+    /// # use minigpt_core::EvalWindows;
+    /// # let tokens = [0u32; 101];
+    /// let all = EvalWindows::new(&tokens, 10)?;
+    /// assert_eq!(all.part(4..10).map(|part| part.len()), Some(6));
+    /// assert!(all.part(4..11).is_none() && all.part(4..4).is_none());
+    /// # Ok::<(), minigpt_core::DataError>(())
+    /// ```
+    pub fn part(&self, range: Range<usize>) -> Option<Self> {
+        let inside = range.start < range.end && range.end <= self.len;
+        inside.then(|| EvalWindows { first: self.first + range.start, len: range.end - range.start, ..*self })
     }
 
     /// How many inputs a window has (T).
@@ -170,32 +216,35 @@ impl<'a> EvalWindows<'a> {
         self.len
     }
 
-    /// Inputs and targets of the window at place `index`, each (T); `None` past the last.
-    pub fn get(&self, index: usize) -> Option<(&'a [u32], &'a [u32])> {
-        if index >= self.len {
-            return None;
+    /// Writes the `batch` windows from place `first` on to `inputs` and `targets`, one after the other: each (B, T).
+    ///
+    /// # Errors
+    /// [`DataError::PastTheLast`] if there are not so many, and [`DataError::BatchLength`] if a slice is not exactly
+    /// B T long.
+    pub fn fill(
+        &self,
+        first: usize,
+        batch: usize,
+        inputs: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<(), DataError> {
+        if first.checked_add(batch).is_none_or(|end| end > self.len) {
+            return Err(DataError::PastTheLast { first, batch, windows: self.len });
         }
         let all = full_windows(self.tokens, self.time);
-        // Below `all`, since index < len.
-        let window = (index as u128 * all as u128 / self.len as u128) as usize;
-        let start = window * self.time;
-        let tokens = &self.tokens[start..=start + self.time];
-        Some((&tokens[..self.time], &tokens[1..]))
-    }
-
-    /// The windows in order, as [`get`](EvalWindows::get) gives them.
-    pub fn iter(&self) -> impl Iterator<Item = (&'a [u32], &'a [u32])> + use<'a> {
-        let windows = *self;
-        (0..self.len).map_while(move |index| windows.get(index))
+        // Below `all`, since the place is below `spread`.
+        let window = |place: usize| (place as u128 * all as u128 / self.spread as u128) as usize;
+        let start = |row| window(self.first + first + row) * self.time;
+        fill(self.tokens, self.time, batch, start, inputs, targets)
     }
 }
 
 /// How many windows stand side by side: i with i T + T + 1 <= n.
-fn full_windows(tokens: &[u32], time: usize) -> usize {
+fn full_windows(tokens: Tokens<'_>, time: usize) -> usize {
     (tokens.len() - 1) / time
 }
 
-fn check(tokens: &[u32], time: usize) -> Result<(), DataError> {
+fn check(tokens: Tokens<'_>, time: usize) -> Result<(), DataError> {
     if tokens.is_empty() {
         return Err(DataError::Empty);
     }
@@ -227,6 +276,15 @@ pub enum DataError {
     Fraction {
         /// The share given.
         fraction: f64,
+    },
+    /// Windows past the last one.
+    PastTheLast {
+        /// The place of the first one asked for.
+        first: usize,
+        /// How many were asked for.
+        batch: usize,
+        /// How many there are.
+        windows: usize,
     },
     /// A slice does not have the length of the batch.
     BatchLength {
@@ -261,6 +319,11 @@ impl fmt::Display for DataError {
             DataError::Fraction { fraction } => {
                 write!(f, "the training fraction {fraction} is not in 0..=1: 0.9 is common")
             }
+            DataError::PastTheLast { first, batch, windows } => write!(
+                f,
+                "{batch} windows from place {first} on reach past the last of {windows}: ask for fewer, or begin \
+                 earlier"
+            ),
             DataError::BatchLength { batch, time, found } => write!(
                 f,
                 "{batch} windows of {time} tokens do not fill {found} places: make inputs and targets batch x \
@@ -288,21 +351,22 @@ mod tests {
     fn split_cuts_by_position_and_rounds_down() {
         let tokens = counting(19);
         // 0.9 x 19 = 17.1
-        assert_eq!(split(&tokens, 0.9), Ok((&tokens[..17], &tokens[17..])));
-        assert_eq!(split(&tokens, 0.0), Ok((&tokens[..0], &tokens[..])));
-        assert_eq!(split(&tokens, 1.0), Ok((&tokens[..], &tokens[19..])));
-        assert_eq!(split(&tokens[..1], 0.9), Ok((&tokens[..0], &tokens[..1])));
-        let large = vec![0; 1_115_394];
+        let parts = |middle| Ok(Tokens::from(&tokens).split_at(middle));
+        assert_eq!(split(&tokens, 0.9), parts(17));
+        assert_eq!(split(&tokens, 0.0), parts(0));
+        assert_eq!(split(&tokens, 1.0), parts(19));
+        assert_eq!(split(&tokens[..1], 0.9), Ok((Tokens::from(&[0u32; 0]), Tokens::from(&[0u32]))));
+        let large = vec![0u8; 1_115_394];
         assert_eq!(split(&large, 0.9).unwrap().0.len(), 1_003_854);
     }
 
     #[test]
     fn split_refuses_what_is_no_share() {
-        assert_eq!(split(&[], 0.9), Err(DataError::Empty));
+        assert_eq!(split(&[0u32; 0], 0.9), Err(DataError::Empty));
         for fraction in [-0.1, 1.1, f64::INFINITY] {
-            assert_eq!(split(&[1, 2], fraction), Err(DataError::Fraction { fraction }));
+            assert_eq!(split(&[1u32, 2], fraction), Err(DataError::Fraction { fraction }));
         }
-        assert!(matches!(split(&[1, 2], f64::NAN), Err(DataError::Fraction { .. })));
+        assert!(matches!(split(&[1u32, 2], f64::NAN), Err(DataError::Fraction { .. })));
     }
 
     #[test]
@@ -386,12 +450,39 @@ mod tests {
             let tokens = counting(n);
             let windows = EvalWindows::new(&tokens, time).unwrap();
             assert_eq!(windows.len(), count, "{n} tokens, T {time}");
-            assert_eq!(windows.iter().count(), count);
-            for (i, (inputs, targets)) in windows.iter().enumerate() {
-                assert_eq!(inputs, &tokens[i * time..i * time + time]);
-                assert_eq!(targets, &tokens[i * time + 1..i * time + time + 1]);
+            let (mut inputs, mut targets) = (vec![0; count * time], vec![0; count * time]);
+            windows.fill(0, count, &mut inputs, &mut targets).unwrap();
+            assert_eq!(inputs, &tokens[..count * time]);
+            assert_eq!(targets, &tokens[1..count * time + 1]);
+            for (first, batch) in [(count, 1), (0, count + 1), (usize::MAX, 1)] {
+                let past = Err(DataError::PastTheLast { first, batch, windows: count });
+                assert_eq!(windows.fill(first, batch, &mut inputs, &mut targets), past);
             }
-            assert_eq!(windows.get(count), None);
+        }
+    }
+
+    /// The first input of each window.
+    fn firsts(windows: &EvalWindows<'_>) -> Vec<u32> {
+        let first = |place| {
+            let (mut inputs, mut targets) = (vec![0; windows.time()], vec![0; windows.time()]);
+            windows.fill(place, 1, &mut inputs, &mut targets).unwrap();
+            inputs[0]
+        };
+        (0..windows.len()).map(first).collect()
+    }
+
+    #[test]
+    fn the_parts_of_a_spread_are_the_spread() {
+        let tokens: Vec<u8> = (0..101).collect();
+        for windows in [1, 3, 4, 10].map(|count| EvalWindows::new(&tokens, 10).unwrap().spread(count)) {
+            let whole = firsts(&windows);
+            for middle in 1..windows.len() {
+                let [first, second] =
+                    [0..middle, middle..windows.len()].map(|range| windows.part(range).unwrap());
+                assert_eq!([firsts(&first), firsts(&second)].concat(), whole);
+                assert_eq!(second.part(0..1).map(|part| firsts(&part)), Some(vec![whole[middle]]));
+                assert!(second.part(0..second.len() + 1).is_none());
+            }
         }
     }
 
@@ -399,7 +490,7 @@ mod tests {
     fn a_spread_is_even_and_starts_at_the_beginning() {
         let tokens = counting(101);
         let all = EvalWindows::new(&tokens, 10).unwrap();
-        let firsts = |count| all.spread(count).iter().map(|(inputs, _)| inputs[0]).collect::<Vec<u32>>();
+        let firsts = |count| firsts(&all.spread(count));
         assert_eq!(firsts(4), [0, 20, 50, 70]);
         assert_eq!(firsts(3), [0, 30, 60]);
         assert_eq!(firsts(1), [0]);
@@ -408,25 +499,24 @@ mod tests {
         assert_eq!(firsts(usize::MAX), firsts(10));
         // Of a spread, a wider one can be taken again.
         assert_eq!(all.spread(1).spread(2).len(), 2);
-        assert_eq!(all.spread(4).get(4), None);
     }
 
     #[test]
     fn too_little_text_is_refused_with_what_is_needed() {
-        assert_eq!(Windows::new(&[], 4).unwrap_err(), DataError::Empty);
-        assert_eq!(Windows::new(&[1], 0).unwrap_err(), DataError::ZeroTime);
-        assert_eq!(Windows::new(&[1; 64], 64).unwrap_err(), DataError::TooShort { tokens: 64, time: 64 });
-        assert!(Windows::new(&[1; 65], 64).is_ok());
-        assert_eq!(EvalWindows::new(&[], 4).unwrap_err(), DataError::Empty);
-        assert_eq!(EvalWindows::new(&[1], 0).unwrap_err(), DataError::ZeroTime);
-        assert_eq!(EvalWindows::new(&[1; 4], 4).unwrap_err(), DataError::TooShort { tokens: 4, time: 4 });
+        assert_eq!(Windows::new(&[0u32; 0], 4).unwrap_err(), DataError::Empty);
+        assert_eq!(Windows::new(&[1u32], 0).unwrap_err(), DataError::ZeroTime);
+        assert_eq!(Windows::new(&[1u32; 64], 64).unwrap_err(), DataError::TooShort { tokens: 64, time: 64 });
+        assert!(Windows::new(&[1u32; 65], 64).is_ok());
+        assert_eq!(EvalWindows::new(&[0u32; 0], 4).unwrap_err(), DataError::Empty);
+        assert_eq!(EvalWindows::new(&[1u32], 0).unwrap_err(), DataError::ZeroTime);
+        assert_eq!(EvalWindows::new(&[1u32; 4], 4).unwrap_err(), DataError::TooShort { tokens: 4, time: 4 });
         let endless = DataError::TooShort { tokens: 4, time: usize::MAX };
-        assert_eq!(EvalWindows::new(&[1; 4], usize::MAX).unwrap_err(), endless);
+        assert_eq!(EvalWindows::new(&[1u32; 4], usize::MAX).unwrap_err(), endless);
     }
 
     #[test]
     fn a_batch_that_does_not_fit_its_slices_is_refused() {
-        let windows = Windows::new(&[0; 9], 4).unwrap();
+        let windows = Windows::new(&[0u32; 9], 4).unwrap();
         let (mut right, mut wrong) = ([7; 8], [7; 9]);
         let error = Err(DataError::BatchLength { batch: 2, time: 4, found: 9 });
         assert_eq!(windows.fill(0, 0, 2, &mut wrong, &mut right), error);
@@ -460,6 +550,10 @@ mod tests {
         assert_eq!(
             DataError::BatchLength { batch: 2, time: 4, found: 9 }.to_string(),
             "2 windows of 4 tokens do not fill 9 places: make inputs and targets batch x time long"
+        );
+        assert_eq!(
+            DataError::PastTheLast { first: 3, batch: 2, windows: 4 }.to_string(),
+            "2 windows from place 3 on reach past the last of 4: ask for fewer, or begin earlier"
         );
     }
 }

@@ -101,7 +101,7 @@ pub mod train;
 pub use backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Imported, Span};
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, AttentionScale, ConfigError, GptConfig, Norm, Position};
-pub use data::{DataError, EvalWindows, Windows};
+pub use data::{DataError, EvalWindows, TokenBuf, Tokens, Windows};
 pub use error::Error;
 pub use model::{Decoder, Model};
 pub use op::{InvalidOp, Op, OpKind};

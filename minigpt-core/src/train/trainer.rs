@@ -342,15 +342,10 @@ impl<B: Backend> Trainer<B> {
         let time = self.config.time;
         let rows = batch * time;
         let (inputs, targets) = (&mut inputs[..rows], &mut targets[..rows]);
-        let places = inputs.chunks_exact_mut(time).zip(targets.chunks_exact_mut(time));
-        for (i, (input, target)) in places.enumerate() {
-            let (x, y) = windows
-                .get(first + i)
-                .filter(|(x, _)| x.len() == time)
-                .ok_or(Error::BatchLength { found: windows.time(), expected: time })?;
-            input.copy_from_slice(x);
-            target.copy_from_slice(y);
+        if windows.time() != time {
+            return Err(Error::BatchLength { found: windows.time(), expected: time });
         }
+        windows.fill(first, batch, inputs, targets).map_err(Error::Data)?;
         self.check_batch(inputs, targets, batch)?;
         self.enqueue_evaluation(inputs, targets, batch).map_err(Error::Backend)
     }

@@ -38,7 +38,7 @@ use super::{FileError, LoadFileError, RunFolderError, load_from};
 /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
 /// let mut trainer = Trainer::new(model, TrainConfig { batch: 1, time: 2, ..TrainConfig::constant(0.1) })?;
 /// for step in 1..=4 {
-///     trainer.step(&Windows::new(&[0, 1, 2, 0, 1, 2], 2)?)?;
+///     trainer.step(&Windows::new(&[0u32, 1, 2, 0, 1, 2], 2)?)?;
 ///     trainer.save(folder.step_path(step), &Extras::default())?;
 ///     folder.keep_last(step, 2)?;
 /// }

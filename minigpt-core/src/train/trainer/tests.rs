@@ -35,7 +35,7 @@ fn a_state_that_is_set_is_the_state_that_is_told() {
 #[test]
 fn a_resumed_run_has_the_settings_that_it_was_given() {
     let mut first = trainer();
-    let text = [0, 1, 2, 0, 1, 2];
+    let text = [0u32, 1, 2, 0, 1, 2];
     first.step(&Windows::new(&text, 2).unwrap()).unwrap();
     let mut bytes = Vec::new();
     first.write(&mut bytes, &Extras::default()).unwrap();
@@ -78,7 +78,7 @@ fn a_resumed_run_has_the_settings_that_it_was_given() {
 #[test]
 fn windows_are_counted_one_by_one() {
     let mut trainer = trainer();
-    let text = [0, 1, 2, 0, 1, 2];
+    let text = [0u32, 1, 2, 0, 1, 2];
     trainer.step(&Windows::new(&text, 2).unwrap()).unwrap();
     trainer.step(&Windows::new(&text, 2).unwrap()).unwrap();
     assert_eq!(trainer.state().unwrap().windows_drawn, 4);
@@ -126,10 +126,10 @@ fn a_step_that_failed_half_way_leaves_nothing_for_the_next() {
     let places = Windows::new(&numbers, 2).unwrap();
     let (first, second) = (places.start(seed, 0), places.start(seed, 1));
     assert!(first.abs_diff(second) > 2);
-    let mut text = [1; 40];
+    let mut text = [1u32; 40];
     text[second] = 9;
     assert!(matches!(trainer.step(&Windows::new(&text, 2).unwrap()), Err(Error::Token { token: 9, .. })));
-    trainer.step(&Windows::new(&[1; 40], 2).unwrap()).unwrap();
+    trainer.step(&Windows::new(&[1u32; 40], 2).unwrap()).unwrap();
     assert_eq!(trainer.metrics().unwrap().tokens, 4);
     assert_eq!(trainer.metrics().unwrap().step, 1);
 }
@@ -139,6 +139,6 @@ fn the_number_of_windows_wraps_around() {
     let mut trainer = trainer();
     let state = TrainState { windows_drawn: u64::MAX, ..trainer.state().unwrap() };
     trainer.set_state(&state).unwrap();
-    trainer.step(&Windows::new(&[0, 1, 2, 0, 1, 2], 2).unwrap()).unwrap();
+    trainer.step(&Windows::new(&[0u32, 1, 2, 0, 1, 2], 2).unwrap()).unwrap();
     assert_eq!(trainer.state().unwrap().windows_drawn, 1);
 }
