@@ -169,7 +169,9 @@ fn evaluation_is_the_mean_over_all_windows_and_disturbs_nothing() {
     assert_eq!(eval.len(), 7);
     let by_trainer = fresh.evaluate(&eval).unwrap();
     let (mut sum, mut count) = (0.0, 0.0);
-    for (inputs, targets) in eval.iter() {
+    let (mut inputs, mut targets) = ([0; 56], [0; 56]);
+    eval.fill(0, 7, &mut inputs, &mut targets).unwrap();
+    for (inputs, targets) in inputs.chunks(8).zip(targets.chunks(8)) {
         let logits = model.logits(inputs, 1, 8).unwrap();
         for (row, &target) in logits.chunks(11).zip(targets) {
             let total: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
@@ -340,4 +342,27 @@ fn generation_goes_on_where_it_stopped() {
         (tokens, decoder.logits().to_vec())
     };
     assert_eq!(run(&[20]), run(&[7, 1, 12]));
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_seen_as_far_as_the_context_reaches() {
+    let text = text(30);
+    let mut model = trainer(small(), settings()).into_model();
+    let context = model.config().context;
+    for more in [1, 2, context, 2 * context + 1] {
+        let prompt = &text[..context + more];
+        for before in [0, 3] {
+            let mut decoder = Decoder::new(&mut model, 3).unwrap();
+            if before > 0 {
+                decoder.feed(&mut model, &text[..before]).unwrap();
+            }
+            decoder.feed(&mut model, prompt).unwrap();
+            assert_eq!(decoder.window(), &prompt[more..]);
+            let full = model.logits(&prompt[more..], 1, context).unwrap();
+            for (found, expected) in decoder.logits().iter().zip(&full[(context - 1) * 11..]) {
+                assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+            }
+            decoder.release(&mut model).unwrap();
+        }
+    }
 }

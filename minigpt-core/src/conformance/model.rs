@@ -153,24 +153,28 @@ fn trains<B: Backend>(
     Ok(())
 }
 
-/// Tokens fed in pieces of every length, past the context more than once, against a full pass over the same window.
+/// Tokens fed in pieces of every length, past the context more than once and at once, against a full pass over the same
+/// window.
 fn decodes<B: Backend>(backend: B, config: GptConfig, name: &str, line: &mut Line) -> Result<(), String> {
     let vocab = config.vocab_size;
-    let text = random_tokens(3, 3 * config.context + 2, vocab);
+    let context = config.context;
+    let text = random_tokens(3, 6 * context + 2, vocab);
     let mut model = trainer(backend, &config).map_err(told)?.into_model();
     let mut decoder = Decoder::new(&mut model, 4).map_err(told)?;
-    let pieces = [1, 1, 1, 3, 1, 2, 1, 1, 1, 1, 5, 1, 4, 1, 1, 1, 1, 1];
-    let mut fed = 0;
+    let pieces =
+        [1, 1, 1, 3, 1, 2, 1, 1, 1, 1, 5, 1, 4, 1, 1, 1, 1, 1, context + 1, 1, context, context - 1, 1];
+    let (mut fed, mut seen) = (0, 0);
     for piece in pieces {
         let end = text.len().min(fed + piece);
         decoder.feed(&mut model, &text[fed..end]).map_err(told)?;
+        seen = crate::model::window_length(seen + end - fed, context).max(context.min(end - fed));
         fed = end;
         let window = decoder.window().to_vec();
-        if window != text[fed - crate::model::window_length(fed, config.context)..fed] {
+        if window != text[fed - seen..fed] {
             return Err(format!("after {fed} tokens the window is {window:?}"));
         }
         let recent = decoder.recent();
-        if !text[..fed].ends_with(recent) || recent.len() < fed.min(config.context) {
+        if !text[..fed].ends_with(recent) || recent.len() < fed.min(context) {
             return Err(format!("after {fed} tokens the recent ones are {recent:?}"));
         }
         let full = model.logits(&window, 1, window.len()).map_err(told)?;

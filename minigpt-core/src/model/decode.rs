@@ -17,6 +17,9 @@ use crate::sample::Sampler;
 /// last half of the context, the new token among them: half of what it saw is forgotten at once, and the cost of
 /// filling the cache again is spread over the next half context of tokens.
 ///
+/// A prompt that is [fed](Decoder::feed) at once costs one filling of the cache, however much of it is kept: of such a
+/// prompt the decoder sees as much as the context holds.
+///
 /// ```
 /// use minigpt_core::model::window_length;
 /// let lengths: Vec<_> = (0..13).map(|fed| window_length(fed, 6)).collect();
@@ -41,7 +44,9 @@ pub fn window_length(fed: usize, context: usize) -> usize {
 /// let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
 /// let mut decoder = Decoder::new(&mut model, 4)?;
 /// decoder.feed(&mut model, &[0, 1, 2, 3, 4, 0])?;
-/// assert_eq!(decoder.window(), &[3, 4, 0]); // past the context: the last half, and what came since
+/// assert_eq!(decoder.window(), &[2, 3, 4, 0]); // of a long prompt, what the context holds
+/// decoder.feed(&mut model, &[1])?;
+/// assert_eq!(decoder.window(), &[0, 1]); // past the context: the last half, and what comes from here on
 /// assert_eq!(decoder.logits().len(), 5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -109,8 +114,10 @@ impl<B: Backend> Decoder<B> {
 
     /// Shows the model `tokens` and computes the logits of what comes next.
     ///
-    /// Feeding many tokens at once gives what feeding them one by one would give, in fewer passes. A token that was
-    /// [generated](Decoder::generate) and not yet fed goes before them.
+    /// While all of them fit beside what was seen, feeding many tokens at once gives what feeding them one by one would
+    /// give, in fewer passes. Beyond that the window is cut as [`window_length`] says, but never so short that the model
+    /// sees less of `tokens` than the context holds. A token that was [generated](Decoder::generate) and not yet fed
+    /// goes before them.
     ///
     /// # Errors
     /// If `tokens` is empty or has one that is not in the vocabulary, or another model made this decoder: then it is as
@@ -132,7 +139,8 @@ impl<B: Backend> Decoder<B> {
     fn append(&mut self, model: &mut Model<B>, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         let context = model.config().context;
         // A window that is not full has all its tokens in the cache, so it counts on from its own length.
-        let length = window_length(self.seen + tokens.len(), context);
+        let one_by_one = window_length(self.seen + tokens.len(), context);
+        let length = one_by_one.max(tokens.len().min(context));
         let start = if length == self.seen + tokens.len() { self.seen } else { 0 };
         self.remember(tokens, 2 * context);
         self.seen = length;
