@@ -48,7 +48,10 @@ impl<'a> Tokens<'a> {
 
     /// The token at `index`; `None` past the last.
     pub fn get(self, index: usize) -> Option<u32> {
-        each_width!(self, slice => slice.get(index).map(|&token| token.into()))
+        fn at<T: Copy + Into<u32>>(slice: &[T], index: usize) -> Option<u32> {
+            slice.get(index).map(|&token| token.into())
+        }
+        each_width!(self, slice => at(slice, index))
     }
 
     /// The tokens of `range`; `None` if it reaches past the last.
@@ -82,11 +85,12 @@ impl<'a> Tokens<'a> {
 
     /// Writes the tokens from `start` on to `to`, as many as both have.
     pub fn copy_to(self, start: usize, to: &mut [u32]) {
-        each_width!(self, slice => {
-            for (to, &token) in to.iter_mut().zip(slice.get(start..).unwrap_or_default()) {
+        fn copy<T: Copy + Into<u32>>(from: &[T], to: &mut [u32]) {
+            for (to, &token) in to.iter_mut().zip(from) {
                 *to = token.into();
             }
-        });
+        }
+        each_width!(self, slice => copy(slice.get(start..).unwrap_or_default(), to));
     }
 
     /// The tokens in order.
