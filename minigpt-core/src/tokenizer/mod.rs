@@ -7,11 +7,13 @@
 mod byte;
 mod char;
 mod error;
+mod learn;
 mod stream;
 
 pub use byte::ByteTokenizer;
 pub use char::CharTokenizer;
 pub use error::TokenizerError;
+pub use learn::CharLearner;
 pub use stream::StreamDecoder;
 
 use alloc::string::String;
