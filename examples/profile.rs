@@ -11,9 +11,11 @@ use minigpt_core::{
     Backend, Decoder, GptConfig, Model, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
 };
 use minigpt_examples::memory::Remedy;
-use minigpt_examples::options::{BackendName, OnBackend, RecomputeName, human, load, on_backend, open};
+use minigpt_examples::options::{
+    BackendName, OnBackend, RecomputeName, Which, human, load_which, on_backend, open,
+};
 use minigpt_examples::profiled::{Bound, Ceilings, Cost, Profiled};
-use minigpt_examples::{Outcome, memory, say};
+use minigpt_examples::{Outcome, exit_code, memory, say};
 use serde_json::json;
 
 /// Time the training step and decoding of a model of any shape, op by op.
@@ -23,9 +25,12 @@ struct Options {
     /// Layers, heads, width, context and batch; or S for 4,4,128,64,12, or M for 6,6,384,256,8.
     #[arg(long, default_value = "S", value_parser = shape)]
     shape: Shape,
-    /// Time this model instead of one of a shape: a checkpoint, or a run's folder, whose newest one is taken.
+    /// Time this model instead of one of a shape: a checkpoint, or the folder of a run.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["shape", "vocab"])]
     checkpoint: Option<PathBuf>,
+    /// Which checkpoint of a run's folder (last).
+    #[arg(long, value_enum, requires = "checkpoint")]
+    which: Option<Which>,
     /// Sequences in a batch; else what --shape says, or the settings in the checkpoint.
     #[arg(long)]
     batch: Option<usize>,
@@ -83,14 +88,7 @@ fn shape(text: &str) -> Result<Shape, String> {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Outcome<()> {
@@ -100,7 +98,7 @@ fn run(options: &Options) -> Outcome<()> {
     match &options.checkpoint {
         None => profile(&of_shape(options)),
         Some(file) => {
-            let loaded = load(file)?;
+            let loaded = load_which(file, options.which)?;
             let checkpoint = open(&loaded.bytes)?;
             let trained = checkpoint.training().map(|training| training.config.batch);
             profile(&Subject {
@@ -209,7 +207,7 @@ impl OnBackend for Step<'_> {
         let settings = TrainConfig { batch, time: context, recompute, ..TrainConfig::constant(1e-3) };
         let remedy =
             Remedy { batch: "name it with --batch", model: "profile a smaller model or a shorter context" };
-        memory::check_training(&backend, &subject.config, &settings, &remedy)?;
+        memory::check_training(&backend, &subject.config, &settings, 0, &remedy)?;
         let model = subject.model(Profiled::new(backend))?;
         let parameters = model.parameter_count();
         let mut trainer = Trainer::new(model, settings)?;

@@ -1,37 +1,31 @@
 //! Stores a trained model in fewer bits, and says what that costs:
-//! `cargo run --release --example quantize`, then `-- --format q8_0 --out small.mgpt` to keep one.
+//! `cargo run --release --example quantize`, then `-- --format q8_0 --out small.mgpt` to keep one. `--format f32` keeps the
+//! model without what only training needs: a third of the file, to be given away.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use minigpt_core::checkpoint::TensorView;
-use minigpt_core::data::{EvalWindows, split};
+use minigpt_core::data::EvalWindows;
 use minigpt_core::model::Extras;
 use minigpt_core::reference::weights::decode_weight;
-use minigpt_core::{Dtype, Model, Recompute, Tokenizer, TrainConfig, Trainer};
+use minigpt_core::{Dtype, Model, Recompute, TrainConfig, Trainer};
 use minigpt_cpu::Cpu;
-use minigpt_examples::corpus::{self, Search};
-use minigpt_examples::options::{check_out, load, open};
-use minigpt_examples::training::TRAINING_SHARE;
-use minigpt_examples::{Outcome, memory, say};
+use minigpt_examples::corpus::{self, Search, TextOptions, Vocabulary};
+use minigpt_examples::options::{CheckpointOptions, check_out, open};
+use minigpt_examples::{Outcome, exit_code, memory, say};
 
 /// Store a model in fewer bits: its size, its loss on the validation split, and the error of each tensor.
 #[derive(Debug, Parser)]
 #[command(name = "quantize")]
 struct Options {
-    /// What train_shakespeare saved: a file, or a run's folder, whose newest checkpoint is taken.
-    #[arg(long, value_name = "PATH", default_value = "runs/shakespeare")]
-    checkpoint: PathBuf,
-    /// The text that it was trained on; else $MINIGPT_DATA/, data/, a download of tiny Shakespeare, or the built-in
-    /// plays.
-    #[arg(long, value_name = "FILE")]
-    data: Option<PathBuf>,
-    /// It was trained on the built-in plays.
-    #[arg(long, conflicts_with = "data")]
-    built_in: bool,
-    /// Only this format; else all.
+    #[command(flatten)]
+    checkpoint: CheckpointOptions,
+    /// The text that it was trained on.
+    #[command(flatten)]
+    text: TextOptions,
+    /// Only this format; else all. In f32 a model is what it was, without what only training needs.
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Save the model in that format.
@@ -39,8 +33,10 @@ struct Options {
     out: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
+    #[value(name = "f32")]
+    F32,
     #[value(name = "f16")]
     F16,
     #[value(name = "bf16")]
@@ -54,6 +50,7 @@ enum Format {
 impl From<Format> for Dtype {
     fn from(format: Format) -> Dtype {
         match format {
+            Format::F32 => Dtype::F32,
             Format::F16 => Dtype::F16,
             Format::Bf16 => Dtype::Bf16,
             Format::Q8_0 => Dtype::Q8_0,
@@ -63,36 +60,25 @@ impl From<Format> for Dtype {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nothing is left to do about an error output that is closed.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Outcome<()> {
-    let loaded = load(&options.checkpoint)?;
+    let loaded = options.checkpoint.load()?;
     if let Some(out) = &options.out {
         check_out(out, &loaded.path)?;
     }
     let checkpoint = open(&loaded.bytes)?;
     let tokenizer =
         checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: no text has its tokens")?;
-    let corpus = match options.built_in {
-        true => corpus::built_in()?,
-        false => corpus::find(&Search::from_environment(options.data.clone()))?,
-    };
+    let search = Search::from_environment();
+    let corpus = corpus::read(&search, &options.text, Vocabulary::Fixed(tokenizer), &|| false).map_err(|e| {
+        format!("{e}\nif the model was trained on another text: name it with --data, or --built-in")
+    })?;
     for note in &corpus.notes {
         say(note)?;
     }
-    let tokens = tokenizer.encode(&corpus.text).map_err(|e| {
-        format!("{e}; the model was trained on another text: name it with --data, or --built-in")
-    })?;
-    let (_, validation) = split(&tokens, TRAINING_SHARE)?;
-    let windows = EvalWindows::new(validation, checkpoint.config().context)?;
+    let windows = EvalWindows::new(corpus.validation(), checkpoint.config().context)?;
 
     let settings = evaluation(windows.time());
     let parameters = settings.plan(checkpoint.config(), &Cpu::new()?)?.bytes.parameters;
@@ -111,7 +97,8 @@ fn run(options: &Options) -> Outcome<()> {
 
     let formats = match options.format {
         Some(format) => vec![format],
-        None => Format::value_variants().to_vec(),
+        // The line of f32 is there already.
+        None => Format::value_variants().iter().copied().filter(|format| *format != Format::F32).collect(),
     };
     let mut columns = Vec::new();
     for dtype in formats.into_iter().map(Dtype::from) {
@@ -129,7 +116,8 @@ fn run(options: &Options) -> Outcome<()> {
 fn quantized(exact: &[u8], dtype: Dtype, out: Option<&Path>) -> Outcome<Vec<u8>> {
     let exact = open(exact)?;
     let extras = Extras { tokenizer: exact.tokenizer(), metadata: exact.metadata() };
-    let mut small = Model::borrow(Cpu::new()?, &exact)?.quantized(Cpu::new()?, dtype)?;
+    let mut model = Model::borrow(Cpu::new()?, &exact)?;
+    let mut small = if dtype == Dtype::F32 { model } else { model.quantized(Cpu::new()?, dtype)? };
     if let Some(path) = out {
         small.save(path, &extras)?;
     }

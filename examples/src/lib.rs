@@ -2,6 +2,9 @@
 
 pub mod chart;
 pub mod corpus;
+pub mod evaluation;
+pub mod flags;
+pub mod generation;
 mod mapped;
 pub mod memory;
 pub mod metrics;
@@ -9,15 +12,19 @@ pub mod ngram;
 pub mod options;
 pub mod play;
 pub mod profiled;
+pub mod progress;
+pub mod prompt;
 #[cfg(test)]
 mod scratch;
+pub mod seed;
 pub mod stop;
 pub mod training;
 
 pub use mapped::mapped;
 
-use std::fmt::Display;
-use std::io::Write;
+use std::fmt::{self, Display};
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
 
 /// What an example gives, or a message that says what to do.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -36,10 +43,44 @@ pub fn say(line: impl Display) -> Outcome<()> {
 }
 
 fn say_to(out: &mut impl Write, line: impl Display) -> Outcome<()> {
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .map_err(|error| format!("cannot write to the standard output: {error}").into())
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Closed.into(),
+        _ => format!("cannot write to the standard output: {error}").into(),
+    })
 }
+
+/// What a program ends with, and what it says if it failed. Who reads no further, as `head` does, has what they wanted.
+pub fn exit_code(outcome: Outcome<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Closed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do about an error output that is closed.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever read the standard output has closed it, as `head` does when it has seen enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed;
+
+impl Closed {
+    /// What a program ends with: 128 and the number of SIGPIPE, as shells have it.
+    pub const EXIT_CODE: u8 = 128 + 13;
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the standard output was closed, so the program ended; what it had saved is there, and a training goes on \
+             from it with --resume",
+        )
+    }
+}
+
+impl std::error::Error for Closed {}
 
 #[cfg(test)]
 mod tests {

@@ -75,7 +75,8 @@ pub struct Remedy<'a> {
     pub model: &'a str,
 }
 
-/// Refuses a training that does not fit, before anything is allocated.
+/// Refuses a training that does not fit, before anything is allocated but the tokens of its text, which take `text`
+/// bytes.
 ///
 /// # Errors
 /// If the config is invalid, or needs more than is available: then with what would fit, by `--recompute blocks` or with
@@ -84,28 +85,32 @@ pub fn check_training<B: Backend>(
     backend: &B,
     config: &GptConfig,
     training: &TrainConfig,
+    text: usize,
     remedy: &Remedy<'_>,
 ) -> Outcome<()> {
     // Also where nobody can tell how much memory there is.
     training.plan(config, backend)?;
-    available().map_or(Ok(()), |available| training_fits(backend, config, training, available, remedy))
+    let budget = available().map(|available| available.saturating_add(text));
+    budget.map_or(Ok(()), |budget| training_fits(backend, config, training, (text, budget), remedy))
 }
 
 fn training_fits<B: Backend>(
     backend: &B,
     config: &GptConfig,
     training: &TrainConfig,
-    available: usize,
+    (text, available): (usize, usize),
     remedy: &Remedy<'_>,
 ) -> Outcome<()> {
-    let needs = |training: &TrainConfig| Needs::of_training(backend, config, training);
+    let needs = |training: &TrainConfig| -> Outcome<Needs> {
+        Ok(Needs::of_training(backend, config, training)?.and("text", text))
+    };
     needs(training)?.fit("training", available, || {
         let frugal = TrainConfig { recompute: Recompute::Blocks, ..training.clone() };
         if needs(&frugal).is_ok_and(|needs| needs.total() <= available) {
             return "with --recompute blocks it fits".into();
         }
         let largest = |settings: &TrainConfig| {
-            let batch = settings.largest_batch(config, backend, available)?;
+            let batch = settings.largest_batch(config, backend, available.saturating_sub(text))?;
             let at_once = TrainConfig { batch, ..settings.clone() }.sequences_at_once(backend);
             let slices = if at_once < batch { format!(", {at_once} at once") } else { String::new() };
             Some(format!("the largest batch that fits is {batch}{slices}: {}", remedy.batch))
@@ -133,6 +138,18 @@ pub fn check_evaluation<B: Backend>(
 
 fn evaluation_fits(needs: &Needs, available: usize) -> Outcome<()> {
     needs.fit("evaluating", available, || "it takes a machine with more memory, or a smaller model".into())
+}
+
+/// Refuses a model for which there is no room to take in so many windows at once and see all their logits.
+///
+/// # Errors
+/// If the config is invalid, or needs more than is available.
+pub fn check_logits<B: Backend>(backend: &B, config: &GptConfig, windows: usize) -> Outcome<()> {
+    let plan = Plan::inference(config, B::Elem::DTYPE, windows, config.context, Logits::All, 0)?;
+    // The logits are read into memory of the program, beside those of the backend.
+    let logits = windows.saturating_mul(config.context).saturating_mul(config.vocab_size);
+    let needs = Needs::of(backend, &plan).and("logits", logits.saturating_mul(size_of::<B::Elem>()));
+    available().map_or(Ok(()), |available| evaluation_fits(&needs, available))
 }
 
 /// Refuses a model whose decoding, with prompts of which up to `prefill` tokens go through the model at once, does not
@@ -272,7 +289,7 @@ mod tests {
             settings.plan(&config, &backend).unwrap().bytes.total() + settings.token_bytes(&backend)
         };
         let fits = |settings: &TrainConfig, budget| {
-            training_fits(&backend, &config, settings, budget, &CHANGE).map_err(|error| error.to_string())
+            training_fits(&backend, &config, settings, (0, budget), &CHANGE).map_err(|error| error.to_string())
         };
         let (cheap, blocks) = (Recompute::Cheap, Recompute::Blocks);
         let budget = needs(&settings(5, cheap));
@@ -291,6 +308,15 @@ mod tests {
         assert!(error.ends_with(" available: the largest batch that fits is 1: change it"), "{error}");
         let error = fits(&settings(6, cheap), 100).unwrap_err();
         assert!(error.ends_with("not even one sequence fits: shrink it"), "{error}");
+        // The text has its part in the sum.
+        let with_text = |batch, budget| {
+            let fits = training_fits(&backend, &config, &settings(batch, cheap), (1000, budget), &CHANGE);
+            fits.map_err(|error| error.to_string())
+        };
+        assert_eq!(with_text(5, budget + 1000), Ok(()));
+        let error = with_text(60, budget + 1000).unwrap_err();
+        assert!(error.contains(", text 1.0 kB), and "), "{error}");
+        assert!(error.ends_with("the largest batch that fits is 5: change it"), "{error}");
     }
 
     #[test]
@@ -321,7 +347,7 @@ mod tests {
         let plan = settings(3).plan(&config, &backend).unwrap();
         let room = plan.bytes.total() + backend.workspace_bytes(&plan) + settings(9).token_bytes(&backend);
         let fits = |batch| {
-            let fits = training_fits(&backend, &config, &settings(batch), room, &CHANGE);
+            let fits = training_fits(&backend, &config, &settings(batch), (0, room), &CHANGE);
             fits.map_err(|error| error.to_string())
         };
         assert_eq!((fits(3), fits(9)), (Ok(()), Ok(())));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use minigpt_core::checkpoint::{self, Checkpoint, Fault, IoReader, Limits, LoadError, Stream, StreamError};
 use minigpt_core::{Backend, Recompute, Reference};
 use minigpt_cpu::Cpu;
@@ -103,21 +103,75 @@ pub struct Loaded {
     pub bytes: Vec<u8>,
 }
 
-/// Reads a checkpoint: that of a file, or the newest whole one in the folder of a run.
+/// A checkpoint of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    /// The one with the lowest validation loss.
+    Best,
+    /// The newest that is whole.
+    Last,
+}
+
+/// The flags that name a checkpoint.
+#[derive(Debug, Clone, Args)]
+pub struct CheckpointOptions {
+    /// What train_shakespeare saved: a file, or the folder of a run.
+    #[arg(long, value_name = "PATH", default_value = "runs/shakespeare")]
+    pub checkpoint: PathBuf,
+    /// Which checkpoint of a run's folder (last).
+    #[arg(long, value_enum)]
+    pub which: Option<Which>,
+}
+
+impl CheckpointOptions {
+    /// Reads the checkpoint.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read or is damaged.
+    pub fn load(&self) -> Outcome<Loaded> {
+        load_which(&self.checkpoint, self.which)
+    }
+}
+
+const ADVICE: &str = "train first with the example train_shakespeare, or name a --checkpoint";
+
+/// Reads a checkpoint: that of a file, or one of the folder of a run.
 ///
 /// # Errors
 /// If there is none, or it cannot be read or is damaged.
-pub fn load(path: &Path) -> Outcome<Loaded> {
-    let advice = "train first with the example train_shakespeare, or name a --checkpoint";
-    if !path.is_dir() {
-        let bytes = checkpoint::load_within(path, &Limits::NONE);
-        let bytes = bytes.map_err(|error| format!("{error}; {advice}"))?;
-        return Ok(Loaded { path: path.to_path_buf(), bytes });
+pub fn load_which(path: &Path, which: Option<Which>) -> Outcome<Loaded> {
+    match (path.is_dir(), which) {
+        (false, Some(_)) if path.exists() => {
+            Err(format!("{} is one checkpoint: leave out --which, or name the folder of a run", path.display()).into())
+        }
+        (true, Some(Which::Best)) => load_file(&best(path)?),
+        (true, _) => match checkpoint::newest(path)? {
+            Some(newest) => Ok(Loaded { path: newest.path, bytes: newest.bytes }),
+            None => Err(format!("there is no checkpoint of a run in {}; {ADVICE}", path.display()).into()),
+        },
+        (false, _) => load_file(path),
     }
-    match checkpoint::newest(path)? {
-        Some(newest) => Ok(Loaded { path: newest.path, bytes: newest.bytes }),
-        None => Err(format!("there is no checkpoint of a run in {}; {advice}", path.display()).into()),
+}
+
+/// The best checkpoint in the folder of a run.
+///
+/// # Errors
+/// If there is none.
+pub fn best(folder: &Path) -> Outcome<PathBuf> {
+    let path = folder.join("best.mgpt");
+    match path.exists() {
+        true => Ok(path),
+        false => Err(format!(
+            "{} is not there: the run has not validated yet; take --which last, or name another --checkpoint",
+            path.display()
+        )
+        .into()),
     }
+}
+
+fn load_file(path: &Path) -> Outcome<Loaded> {
+    let bytes = checkpoint::load_within(path, &Limits::NONE).map_err(|error| format!("{error}; {ADVICE}"))?;
+    Ok(Loaded { path: path.to_path_buf(), bytes })
 }
 
 /// Opens a checkpoint of any size. [`Limits`] are for what it makes a program do later; in their place,
@@ -212,7 +266,7 @@ mod tests {
             };
             model(&config).save(&path, &Extras::default()).unwrap();
             assert!(checkpoint::load(&path).unwrap_err().to_string().contains("its context would be"));
-            let loaded = load(&path).unwrap();
+            let loaded = load_which(&path, None).unwrap();
             let checkpoint = open(&loaded.bytes).unwrap();
             assert_eq!(checkpoint.config().context, context);
             let checked = check_decoding(&Reference::<f32>::new(), checkpoint.config(), 1);

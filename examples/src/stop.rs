@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use crate::generation::Interruption;
+
 /// Whether this process was asked to end: by Ctrl-C, by SIGTERM as service managers send it, or, on Unix, by SIGHUP,
 /// when its terminal is closed.
 #[derive(Debug, Clone)]
@@ -29,7 +31,9 @@ impl Stop {
         stop.take(SIGTERM)?;
         #[cfg(unix)]
         {
-            use signal_hook::consts::SIGHUP;
+            use signal_hook::consts::{SIGHUP, SIGXFSZ};
+            // A file that may grow no further is an error of the write then, and not the end of the process.
+            flag::register(SIGXFSZ, Arc::default())?;
             // nohup has the process ignore it, and it stays so.
             if !ignored(SIGHUP) {
                 stop.take(SIGHUP)?;
@@ -64,4 +68,35 @@ fn ignored(signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+/// Ctrl-C in a conversation: while the model answers it ends the answer, else the process.
+#[derive(Debug)]
+pub struct Interrupts {
+    interrupted: Arc<AtomicBool>,
+    idle: Arc<AtomicBool>,
+}
+
+impl Interrupts {
+    /// Takes over the signal from here on.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn new() -> io::Result<Self> {
+        let interrupts = Interrupts { interrupted: Arc::default(), idle: Arc::new(AtomicBool::new(true)) };
+        flag::register_conditional_shutdown(SIGINT, exit_code(SIGINT).into(), Arc::clone(&interrupts.idle))?;
+        flag::register(SIGINT, Arc::clone(&interrupts.interrupted))?;
+        Ok(interrupts)
+    }
+}
+
+impl Interruption for Interrupts {
+    fn answering(&self, answering: bool) {
+        self.interrupted.store(false, Ordering::SeqCst);
+        self.idle.store(!answering, Ordering::SeqCst);
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
 }

@@ -1,16 +1,16 @@
-//! A run from its first step, or from where its checkpoint left it.
+//! A run from its first step, from the weights of another, or from where its checkpoint left it.
 
-use minigpt_core::{
-    AnyTokenizer, Backend, ByteTokenizer, CharTokenizer, Model, Recompute, Tokenizer, TrainConfig, Trainer,
-};
+use minigpt_core::checkpoint::{Checkpoint, Limits, load_within};
+use minigpt_core::{AnyTokenizer, Backend, GptConfig, Model, Tokenizer, Trainer};
 
-use super::TRAINING_SHARE;
-use super::folder::{Best, Folder, Pace};
-use super::options::{Options, TokenizerName};
+use super::folder::{Best, Folder, Pace, text_of};
+use super::names::TokenizerName;
+use super::options::{Options, say_changes};
+use crate::corpus::{self, Corpus, Search, TextOptions, Vocabulary};
 use crate::memory::Remedy;
 use crate::metrics::Metrics;
-use crate::options::open;
-use crate::{Outcome, memory, say};
+use crate::options::{Which, load_which, open};
+use crate::{Outcome, flags, memory, say};
 
 /// What a new run can still change.
 const NEW: Remedy<'_> = Remedy {
@@ -18,67 +18,83 @@ const NEW: Remedy<'_> = Remedy {
     model: "make the model or the context smaller",
 };
 
-/// What a run that goes on can: its batch and its model are in its checkpoint.
-const RESUMED: Remedy<'_> = Remedy {
-    batch: "a run that is resumed keeps its batch, so resume it where there is more memory, or begin a new run with a \
-            smaller --batch",
-    model: "resume the run where there is more memory, or begin a new run with a smaller model or context",
+/// What a run can whose model is in a checkpoint.
+const TRAINED: Remedy<'_> = Remedy {
+    batch: "set it with --batch, and make up for it with --accumulation",
+    model: "train it where there is more memory, or begin a new run with a smaller model or context",
 };
 
-/// What a run goes on with.
-pub(super) struct Begun<B: Backend> {
-    pub(super) trainer: Trainer<B>,
-    pub(super) tokenizer: AnyTokenizer,
-    pub(super) pace: Pace,
-    pub(super) best: Option<Best>,
-    pub(super) metrics: Metrics,
+/// Where a run begins.
+pub(super) enum Start {
+    /// At fresh weights.
+    New,
+    /// At the weights of this checkpoint.
+    From(Vec<u8>),
+    /// Where this checkpoint of the same run left it.
+    Resume(Vec<u8>),
 }
 
-/// A new run.
-pub(super) fn begin<B: Backend>(
-    backend: B,
-    folder: &Folder,
-    Options { settings, recompute, .. }: &Options,
-    text: &str,
-    sha256: String,
-) -> Outcome<Begun<B>> {
-    let tokenizer: AnyTokenizer = match settings.tokenizer.unwrap_or(TokenizerName::Char) {
-        TokenizerName::Char => CharTokenizer::from_text(text)?.into(),
-        TokenizerName::Byte => ByteTokenizer.into(),
-    };
-    let config = settings.model(tokenizer.vocab_size());
-    let training = settings.training(config.context, (*recompute).into());
-    let pace = settings.pace(sha256);
-    // A text that cannot be trained on is refused before memory is.
-    let tokens =
-        if settings.tokenizer == Some(TokenizerName::Byte) { text.len() } else { text.chars().count() };
-    let validation = tokens - (TRAINING_SHARE * tokens as f64) as usize;
-    if validation <= config.context {
-        return Err(format!(
-            "the text has {tokens} tokens, of which {validation} validate: too few for a context of {}; train on a \
-             longer text, or with --context {} or less",
-            config.context,
-            validation.saturating_sub(1).max(1)
-        )
-        .into());
+impl Start {
+    /// Where the flags say.
+    pub(super) fn of(options: &Options, folder: &Folder) -> Outcome<Start> {
+        if options.resume {
+            return Ok(Start::Resume(kept(options, folder)?));
+        }
+        match &options.from {
+            Some(path) => Ok(Start::From(load_which(path, options.which)?.bytes)),
+            None => Ok(Start::New),
+        }
     }
-    memory::check_training(&backend, &config, &training, &NEW)?;
-    let model = Model::new(backend, config, settings.seed())?;
-    let trainer = Trainer::new(model, training)?;
-    if let Some(aside) = folder.set_earlier_run_aside()? {
-        say(format_args!("the run that was here is now in {}", aside.display()))?;
+
+    /// Reads the text that it trains on.
+    pub(super) fn text(
+        &self,
+        options: &Options,
+        folder: &Folder,
+        stop: &dyn Fn() -> bool,
+    ) -> Outcome<Corpus> {
+        let read = |text: &TextOptions, vocabulary: Vocabulary<'_>| {
+            corpus::read(&Search::from_environment(), text, vocabulary, stop)
+        };
+        match self {
+            Start::New if options.shape.tokenizer == Some(TokenizerName::Byte) => {
+                Ok(read(&options.text, Vocabulary::Byte)?)
+            }
+            Start::New => Ok(read(&options.text, Vocabulary::Char)?),
+            Start::From(bytes) => {
+                Ok(read(&options.text, Vocabulary::Fixed(tokenizer(&open(bytes)?)?))?)
+            }
+            Start::Resume(bytes) => {
+                let checkpoint = open(bytes)?;
+                // Its own text has its vocabulary; another one is told by its hash, and not by its characters.
+                let vocabulary = match tokenizer(&checkpoint)? {
+                    AnyTokenizer::Byte(_) => Vocabulary::Byte,
+                    _ => Vocabulary::Char,
+                };
+                let (text, remembered) = text_of_run(&options.text, folder);
+                read(&text, vocabulary).map_err(|error| match remembered {
+                    Some(flags) => format!("the run was trained with {flags}: {error}").into(),
+                    None => error.into(),
+                })
+            }
+        }
     }
-    let metrics = Metrics::create(&folder.metrics())?;
-    Ok(Begun { trainer, tokenizer, pace, best: None, metrics })
 }
 
-/// The run in `folder`, if it was on the text with this SHA-256.
-pub(super) fn resume<B: Backend>(
-    backend: B,
-    folder: &Folder,
-    recompute: Recompute,
-    sha256: &str,
-) -> Outcome<Begun<B>> {
+/// The checkpoint that a run goes on from.
+fn kept(options: &Options, folder: &Folder) -> Outcome<Vec<u8>> {
+    if options.which == Some(Which::Best) {
+        let path = folder.run.best_path();
+        let bytes = load_within(&path, &Limits::NONE)
+            .map_err(|error| format!("{error}; to go on from the last checkpoint leave out --which best"))?;
+        let metadata = open(&bytes)?.metadata().to_vec();
+        if let Some(best) = Best::from_metadata(&metadata)
+            && let Some(aside) = folder.set_later_aside(best.step)?
+        {
+            say(format_args!("the checkpoints of later steps are now in {}", aside.display()))?;
+        }
+        return Ok(bytes);
+    }
     let Some(newest) = folder.run.newest()? else {
         return Err(format!(
             "there is no run to resume: {} has no checkpoint; name the run's folder with --out, or leave out --resume",
@@ -89,30 +105,147 @@ pub(super) fn resume<B: Backend>(
     for damaged in &newest.damaged {
         say(format_args!("{damaged}\nit is set aside; the run goes on from the checkpoint before"))?;
     }
-    let checkpoint = open(&newest.bytes)?;
-    let pace = Pace::from_metadata(checkpoint.metadata());
-    let (Some(pace), Some(tokenizer), Some(training)) = (pace, checkpoint.tokenizer(), checkpoint.training())
-    else {
+    Ok(newest.bytes)
+}
+
+/// The text that the flags name, and for what they leave open, the text that the run was on; and how that was named.
+fn text_of_run(given: &TextOptions, folder: &Folder) -> (TextOptions, Option<String>) {
+    let Some(kept) = folder.remembered_text().as_ref().and_then(TextOptions::from_json) else {
+        return (given.clone(), None);
+    };
+    let flags = kept.flags();
+    let named = !given.data.is_empty() || given.built_in;
+    let validation = !given.validation.is_empty() || given.validation_share.is_some();
+    let text = TextOptions {
+        data: if named { given.data.clone() } else { kept.data },
+        built_in: if named { given.built_in } else { kept.built_in },
+        newlines: given.newlines.or(kept.newlines),
+        validation: if validation { given.validation.clone() } else { kept.validation },
+        validation_share: if validation { given.validation_share } else { kept.validation_share },
+    };
+    (text, Some(flags).filter(|flags| !flags.is_empty()))
+}
+
+fn tokenizer<'a>(checkpoint: &'a Checkpoint<'_>) -> Outcome<&'a AnyTokenizer> {
+    checkpoint
+        .tokenizer()
+        .ok_or_else(|| "this checkpoint has no tokenizer, so no text can train it: name another one".into())
+}
+
+/// What a run goes on with.
+pub(super) struct Begun<B: Backend> {
+    pub(super) trainer: Trainer<B>,
+    pub(super) pace: Pace,
+    pub(super) best: Option<Best>,
+    pub(super) metrics: Metrics,
+}
+
+/// A new run, from the weights of `source` if there is one.
+pub(super) fn begin<B: Backend>(
+    backend: B,
+    folder: &Folder,
+    options: &Options,
+    corpus: &Corpus,
+    source: Option<&[u8]>,
+) -> Outcome<Begun<B>> {
+    let source = source.map(open).transpose()?;
+    let config = match &source {
+        Some(checkpoint) => checkpoint.config().clone(),
+        None => options.shape.model(corpus.tokenizer.vocab_size()),
+    };
+    config.validate().map_err(|error| flags::config_error(&error))?;
+    let seed = options.fixed.seed();
+    let (defaults, pace) = options.shape.defaults(config.context, seed);
+    let (training, pace) = options.settings.over(&defaults, &pace, options.recompute.into())?;
+    // A text that cannot be trained on is refused before memory is.
+    check_lengths(corpus, &config, source.is_some())?;
+    let remedy = if source.is_some() { &TRAINED } else { &NEW };
+    memory::check_training(&backend, &config, &training, corpus.tokens.bytes(), remedy)?;
+    let model = match &source {
+        Some(checkpoint) => Model::load(backend, checkpoint),
+        None => Model::new(backend, config, seed),
+    };
+    let model = model.map_err(|error| flags::error(&error))?;
+    let trainer = Trainer::new(model, training).map_err(|error| flags::error(&error))?;
+    if let Some(aside) = folder.set_earlier_run_aside()? {
+        say(format_args!("the run that was here is now in {}", aside.display()))?;
+    }
+    let metrics = Metrics::create(&folder.metrics())?;
+    Ok(Begun { trainer, pace, best: None, metrics })
+}
+
+/// Refuses a text of which a part is shorter than one window.
+fn check_lengths(corpus: &Corpus, config: &GptConfig, trained: bool) -> Outcome<()> {
+    let (training, validation) = (corpus.training().len(), corpus.validation().len());
+    let least = training.min(validation);
+    if least > config.context {
+        return Ok(());
+    }
+    let shorter = match least.saturating_sub(1) {
+        0 => String::new(),
+        // The context of a model that has weights is what it is.
+        _ if trained => ", or a model with a shorter context".into(),
+        most => format!(", or with --context {most} or less"),
+    };
+    Err(format!(
+        "the text has {} tokens, of which {validation} validate: too few for a context of {}; train on a longer \
+         text{shorter}",
+        training + validation,
+        config.context
+    )
+    .into())
+}
+
+/// The run in `folder`, if it was on this text.
+pub(super) fn resume<B: Backend>(
+    backend: B,
+    folder: &Folder,
+    options: &Options,
+    corpus: &Corpus,
+    bytes: &[u8],
+) -> Outcome<Begun<B>> {
+    let checkpoint = open(bytes)?;
+    let metadata = checkpoint.metadata();
+    let training = checkpoint.training();
+    let kept = training.and_then(|training| Pace::from_metadata(metadata, training.config.batch));
+    let (Some(kept), Some(training), Some(sha256)) = (kept, training, text_of(metadata)) else {
+        return Err("this is not a checkpoint of train_shakespeare: begin a new run from its weights with --from in \
+                    place of --resume"
+            .into());
+    };
+    if sha256 != corpus.sha256 {
+        return Err(other_text(folder).into());
+    }
+    let step = training.state.counters[minigpt_core::op::counter::STEP];
+    let (config, pace) = options.settings.over(&training.config, &kept, options.recompute.into())?;
+    if pace.iterations < step {
         return Err(format!(
-            "{} is not a checkpoint of train_shakespeare: begin a new run",
-            newest.path.display()
+            "--iterations {} is before step {step}, where the run is already: name more, or begin a new run",
+            pace.iterations
         )
         .into());
-    };
-    if pace.corpus_sha256 != sha256 {
-        return Err(
-            "the run was on another text: name it with --data, or --built-in if it was the built-in plays; or \
-             begin a new run without --resume"
-                .into()
-        );
     }
-    let training = TrainConfig { recompute, ..training.config.clone() };
-    memory::check_training(&backend, checkpoint.config(), &training, &RESUMED)?;
-    let tokenizer = tokenizer.clone();
-    let mut trainer = Trainer::resume_with(backend, &checkpoint, training)?;
-    let step = trainer.metrics()?.step;
-    let best = Best::from_metadata(checkpoint.metadata());
+    memory::check_training(&backend, checkpoint.config(), &config, corpus.tokens.bytes(), &TRAINED)?;
+    let trainer = Trainer::resume_with(backend, &checkpoint, config.clone())
+        .map_err(|error| flags::error(&error))?;
+    let best = Best::from_metadata(metadata);
     let metrics = Metrics::resume(&folder.metrics(), step)?;
     say(format_args!("resumed behind step {step} of {}", pace.iterations))?;
-    Ok(Begun { trainer, tokenizer, pace, best, metrics })
+    say_changes((&training.config, &kept), (&config, &pace))?;
+    let changed = config.schedule != training.config.schedule;
+    if changed && step < pace.iterations {
+        say(format_args!("the learning rate goes on at {:.3e}", config.schedule.learning_rate(step)))?;
+    }
+    Ok(Begun { trainer, pace, best, metrics })
+}
+
+fn other_text(folder: &Folder) -> String {
+    let kept = folder.remembered_text().as_ref().and_then(TextOptions::from_json).map(|text| text.flags());
+    let named = kept.filter(|flags| !flags.is_empty());
+    let was = named.map_or_else(String::new, |flags| format!(" ({flags}, unless that file has changed since)"));
+    format!(
+        "the run was on another text{was}: name it with --data, or --built-in if it was the built-in plays; to train \
+         its model on this text, begin a new run with --from {} and another --out in place of --resume",
+        corpus::word(folder.run.path())
+    )
 }

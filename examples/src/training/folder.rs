@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use minigpt_core::checkpoint::{RunFolder, sync_folder};
+use serde_json::Value;
 
 use crate::Outcome;
 
@@ -27,13 +28,56 @@ impl Folder {
         self.run.path().join("loss.svg")
     }
 
+    fn text(&self) -> PathBuf {
+        self.run.path().join("text.json")
+    }
+
+    /// Remembers where the text of the run is. Not in the checkpoint: who gives one away need not give away the names
+    /// of folders, and the same run writes the same bytes wherever its text lies.
+    pub(super) fn remember_text(&self, text: &Value) -> Outcome<()> {
+        let (path, partial) = (self.text(), self.run.path().join("text.json.part"));
+        std::fs::write(&partial, format!("{text:#}\n"))
+            .and_then(|()| std::fs::rename(&partial, &path))
+            .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+    }
+
+    /// Where the text of the run was. `None` if an earlier version of this program did not remember it.
+    pub(super) fn remembered_text(&self) -> Option<Value> {
+        serde_json::from_str(&std::fs::read_to_string(self.text()).ok()?).ok()
+    }
+
     /// Moves the files of a run that is here already to a folder of their own, which is returned: a new run must not
     /// cost an old one.
     pub(super) fn set_earlier_run_aside(&self) -> Outcome<Option<PathBuf>> {
-        // The newest first: should this end in the middle, then what is still here is a shorter run, or none.
-        let mut files: Vec<PathBuf> =
-            self.run.steps()?.into_iter().rev().map(|step| self.run.step_path(step)).collect();
-        files.extend([self.run.best_path(), self.metrics(), self.curve()]);
+        let mut files = self.steps_from(0)?;
+        files.extend([self.run.best_path(), self.metrics(), self.curve(), self.text()]);
+        self.set_aside(files)
+    }
+
+    /// Moves the checkpoints of steps behind `step` to a folder of their own, which is returned: the run goes on from
+    /// `step`, and must not take them for its own.
+    pub(super) fn set_later_aside(&self, step: u32) -> Outcome<Option<PathBuf>> {
+        self.set_aside(step.checked_add(1).map_or(Ok(Vec::new()), |first| self.steps_from(first))?)
+    }
+
+    /// Moves the checkpoints of `step` and later ones to a folder of their own, which is returned: their weights are
+    /// broken, and no run should go on from them. The best goes with them if it is one of them.
+    pub(super) fn set_broken_aside(&self, step: u32, best: Option<Best>) -> Outcome<Option<PathBuf>> {
+        let mut files = self.steps_from(step)?;
+        if best.is_some_and(|best| best.step >= step) {
+            files.push(self.run.best_path());
+        }
+        self.set_aside(files)
+    }
+
+    /// The checkpoints of `first` and later steps, the newest first: should moving them end in the middle, then what is
+    /// still here is a shorter run, or none.
+    fn steps_from(&self, first: u32) -> Outcome<Vec<PathBuf>> {
+        let steps = self.run.steps()?.into_iter().rev().take_while(|&step| step >= first);
+        Ok(steps.map(|step| self.run.step_path(step)).collect())
+    }
+
+    fn set_aside(&self, mut files: Vec<PathBuf>) -> Outcome<Option<PathBuf>> {
         // A run that ended before its first checkpoint leaves metrics without a line.
         files.retain(|file| file.metadata().is_ok_and(|file| file.len() > 0));
         if files.is_empty() {
@@ -63,9 +107,11 @@ impl Folder {
 
 /// The best validation so far. Kept in the checkpoint's metadata, so that a resumed run knows what to beat.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Best {
-    pub(super) step: u32,
-    pub(super) val_loss: f64,
+pub struct Best {
+    /// Steps finished.
+    pub step: u32,
+    /// The mean loss over its windows, in nats per token.
+    pub val_loss: f64,
 }
 
 impl Best {
@@ -87,11 +133,16 @@ fn value<'a>(metadata: &[(&str, &'a str)], name: &str) -> Option<&'a str> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pace {
     pub(super) iterations: u32,
+    /// 0: never but at the end.
     pub(super) eval_every: u32,
-    pub(super) eval_batches: usize,
+    /// 0: all.
+    pub(super) eval_windows: usize,
+    /// 0: without end.
+    pub(super) patience: u32,
+    /// 0: never.
     pub(super) log_every: u32,
+    /// 0: none.
     pub(super) sample: usize,
-    pub(super) corpus_sha256: String,
 }
 
 impl Pace {
@@ -99,22 +150,33 @@ impl Pace {
         [
             ("iterations", self.iterations.to_string()),
             ("eval_every", self.eval_every.to_string()),
-            ("eval_batches", self.eval_batches.to_string()),
+            ("eval_windows", self.eval_windows.to_string()),
+            ("patience", self.patience.to_string()),
             ("log_every", self.log_every.to_string()),
             ("sample", self.sample.to_string()),
-            ("corpus_sha256", self.corpus_sha256.clone()),
         ]
     }
 
-    pub(super) fn from_metadata(metadata: &[(&str, &str)]) -> Option<Pace> {
+    /// The pace of a run with this `batch`.
+    pub(super) fn from_metadata(metadata: &[(&str, &str)], batch: usize) -> Option<Pace> {
         let value = |name| value(metadata, name);
+        // Earlier versions of this program counted validations in batches, and had no patience.
+        let eval_windows = match value("eval_windows") {
+            Some(windows) => windows.parse().ok()?,
+            None => value("eval_batches")?.parse::<usize>().ok()?.saturating_mul(batch),
+        };
         Some(Pace {
             iterations: value("iterations")?.parse().ok()?,
-            eval_every: value("eval_every")?.parse().ok().filter(|&n| n > 0)?,
-            eval_batches: value("eval_batches")?.parse().ok()?,
-            log_every: value("log_every")?.parse().ok().filter(|&n| n > 0)?,
+            eval_every: value("eval_every")?.parse().ok()?,
+            eval_windows,
+            patience: value("patience").map_or(Some(0), |patience| patience.parse().ok())?,
+            log_every: value("log_every")?.parse().ok()?,
             sample: value("sample")?.parse().ok()?,
-            corpus_sha256: value("corpus_sha256")?.into(),
         })
     }
+}
+
+/// The SHA-256 of the text that a run is on. Kept in the checkpoint's metadata.
+pub(super) fn text_of(metadata: &[(&str, &str)]) -> Option<String> {
+    value(metadata, "corpus_sha256").map(Into::into)
 }

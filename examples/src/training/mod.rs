@@ -1,31 +1,39 @@
 //! A training run from the command line.
 //!
-//! `options` are the flags, `begin` makes a trainer of them or of a checkpoint, `session` is the loop, `folder` is
-//! what the run keeps on disk, `summary` is what it ends with, and `command` is the program around it.
+//! `options` are the flags and `names` the words for choices among them, `begin` makes a trainer of them or of a
+//! checkpoint, `session` is the loop, `rescue` what to do when it diverges, `folder` is what the run keeps on disk,
+//! `summary` is what it ends with, and `command` is the program around it.
 
 mod begin;
 mod command;
 mod folder;
+mod names;
 mod options;
+mod rescue;
 mod session;
 mod summary;
 #[cfg(test)]
 mod tests;
 
-use minigpt_core::data::{EvalWindows, Windows, split};
-use minigpt_core::{Backend, Tokenizer};
+use std::io::{stdin, stdout};
 
-use crate::corpus::{self, Corpus, Origin, Search};
+use minigpt_core::data::{EvalWindows, Windows};
+use minigpt_core::{AnyTokenizer, Backend, Model, SampleConfig};
+
+use crate::corpus::{Corpus, Origin, TextOptions};
+use crate::generation::{self, Limits, Writer};
 use crate::options::{OnBackend, on_backend};
+use crate::stop::Interrupts;
 use crate::{Outcome, say};
+use begin::Start;
 use folder::Folder;
-use session::Session;
+use session::{Run, Session};
 use summary::Truth;
 
 pub use command::command;
-pub use options::{
-    ActivationName, DecayName, NormName, Options, PositionName, Preset, Settings, TokenizerName,
-};
+pub use folder::Best;
+pub use names::{ActivationName, DecayName, NormName, PositionName, Preset, TokenizerName};
+pub use options::{Fixed, Options, Settings, Shape};
 pub use summary::{End, Summary};
 
 /// Share of the text that trains, by position; the rest validates.
@@ -36,62 +44,89 @@ pub const TRAINING_SHARE: f64 = 0.9;
 /// # Errors
 /// A message that says what to do.
 pub fn train(options: &Options, stop: impl Fn() -> bool) -> Outcome<End> {
+    options.check()?;
     let folder = Folder::open(&options.out)?;
-    let corpus = if options.built_in { corpus::built_in()? } else { corpus::find(&search(options))? };
+    let start = Start::of(options, &folder)?;
+    let corpus = start.text(options, &folder, &stop)?;
     for note in &corpus.notes {
         say(note)?;
     }
-    say(format_args!("corpus: {} ({} bytes)", corpus.origin, corpus.text.len()))?;
-    on_backend(options.backend, options.threads, Run { options, folder, corpus, stop: &stop })
+    say(format_args!("corpus: {} ({} bytes)", corpus.origin, corpus.bytes))?;
+    on_backend(options.backend, options.threads, Training { options, folder, start, corpus, stop: &stop })
 }
 
-fn search(options: &Options) -> Search {
-    Search::from_environment(options.data.clone())
-}
-
-struct Run<'a> {
+struct Training<'a> {
     options: &'a Options,
     folder: Folder,
+    start: Start,
     corpus: Corpus,
     stop: &'a dyn Fn() -> bool,
 }
 
-impl OnBackend for Run<'_> {
+impl OnBackend for Training<'_> {
     type Result = End;
 
     fn run<B: Backend>(self, backend: B) -> Outcome<End> {
-        let Run { options, folder, corpus, stop } = self;
-        let sha256 = corpus::sha256(corpus.text.as_bytes());
-        let begun = if options.resume {
-            begin::resume(backend, &folder, options.recompute.into(), &sha256)?
-        } else {
-            begin::begin(backend, &folder, options, &corpus.text, sha256)?
+        let Training { options, folder, start, mut corpus, stop } = self;
+        let begun = match &start {
+            Start::New => begin::begin(backend, &folder, options, &corpus, None)?,
+            Start::From(bytes) => begin::begin(backend, &folder, options, &corpus, Some(bytes))?,
+            Start::Resume(bytes) => begin::resume(backend, &folder, options, &corpus, bytes)?,
         };
-        let tokens = begun.tokenizer.encode(&corpus.text)?;
-        let (training, validation) = split(&tokens, TRAINING_SHARE)?;
+        // The trainer has what was in the file.
+        drop(start);
+        let text = options.text.to_json(&corpus.origin);
+        let flags = TextOptions::from_json(&text).map_or_else(String::new, |text| text.flags());
+        folder.remember_text(&text)?;
         let time = begun.trainer.config().time;
         let too_short = |error| format!("{error}; train on a longer text, or with a smaller --context");
-        let windows = Windows::new(training, time).map_err(too_short)?;
-        let all = EvalWindows::new(validation, time).map_err(too_short)?;
-        let truth = match corpus.origin {
-            Origin::BuiltIn(_) => Some(Truth::of(&corpus.text, time)?),
-            _ => None,
-        };
+        let truth = corpus.text.take().map(|text| Truth::of(&text, corpus.training, time)).transpose()?;
         if let Some(truth) = truth {
-            say(format_args!(
-                "true entropy {:.4} nats per character; of the validation text {:.4}; in windows of {time} no model \
-                 can do better than {:.4}; a smoothed 5-gram model reaches {:.4}",
-                truth.entropy, truth.validation, truth.windowed, truth.five_gram
-            ))?;
+            truth.introduce(time)?;
         }
-        let flags = options.to_resume(&corpus.origin);
-        let name = match corpus.origin {
-            Origin::BuiltIn(_) => "the built-in plays".into(),
-            Origin::Downloaded(_) => "tiny Shakespeare".into(),
-            Origin::File(path) => {
-                path.file_stem().map_or("a text".into(), |s| s.to_string_lossy().into_owned())
-            }
+        let run = Run {
+            folder,
+            tokenizer: corpus.tokenizer.clone(),
+            sha256: corpus.sha256.clone(),
+            name: name(&corpus.origin),
+            keep: options.keep.get(),
+            flags: options.to_resume(&flags),
+            truth,
+            stop,
         };
-        Session::new(begun, folder, options.keep.get(), name, truth).train(&windows, &all, stop, flags)
+        let windows = Windows::new(corpus.training(), time).map_err(too_short)?;
+        let all = EvalWindows::new(corpus.validation(), time).map_err(too_short)?;
+        let mut session = Session::new(begun, run);
+        let end = session.train(&windows, &all)?;
+        if let End::Finished(summary) = &end {
+            say(summary)?;
+            if options.interactive {
+                converse(&mut session.into_model(), &corpus.tokenizer)?;
+            }
+        }
+        Ok(end)
+    }
+}
+
+/// What the model writes on from what is typed.
+fn converse<B: Backend>(model: &mut Model<B>, tokenizer: &AnyTokenizer) -> Outcome<()> {
+    let context = model.config().context;
+    let mut writer = Writer::new(model, tokenizer, context)?;
+    let config = SampleConfig { temperature: 0.8, seed: 1, ..SampleConfig::default() };
+    let limits = Limits { tokens: 300, stops: Vec::new() };
+    let terminal = (&mut stdin().lock(), &mut stdout().lock());
+    generation::converse(&mut writer, config, &limits, &Interrupts::new()?, terminal)
+}
+
+/// What the text is called in titles.
+fn name(origin: &Origin) -> String {
+    match origin {
+        Origin::BuiltIn(_) => "the built-in plays".into(),
+        Origin::Downloaded(_) => "tiny Shakespeare".into(),
+        Origin::StandardInput => "a text".into(),
+        Origin::Files(paths) => match paths.as_slice() {
+            [path] => path.file_stem().map_or("a text".into(), |stem| stem.to_string_lossy().into_owned()),
+            paths => format!("{} texts", paths.len()),
+        },
     }
 }

@@ -1,15 +1,18 @@
 //! The flags of a training run, and the configs that they stand for.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, Parser};
 use minigpt_core::train::schedule::{Decay, Schedule};
-use minigpt_core::{Activation, GptConfig, Norm, Position, Recompute, TrainConfig};
+use minigpt_core::{GptConfig, Recompute, TrainConfig};
 
 use super::folder::Pace;
-use crate::corpus::Origin;
-use crate::options::{BackendName, RecomputeName};
+use super::names::{ActivationName, DecayName, NormName, PositionName, Preset, TokenizerName};
+use crate::corpus::{TextOptions, word};
+use crate::options::{BackendName, RecomputeName, Which};
+use crate::seed::Seed;
+use crate::{Outcome, say};
 
 /// One to go on from, and one should the last be damaged.
 const KEEP: NonZeroUsize = NonZeroUsize::new(2).unwrap();
@@ -18,22 +21,24 @@ const KEEP: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "train_shakespeare",
-    args_override_self = true,
     after_help = "In parentheses: defaults. Those that are not given depend on the preset."
 )]
 pub struct Options {
-    /// The text to train on; else $MINIGPT_DATA/, data/, a download of tiny Shakespeare, or the built-in plays.
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
-    /// Train on the built-in plays, whose true entropy is known.
-    #[arg(long, conflicts_with = "data")]
-    pub built_in: bool,
+    /// What to train on.
+    #[command(flatten)]
+    pub text: TextOptions,
     /// The folder for checkpoints, metrics and loss curve.
     #[arg(long, value_name = "FOLDER", default_value = "runs/shakespeare")]
     pub out: PathBuf,
-    /// Go on with the run in --out; its settings are in its checkpoint.
+    /// Go on with the run in --out, on its text and with its settings but for those that are given.
     #[arg(long)]
     pub resume: bool,
+    /// Train a new run from the weights and with the tokenizer of this checkpoint, or of a run's folder.
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    pub from: Option<PathBuf>,
+    /// Which checkpoint of a run --resume or --from takes (last).
+    #[arg(long, value_enum)]
+    pub which: Option<Which>,
     /// How many of the last checkpoints stay, as step-0000000250.mgpt; the best one is best.mgpt besides.
     #[arg(long, value_name = "N", default_value_t = KEEP)]
     pub keep: NonZeroUsize,
@@ -46,19 +51,26 @@ pub struct Options {
     /// What the backward pass computes again, to save memory. The result does not depend on it.
     #[arg(long, value_enum, default_value = "nothing")]
     pub recompute: RecomputeName,
-    /// What a new run begins from.
+    /// At the end, write on from what you type.
+    #[arg(long)]
+    pub interactive: bool,
+    /// What only a new run can choose.
+    #[command(flatten)]
+    pub fixed: Fixed,
+    /// What the model is: not to be changed once it has weights.
+    #[command(flatten)]
+    pub shape: Shape,
+    /// How it is trained.
     #[command(flatten)]
     pub settings: Settings,
 }
 
 impl Options {
-    /// The flags that resume the run on the text from `origin`.
-    pub(super) fn to_resume(&self, origin: &Origin) -> String {
+    /// The flags that resume the run; `origin` are those that name its text.
+    pub(super) fn to_resume(&self, text: &str) -> String {
         let mut flags = format!("--resume --out {}", word(&self.out));
-        match origin {
-            Origin::BuiltIn(_) => flags.push_str(" --built-in"),
-            Origin::File(path) => flags += &format!(" --data {}", word(path)),
-            Origin::Downloaded(_) => {}
+        if !text.is_empty() {
+            flags += &format!(" {text}");
         }
         if self.keep != KEEP {
             flags += &format!(" --keep {}", self.keep);
@@ -71,25 +83,39 @@ impl Options {
         }
         flags
     }
+
+    /// Refuses what no run can have, before any work is done.
+    pub(super) fn check(&self) -> Outcome<()> {
+        if self.which.is_some() && !self.resume && self.from.is_none() {
+            return Err("--which says what --resume or --from takes: add one of them, or leave it out".into());
+        }
+        Ok(())
+    }
 }
 
-/// A path as one word of a command line.
-fn word(path: &Path) -> String {
-    let path = path.display().to_string();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+:\\".contains(c);
-    if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
+/// What only a new run can choose.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[group(id = "fixed", multiple = true, conflicts_with = "resume")]
+pub struct Fixed {
+    /// Seed of the first weights, the windows and the dropout masks; a number or random (1337).
+    #[arg(long)]
+    pub seed: Option<Seed>,
 }
 
-/// What a new run begins from.
+impl Fixed {
+    /// The seed, drawn if it is to be random.
+    pub(super) fn seed(&self) -> u64 {
+        self.seed.map_or(1337, Seed::resolve)
+    }
+}
+
+/// What the model is.
 #[derive(Debug, Clone, Default, Args)]
-#[group(id = "settings", multiple = true, conflicts_with = "resume")]
-pub struct Settings {
+#[group(id = "shape", multiple = true, conflicts_with_all = ["resume", "from"])]
+pub struct Shape {
     /// Where the numbers come from that are not given.
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
-    /// Seed of the first weights, the windows and the dropout masks (1337).
-    #[arg(long)]
-    pub seed: Option<u64>,
     /// Characters or bytes (char).
     #[arg(long, value_enum)]
     pub tokenizer: Option<TokenizerName>,
@@ -127,11 +153,16 @@ pub struct Settings {
     #[arg(long)]
     pub no_residual: bool,
     /// Probability of dropping an element.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub dropout: Option<f64>,
     /// Added to the variance in layer norm (1e-5).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub norm_eps: Option<f64>,
+}
+
+/// How a model is trained: what a run that goes on can change.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Settings {
     /// Sequences in a micro-batch.
     #[arg(long)]
     pub batch: Option<usize>,
@@ -141,40 +172,43 @@ pub struct Settings {
     /// Steps.
     #[arg(long)]
     pub iterations: Option<u32>,
-    /// The largest learning rate.
-    #[arg(long)]
+    /// The largest learning rate (1e-3).
+    #[arg(long, allow_negative_numbers = true)]
     pub lr: Option<f64>,
     /// The last learning rate (a tenth of --lr).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub min_lr: Option<f64>,
-    /// Steps until the learning rate is at its largest.
+    /// Steps until the learning rate is at its largest (100, or a tenth of --iterations if that is less).
     #[arg(long)]
     pub warmup: Option<u32>,
     /// How the learning rate falls after that (cosine).
     #[arg(long, value_enum)]
     pub schedule: Option<DecayName>,
     /// The largest norm of the gradient; inf: any (1).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub clip: Option<f64>,
     /// Decay of AdamW's first moment (0.9).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub beta1: Option<f64>,
     /// Decay of AdamW's second moment (0.99).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub beta2: Option<f64>,
     /// Added to the root of AdamW's second moment (1e-8).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub eps: Option<f64>,
     /// Weight decay of matrices (0.1).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
-    /// Steps from one validation, with sample and checkpoint, to the next (250).
+    /// Steps from one validation, with sample and checkpoint, to the next; 0: only at the end (250).
     #[arg(long)]
     pub eval_every: Option<u32>,
-    /// Batches of a validation; the last one is over all (20).
+    /// Windows of such a validation, spread over the text; 0: all, as in the last one (240).
     #[arg(long)]
-    pub eval_batches: Option<usize>,
-    /// Steps from one line of metrics to the next (10).
+    pub eval_windows: Option<usize>,
+    /// End the run after so many validations in a row that are no better than the best; 0: never (0).
+    #[arg(long)]
+    pub patience: Option<u32>,
+    /// Steps from one line of metrics to the next; 0: none (10).
     #[arg(long)]
     pub log_every: Option<u32>,
     /// Tokens of a sample; 0: none (300).
@@ -182,83 +216,13 @@ pub struct Settings {
     pub sample: Option<usize>,
 }
 
-/// A set of numbers that belong together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Preset {
-    /// 4 layers, 4 heads, 128 wide, context 64, batch 12, 2000 steps: minutes on a laptop.
-    #[default]
-    Cpu,
-    /// 6 layers, 6 heads, 384 wide, context 256, batch 64, dropout 0.2, 5000 steps.
-    Gpu,
-}
-
-macro_rules! names {
-    ($(#[$doc:meta] $name:ident for $of:ty { $(#[$variant_doc:meta] $variant:ident => $value:expr),* $(,)? })*) => {$(
-        #[$doc]
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-        pub enum $name { $(#[$variant_doc] $variant),* }
-
-        impl From<$name> for $of {
-            fn from(name: $name) -> $of {
-                match name { $($name::$variant => $value),* }
-            }
-        }
-    )*};
-}
-
-names! {
-    /// [`Position`] on the command line.
-    PositionName for Position {
-        /// A trained vector for each.
-        Learned => Position::Learned,
-        /// Fixed sines and cosines.
-        Sinusoidal => Position::Sinusoidal,
-        /// Rotated queries and keys.
-        Rotary => Position::Rotary,
-        /// Not at all.
-        None => Position::None,
+impl Shape {
+    fn gpu(&self) -> bool {
+        self.preset == Some(Preset::Gpu)
     }
-    /// [`Norm`] on the command line.
-    NormName for Norm {
-        /// Before each sub-layer.
-        Pre => Norm::Pre,
-        /// After each sum.
-        Post => Norm::Post,
-        /// Nowhere.
-        None => Norm::None,
-    }
-    /// [`Activation`] on the command line.
-    ActivationName for Activation {
-        /// GELU by the error function.
-        GeluErf => Activation::GeluErf,
-        /// GELU by tanh.
-        GeluTanh => Activation::GeluTanh,
-        /// max(x, 0).
-        Relu => Activation::Relu,
-    }
-    /// [`Decay`] on the command line.
-    DecayName for Decay {
-        /// Along half a cosine.
-        Cosine => Decay::Cosine,
-        /// In a straight line.
-        Linear => Decay::Linear,
-        /// Not at all.
-        Constant => Decay::Constant,
-    }
-}
 
-/// A tokenizer on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TokenizerName {
-    /// One token for each character of the text.
-    Char,
-    /// One token for each byte.
-    Byte,
-}
-
-impl Settings {
     pub(super) fn model(&self, vocab: usize) -> GptConfig {
-        let gpu = self.preset == Some(Preset::Gpu);
+        let gpu = self.gpu();
         let context = self.context.unwrap_or(if gpu { 256 } else { 64 });
         let d_model = self.d_model.unwrap_or(if gpu { 384 } else { 128 });
         let base = GptConfig::new(vocab, context);
@@ -279,47 +243,116 @@ impl Settings {
         }
     }
 
-    pub(super) fn training(&self, context: usize, recompute: Recompute) -> TrainConfig {
-        let gpu = self.preset == Some(Preset::Gpu);
-        let peak = self.lr.unwrap_or(1e-3);
-        let base = TrainConfig::constant(peak);
-        TrainConfig {
-            batch: self.batch.unwrap_or(if gpu { 64 } else { 12 }),
-            time: context,
-            accumulation: self.accumulation.unwrap_or(1),
-            schedule: Schedule {
-                peak,
-                floor: self.min_lr.unwrap_or(peak / 10.0),
-                warmup: self.warmup.unwrap_or(100),
-                steps: self.iterations(),
-                decay: self.schedule.map_or(Decay::Cosine, Into::into),
-            },
-            clip: self.clip.unwrap_or(base.clip),
-            beta1: self.beta1.unwrap_or(base.beta1),
-            beta2: self.beta2.unwrap_or(base.beta2),
-            eps: self.eps.unwrap_or(base.eps),
-            weight_decay: self.weight_decay.unwrap_or(base.weight_decay),
-            seed: self.seed(),
+    /// The settings of a run of which none is given.
+    pub(super) fn defaults(&self, context: usize, seed: u64) -> (TrainConfig, Pace) {
+        let (batch, iterations) = if self.gpu() { (64, 5000) } else { (12, 2000) };
+        let schedule =
+            Schedule { peak: 1e-3, floor: 1e-4, warmup: 100, steps: iterations, decay: Decay::Cosine };
+        let config =
+            TrainConfig { batch, time: context, schedule, seed, ..TrainConfig::constant(schedule.peak) };
+        let pace =
+            Pace { iterations, eval_every: 250, eval_windows: 240, patience: 0, log_every: 10, sample: 300 };
+        (config, pace)
+    }
+}
+
+/// A learning rate after which one of a tenth is a careful end, and warm-up of a tenth of the steps a careful beginning.
+const TENTH: u32 = 10;
+
+impl Settings {
+    /// These settings, and for those that are not given the ones of `config` and `pace`.
+    ///
+    /// # Errors
+    /// If the learning rate could never get where these settings want it.
+    pub(super) fn over(
+        &self,
+        config: &TrainConfig,
+        pace: &Pace,
+        recompute: Recompute,
+    ) -> Outcome<(TrainConfig, Pace)> {
+        let pace = Pace {
+            iterations: self.iterations.unwrap_or(pace.iterations),
+            eval_every: self.eval_every.unwrap_or(pace.eval_every),
+            eval_windows: self.eval_windows.unwrap_or(pace.eval_windows),
+            patience: self.patience.unwrap_or(pace.patience),
+            log_every: self.log_every.unwrap_or(pace.log_every),
+            sample: self.sample.unwrap_or(pace.sample),
+        };
+        let config = TrainConfig {
+            batch: self.batch.unwrap_or(config.batch),
+            accumulation: self.accumulation.unwrap_or(config.accumulation),
+            schedule: self.schedule_over(config.schedule, pace.iterations)?,
+            clip: self.clip.unwrap_or(config.clip),
+            beta1: self.beta1.unwrap_or(config.beta1),
+            beta2: self.beta2.unwrap_or(config.beta2),
+            eps: self.eps.unwrap_or(config.eps),
+            weight_decay: self.weight_decay.unwrap_or(config.weight_decay),
             recompute,
+            ..config.clone()
+        };
+        Ok((config, pace))
+    }
+
+    fn schedule_over(&self, kept: Schedule, iterations: u32) -> Outcome<Schedule> {
+        let peak = self.lr.unwrap_or(kept.peak);
+        let decay = self.schedule.map_or(kept.decay, Into::into);
+        // A rate that is given takes its last one along.
+        let kept_floor = if self.lr.is_some() { peak / f64::from(TENTH) } else { kept.floor };
+        let floor = self.min_lr.unwrap_or(kept_floor);
+        let warmup = self.warmup.unwrap_or(kept.warmup.min(iterations / TENTH));
+        if warmup > 0 && warmup >= iterations {
+            return Err(format!(
+                "--warmup {warmup} takes all of the {iterations} steps, so that the learning rate never gets to --lr \
+                 {peak}: warm up for fewer, such as --warmup {}, or train for more with --iterations",
+                iterations / TENTH
+            )
+            .into());
+        }
+        if floor > peak {
+            return Err(format!(
+                "--min-lr {floor} is above --lr {peak}, from which the learning rate falls to it: make it {peak} or \
+                 less, such as --min-lr {}",
+                peak / f64::from(TENTH)
+            )
+            .into());
+        }
+        if decay == Decay::Constant && self.min_lr.is_some() {
+            return Err("--min-lr is where the learning rate falls to, and with a constant schedule it does not fall: \
+                 leave one of them out, or take --schedule cosine"
+                .into());
+        }
+        Ok(Schedule { peak, floor, warmup, steps: iterations, decay })
+    }
+}
+
+/// Says what a run goes on with that it had not before, a line each.
+pub(super) fn say_changes(before: (&TrainConfig, &Pace), after: (&TrainConfig, &Pace)) -> Outcome<()> {
+    let values = |(config, pace): (&TrainConfig, &Pace)| {
+        let TrainConfig { batch, accumulation, schedule, clip, beta1, beta2, eps, weight_decay, .. } = config;
+        [
+            ("--iterations", pace.iterations.to_string()),
+            ("--batch", batch.to_string()),
+            ("--accumulation", accumulation.to_string()),
+            ("--lr", schedule.peak.to_string()),
+            ("--min-lr", schedule.floor.to_string()),
+            ("--warmup", schedule.warmup.to_string()),
+            ("--schedule", format!("{:?}", schedule.decay).to_lowercase()),
+            ("--clip", clip.to_string()),
+            ("--beta1", beta1.to_string()),
+            ("--beta2", beta2.to_string()),
+            ("--eps", eps.to_string()),
+            ("--weight-decay", weight_decay.to_string()),
+            ("--eval-every", pace.eval_every.to_string()),
+            ("--eval-windows", pace.eval_windows.to_string()),
+            ("--patience", pace.patience.to_string()),
+            ("--log-every", pace.log_every.to_string()),
+            ("--sample", pace.sample.to_string()),
+        ]
+    };
+    for ((name, old), (_, new)) in values(before).into_iter().zip(values(after)) {
+        if old != new {
+            say(format_args!("from here on {name} {new}; it was {old}"))?;
         }
     }
-
-    pub(super) fn seed(&self) -> u64 {
-        self.seed.unwrap_or(1337)
-    }
-
-    pub(super) fn iterations(&self) -> u32 {
-        self.iterations.unwrap_or(if self.preset == Some(Preset::Gpu) { 5000 } else { 2000 })
-    }
-
-    pub(super) fn pace(&self, corpus_sha256: String) -> Pace {
-        Pace {
-            iterations: self.iterations(),
-            eval_every: self.eval_every.unwrap_or(250).max(1),
-            eval_batches: self.eval_batches.unwrap_or(20).max(1),
-            log_every: self.log_every.unwrap_or(10).max(1),
-            sample: self.sample.unwrap_or(300),
-            corpus_sha256,
-        }
-    }
+    Ok(())
 }

@@ -1,10 +1,8 @@
 //! The loop: steps, metrics, validations with samples, checkpoints, and the result.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use minigpt_core::data::{EvalWindows, Windows};
 use minigpt_core::model::Extras;
 use minigpt_core::train::Metrics as Now;
@@ -12,125 +10,188 @@ use minigpt_core::{AnyTokenizer, Backend, Decoder, SampleConfig, Sampler, Tokeni
 
 use super::begin::Begun;
 use super::folder::{Best, Folder, Pace};
+use super::rescue::Diverged;
 use super::summary::{End, Summary, Truth};
 use crate::chart::{Curve, loss_curves};
 use crate::metrics::{Measured, Metrics, Record};
+use crate::progress::{Progress, Unit};
+use crate::prompt::default_start;
 use crate::{Outcome, say};
 
-/// So many steps in a row without a finite loss end the run.
-const PATIENCE: u32 = 10;
+/// So many steps in a row without a finite gradient end the run.
+const SKIPS: u32 = 10;
+
+/// The run is looked at at least once in so many steps: each look waits for the steps that are only queued.
+const LOOK_EVERY: u32 = 10;
+
+/// About so many tokens are evaluated between two looks at the clock and at the signals.
+const PART: usize = 1 << 14;
 
 /// A run under way.
-pub(super) struct Session<B: Backend> {
+pub(super) struct Session<'a, B: Backend> {
     trainer: Trainer<B>,
-    tokenizer: AnyTokenizer,
     pace: Pace,
     best: Option<Best>,
-    folder: Folder,
-    /// How many of the last checkpoints stay.
-    keep: usize,
     metrics: Metrics,
+    run: Run<'a>,
     started: Instant,
     /// Seconds that the run had taken before it was resumed.
     before: f64,
     /// The step of the checkpoint on disk.
     saved: u32,
-    name: String,
-    truth: Option<Truth>,
 }
 
-impl<B: Backend> Session<B> {
-    /// `keep` is how many of the last checkpoints stay, `name` what the text is called in titles.
-    pub(super) fn new(
-        begun: Begun<B>,
-        folder: Folder,
-        keep: usize,
-        name: String,
-        truth: Option<Truth>,
-    ) -> Self {
-        let Begun { trainer, tokenizer, pace, best, metrics } = begun;
+/// What a run does not change.
+pub(super) struct Run<'a> {
+    pub(super) folder: Folder,
+    pub(super) tokenizer: AnyTokenizer,
+    /// The SHA-256 of the text.
+    pub(super) sha256: String,
+    /// What the text is called in titles.
+    pub(super) name: String,
+    /// How many of the last checkpoints stay.
+    pub(super) keep: usize,
+    /// The flags to resume with.
+    pub(super) flags: String,
+    pub(super) truth: Option<Truth>,
+    /// Whether to end; asked after each step.
+    pub(super) stop: &'a dyn Fn() -> bool,
+}
+
+/// What the last step did.
+#[derive(Clone, Copy)]
+struct Speed {
+    step_tokens: usize,
+    time: Duration,
+    steps: u32,
+}
+
+impl Speed {
+    fn tokens_per_s(self) -> f64 {
+        f64::from(self.steps) * self.step_tokens as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+}
+
+impl<'a, B: Backend> Session<'a, B> {
+    pub(super) fn new(begun: Begun<B>, run: Run<'a>) -> Self {
+        let Begun { trainer, pace, best, metrics } = begun;
         let before = metrics.seconds();
-        Session {
-            trainer,
-            tokenizer,
-            pace,
-            best,
-            folder,
-            keep,
-            metrics,
-            started: Instant::now(),
-            before,
-            saved: 0,
-            name,
-            truth,
-        }
+        Session { trainer, pace, best, metrics, run, started: Instant::now(), before, saved: 0 }
+    }
+
+    /// The model, trained.
+    pub(super) fn into_model(self) -> minigpt_core::Model<B> {
+        self.trainer.into_model()
     }
 
     fn seconds(&self) -> f64 {
         self.before + self.started.elapsed().as_secs_f64()
     }
 
-    /// Trains to the end, or until `stop`, which is asked after each step, says so; then `flags` are what to resume
-    /// with.
-    pub(super) fn train(
-        &mut self,
-        windows: &Windows<'_>,
-        all: &EvalWindows<'_>,
-        stop: &dyn Fn() -> bool,
-        flags: String,
-    ) -> Outcome<End> {
+    /// Trains to the end, until validations get no better, or until it is asked to stop.
+    pub(super) fn train(&mut self, windows: &Windows<'_>, all: &EvalWindows<'_>) -> Outcome<End> {
         let TrainConfig { batch, time, accumulation, .. } = *self.trainer.config();
-        let sample = all.spread(self.pace.eval_batches.saturating_mul(batch));
+        let sample = match self.pace.eval_windows {
+            0 => *all,
+            windows => all.spread(windows),
+        };
         let first = self.trainer.metrics()?.step;
-        let Pace { iterations, eval_every, log_every, .. } = self.pace;
         // From here on there is always a checkpoint of this run.
         self.save(first)?;
-        let bar = progress(iterations, first);
-        let step_tokens = batch.saturating_mul(time).saturating_mul(accumulation);
-        say(format_args!(
-            "{} parameters, {iterations} steps of {step_tokens} tokens",
-            self.trainer.model().parameter_count()
-        ))?;
-        let mut training_time = Duration::ZERO;
-        for step in first + 1..=iterations {
+        let mut speed =
+            Speed { step_tokens: batch.saturating_mul(time).saturating_mul(accumulation), time: Duration::ZERO, steps: 0 };
+        self.introduce(speed.step_tokens)?;
+        let progress = Progress::new("training", u64::from(self.pace.iterations), Unit::Steps);
+        // A run that was stopped in the middle of a validation has it still to come.
+        if self.is_due(first) && !self.is_validated(first) && !self.validated(&progress, first, &sample)? {
+            return Ok(self.interrupted(first));
+        }
+        let mut step = first;
+        while step < self.pace.iterations && !self.is_out_of_patience() {
+            step += 1;
             let begun = Instant::now();
             self.trainer.step(windows)?;
-            let logged = step % log_every == 0 || step == iterations;
-            // Reading them waits for the steps that are only queued, which is a part of training.
-            let now = if logged { Some(self.refuse_what_is_lost()?) } else { None };
-            training_time += begun.elapsed();
-            if let Some(now) = now {
-                self.log(&bar, step, now, speed(step - first, step_tokens, training_time))?;
+            let looked = self.look(step)?;
+            speed = Speed { time: speed.time + begun.elapsed(), steps: step - first, ..speed };
+            if let Some(now) = looked {
+                self.log(&progress, now, speed)?;
             }
-            bar.set_position(u64::from(step));
-            if step % eval_every == 0 || step == iterations {
-                let loss = self.validate(step, &sample)?;
-                self.save(step)?;
-                // Behind the save, because the terminal may be gone.
-                self.report(&bar, step, loss)?;
+            if self.is_due(step) && !self.validated(&progress, step, &sample)? {
+                return Ok(self.interrupted(step));
             }
-            if stop() && step < iterations {
-                bar.abandon();
-                self.refuse_what_is_lost()?;
+            if (self.run.stop)() && step < self.pace.iterations {
+                progress.done();
                 if self.saved != step {
-                    self.save(step)?;
+                    self.save_sound(step)?;
                 }
-                return Ok(End::Interrupted { step, flags });
+                return Ok(self.interrupted(self.saved));
             }
         }
-        bar.finish_and_clear();
-        self.finish(all, speed(iterations.saturating_sub(first), step_tokens, training_time))
+        progress.done();
+        self.finish(all, step, speed.tokens_per_s())
     }
 
-    fn log(&mut self, bar: &ProgressBar, step: u32, now: Now, tokens_per_s: f64) -> Outcome<()> {
-        let measured = Measured::Training {
-            loss: now.loss,
-            grad_norm: now.grad_norm,
-            learning_rate: now.learning_rate,
-            tokens: now.tokens,
-        };
-        self.record(Record { step, measured, seconds: self.seconds() })?;
-        bar.set_message(format!("loss {:.3}, {tokens_per_s:.0} tokens/s", now.loss));
+    /// What stands at the beginning of a run's log.
+    fn introduce(&self, step_tokens: usize) -> Outcome<()> {
+        say(format_args!(
+            "{} parameters, {} steps of {step_tokens} tokens",
+            self.trainer.model().parameter_count(),
+            self.pace.iterations
+        ))?;
+        say(format_args!(
+            "checkpoints: {}; metrics: {}",
+            self.run.folder.run.path().display(),
+            self.run.folder.metrics().display()
+        ))
+    }
+
+    fn interrupted(&self, step: u32) -> End {
+        End::Interrupted { step, flags: self.run.flags.clone() }
+    }
+
+    /// Whether a validation belongs behind this step.
+    fn is_due(&self, step: u32) -> bool {
+        let every = self.pace.eval_every;
+        step > 0 && (every > 0 && step.is_multiple_of(every) || step == self.pace.iterations)
+    }
+
+    fn is_validated(&self, step: u32) -> bool {
+        self.metrics.validation().iter().any(|(at, _)| *at == f64::from(step))
+    }
+
+    /// Whether so many validations in a row were no better than the best that the run is to end.
+    fn is_out_of_patience(&self) -> bool {
+        let Some(best) = self.best.filter(|_| self.pace.patience > 0) else { return false };
+        let worse = self.metrics.validation().iter().filter(|(at, _)| *at > f64::from(best.step)).count();
+        worse >= self.pace.patience as usize
+    }
+
+    /// The metrics, where it is time to look at them, unless the run is beyond help.
+    fn look(&mut self, step: u32) -> Outcome<Option<Now>> {
+        let due = |every: u32| every > 0 && step.is_multiple_of(every);
+        if !due(LOOK_EVERY) && !due(self.pace.log_every) && !self.is_due(step) {
+            return Ok(None);
+        }
+        let now = self.trainer.metrics()?;
+        if now.skipped_in_a_row >= SKIPS {
+            return Err(self.diverged(&now)?.into());
+        }
+        Ok(Some(now))
+    }
+
+    fn log(&mut self, progress: &Progress, now: Now, speed: Speed) -> Outcome<()> {
+        let every = self.pace.log_every;
+        if every > 0 && (now.step.is_multiple_of(every) || now.step == self.pace.iterations) {
+            let measured = Measured::Training {
+                loss: now.loss,
+                grad_norm: now.grad_norm,
+                learning_rate: now.learning_rate,
+                tokens: now.tokens,
+            };
+            self.record(Record { step: now.step, measured, seconds: self.seconds() })?;
+        }
+        let message = format_args!("loss {:.3}, {:.0} tokens/s", now.loss, speed.tokens_per_s());
+        progress.at(u64::from(now.step), message);
         Ok(())
     }
 
@@ -138,54 +199,75 @@ impl<B: Backend> Session<B> {
         self.metrics.push(record).map_err(go_on_later)
     }
 
-    /// The metrics, unless the run is beyond help.
-    fn refuse_what_is_lost(&mut self) -> Outcome<Now> {
-        let now = self.trainer.metrics()?;
-        if now.skipped_in_a_row < PATIENCE {
-            return Ok(now);
-        }
-        let TrainConfig { schedule, clip, .. } = self.trainer.config();
-        Err(format!(
-            "stopped at step {}: the loss has not been a finite number for {} steps. The checkpoint of step {} is \
-             kept in {}. Try a lower --lr (it was {}), a longer --warmup (it was {}), or a smaller --clip (it was \
-             {clip})",
-            now.step,
-            now.skipped_in_a_row,
-            self.saved,
-            self.folder.run.path().display(),
-            schedule.peak,
-            schedule.warmup
-        )
-        .into())
+    /// What to say of a run whose last steps were all skipped.
+    fn diverged(&mut self, now: &Now) -> Outcome<String> {
+        let what = if now.loss.is_finite() { "the norm of the gradient" } else { "the loss" };
+        let skipped = now.skipped_in_a_row;
+        let seen = format!(
+            "{what} has not been a finite number for {skipped} steps, up to step {}, so that nothing was learned from \
+             them",
+            now.step
+        );
+        self.give_up(now.step.saturating_sub(skipped), seen)
     }
 
-    /// The validation loss. A checkpoint of the best is saved.
-    fn validate(&mut self, step: u32, windows: &EvalWindows<'_>) -> Outcome<f64> {
-        self.refuse_what_is_lost()?;
-        let loss = self.trainer.evaluate(windows)?;
+    /// What to say of a run whose weights are broken since `broken_at`.
+    fn give_up(&mut self, broken_at: u32, seen: String) -> Outcome<String> {
+        let diverged = Diverged {
+            broken_at,
+            seen,
+            config: self.trainer.config(),
+            best: self.best,
+            validations: self.metrics.validation(),
+            guessing: (self.trainer.model().config().vocab_size as f64).ln(),
+            flags: &self.run.flags,
+        };
+        diverged.give_up(&self.run.folder)
+    }
+
+    /// Validates, saves and reports; `false` if it was asked to stop meanwhile: then the validation is still to come,
+    /// and the checkpoint is saved.
+    fn validated(&mut self, progress: &Progress, step: u32, windows: &EvalWindows<'_>) -> Outcome<bool> {
+        let total = windows.len();
+        let tell = |done| progress.at(u64::from(step), format_args!("validation: {done} of {total} windows"));
+        let Some(loss) = self.evaluate(windows, &tell)? else {
+            self.save_sound(step)?;
+            return Ok(false);
+        };
         if !loss.is_finite() {
-            return Err(format!(
-                "stopped at step {step}: the validation loss is {loss}. The checkpoint of step {} is kept in {}. Try a \
-                 lower --lr, a longer --warmup, or a smaller --clip",
-                self.saved,
-                self.folder.run.path().display()
-            )
-            .into());
+            let seen = format!("the validation loss of step {step} is {loss}");
+            return Err(self.give_up(step, seen)?.into());
         }
         self.record(Record { step, measured: Measured::Validation(loss), seconds: self.seconds() })?;
-        if self.best.is_none_or(|best| loss < best.val_loss) {
+        let sound = self.trainer.metrics()?.skipped_in_a_row == 0;
+        if sound && self.best.is_none_or(|best| loss < best.val_loss) {
             self.best = Some(Best { step, val_loss: loss });
-            self.write(&self.folder.run.best_path())?;
+            self.write(&self.run.folder.run.best_path())?;
         }
-        Ok(loss)
-    }
-
-    fn report(&mut self, bar: &ProgressBar, step: u32, loss: f64) -> Outcome<()> {
+        self.save_sound(step)?;
+        // Behind the save, because the terminal may be gone.
         let text = self.sample()?;
-        bar.suspend(|| {
+        progress.suspend(|| {
             say(format_args!("step {step}: validation loss {loss:.4}"))?;
             if text.is_empty() { Ok(()) } else { say(format_args!("    {}\n", text.replace('\n', "\n    "))) }
-        })
+        })?;
+        Ok(true)
+    }
+
+    /// The mean loss over `windows`, in nats per token; `tell` is told how many are done. `None` if it was asked to stop
+    /// meanwhile.
+    fn evaluate(&mut self, windows: &EvalWindows<'_>, tell: &dyn Fn(usize)) -> Outcome<Option<f64>> {
+        let at_once = (PART / windows.time()).max(1);
+        let (mut sum, mut done) = (0.0, 0);
+        while let Some(part) = windows.part(done..windows.len().min(done + at_once)) {
+            if done > 0 && (self.run.stop)() {
+                return Ok(None);
+            }
+            sum += self.trainer.evaluate(&part)? * part.len() as f64;
+            done += part.len();
+            tell(done);
+        }
+        Ok(Some(sum / windows.len() as f64))
     }
 
     /// What the model writes now.
@@ -193,89 +275,107 @@ impl<B: Backend> Session<B> {
         if self.pace.sample == 0 {
             return Ok(String::new());
         }
-        // Most texts have line breaks; any token will do for one that has none.
-        let prompt = self.tokenizer.encode("\n").unwrap_or_else(|_| vec![0]);
+        let tokenizer = &self.run.tokenizer;
         let mut sampler =
-            Sampler::new(SampleConfig { seed: 1, ..SampleConfig::default() }, self.tokenizer.vocab_size())?;
+            Sampler::new(SampleConfig { seed: 1, ..SampleConfig::default() }, tokenizer.vocab_size())?;
         let model = self.trainer.model_mut();
         let mut decoder = Decoder::new(model, 1)?;
-        decoder.feed(model, &prompt)?;
+        decoder.feed(model, &default_start(tokenizer))?;
         let tokens: Vec<u32> =
             decoder.generate(model, &mut sampler).take(self.pace.sample).collect::<Result<_, _>>()?;
         decoder.release(model)?;
-        Ok(self.tokenizer.decode(&tokens)?.trim_matches('\n').into())
+        Ok(tokenizer.decode(&tokens)?.trim_matches('\n').into())
+    }
+
+    /// Saves, unless the last step was skipped: then the weights may be broken, and the checkpoint before is the better
+    /// one to go on from.
+    fn save_sound(&mut self, step: u32) -> Outcome<()> {
+        match self.trainer.metrics()?.skipped_in_a_row {
+            0 => self.save(step),
+            skipped => say(format_args!(
+                "step {step} is not saved: its gradient was not finite, nor were those of {} steps before it; the \
+                 checkpoint of step {} stays",
+                skipped - 1,
+                self.saved
+            )),
+        }
     }
 
     /// The order is that of [`minigpt_core::checkpoint::RunFolder`]: metrics, the best, this step, and only then are
     /// earlier ones removed.
     fn save(&mut self, step: u32) -> Outcome<()> {
         self.metrics.sync().map_err(go_on_later)?;
-        self.write(&self.folder.run.step_path(step))?;
+        self.write(&self.run.folder.run.step_path(step))?;
         self.saved = step;
-        Ok(self.folder.run.keep_last(step, self.keep)?)
+        Ok(self.run.folder.run.keep_last(step, self.run.keep)?)
     }
 
     fn write(&mut self, path: &Path) -> Outcome<()> {
         let best = self.best.iter().flat_map(Best::metadata);
-        let metadata: Vec<(&str, String)> = self.pace.metadata().into_iter().chain(best).collect();
+        let text = [("corpus_sha256", self.run.sha256.clone())];
+        let metadata: Vec<(&str, String)> = self.pace.metadata().into_iter().chain(text).chain(best).collect();
         let metadata: Vec<(&str, &str)> =
             metadata.iter().map(|(key, value)| (*key, value.as_str())).collect();
-        let extras = Extras { tokenizer: Some(&self.tokenizer), metadata: &metadata };
+        let extras = Extras { tokenizer: Some(&self.run.tokenizer), metadata: &metadata };
         self.trainer.save(path, &extras).map_err(go_on_later)
     }
 
-    fn finish(&mut self, all: &EvalWindows<'_>, tokens_per_s: f64) -> Outcome<End> {
-        let val_loss = self.trainer.evaluate(all)?;
-        let title = format!("minigpt on {}: validation loss {val_loss:.3}", self.name);
-        let curves = [
-            Curve { name: "training batches", color: "#9bb8d3", points: self.metrics.training() },
-            Curve { name: "validation", color: "#d1495b", points: self.metrics.validation() },
-        ];
-        let bound = self.truth.map(|truth| ("true entropy", truth.entropy));
-        std::fs::write(self.folder.curve(), loss_curves(&title, &curves, bound))
-            .map_err(|error| format!("cannot write {}: {error}", self.folder.curve().display()))?;
-        if let Some(truth) = self.truth {
+    fn finish(&mut self, all: &EvalWindows<'_>, step: u32, tokens_per_s: f64) -> Outcome<End> {
+        if step < self.pace.iterations {
+            say(format_args!(
+                "ended at step {step}: {} validations in a row were no better than the best; to train on all the same, \
+                 --resume with --patience 0",
+                self.pace.patience
+            ))?;
+        }
+        let progress = Progress::new("last validation", all.len() as u64, Unit::Windows);
+        let val_loss = self.evaluate(all, &|done| progress.at(done as u64, ""))?;
+        progress.done();
+        let Some(val_loss) = val_loss else { return Ok(self.interrupted(step)) };
+        self.draw(val_loss)?;
+        if let Some(truth) = self.run.truth {
             say(format_args!(
                 "validation loss {val_loss:.4}; no model can do better in these windows than {:.4}; a smoothed 5-gram \
                  model reaches {:.4}; true entropy {:.4}, of this text {:.4}",
                 truth.windowed, truth.five_gram, truth.entropy, truth.validation
             ))?;
         }
-        say(format_args!(
-            "loss curve: {}; metrics: {}",
-            self.folder.curve().display(),
-            self.folder.metrics().display()
-        ))?;
+        say(format_args!("loss curve: {}", self.run.folder.curve().display()))?;
+        if let Some(best) = self.best.filter(|best| best.step != step) {
+            say(format_args!(
+                "the best validation was at step {} ({:.4}); generate, evaluate and others take that model with \
+                 --checkpoint {} --which best",
+                best.step,
+                best.val_loss,
+                crate::corpus::word(self.run.folder.run.path())
+            ))?;
+        }
         Ok(End::Finished(Summary {
             val_loss,
-            iterations: self.pace.iterations,
+            best: self.best,
+            iterations: step,
             seconds: self.seconds(),
             tokens_per_s,
-            entropy: self.truth.map(|truth| truth.entropy),
-            checkpoint: self.folder.run.step_path(self.saved),
+            entropy: self.run.truth.map(|truth| truth.entropy),
+            checkpoint: self.run.folder.run.step_path(self.saved),
         }))
+    }
+
+    /// The loss curve.
+    fn draw(&self, val_loss: f64) -> Outcome<()> {
+        let title = format!("minigpt on {}: validation loss {val_loss:.3}", self.run.name);
+        let curves = [
+            Curve { name: "training batches", color: "#9bb8d3", points: self.metrics.training() },
+            Curve { name: "validation", color: "#d1495b", points: self.metrics.validation() },
+        ];
+        let bound = self.run.truth.map(|truth| ("true entropy", truth.entropy));
+        let path = self.run.folder.curve();
+        std::fs::write(&path, loss_curves(&title, &curves, bound))
+            .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
     }
 }
 
 /// Nothing is lost that was saved.
 fn go_on_later(error: impl std::fmt::Display) -> Box<dyn std::error::Error> {
     format!("{error}; then go on with --resume").into()
-}
-
-/// Tokens per second of `steps` steps of `step_tokens` tokens each.
-fn speed(steps: u32, step_tokens: usize, time: Duration) -> f64 {
-    f64::from(steps) * step_tokens as f64 / time.as_secs_f64().max(1e-9)
-}
-
-/// A bar for people; nothing where the output goes to a file.
-fn progress(iterations: u32, first: u32) -> ProgressBar {
-    let bar = ProgressBar::new(u64::from(iterations)).with_position(u64::from(first));
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left") {
-        bar.set_style(style);
-    }
-    bar.reset_eta();
-    bar
 }

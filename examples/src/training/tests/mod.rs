@@ -11,30 +11,61 @@ use minigpt_core::{Model, Reference};
 
 use super::*;
 use crate::metrics::{Measured, Metrics};
-use crate::options::{BackendName, RecomputeName};
+use crate::options::{BackendName, RecomputeName, Which, load_which};
 use crate::scratch::Scratch;
+
+mod chores;
+mod rescue;
+mod settings;
 
 const TEXT: &str = "the quick brown fox jumps over the lazy dog; ";
 
-/// Flags for a run of seconds, on a text in `scratch`.
+/// Flags for a run of seconds, on a text in `scratch`; `flags` besides, or in place of those.
 fn options(scratch: &Scratch, flags: &str) -> Options {
     let data = scratch.path("text.txt");
     if !data.exists() {
         fs::write(&data, TEXT.repeat(40)).unwrap();
     }
     let common = format!(
-        "train --data {} --out {} --layers 1 --heads 2 --d-model 16 --context 8 --batch 2 --iterations 24 \
-         --eval-every 8 --eval-batches 2 --log-every 4 --sample 5 --warmup 2",
+        "--data {} --out {} --layers 1 --heads 2 --d-model 16 --context 8 --batch 2 --iterations 24 --eval-every 8 \
+         --eval-windows 4 --log-every 4 --sample 5 --warmup 2",
         data.display(),
         scratch.path("run").display()
     );
-    Options::try_parse_from(common.split_whitespace().chain(flags.split_whitespace())).unwrap()
+    parsed(&common, flags)
+}
+
+/// The options of `common` flags, which each have a value, and of `flags`, which take their place.
+fn parsed(common: &str, flags: &str) -> Options {
+    let words: Vec<&str> = common.split_whitespace().collect();
+    let kept = words.chunks(2).filter(|pair| !flags.split_whitespace().any(|flag| flag == pair[0])).flatten().copied();
+    Options::try_parse_from(["train"].into_iter().chain(kept).chain(flags.split_whitespace())).unwrap()
+}
+
+/// Goes on with the run, with these flags besides, on the text that it was on.
+fn resumed_with(scratch: &Scratch, flags: &str) -> Options {
+    parsed(&format!("--out {}", scratch.path("run").display()), &format!("--resume {flags}"))
 }
 
 fn resumed(scratch: &Scratch) -> Options {
-    let (data, out) = (scratch.path("text.txt"), scratch.path("run"));
-    let flags = format!("train --resume --data {} --out {}", data.display(), out.display());
-    Options::try_parse_from(flags.split_whitespace()).unwrap()
+    resumed_with(scratch, "")
+}
+
+/// Trains to the end.
+fn finished(options: &Options) -> Summary {
+    match train(options, || false).unwrap() {
+        End::Finished(summary) => summary,
+        End::Interrupted { step, .. } => panic!("stopped behind step {step}"),
+    }
+}
+
+/// What says stop when it is asked for the `count`-th time.
+fn stop_at(count: u32) -> impl Fn() -> bool {
+    let asked = Cell::new(0);
+    move || {
+        asked.set(asked.get() + 1);
+        asked.get() == count
+    }
 }
 
 fn error(options: &Options) -> String {
@@ -62,20 +93,11 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
     let (whole, parts) = (Scratch::new(), Scratch::new());
     let flags = "--dropout 0.1 --accumulation 2";
     train(&options(&whole, flags), || false).unwrap();
-    let asked = Cell::new(0);
-    let stop_after = |count: u32| {
-        asked.set(0);
-        let asked = &asked;
-        move || {
-            asked.set(asked.get() + 1);
-            asked.get() == count
-        }
-    };
-    let End::Interrupted { step: 5, flags } = train(&options(&parts, flags), stop_after(5)).unwrap() else {
+    let End::Interrupted { step: 5, flags } = train(&options(&parts, flags), stop_at(5)).unwrap() else {
         panic!()
     };
     let resumed = || Options::try_parse_from(["train"].into_iter().chain(flags.split(' '))).unwrap();
-    assert!(matches!(train(&resumed(), stop_after(9)).unwrap(), End::Interrupted { step: 14, .. }));
+    assert!(matches!(train(&resumed(), stop_at(9)).unwrap(), End::Interrupted { step: 14, .. }));
     // Metrics from behind the checkpoint, as a run that was killed leaves them, are measured again.
     let metrics = parts.path("run").join("metrics.jsonl");
     let late = "{\"step\":16,\"val_loss\":9.0,\"seconds\":1.0}\n";
@@ -95,22 +117,22 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
 #[test]
 fn the_flags_to_resume_name_the_text_and_survive_a_shell() {
     let options = Options::try_parse_from(["train", "--out", "it's here", "--backend", "reference"]).unwrap();
-    let origins = [Origin::BuiltIn(1), Origin::File("a b/text".into()), Origin::Downloaded(None)];
-    let [built_in, file, downloaded] = origins.each_ref().map(|origin| options.to_resume(origin));
+    let flags = options.to_resume("--data 'a b/text'");
+    assert_eq!(flags, r"--resume --out 'it'\''s here' --data 'a b/text' --backend reference");
+    assert_eq!(options.to_resume(""), r"--resume --out 'it'\''s here' --backend reference");
     let keeping = Options { keep: NonZeroUsize::MIN, ..options };
-    assert!(keeping.to_resume(&origins[0]).ends_with(" --keep 1 --backend reference"));
-    assert_eq!(built_in, r"--resume --out 'it'\''s here' --built-in --backend reference");
-    assert_eq!(file, r"--resume --out 'it'\''s here' --data 'a b/text' --backend reference");
-    assert_eq!(downloaded, r"--resume --out 'it'\''s here' --backend reference");
+    assert!(keeping.to_resume("--built-in").ends_with(" --built-in --keep 1 --backend reference"));
     let frugal = Options { backend: BackendName::Cpu, recompute: RecomputeName::Blocks, ..keeping };
-    assert!(frugal.to_resume(&origins[0]).ends_with(" --keep 1 --recompute blocks"));
+    assert!(frugal.to_resume("").ends_with(" --keep 1 --recompute blocks"));
 }
 
 #[test]
-fn settings_cannot_be_changed_in_the_middle_of_a_run() {
-    let flags = ["train", "--resume", "--lr", "0.1"];
-    let error = Options::try_parse_from(flags).unwrap_err().to_string();
-    assert!(error.contains("cannot be used with") && error.contains("--resume"), "{error}");
+fn the_shape_of_a_model_cannot_be_changed_in_the_middle_of_a_run() {
+    for flags in ["--layers 2", "--context 8", "--seed 3", "--preset gpu", "--from x"] {
+        let words = ["train", "--resume"].into_iter().chain(flags.split(' '));
+        let error = Options::try_parse_from(words).unwrap_err().to_string();
+        assert!(error.contains("cannot be used with") && error.contains("--resume"), "{error}");
+    }
 }
 
 #[test]
@@ -128,6 +150,8 @@ fn a_run_is_not_resumed_on_another_text() {
     fs::write(scratch.path("text.txt"), TEXT.repeat(41)).unwrap();
     let error = error(&resumed(&scratch));
     assert!(error.contains("the run was on another text") && error.contains("--built-in"), "{error}");
+    // It says which one, and how to train the model on this one.
+    assert!(error.contains("text.txt") && error.contains("--from"), "{error}");
 }
 
 /// The files of the run, by name.
@@ -142,13 +166,6 @@ fn a_run_goes_on_to_the_same_bytes_on_any_number_of_threads() {
     let (whole, parts) = (Scratch::new(), Scratch::new());
     let flags = "--dropout 0.2 --accumulation 3 --d-model 32 --keep 9";
     train(&options(&whole, &format!("{flags} --threads 1")), || false).unwrap();
-    let stop_at = |step: u32| {
-        let asked = Cell::new(0);
-        move || {
-            asked.set(asked.get() + 1);
-            asked.get() == step
-        }
-    };
     train(&options(&parts, &format!("{flags} --threads 1")), stop_at(5)).unwrap();
     for (threads, steps, behind) in [(3, 6, 11), (1, 8, 19)] {
         let options = Options { threads: Some(threads), ..resumed(&parts) };
@@ -191,12 +208,8 @@ fn the_best_is_that_of_the_lowest_validation_loss_also_when_resumed() {
     let of_whole = files(&whole);
     assert!(of_whole["best.mgpt"] == of_whole[&format!("step-{best:010}.mgpt")]);
     // Stopped right behind the best one, so that only the checkpoint can know what is to beat.
-    let steps = Cell::new(0);
-    let stop = || {
-        steps.set(steps.get() + 1);
-        steps.get() == best as u32 + 1
-    };
-    assert!(matches!(train(&options(&parts, flags), stop).unwrap(), End::Interrupted { .. }));
+    let stopped = train(&options(&parts, flags), stop_at(best as u32 + 1)).unwrap();
+    assert!(matches!(stopped, End::Interrupted { .. }));
     train(&Options { keep: NonZeroUsize::new(99).unwrap(), ..resumed(&parts) }, || false).unwrap();
     assert!(files(&parts)["best.mgpt"] == of_whole["best.mgpt"]);
     assert_eq!(losses(&parts), losses(&whole));
@@ -241,17 +254,22 @@ fn a_folder_that_another_run_writes_to_is_refused() {
 }
 
 #[test]
-fn generate_takes_a_file_or_the_newest_of_a_folder() {
+fn programs_take_a_file_or_the_best_or_last_of_a_folder() {
     let scratch = Scratch::new();
     train(&options(&scratch, ""), || false).unwrap();
     let run = scratch.path("run");
     let files = files(&scratch);
-    assert!(crate::options::load(&run).unwrap().bytes == files["step-0000000024.mgpt"]);
-    assert!(crate::options::load(&run.join("best.mgpt")).unwrap().bytes == files["best.mgpt"]);
+    let loaded = |path: &std::path::Path, which| load_which(path, which).unwrap().bytes;
+    assert!(loaded(&run, None) == files["step-0000000024.mgpt"]);
+    assert!(loaded(&run, Some(Which::Last)) == files["step-0000000024.mgpt"]);
+    assert!(loaded(&run, Some(Which::Best)) == files["best.mgpt"]);
+    assert!(loaded(&run.join("best.mgpt"), None) == files["best.mgpt"]);
+    let refused = load_which(&run.join("best.mgpt"), Some(Which::Best)).unwrap_err().to_string();
+    assert!(refused.contains("leave out --which"), "{refused}");
     fs::create_dir(scratch.path("empty")).unwrap();
     for missing in ["empty", "nothing"] {
         let missing = scratch.path(missing);
-        let error = crate::options::load(&missing).unwrap_err().to_string();
+        let error = load_which(&missing, None).unwrap_err().to_string();
         assert!(error.contains(missing.to_str().unwrap()) && error.contains("train first"), "{error}");
     }
 }
@@ -297,22 +315,6 @@ fn heads_that_do_not_divide_the_width_are_refused() {
     let scratch = Scratch::new();
     let error = error(&options(&scratch, "--heads 3"));
     assert!(error.contains("try heads 2"), "{error}");
-}
-
-#[test]
-fn a_learning_rate_that_destroys_the_model_stops_the_run_and_keeps_the_checkpoint() {
-    let scratch = Scratch::new();
-    let flags = "--iterations 400 --eval-every 400 --lr 1e38 --warmup 0 --clip inf";
-    let error = error(&options(&scratch, flags));
-    assert!(
-        error.contains("The checkpoint of step 0 is kept") && error.contains("Try a lower --lr"),
-        "{error}"
-    );
-    let bytes = checkpoint::load(scratch.path("run").join("step-0000000000.mgpt")).unwrap();
-    let mut model =
-        Model::load(Reference::<f32>::new(), &Checkpoint::open_verified(&bytes).unwrap()).unwrap();
-    let logits = model.logits(&[0, 1], 1, 2).unwrap();
-    assert!(logits.iter().all(|logit| logit.is_finite()));
 }
 
 #[test]

@@ -1,0 +1,131 @@
+//! Why there is no text.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use minigpt_core::TokenizerError;
+
+use super::options::word;
+use crate::options::human;
+
+/// Why there is no text.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CorpusError {
+    /// The file cannot be read.
+    Unreadable(PathBuf, io::Error),
+    /// A folder has no files.
+    NoFiles(PathBuf),
+    /// The file has no text.
+    Empty(PathBuf),
+    /// The file is not UTF-8.
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that is not.
+        position: u64,
+        /// What it seems to be, as iconv calls it.
+        encoding: &'static str,
+        /// Whether its bytes could be trained on as they are.
+        bytes: bool,
+    },
+    /// Characters that the model's tokenizer does not know.
+    Unknown {
+        /// The most frequent of them, and how often each occurs.
+        characters: Vec<(char, u64)>,
+        /// How many different ones there are.
+        different: usize,
+        /// How many tokens the vocabulary has.
+        vocab_size: usize,
+    },
+    /// The text does not fit in memory.
+    Memory {
+        /// Bytes that its tokens take.
+        needed: u64,
+        /// Bytes that are available.
+        available: u64,
+    },
+    /// The share that validates leaves nothing to train on, or nothing to validate on.
+    Share(f64),
+    /// The standard input is named beside other texts, or twice.
+    StandardInput,
+    /// It was asked to stop.
+    Interrupted,
+    /// The text could not be made tokens.
+    Tokenizer(TokenizerError),
+    /// The built-in grammar is broken.
+    Grammar(String),
+}
+
+impl fmt::Display for CorpusError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CorpusError::Unreadable(path, error) => write!(
+                f,
+                "cannot read {}: {error}; name a text file with --data, or leave --data out",
+                path.display()
+            ),
+            CorpusError::NoFiles(path) => {
+                write!(f, "there are no files in {}: name a folder that has some, or a file", path.display())
+            }
+            CorpusError::Empty(path) => {
+                write!(f, "{} is empty; name a file with some text in it with --data", path.display())
+            }
+            CorpusError::NotUtf8 { path, position, encoding, bytes } => {
+                write!(f, "{} is not UTF-8 text (byte {position}); ", path.display())?;
+                if super::is_standard_input(path) {
+                    write!(f, "pipe it through: iconv -f {encoding} -t UTF-8")?;
+                } else {
+                    let to = path.with_extension("utf8.txt");
+                    let (from, to) = (word(path), word(&to));
+                    write!(f, "convert it and name the new file: iconv -f {encoding} -t UTF-8 {from} > {to}")?;
+                }
+                match bytes {
+                    true => f.write_str("\nor train on its bytes as they are, with --tokenizer byte"),
+                    false => Ok(()),
+                }
+            }
+            CorpusError::Unknown { characters, different, vocab_size } => {
+                write!(
+                    f,
+                    "{different} characters of the text are not among the {vocab_size} that the model's tokenizer knows: "
+                )?;
+                for (i, (character, count)) in characters.iter().enumerate() {
+                    let separator = if i > 0 { ", " } else { "" };
+                    let times = if *count == 1 { "once".into() } else { format!("{count} times") };
+                    write!(f, "{separator}{character:?} (U+{:04X}) {times}", u32::from(*character))?;
+                }
+                if *different > characters.len() {
+                    write!(f, " and {} more", different - characters.len())?;
+                }
+                f.write_str("; remove or replace them, or train a new model on text that has them")
+            }
+            CorpusError::Memory { needed, available } => write!(
+                f,
+                "the text takes {} of memory as tokens, and {} are available: name a shorter one with --data, or train \
+                 where there is more memory",
+                human(*needed as usize),
+                human(*available as usize)
+            ),
+            CorpusError::Share(share) => write!(
+                f,
+                "--validation-share {share} is not between 0 and 1: 0.1 is common; --validation names a text of its own"
+            ),
+            CorpusError::StandardInput => f.write_str(
+                "the standard input (-) can be read once: name it once, and if there are other texts, join them before",
+            ),
+            CorpusError::Interrupted => f.write_str("stopped while the text was read; nothing was written"),
+            CorpusError::Tokenizer(error) => error.fmt(f),
+            CorpusError::Grammar(error) => write!(f, "the built-in grammar is ambiguous: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for CorpusError {}
+
+impl From<TokenizerError> for CorpusError {
+    fn from(error: TokenizerError) -> Self {
+        CorpusError::Tokenizer(error)
+    }
+}

@@ -1,0 +1,450 @@
+//! Text from a model: samples to a stop, and a conversation in which it writes on from what is typed.
+
+use std::io::{BufRead, ErrorKind, Write};
+use std::time::Instant;
+
+use clap::Args;
+use minigpt_core::{AnyTokenizer, Backend, Decoder, Model, SampleConfig, Sampler, StreamDecoder, Tokenizer};
+
+use crate::prompt::{Prompt, PromptOptions, cut, default_start};
+use crate::seed::Seed;
+use crate::{Closed, Outcome, flags};
+
+/// The flags that say how tokens are chosen.
+#[derive(Debug, Clone, Args)]
+pub struct SamplingOptions {
+    /// Below 1 the likely becomes likelier; 0 is greedy.
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
+    pub temperature: f64,
+    /// Sample from so many of the likeliest tokens.
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Sample from the likeliest tokens that have this share of the probability together.
+    #[arg(long, allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Sample from tokens that are at least so likely, as a share of the likeliest.
+    #[arg(long, allow_negative_numbers = true)]
+    pub min_p: Option<f64>,
+    /// Make tokens that occurred lately less likely; 1 changes nothing.
+    #[arg(long, allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f64>,
+    /// How many tokens back the penalty looks.
+    #[arg(long, default_value_t = 64)]
+    pub repetition_window: usize,
+    /// Seed of the draws, a number or random: the same seed writes the same text.
+    #[arg(long, default_value = "1")]
+    pub seed: Seed,
+    /// End before this text; may be given several times.
+    #[arg(long = "stop", value_name = "TEXT", allow_hyphen_values = true)]
+    pub stops: Vec<String>,
+}
+
+impl SamplingOptions {
+    /// The sampler's settings, for draws from `seed`.
+    pub fn config(&self, seed: u64) -> SampleConfig {
+        SampleConfig {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            repetition_window: self.repetition_window,
+            seed,
+        }
+    }
+
+    /// The texts to end before, with what their escapes stand for.
+    ///
+    /// # Errors
+    /// If one is empty, or has an escape without meaning.
+    pub fn stops(&self, prompt: &PromptOptions) -> Outcome<Vec<String>> {
+        let stops: Vec<String> =
+            self.stops.iter().map(|stop| prompt.unescaped(stop)).collect::<Outcome<_>>()?;
+        match stops.iter().any(String::is_empty) {
+            true => Err("--stop needs a text: an empty one stands everywhere".into()),
+            false => Ok(stops),
+        }
+    }
+}
+
+/// How much is written, and to which end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// At most so many tokens.
+    pub tokens: usize,
+    /// Up to the first of these texts.
+    pub stops: Vec<String>,
+}
+
+/// A model that writes.
+#[derive(Debug)]
+pub struct Writer<'a, B: Backend> {
+    model: &'a mut Model<B>,
+    tokenizer: &'a AnyTokenizer,
+    decoder: Decoder<B>,
+}
+
+impl<'a, B: Backend> Writer<'a, B> {
+    /// It takes in prompts of which up to `prefill` tokens go through the model at once.
+    ///
+    /// # Errors
+    /// If memory does not suffice.
+    pub fn new(model: &'a mut Model<B>, tokenizer: &'a AnyTokenizer, prefill: usize) -> Outcome<Self> {
+        let decoder = Decoder::new(model, prefill)?;
+        Ok(Writer { model, tokenizer, decoder })
+    }
+
+    /// Shows the model these tokens.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn read(&mut self, tokens: &[u32]) -> Outcome<()> {
+        Ok(self.decoder.feed(self.model, tokens)?)
+    }
+
+    /// Forgets everything.
+    pub fn forget(&mut self) {
+        self.decoder.reset();
+    }
+
+    /// Whether it was shown something.
+    pub fn has_read(&self) -> bool {
+        !self.decoder.window().is_empty()
+    }
+
+    /// Writes on, until a limit or until it is asked to stop, and tells how many tokens that took.
+    ///
+    /// # Errors
+    /// If the backend fails, or `out` does.
+    pub fn write(
+        &mut self,
+        sampler: &mut Sampler,
+        limits: &Limits,
+        stop: &dyn Fn() -> bool,
+        out: &mut impl Write,
+    ) -> Outcome<usize> {
+        let (mut stream, mut filter) = (StreamDecoder::new(), StopFilter::new(&limits.stops));
+        let mut count = 0;
+        let mut written = |text: &str| -> Outcome<()> {
+            out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| match error.kind() {
+                ErrorKind::BrokenPipe => Closed.into(),
+                _ => error.into(),
+            })
+        };
+        for token in self.decoder.generate(self.model, sampler).take(limits.tokens) {
+            count += 1;
+            let text = stream.push(self.tokenizer, token?)?;
+            written(filter.push(text))?;
+            if filter.is_stopped() || stop() {
+                break;
+            }
+        }
+        if !filter.is_stopped() {
+            written(filter.push(stream.finish()?))?;
+            written(filter.rest())?;
+        }
+        Ok(count)
+    }
+}
+
+/// Lets text pass up to the first of some texts, and holds back what may be the beginning of one.
+#[derive(Debug)]
+struct StopFilter<'a> {
+    stops: &'a [String],
+    held: String,
+    passed: String,
+    stopped: bool,
+}
+
+impl<'a> StopFilter<'a> {
+    fn new(stops: &'a [String]) -> Self {
+        StopFilter { stops, held: String::new(), passed: String::new(), stopped: false }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Takes more text, and returns what passes.
+    fn push(&mut self, text: &str) -> &str {
+        self.passed.clear();
+        if self.stopped {
+            return &self.passed;
+        }
+        self.held += text;
+        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        self.stopped = first.is_some();
+        let end = first.unwrap_or_else(|| self.held.len() - self.beginning());
+        self.passed.push_str(&self.held[..end]);
+        self.held.drain(..end);
+        &self.passed
+    }
+
+    /// The length of the longest end of what is held that begins one of the texts.
+    fn beginning(&self) -> usize {
+        let held = &self.held;
+        let begins = |from: usize| self.stops.iter().any(|stop| stop.starts_with(&held[from..]));
+        held.char_indices().map(|(from, _)| from).find(|&from| begins(from)).map_or(0, |from| held.len() - from)
+    }
+
+    /// What was held back, if no more text comes.
+    fn rest(&self) -> &str {
+        if self.stopped { "" } else { &self.held }
+    }
+}
+
+/// Writes `samples` continuations of the prompt to `out`, each from a seed of its own, and the speed to `log`.
+///
+/// # Errors
+/// If a setting of the sampler has no meaning, the backend fails, or `out` does.
+pub fn samples<B: Backend>(
+    writer: &mut Writer<'_, B>,
+    prompt: &Prompt,
+    (sampling, seed, samples): (&SamplingOptions, u64, u32),
+    limits: &Limits,
+    (out, log): (&mut impl Write, &mut impl Write),
+) -> Outcome<()> {
+    let context = writer.model.config().context;
+    if let Some(cut) = cut(prompt.tokens.len(), context) {
+        let _ = writeln!(log, "{cut}");
+    }
+    for sample in 0..samples {
+        let seed = seed.wrapping_add(u64::from(sample));
+        let vocab = writer.tokenizer.vocab_size();
+        let mut sampler = Sampler::new(sampling.config(seed), vocab).map_err(|e| flags::sample_error(&e))?;
+        if samples > 1 {
+            closed(writeln!(out, "--- sample {} of {samples}, seed {seed} ---", sample + 1))?;
+        }
+        writer.forget();
+        let begun = Instant::now();
+        writer.read(&prompt.tokens)?;
+        let prefilled = begun.elapsed();
+        closed(out.write_all(prompt.text.as_bytes()))?;
+        let begun = Instant::now();
+        let count = writer.write(&mut sampler, limits, &|| false, out)?;
+        closed(out.write_all(b"\n").and_then(|()| out.flush()))?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let _ = writeln!(
+            log,
+            "{} prompt tokens in {:.1} ms; {count} tokens in {seconds:.2} s: {:.0} tokens/s",
+            prompt.tokens.len(),
+            prefilled.as_secs_f64() * 1e3,
+            count as f64 / seconds.max(1e-9)
+        );
+    }
+    Ok(())
+}
+
+fn closed(written: std::io::Result<()>) -> Outcome<()> {
+    written.map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Closed.into(),
+        _ => error.into(),
+    })
+}
+
+/// What a conversation needs of the terminal.
+pub trait Interruption {
+    /// Called when an answer begins and ends: in between, an interruption ends the answer and not the program.
+    fn answering(&self, answering: bool);
+    /// Whether the answer was interrupted.
+    fn interrupted(&self) -> bool;
+}
+
+/// Nobody interrupts.
+impl Interruption for () {
+    fn answering(&self, _: bool) {}
+
+    fn interrupted(&self) -> bool {
+        false
+    }
+}
+
+/// Lets the model write on from each line of `input`, until it ends. What was typed and written before stays in its
+/// context; `/reset` clears it. A line that cannot be used is said so, and the next one asked for.
+///
+/// # Errors
+/// If a setting of the sampler has no meaning, the backend fails, or `input` or `out` do.
+pub fn converse<B: Backend>(
+    writer: &mut Writer<'_, B>,
+    config: SampleConfig,
+    limits: &Limits,
+    interruption: &impl Interruption,
+    (input, out): (&mut impl BufRead, &mut impl Write),
+) -> Outcome<()> {
+    let mut sampler =
+        Sampler::new(config, writer.tokenizer.vocab_size()).map_err(|e| flags::sample_error(&e))?;
+    closed(writeln!(
+        out,
+        "Type a line, and the model writes on from it; an empty line lets it go on. /reset forgets what was written; \
+         Ctrl-C ends an answer, Ctrl-D the conversation."
+    ))?;
+    loop {
+        closed(out.write_all(b"> ").and_then(|()| out.flush()))?;
+        let mut line = String::new();
+        match input.read_line(&mut line) {
+            Ok(0) => return closed(writeln!(out)),
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                closed(writeln!(out, "that was not UTF-8; try again"))?;
+                continue;
+            }
+            other => other?,
+        };
+        let line = line.trim_end_matches(['\r', '\n']);
+        if line == "/reset" {
+            writer.forget();
+            continue;
+        }
+        let tokens = match line {
+            "" if writer.has_read() => Vec::new(),
+            "" => default_start(writer.tokenizer),
+            line => match writer.tokenizer.encode(line) {
+                Ok(tokens) => tokens,
+                Err(error) => {
+                    closed(writeln!(out, "{error}"))?;
+                    continue;
+                }
+            },
+        };
+        if !tokens.is_empty() {
+            writer.read(&tokens)?;
+        }
+        closed(out.write_all(line.as_bytes()))?;
+        interruption.answering(true);
+        let written = writer.write(&mut sampler, limits, &|| interruption.interrupted(), out);
+        interruption.answering(false);
+        written?;
+        closed(out.write_all(b"\n"))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minigpt_core::{CharTokenizer, GptConfig, Reference};
+
+    use super::*;
+
+    const CONTEXT: usize = 8;
+
+    fn letters() -> AnyTokenizer {
+        CharTokenizer::from_text("\n abcdefgh").unwrap().into()
+    }
+
+    fn model() -> Model<Reference<f32>> {
+        let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(10, CONTEXT) };
+        Model::new(Reference::new(), config, 5).unwrap()
+    }
+
+    fn sampling() -> SamplingOptions {
+        SamplingOptions {
+            temperature: 1.0,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: None,
+            repetition_window: 64,
+            seed: Seed::Number(1),
+            stops: Vec::new(),
+        }
+    }
+
+    fn prompt(text: &str) -> Prompt {
+        Prompt { text: text.into(), tokens: letters().encode(text).unwrap() }
+    }
+
+    /// What is written, and what is said of it.
+    fn written(text: &str, seed: u64, count: u32, limits: &Limits) -> (String, String) {
+        let (mut model, tokenizer) = (model(), letters());
+        let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
+        let (mut out, mut log) = (Vec::new(), Vec::new());
+        samples(&mut writer, &prompt(text), (&sampling(), seed, count), limits, (&mut out, &mut log)).unwrap();
+        (String::from_utf8(out).unwrap(), String::from_utf8(log).unwrap())
+    }
+
+    fn limits(tokens: usize, stops: &[&str]) -> Limits {
+        Limits { tokens, stops: stops.iter().map(|stop| stop.to_string()).collect() }
+    }
+
+    #[test]
+    fn each_sample_is_that_of_its_seed_alone() {
+        let limits = limits(30, &[]);
+        let (all, _) = written("abc", 7, 3, &limits);
+        let expected: String = (0..3)
+            .map(|i| {
+                let seed = 7 + i;
+                format!("--- sample {} of 3, seed {seed} ---\n{}", i + 1, written("abc", seed, 1, &limits).0)
+            })
+            .collect();
+        assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn a_stop_text_ends_a_sample_before_it() {
+        let (whole, _) = written("abc", 3, 1, &limits(60, &[]));
+        let continuation = &whole[3..whole.len() - 1];
+        // Texts of one, two and three characters from its middle.
+        for length in 1..4 {
+            let stop = &continuation[20..20 + length];
+            let end = continuation.find(stop).unwrap();
+            let (cut, _) = written("abc", 3, 1, &limits(60, &["no such text", stop]));
+            assert_eq!(cut, format!("abc{}\n", &continuation[..end]), "{stop:?}");
+        }
+    }
+
+    #[test]
+    fn a_stop_text_is_found_however_its_parts_come_and_nothing_of_it_passes() {
+        let stops = ["END".to_string(), "é".to_string()];
+        for pieces in [&["some E", "N", "D more"][..], &["some EN", "D"], &["some ", "END"], &["some é"]] {
+            let mut filter = StopFilter::new(&stops);
+            let passed: String = pieces.iter().map(|piece| filter.push(piece).to_string()).collect();
+            assert_eq!((passed.as_str(), filter.is_stopped(), filter.rest()), ("some ", true, ""));
+        }
+        let mut filter = StopFilter::new(&stops);
+        let passed: String = ["EN", "EN"].iter().map(|piece| filter.push(piece).to_string()).collect();
+        assert_eq!((passed + filter.rest(), filter.is_stopped()), ("ENEN".into(), false));
+    }
+
+    #[test]
+    fn a_prompt_beyond_the_context_is_said_to_be_cut() {
+        let (_, log) = written("abcdefgh ", 1, 1, &limits(1, &[]));
+        assert!(log.starts_with("the prompt has 9 tokens, 1 more than the context of 8"), "{log}");
+        let (_, log) = written("abcdefgh", 1, 1, &limits(1, &[]));
+        assert!(!log.contains("more than the context"), "{log}");
+    }
+
+    #[test]
+    fn a_setting_without_meaning_names_its_flag() {
+        let (mut model, tokenizer) = (model(), letters());
+        let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
+        let options = SamplingOptions { temperature: -1.0, ..sampling() };
+        let (mut out, mut log) = (Vec::new(), Vec::new());
+        let error =
+            samples(&mut writer, &prompt("a"), (&options, 1, 1), &limits(1, &[]), (&mut out, &mut log));
+        assert!(error.unwrap_err().to_string().starts_with("--temperature -1 is not"));
+    }
+
+    fn conversation(input: &str) -> String {
+        let (mut model, tokenizer) = (model(), letters());
+        let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
+        let mut out = Vec::new();
+        let config = sampling().config(1);
+        converse(&mut writer, config, &limits(5, &["\n"]), &(), (&mut input.as_bytes(), &mut out)).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        text.split_once('\n').unwrap().1.into()
+    }
+
+    #[test]
+    fn a_conversation_writes_on_from_each_line_and_ends_with_the_input() {
+        let text = conversation("abc\n\nde\n");
+        let answers: Vec<&str> = text.split("> ").collect();
+        assert_eq!(answers.len(), 5, "{text}");
+        assert!(answers[1].starts_with("abc") && answers[3].starts_with("de"), "{text}");
+        // Forgetting makes it answer as at first; the draws go on.
+        assert_eq!(conversation("/reset\nabc\n").matches("> abc").count(), 1);
+    }
+
+    #[test]
+    fn a_line_that_the_model_cannot_spell_does_not_end_a_conversation() {
+        let text = conversation("xyz\nabc\n");
+        assert!(text.contains("character 'x'") && text.contains("> abc"), "{text}");
+    }
+}

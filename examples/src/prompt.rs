@@ -1,0 +1,197 @@
+//! The text that a model goes on from.
+
+use std::fs;
+use std::io::Read;
+use std::path::PathBuf;
+
+use clap::Args;
+use minigpt_core::{AnyTokenizer, Tokenizer, TokenizerError};
+
+use crate::Outcome;
+
+/// The flags that name a prompt.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PromptOptions {
+    /// The text to go on from, taken as it is; else a line break, or what the model knows in its place. Of a text longer
+    /// than the context the model sees the end, as much as the context holds; when it has written past the context, it
+    /// goes on from the last half of it.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// The text to go on from is in this file; -: comes from the standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt", allow_hyphen_values = true)]
+    pub prompt_file: Option<PathBuf>,
+    /// In --prompt and --stop, \n is a line break, \t a tab, \r a carriage return, \\ a backslash, and \u{1F980} the
+    /// character of that number.
+    #[arg(short, long)]
+    pub escapes: bool,
+}
+
+/// A text to go on from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// What the user gave.
+    pub text: String,
+    /// Its tokens, or those that begin a text where the user gave none.
+    pub tokens: Vec<u32>,
+}
+
+impl PromptOptions {
+    /// The prompt in tokens; `input` is the standard input.
+    ///
+    /// # Errors
+    /// If it cannot be read, has an escape without meaning, or has a character that the model does not know.
+    pub fn read(&self, tokenizer: &AnyTokenizer, input: &mut impl Read) -> Outcome<Prompt> {
+        let text = match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => self.unescaped(text)?,
+            (None, Some(path)) => {
+                let mut text = String::new();
+                let read = match path.as_os_str() == "-" {
+                    true => input.read_to_string(&mut text).map(|_| text),
+                    false => fs::read_to_string(path),
+                };
+                read.map_err(|error| {
+                    format!("cannot read the prompt from {}: {error}; name a text in UTF-8", path.display())
+                })?
+            }
+            (None, None) => String::new(),
+        };
+        if text.is_empty() {
+            return Ok(Prompt { text, tokens: default_start(tokenizer) });
+        }
+        let tokens = tokenizer.encode(&text).map_err(|error| self.explained(error, &text))?;
+        Ok(Prompt { text, tokens })
+    }
+
+    /// A text of the command line, with what its escapes stand for if it has any.
+    ///
+    /// # Errors
+    /// If an escape has no meaning.
+    pub fn unescaped(&self, text: &str) -> Outcome<String> {
+        if self.escapes { unescape(text) } else { Ok(text.into()) }
+    }
+
+    fn explained(&self, error: TokenizerError, text: &str) -> String {
+        match error {
+            TokenizerError::UnknownCharacter { character: '\\', .. } if !self.escapes && text.contains("\\n") => {
+                format!("the prompt: {error}; if \\n is to be a line break, add --escapes")
+            }
+            error => format!("the prompt: {error}"),
+        }
+    }
+}
+
+/// The text with what its escapes stand for.
+fn unescape(text: &str) -> Outcome<String> {
+    const KNOWN: &str = "known are \\n, \\t, \\r, \\\\ and \\u{1F980}; without --escapes a text is taken as it is";
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some((before, escape)) = rest.split_once('\\') {
+        plain += before;
+        let mut characters = escape.chars();
+        let character = match characters.next() {
+            Some('n') => '\n',
+            Some('t') => '\t',
+            Some('r') => '\r',
+            Some('\\') => '\\',
+            Some('u') => {
+                let number = escape[1..].strip_prefix('{').and_then(|rest| rest.split_once('}'));
+                let character = number.and_then(|(number, rest)| {
+                    characters = rest.chars();
+                    char::from_u32(u32::from_str_radix(number, 16).ok()?)
+                });
+                character.ok_or_else(|| format!("\\u without the number of a character, as in \\u{{E9}}: {KNOWN}"))?
+            }
+            Some(other) => return Err(format!("\\{other} is no escape: {KNOWN}").into()),
+            None => return Err(format!("a backslash at the end is no escape: {KNOWN}").into()),
+        };
+        plain.push(character);
+        rest = characters.as_str();
+    }
+    Ok(plain + rest)
+}
+
+/// What a text begins behind, where nobody says: a line break; else, in a model that knows none, another character that
+/// parts texts; else any token.
+pub fn default_start(tokenizer: &AnyTokenizer) -> Vec<u32> {
+    ["\n", "\r", " "].iter().find_map(|start| tokenizer.encode(start).ok()).unwrap_or_else(|| vec![0])
+}
+
+/// What of a prompt the model does not see, in words; `None` if it sees it all.
+pub fn cut(tokens: usize, context: usize) -> Option<String> {
+    let over = tokens.checked_sub(context).filter(|&over| over > 0)?;
+    Some(format!(
+        "the prompt has {tokens} tokens, {over} more than the context of {context}: the model sees the last {context}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use minigpt_core::{ByteTokenizer, CharTokenizer};
+
+    use super::*;
+
+    fn tokenizer(text: &str) -> AnyTokenizer {
+        CharTokenizer::from_text(text).unwrap().into()
+    }
+
+    fn prompt(text: &str, escapes: bool) -> PromptOptions {
+        PromptOptions { prompt: Some(text.into()), escapes, ..PromptOptions::default() }
+    }
+
+    #[test]
+    fn a_prompt_is_taken_as_it_is_and_escapes_on_request() {
+        let read = |text: &str, escapes| prompt(text, escapes).read(&ByteTokenizer.into(), &mut &b""[..]);
+        assert_eq!(read(r"C:\new\t", false).unwrap().text, r"C:\new\t");
+        assert_eq!(read(r"a\nb\tc\rd\\n\u{e9}\u{1F980}.", true).unwrap().text, "a\nb\tc\rd\\né🦀.");
+        for wrong in [r"\q", r"\", r"a\u12", r"\u{}", r"\u{D800}", r"\u{12"] {
+            let error = read(wrong, true).unwrap_err().to_string();
+            assert!(error.contains("known are") && error.contains("without --escapes"), "{error}");
+            // Without, as it says.
+            assert_eq!(read(wrong, false).unwrap().text, wrong);
+        }
+    }
+
+    #[test]
+    fn a_backslash_that_a_model_does_not_know_is_explained_and_the_advice_works() {
+        let letters = tokenizer("some\ntext");
+        let error = prompt(r"some\ntext", false).read(&letters, &mut &b""[..]).unwrap_err().to_string();
+        assert!(error.ends_with("if \\n is to be a line break, add --escapes"), "{error}");
+        assert_eq!(prompt(r"some\ntext", true).read(&letters, &mut &b""[..]).unwrap().text, "some\ntext");
+    }
+
+    #[test]
+    fn a_text_without_line_breaks_has_another_beginning() {
+        let begins = |text: &str| tokenizer(text).decode(&default_start(&tokenizer(text))).unwrap();
+        assert_eq!(begins("a line\nand another\r"), "\n");
+        assert_eq!(begins("a line\rand another"), "\r");
+        assert_eq!(begins("one line"), " ");
+        assert_eq!(begins("word"), "d");
+        let prompt = PromptOptions::default().read(&tokenizer("one line"), &mut &b""[..]).unwrap();
+        assert_eq!((prompt.text.as_str(), prompt.tokens.len()), ("", 1));
+    }
+
+    #[test]
+    fn a_prompt_comes_from_a_file_or_from_the_standard_input() {
+        let scratch = crate::scratch::Scratch::new();
+        let path = scratch.path("prompt.txt");
+        fs::write(&path, "from a file\n").unwrap();
+        let read = |path: PathBuf| {
+            let options = PromptOptions { prompt_file: Some(path), ..PromptOptions::default() };
+            options.read(&ByteTokenizer.into(), &mut &b"piped in"[..])
+        };
+        assert_eq!(read(path).unwrap().text, "from a file\n");
+        assert_eq!(read("-".into()).unwrap().text, "piped in");
+        let error = read(scratch.path("missing")).unwrap_err().to_string();
+        assert!(error.contains("cannot read the prompt from"), "{error}");
+    }
+
+    #[test]
+    fn what_is_cut_is_said() {
+        assert_eq!(cut(64, 64), None);
+        assert_eq!(cut(0, 64), None);
+        assert_eq!(
+            cut(70, 64).unwrap(),
+            "the prompt has 70 tokens, 6 more than the context of 64: the model sees the last 64"
+        );
+    }
+}

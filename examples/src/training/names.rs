@@ -1,0 +1,79 @@
+//! The library's choices as they are written on the command line.
+
+use clap::ValueEnum;
+use minigpt_core::train::schedule::Decay;
+use minigpt_core::{Activation, Norm, Position};
+
+/// A set of numbers that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Preset {
+    /// 4 layers, 4 heads, 128 wide, context 64, batch 12, 2000 steps: minutes on a laptop.
+    #[default]
+    Cpu,
+    /// 6 layers, 6 heads, 384 wide, context 256, batch 64, dropout 0.2, 5000 steps.
+    Gpu,
+}
+
+macro_rules! names {
+    ($(#[$doc:meta] $name:ident for $of:ty { $(#[$variant_doc:meta] $variant:ident => $value:expr),* $(,)? })*) => {$(
+        #[$doc]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+        pub enum $name { $(#[$variant_doc] $variant),* }
+
+        impl From<$name> for $of {
+            fn from(name: $name) -> $of {
+                match name { $($name::$variant => $value),* }
+            }
+        }
+    )*};
+}
+
+names! {
+    /// [`Position`] on the command line.
+    PositionName for Position {
+        /// A trained vector for each.
+        Learned => Position::Learned,
+        /// Fixed sines and cosines.
+        Sinusoidal => Position::Sinusoidal,
+        /// Rotated queries and keys.
+        Rotary => Position::Rotary,
+        /// Not at all.
+        None => Position::None,
+    }
+    /// [`Norm`] on the command line.
+    NormName for Norm {
+        /// Before each sub-layer.
+        Pre => Norm::Pre,
+        /// After each sum.
+        Post => Norm::Post,
+        /// Nowhere.
+        None => Norm::None,
+    }
+    /// [`Activation`] on the command line.
+    ActivationName for Activation {
+        /// GELU by the error function.
+        GeluErf => Activation::GeluErf,
+        /// GELU by tanh.
+        GeluTanh => Activation::GeluTanh,
+        /// max(x, 0).
+        Relu => Activation::Relu,
+    }
+    /// [`Decay`] on the command line.
+    DecayName for Decay {
+        /// Along half a cosine.
+        Cosine => Decay::Cosine,
+        /// In a straight line.
+        Linear => Decay::Linear,
+        /// Not at all.
+        Constant => Decay::Constant,
+    }
+}
+
+/// A tokenizer on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TokenizerName {
+    /// One token for each character of the text.
+    Char,
+    /// One token for each byte.
+    Byte,
+}

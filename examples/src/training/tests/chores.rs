@@ -1,0 +1,111 @@
+//! What a run is asked for once it stands: to go on longer or otherwise, on another text, or no longer than it gains.
+
+use super::*;
+
+#[test]
+fn a_finished_run_trains_on_with_other_settings() {
+    let scratch = Scratch::new();
+    finished(&options(&scratch, ""));
+    let summary = finished(&resumed_with(&scratch, "--iterations 40 --lr 5e-4 --batch 3 --schedule linear --clip 0.5"));
+    assert_eq!(summary.iterations, 40);
+    let bytes = checkpoint::load(&summary.checkpoint).unwrap();
+    let training = Checkpoint::open_verified(&bytes).unwrap().training().unwrap().config.clone();
+    assert_eq!((training.batch, training.clip), (3, 0.5));
+    assert_eq!((training.schedule.peak, training.schedule.floor, training.schedule.steps), (5e-4, 5e-5, 40));
+    // What was measured before is still there.
+    let metrics = Metrics::resume(&scratch.path("run").join("metrics.jsonl"), u32::MAX).unwrap();
+    let steps: Vec<f64> = metrics.validation().iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [8.0, 16.0, 24.0, 32.0, 40.0]);
+    // And what was changed stays so.
+    let again = finished(&resumed_with(&scratch, "--iterations 44"));
+    let bytes = checkpoint::load(&again.checkpoint).unwrap();
+    assert_eq!(Checkpoint::open_verified(&bytes).unwrap().training().unwrap().config.batch, 3);
+}
+
+#[test]
+fn fewer_iterations_than_a_run_has_made_are_refused() {
+    let scratch = Scratch::new();
+    finished(&options(&scratch, ""));
+    let message = error(&resumed_with(&scratch, "--iterations 8"));
+    assert!(message.contains("before step 24"), "{message}");
+}
+
+#[test]
+fn a_run_is_resumed_on_its_text_without_naming_it() {
+    let scratch = Scratch::new();
+    train(&options(&scratch, ""), stop_at(5)).unwrap();
+    finished(&resumed(&scratch));
+    let moved = scratch.path("moved.txt");
+    fs::rename(scratch.path("text.txt"), &moved).unwrap();
+    let message = error(&resumed_with(&scratch, "--iterations 30"));
+    assert!(message.contains("the run was trained with --data") && message.contains("text.txt"), "{message}");
+    finished(&resumed_with(&scratch, &format!("--iterations 30 --data {}", moved.display())));
+}
+
+#[test]
+fn a_checkpoint_is_fine_tuned_on_another_text_as_a_new_run() {
+    let scratch = Scratch::new();
+    finished(&options(&scratch, ""));
+    let other = scratch.path("other.txt");
+    fs::write(&other, "the dog jumps over the fox; ".repeat(60)).unwrap();
+    let common = |flags: &str| {
+        let flags = format!("--data {} --from {} {flags}", other.display(), scratch.path("run").display());
+        parsed(&format!("--out {} --iterations 30 --eval-every 10 --sample 0", scratch.path("tuned").display()), &flags)
+    };
+    let summary = finished(&common(""));
+    let bytes = checkpoint::load(&summary.checkpoint).unwrap();
+    let tuned = Checkpoint::open_verified(&bytes).unwrap();
+    let source = fs::read(scratch.path("run").join("step-0000000024.mgpt")).unwrap();
+    let source = Checkpoint::open_verified(&source).unwrap();
+    assert_eq!((tuned.config(), tuned.tokenizer()), (source.config(), source.tokenizer()));
+    assert_eq!(summary.iterations, 30);
+    // A text that has grown, from the best checkpoint.
+    fs::write(&other, TEXT.repeat(50)).unwrap();
+    finished(&common("--which best"));
+    // Characters that the model does not know are named with their number.
+    fs::write(&other, TEXT.repeat(40) + "déjà vu été").unwrap();
+    let message = error(&common(""));
+    assert!(message.contains("'é'") && message.contains("'à'") && message.contains('3'), "{message}");
+}
+
+#[test]
+fn a_run_ends_early_when_validations_get_no_better() {
+    let scratch = Scratch::new();
+    let flags = "--eval-every 1 --keep 99 --lr 0.3 --warmup 0 --schedule constant --clip inf --patience 3";
+    let summary = finished(&options(&scratch, &format!("{flags} --iterations 200")));
+    let best = summary.best.unwrap();
+    assert_eq!(summary.iterations, best.step + 3);
+    assert!(summary.to_string().contains(&format!("best_step={}", best.step)), "{summary}");
+    // Without more patience it is at its end; with it, it goes on.
+    assert_eq!(finished(&resumed(&scratch)).iterations, best.step + 3);
+    assert_eq!(finished(&resumed_with(&scratch, "--patience 0 --iterations 210")).iterations, 210);
+}
+
+#[test]
+fn a_last_validation_that_is_interrupted_is_made_up_for() {
+    let (whole, parts) = (Scratch::new(), Scratch::new());
+    for scratch in [&whole, &parts] {
+        // So long that the last validation goes in several parts.
+        fs::write(scratch.path("text.txt"), TEXT.repeat(12_000)).unwrap();
+    }
+    let flags = "--eval-every 0 --log-every 0 --sample 0 --iterations 1";
+    let expected = finished(&options(&whole, flags)).val_loss;
+    let asked = Cell::new(0);
+    let stopped = train(&options(&parts, flags), || {
+        asked.set(asked.get() + 1);
+        parts.path("run").join("step-0000000001.mgpt").exists()
+    });
+    assert!(matches!(stopped.unwrap(), End::Interrupted { step: 1, .. }));
+    assert_eq!(finished(&resumed(&parts)).val_loss, expected);
+}
+
+#[test]
+fn a_validation_text_of_its_own_and_another_share_are_taken() {
+    let scratch = Scratch::new();
+    let own = scratch.path("own.txt");
+    fs::write(&own, "the lazy dog; the quick fox").unwrap();
+    finished(&options(&scratch, &format!("--validation {}", own.display())));
+    // A resumed run goes by it too.
+    finished(&resumed_with(&scratch, "--iterations 30"));
+    finished(&options(&scratch, "--validation-share 0.25"));
+}

@@ -1,0 +1,115 @@
+//! Settings that have no meaning, or could never get where they want.
+
+use super::*;
+
+#[test]
+fn a_flag_given_twice_is_refused() {
+    for flags in ["--lr 1 --lr 2", "--out a --out b", "--resume --resume", "--seed 1 --seed 1"] {
+        let words = ["train"].into_iter().chain(flags.split(' '));
+        let error = Options::try_parse_from(words).unwrap_err().to_string();
+        assert!(error.contains("cannot be used multiple times"), "{error}");
+    }
+}
+
+#[test]
+fn zero_for_a_period_means_never() {
+    let scratch = Scratch::new();
+    finished(&options(&scratch, "--eval-every 0 --log-every 0 --sample 0"));
+    let metrics = fs::read_to_string(scratch.path("run/metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 1, "{metrics}");
+    assert!(metrics.contains("\"step\":24") && metrics.contains("val_loss"), "{metrics}");
+}
+
+#[test]
+fn the_default_warm_up_is_shortened_with_the_run() {
+    let (base, pace) = Shape::default().defaults(8, 1);
+    let warmup = |iterations| {
+        let settings = Settings { iterations: Some(iterations), ..Settings::default() };
+        settings.over(&base, &pace, base.recompute).unwrap().0.schedule.warmup
+    };
+    assert_eq!([5, 50, 100, 1000, 2000].map(warmup), [0, 5, 10, 100, 100]);
+}
+
+/// The advice of an error that must come with these flags, as it stands behind `lead`, up to a blank or comma.
+fn refused(flags: &str, lead: &str) -> String {
+    let scratch = Scratch::new();
+    let message = error(&options(&scratch, flags));
+    let (_, advice) = message.split_once(lead).unwrap_or_else(|| panic!("{message}"));
+    advice.split([',', ' ', ';']).next().unwrap().into()
+}
+
+#[test]
+fn a_schedule_that_never_gets_where_it_should_is_refused_and_the_advice_works() {
+    let warmup = refused("--iterations 24 --warmup 24", "such as --warmup ");
+    finished(&options(&Scratch::new(), &format!("--iterations 24 --warmup {warmup}")));
+    let floor = refused("--lr 1e-3 --min-lr 1e-2", "such as --min-lr ");
+    finished(&options(&Scratch::new(), &format!("--lr 1e-3 --min-lr {floor}")));
+    let decay = refused("--schedule constant --min-lr 1e-5", "or take --schedule ");
+    finished(&options(&Scratch::new(), &format!("--schedule {decay} --min-lr 1e-5")));
+}
+
+#[test]
+fn errors_of_settings_name_the_flags() {
+    for (flags, named) in [
+        ("--lr -1", "--lr"),
+        ("--lr inf", "--lr"),
+        ("--clip 0", "--clip"),
+        ("--clip -1", "--clip"),
+        ("--beta1 1", "--beta1"),
+        ("--beta2 -0.5", "--beta2"),
+        ("--eps 0", "--eps"),
+        ("--weight-decay -1", "--weight-decay"),
+        ("--batch 0", "--batch"),
+        ("--accumulation 0", "--accumulation"),
+        ("--dropout 1.5", "--dropout"),
+        ("--norm-eps -1", "--norm-eps"),
+        ("--layers 0", "--layers"),
+        ("--context 0", "--context"),
+        ("--heads 3", "--heads"),
+        ("--d-ff 0", "--d-ff"),
+    ] {
+        let message = error(&options(&Scratch::new(), flags));
+        assert!(message.contains(named) && !message.contains("schedule."), "{flags}: {message}");
+    }
+}
+
+#[test]
+fn heads_that_do_not_divide_the_width_are_refused_and_the_advice_works() {
+    let heads = refused("--heads 3", "try --heads ");
+    finished(&options(&Scratch::new(), &format!("--heads {heads}")));
+    let width = refused("--heads 3", " or --d-model ");
+    finished(&options(&Scratch::new(), &format!("--heads 3 --d-model {width}")));
+}
+
+#[test]
+fn a_shorter_context_that_is_advised_fits() {
+    let scratch = Scratch::new();
+    let options = |flags: &str| options(&scratch, flags);
+    options("");
+    fs::write(scratch.path("text.txt"), &TEXT[..40]).unwrap();
+    let message = error(&options(""));
+    assert!(message.contains("40 tokens, of which 4 validate") && message.contains("--context 3"), "{message}");
+    finished(&options("--context 3"));
+}
+
+#[test]
+fn the_validation_loss_does_not_depend_on_the_batch() {
+    let losses = |batch: usize| -> f64 {
+        let scratch = Scratch::new();
+        // Nothing is learned at this rate: the weights are those of the seed.
+        finished(&options(&scratch, &format!("--lr 0 --eval-windows 7 --batch {batch}")));
+        let metrics = Metrics::resume(&scratch.path("run").join("metrics.jsonl"), u32::MAX).unwrap();
+        metrics.validation()[0].1
+    };
+    for batch in [2, 3, 7, 20] {
+        assert!((losses(1) - losses(batch)).abs() < 1e-6, "batch {batch}: {} {}", losses(1), losses(batch));
+    }
+}
+
+#[test]
+fn a_random_seed_is_drawn_anew() {
+    let options = |flags: &str| options(&Scratch::new(), flags);
+    let seed = |options: &Options| options.fixed.seed();
+    assert_ne!(seed(&options("--seed random")), seed(&options("--seed random")));
+    assert_eq!((seed(&options("--seed 7")), seed(&options(""))), (7, 1337));
+}
