@@ -64,8 +64,7 @@ impl OnBackend for Run<'_> {
         let tokenizer =
             checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: no text has its tokens")?;
         let vocabulary = Vocabulary::Fixed(tokenizer);
-        let corpus =
-            corpus::read(&Search::from_environment(), &options.text, vocabulary, &|| stop.asked())?;
+        let corpus = corpus::read(&Search::from_environment(), &options.text, vocabulary, &|| stop.asked())?;
         if !options.json {
             corpus.notes.iter().try_for_each(say)?;
             say(format_args!("{} on {}", loaded.path.display(), corpus.origin))?;

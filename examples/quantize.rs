@@ -72,9 +72,10 @@ fn run(options: &Options) -> Outcome<()> {
     let tokenizer =
         checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: no text has its tokens")?;
     let search = Search::from_environment();
-    let corpus = corpus::read(&search, &options.text, Vocabulary::Fixed(tokenizer), &|| false).map_err(|e| {
-        format!("{e}\nif the model was trained on another text: name it with --data, or --built-in")
-    })?;
+    let corpus =
+        corpus::read(&search, &options.text, Vocabulary::Fixed(tokenizer), &|| false).map_err(|e| {
+            format!("{e}\nif the model was trained on another text: name it with --data, or --built-in")
+        })?;
     for note in &corpus.notes {
         say(note)?;
     }

@@ -127,7 +127,8 @@ impl Evaluation {
         if done < all {
             let _ = writeln!(table, "stopped: this is of {done} of {all} windows");
         }
-        let _ = writeln!(table, "loss        {:.4} nats per token, of {} tokens", total.loss(), total.targets);
+        let _ =
+            writeln!(table, "loss        {:.4} nats per token, of {} tokens", total.loss(), total.targets);
         let _ = writeln!(
             table,
             "            {:.4} bits per character, {:.4} bits per byte",
@@ -201,7 +202,13 @@ mod tests {
 
     fn evaluated(tokenizer: &AnyTokenizer, at_once: usize) -> (Evaluation, f64) {
         let tokens = tokenizer.encode(&TEXT.repeat(10)).unwrap();
-        let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(tokenizer.vocab_size(), 6) };
+        let config = GptConfig {
+            layers: 1,
+            heads: 2,
+            d_model: 8,
+            d_ff: 16,
+            ..GptConfig::new(tokenizer.vocab_size(), 6)
+        };
         let model = || Model::new(Reference::<f32>::new(), config.clone(), 3).unwrap();
         let windows = EvalWindows::new(&tokens, 6).unwrap();
         let evaluation = Evaluation::of(&mut model(), tokenizer, &windows, at_once, &|_| true).unwrap();
@@ -261,6 +268,9 @@ mod tests {
         assert_eq!(groups(1), [(0, 0)]);
         assert_eq!(groups(9), [(0, 0), (1, 1), (2, 3), (4, 7), (8, 8)]);
         let table = evaluation(9).table();
-        assert!(table.starts_with("stopped: this is of 1 of 2 windows\n") && table.contains("\n5 to 8 "), "{table}");
+        assert!(
+            table.starts_with("stopped: this is of 1 of 2 windows\n") && table.contains("\n5 to 8 "),
+            "{table}"
+        );
     }
 }

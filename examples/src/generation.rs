@@ -184,7 +184,10 @@ impl<'a> StopFilter<'a> {
     fn beginning(&self) -> usize {
         let held = &self.held;
         let begins = |from: usize| self.stops.iter().any(|stop| stop.starts_with(&held[from..]));
-        held.char_indices().map(|(from, _)| from).find(|&from| begins(from)).map_or(0, |from| held.len() - from)
+        held.char_indices()
+            .map(|(from, _)| from)
+            .find(|&from| begins(from))
+            .map_or(0, |from| held.len() - from)
     }
 
     /// What was held back, if no more text comes.
@@ -356,7 +359,8 @@ mod tests {
         let (mut model, tokenizer) = (model(), letters());
         let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
         let (mut out, mut log) = (Vec::new(), Vec::new());
-        samples(&mut writer, &prompt(text), (&sampling(), seed, count), limits, (&mut out, &mut log)).unwrap();
+        samples(&mut writer, &prompt(text), (&sampling(), seed, count), limits, (&mut out, &mut log))
+            .unwrap();
         (String::from_utf8(out).unwrap(), String::from_utf8(log).unwrap())
     }
 

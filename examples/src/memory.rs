@@ -7,8 +7,8 @@ use std::path::Path;
 use minigpt_core::plan::Logits;
 use minigpt_core::{Backend, GptConfig, Plan, Real, Recompute, TrainConfig};
 
-use crate::Outcome;
 use crate::options::human;
+use crate::{Outcome, flags};
 
 /// Bytes that can still be allocated: what the machine has left, or what the control group of this process has left,
 /// whichever is less. `None` where neither can be told (not Linux).
@@ -89,7 +89,7 @@ pub fn check_training<B: Backend>(
     remedy: &Remedy<'_>,
 ) -> Outcome<()> {
     // Also where nobody can tell how much memory there is.
-    training.plan(config, backend)?;
+    training.plan(config, backend).map_err(|error| flags::config_error(&error))?;
     let budget = available().map(|available| available.saturating_add(text));
     budget.map_or(Ok(()), |budget| training_fits(backend, config, training, (text, budget), remedy))
 }
@@ -289,7 +289,8 @@ mod tests {
             settings.plan(&config, &backend).unwrap().bytes.total() + settings.token_bytes(&backend)
         };
         let fits = |settings: &TrainConfig, budget| {
-            training_fits(&backend, &config, settings, (0, budget), &CHANGE).map_err(|error| error.to_string())
+            training_fits(&backend, &config, settings, (0, budget), &CHANGE)
+                .map_err(|error| error.to_string())
         };
         let (cheap, blocks) = (Recompute::Cheap, Recompute::Blocks);
         let budget = needs(&settings(5, cheap));

@@ -141,9 +141,11 @@ const ADVICE: &str = "train first with the example train_shakespeare, or name a 
 /// If there is none, or it cannot be read or is damaged.
 pub fn load_which(path: &Path, which: Option<Which>) -> Outcome<Loaded> {
     match (path.is_dir(), which) {
-        (false, Some(_)) if path.exists() => {
-            Err(format!("{} is one checkpoint: leave out --which, or name the folder of a run", path.display()).into())
-        }
+        (false, Some(_)) if path.exists() => Err(format!(
+            "{} is one checkpoint: leave out --which, or name the folder of a run",
+            path.display()
+        )
+        .into()),
         (true, Some(Which::Best)) => load_file(&best(path)?),
         (true, _) => match checkpoint::newest(path)? {
             Some(newest) => Ok(Loaded { path: newest.path, bytes: newest.bytes }),

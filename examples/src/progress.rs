@@ -132,7 +132,10 @@ mod tests {
         let progress = Progress::in_lines("training", 200, Unit::Steps, Duration::ZERO);
         progress.at(100, "");
         let line = progress.line(150, &"loss 2.500").unwrap();
-        assert!(line.starts_with("training: 150 of 200 steps: loss 2.500, ") && line.ends_with(" s left"), "{line}");
+        assert!(
+            line.starts_with("training: 150 of 200 steps: loss 2.500, ") && line.ends_with(" s left"),
+            "{line}"
+        );
         let bytes = Progress::in_lines("reading", 3_000_000, Unit::Bytes, Duration::ZERO);
         assert!(bytes.line(1_500_000, &"").unwrap().starts_with("reading: 1.5 MB of 3.0 MB"));
         let seldom = Progress::in_lines("training", 200, Unit::Steps, Duration::from_secs(3600));

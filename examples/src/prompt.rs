@@ -72,7 +72,9 @@ impl PromptOptions {
 
     fn explained(&self, error: TokenizerError, text: &str) -> String {
         match error {
-            TokenizerError::UnknownCharacter { character: '\\', .. } if !self.escapes && text.contains("\\n") => {
+            TokenizerError::UnknownCharacter { character: '\\', .. }
+                if !self.escapes && text.contains("\\n") =>
+            {
                 format!("the prompt: {error}; if \\n is to be a line break, add --escapes")
             }
             error => format!("the prompt: {error}"),
@@ -82,7 +84,8 @@ impl PromptOptions {
 
 /// The text with what its escapes stand for.
 fn unescape(text: &str) -> Outcome<String> {
-    const KNOWN: &str = "known are \\n, \\t, \\r, \\\\ and \\u{1F980}; without --escapes a text is taken as it is";
+    const KNOWN: &str =
+        "known are \\n, \\t, \\r, \\\\ and \\u{1F980}; without --escapes a text is taken as it is";
     let mut plain = String::new();
     let mut rest = text;
     while let Some((before, escape)) = rest.split_once('\\') {
@@ -99,7 +102,9 @@ fn unescape(text: &str) -> Outcome<String> {
                     characters = rest.chars();
                     char::from_u32(u32::from_str_radix(number, 16).ok()?)
                 });
-                character.ok_or_else(|| format!("\\u without the number of a character, as in \\u{{E9}}: {KNOWN}"))?
+                character.ok_or_else(|| {
+                    format!("\\u without the number of a character, as in \\u{{E9}}: {KNOWN}")
+                })?
             }
             Some(other) => return Err(format!("\\{other} is no escape: {KNOWN}").into()),
             None => return Err(format!("a backslash at the end is no escape: {KNOWN}").into()),

@@ -36,9 +36,10 @@ impl FromStr for Seed {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "random" => Ok(Seed::Random),
-            number => number.parse().map(Seed::Number).map_err(|_| {
-                format!("a seed is a number from 0 to {}, or random", u64::MAX)
-            }),
+            number => number
+                .parse()
+                .map(Seed::Number)
+                .map_err(|_| format!("a seed is a number from 0 to {}, or random", u64::MAX)),
         }
     }
 }

@@ -48,12 +48,15 @@ mod tests {
 
     #[test]
     fn utf16_is_known_by_its_mark_and_by_its_zeros() {
-        let pairs = |order: fn(u16) -> [u8; 2]| -> Vec<u8> { "a text, ünd".encode_utf16().flat_map(order).collect() };
+        let pairs = |order: fn(u16) -> [u8; 2]| -> Vec<u8> {
+            "a text, ünd".encode_utf16().flat_map(order).collect()
+        };
         let (little, big) = (pairs(u16::to_le_bytes), pairs(u16::to_be_bytes));
         assert_eq!((utf16(&little), utf16(&big)), (Some("UTF-16LE"), Some("UTF-16BE")));
         assert_eq!(utf16(&[&[0xFF, 0xFE][..], &little].concat()), Some("UTF-16"));
         assert_eq!(utf16(&[&[0xFE, 0xFF][..], &big].concat()), Some("UTF-16"));
-        for other in [&b""[..], b"\0", b"plain text", b"a\0text with a zero", &[0; 100], "ünïcödé".as_bytes()] {
+        for other in [&b""[..], b"\0", b"plain text", b"a\0text with a zero", &[0; 100], "ünïcödé".as_bytes()]
+        {
             assert_eq!(utf16(other), None, "{other:?}");
         }
     }

@@ -37,7 +37,12 @@ fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, CorpusError> {
 
 /// Bytes of the files, as far as that can be told before they are read.
 pub(super) fn sizes(files: &[PathBuf]) -> u64 {
-    files.iter().filter_map(|path| fs::metadata(path).ok()).filter(fs::Metadata::is_file).map(|file| file.len()).sum()
+    files
+        .iter()
+        .filter_map(|path| fs::metadata(path).ok())
+        .filter(fs::Metadata::is_file)
+        .map(|file| file.len())
+        .sum()
 }
 
 /// Opens a file, or the standard input for `-`.

@@ -59,6 +59,8 @@ pub fn read(
         _ => reading.read_all(&training)?,
     }
     let middle = reading.tokens.len();
+    // What validates begins at its first character.
+    reading.open_end = false;
     reading.read_all(&validation)?;
     notes.append(&mut reading.notes());
     let (bytes, sha256) = (reading.bytes, hexadecimal(std::mem::take(&mut reading.hash)));
@@ -164,7 +166,6 @@ impl<'a> Reading<'a> {
         if std::mem::take(&mut self.open_end) {
             self.push(b"\n")?;
         }
-        let before = self.tokens.len();
         let mut cleaner = Cleaner::new(self.cleaning);
         let mut buffer = vec![0; PIECE];
         let (mut blank, mut last_byte) = (true, b'\n');
@@ -182,7 +183,7 @@ impl<'a> Reading<'a> {
                 Err(position) => return Err(self.not_utf8(path, position, encoding::single_byte(path))),
             };
             let whole = if self.cleaning.utf8 { whole(clean).len() } else { clean.len() };
-            blank &= clean[..whole].iter().all(u8::is_ascii_whitespace);
+            blank &= clean[..whole].iter().all(|byte| self.cleaning.utf8 && byte.is_ascii_whitespace());
             last_byte = clean[..whole].last().copied().unwrap_or(last_byte);
             self.push(&clean[..whole])?;
             clean.drain(..whole);
@@ -197,7 +198,7 @@ impl<'a> Reading<'a> {
             }
             filled = fill(&mut text, &mut buffer).map_err(|e| CorpusError::Unreadable(path.into(), e))?;
         }
-        if self.tokens.len() == before || blank {
+        if blank {
             return Err(CorpusError::Empty(path.into()));
         }
         self.open_end = last_byte != b'\n';
@@ -231,10 +232,14 @@ impl<'a> Reading<'a> {
             notes.push("the byte-order mark at the beginning is no part of the text: it is left out".into());
         }
         if breaks > 0 {
-            notes.push(format!("{breaks} line breaks of CR LF or CR became LF; --newlines keep leaves them as they are"));
+            notes.push(format!(
+                "{breaks} line breaks of CR LF or CR became LF; --newlines keep leaves them as they are"
+            ));
         }
         if zeros > 0 && self.cleaning.utf8 {
-            notes.push(format!("the text has {zeros} zero bytes (NUL), each a character of its own: is it a text?"));
+            notes.push(format!(
+                "the text has {zeros} zero bytes (NUL), each a character of its own: is it a text?"
+            ));
         }
         notes
     }

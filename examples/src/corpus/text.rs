@@ -60,7 +60,11 @@ impl Cleaner {
         }
         let held = self.clean.len() as u64;
         self.met.zeros += bytes.iter().filter(|&&byte| byte == 0).count() as u64;
-        if self.cleaning.unix { self.push_unix(bytes) } else { self.clean.extend_from_slice(bytes) }
+        if self.cleaning.unix {
+            self.push_unix(bytes)
+        } else {
+            self.clean.extend_from_slice(bytes)
+        }
         let place = self.before - held.min(self.before);
         self.before += bytes.len() as u64;
         if !self.cleaning.utf8 {

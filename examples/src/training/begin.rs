@@ -5,7 +5,7 @@ use minigpt_core::{AnyTokenizer, Backend, GptConfig, Model, Tokenizer, Trainer};
 
 use super::folder::{Best, Folder, Pace, text_of};
 use super::names::TokenizerName;
-use super::options::{Options, say_changes};
+use super::options::{Options, changes};
 use crate::corpus::{self, Corpus, Search, TextOptions, Vocabulary};
 use crate::memory::Remedy;
 use crate::metrics::Metrics;
@@ -61,9 +61,7 @@ impl Start {
                 Ok(read(&options.text, Vocabulary::Byte)?)
             }
             Start::New => Ok(read(&options.text, Vocabulary::Char)?),
-            Start::From(bytes) => {
-                Ok(read(&options.text, Vocabulary::Fixed(tokenizer(&open(bytes)?)?))?)
-            }
+            Start::From(bytes) => Ok(read(&options.text, Vocabulary::Fixed(tokenizer(&open(bytes)?)?))?),
             Start::Resume(bytes) => {
                 let checkpoint = open(bytes)?;
                 // Its own text has its vocabulary; another one is told by its hash, and not by its characters.
@@ -209,9 +207,11 @@ pub(super) fn resume<B: Backend>(
     let training = checkpoint.training();
     let kept = training.and_then(|training| Pace::from_metadata(metadata, training.config.batch));
     let (Some(kept), Some(training), Some(sha256)) = (kept, training, text_of(metadata)) else {
-        return Err("this is not a checkpoint of train_shakespeare: begin a new run from its weights with --from in \
+        return Err(
+            "this is not a checkpoint of train_shakespeare: begin a new run from its weights with --from in \
                     place of --resume"
-            .into());
+                .into(),
+        );
     };
     if sha256 != corpus.sha256 {
         return Err(other_text(folder).into());
@@ -226,12 +226,14 @@ pub(super) fn resume<B: Backend>(
         .into());
     }
     memory::check_training(&backend, checkpoint.config(), &config, corpus.tokens.bytes(), &TRAINED)?;
-    let trainer = Trainer::resume_with(backend, &checkpoint, config.clone())
-        .map_err(|error| flags::error(&error))?;
+    let trainer =
+        Trainer::resume_with(backend, &checkpoint, config.clone()).map_err(|error| flags::error(&error))?;
     let best = Best::from_metadata(metadata);
     let metrics = Metrics::resume(&folder.metrics(), step)?;
     say(format_args!("resumed behind step {step} of {}", pace.iterations))?;
-    say_changes((&training.config, &kept), (&config, &pace))?;
+    for (flag, new, old) in changes((&training.config, &kept), (&config, &pace)) {
+        say(format_args!("from here on {flag} {new}; it was {old}"))?;
+    }
     let changed = config.schedule != training.config.schedule;
     if changed && step < pace.iterations {
         say(format_args!("the learning rate goes on at {:.3e}", config.schedule.learning_rate(step)))?;
@@ -242,7 +244,8 @@ pub(super) fn resume<B: Backend>(
 fn other_text(folder: &Folder) -> String {
     let kept = folder.remembered_text().as_ref().and_then(TextOptions::from_json).map(|text| text.flags());
     let named = kept.filter(|flags| !flags.is_empty());
-    let was = named.map_or_else(String::new, |flags| format!(" ({flags}, unless that file has changed since)"));
+    let was =
+        named.map_or_else(String::new, |flags| format!(" ({flags}, unless that file has changed since)"));
     format!(
         "the run was on another text{was}: name it with --data, or --built-in if it was the built-in plays; to train \
          its model on this text, begin a new run with --from {} and another --out in place of --resume",

@@ -9,10 +9,10 @@ use minigpt_core::{GptConfig, Recompute, TrainConfig};
 
 use super::folder::Pace;
 use super::names::{ActivationName, DecayName, NormName, PositionName, Preset, TokenizerName};
+use crate::Outcome;
 use crate::corpus::{TextOptions, word};
 use crate::options::{BackendName, RecomputeName, Which};
 use crate::seed::Seed;
-use crate::{Outcome, say};
 
 /// One to go on from, and one should the last be damaged.
 const KEEP: NonZeroUsize = NonZeroUsize::new(2).unwrap();
@@ -325,8 +325,11 @@ impl Settings {
     }
 }
 
-/// Says what a run goes on with that it had not before, a line each.
-pub(super) fn say_changes(before: (&TrainConfig, &Pace), after: (&TrainConfig, &Pace)) -> Outcome<()> {
+/// The flags that would make `before` of `after`, each with its value, and what the value was.
+pub(super) fn changes(
+    before: (&TrainConfig, &Pace),
+    after: (&TrainConfig, &Pace),
+) -> impl Iterator<Item = (&'static str, String, String)> {
     let values = |(config, pace): (&TrainConfig, &Pace)| {
         let TrainConfig { batch, accumulation, schedule, clip, beta1, beta2, eps, weight_decay, .. } = config;
         [
@@ -349,10 +352,6 @@ pub(super) fn say_changes(before: (&TrainConfig, &Pace), after: (&TrainConfig, &
             ("--sample", pace.sample.to_string()),
         ]
     };
-    for ((name, old), (_, new)) in values(before).into_iter().zip(values(after)) {
-        if old != new {
-            say(format_args!("from here on {name} {new}; it was {old}"))?;
-        }
-    }
-    Ok(())
+    let pairs = values(before).into_iter().zip(values(after));
+    pairs.filter(|(old, new)| old != new).map(|((flag, old), (_, new))| (flag, new, old))
 }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use minigpt_core::TrainConfig;
 
-use super::folder::{Best, Folder};
+use super::folder::{Best, Folder, Pace};
+use super::options::changes;
+use crate::options::{load_which, open};
 use crate::{Outcome, say};
 
 /// A loss of so many times that of guessing is that of broken weights.
@@ -17,6 +19,7 @@ pub(super) struct Diverged<'a> {
     /// What was seen, such as "the norm of the gradient has not been a finite number for 10 steps".
     pub(super) seen: String,
     pub(super) config: &'a TrainConfig,
+    pub(super) pace: &'a Pace,
     pub(super) best: Option<Best>,
     /// (step, loss) of the validations.
     pub(super) validations: Vec<(f64, f64)>,
@@ -33,19 +36,20 @@ impl Diverged<'_> {
             say(format_args!("the checkpoints of broken weights are now in {}", aside.display()))?;
         }
         let kept = folder.run.steps()?;
-        Ok(format!("stopped: {}. {}", self.seen, self.remedy(&kept, folder.run.path())))
+        Ok(format!("stopped: {}. {}", self.seen, self.remedy(&kept, folder)))
     }
 
     /// How to go on, where `kept` are the steps whose checkpoints are from before.
-    fn remedy(&self, kept: &[u32], folder: &Path) -> String {
-        let go_on = |which: &str| {
+    fn remedy(&self, kept: &[u32], folder: &Folder) -> String {
+        let go_on = |besides: &str| {
             format!(
-                "cargo run --release --example train_shakespeare -- {}{which}{}",
+                "cargo run --release --example train_shakespeare -- {}{besides}{}",
                 self.flags,
                 self.gentler()
             )
         };
-        let folder = folder.display();
+        let best_path = folder.run.best_path();
+        let folder = folder.run.path().display();
         if let Some(&last) = kept.last().filter(|&&step| self.is_sound(step)) {
             return format!(
                 "The checkpoint of step {last} in {folder} is from before; to go on from it more gently: {}",
@@ -57,13 +61,29 @@ impl Diverged<'_> {
             Some(best) => format!(
                 "The best checkpoint in {folder}, of step {}, is from before; to go on from it more gently: {}",
                 best.step,
-                go_on(" --which best")
+                go_on(&format!(" --which best{}", self.since(&best_path)))
             ),
             None => format!(
                 "No checkpoint in {folder} is from before; begin again with the flags that you had, and{}",
                 self.gentler()
             ),
         }
+    }
+
+    /// The flags that the run has been given since the best checkpoint was saved, but for those that are to be gentler.
+    fn since(&self, best: &Path) -> String {
+        let flags = || -> Outcome<String> {
+            let loaded = load_which(best, None)?;
+            let checkpoint = open(&loaded.bytes)?;
+            let training = checkpoint.training().ok_or("it has no settings")?;
+            let pace =
+                Pace::from_metadata(checkpoint.metadata(), training.config.batch).ok_or("it has no pace")?;
+            let changed = changes((&training.config, &pace), (self.config, self.pace));
+            let kept = changed.filter(|(flag, ..)| !["--lr", "--min-lr", "--clip"].contains(flag));
+            Ok(kept.map(|(flag, value, _)| format!(" {flag} {value}")).collect())
+        };
+        // Without them the run goes on as it did when that checkpoint was saved.
+        flags().unwrap_or_default()
     }
 
     /// Whether the weights of this step were better than guessing, or nearly so, as far as anybody looked.
@@ -85,6 +105,10 @@ impl Diverged<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
+
+    const PACE: Pace =
+        Pace { iterations: 40, eval_every: 10, eval_windows: 0, patience: 0, log_every: 10, sample: 0 };
 
     fn diverged<'a>(
         config: &'a TrainConfig,
@@ -95,6 +119,7 @@ mod tests {
             broken_at: 30,
             seen: "it is broken".into(),
             config,
+            pace: &PACE,
             best: best.map(|(step, val_loss)| Best { step, val_loss }),
             validations: validations.to_vec(),
             guessing: 4.0,
@@ -105,12 +130,16 @@ mod tests {
     #[test]
     fn the_last_sound_checkpoint_is_advised_then_the_best_then_a_new_run() {
         let config = TrainConfig { clip: f64::INFINITY, ..TrainConfig::constant(1e30) };
-        let folder = Path::new("x");
+        let scratch = Scratch::new();
+        let folder = Folder::open(&scratch.path("x")).unwrap();
         let advice = |validations: &[(f64, f64)], best, kept: &[u32]| {
-            diverged(&config, validations, best).remedy(kept, folder)
+            diverged(&config, validations, best).remedy(kept, &folder)
         };
         let last = advice(&[(10.0, 3.0), (20.0, 3.5)], Some((10, 3.0)), &[10, 20]);
-        assert!(last.contains("step 20") && last.ends_with("-- --resume --out x --lr 0.001 --clip 1"), "{last}");
+        assert!(
+            last.contains("step 20") && last.ends_with("-- --resume --out x --lr 0.001 --clip 1"),
+            "{last}"
+        );
         // Nobody has looked at it: a run that has just begun, or that was stopped there.
         assert!(advice(&[], None, &[0]).contains("step 0"));
         let best = advice(&[(10.0, 3.0), (20.0, 1e9)], Some((10, 3.0)), &[20]);

@@ -98,8 +98,11 @@ impl<'a, B: Backend> Session<'a, B> {
         let first = self.trainer.metrics()?.step;
         // From here on there is always a checkpoint of this run.
         self.save(first)?;
-        let mut speed =
-            Speed { step_tokens: batch.saturating_mul(time).saturating_mul(accumulation), time: Duration::ZERO, steps: 0 };
+        let mut speed = Speed {
+            step_tokens: batch.saturating_mul(time).saturating_mul(accumulation),
+            time: Duration::ZERO,
+            steps: 0,
+        };
         self.introduce(speed.step_tokens)?;
         let progress = Progress::new("training", u64::from(self.pace.iterations), Unit::Steps);
         // A run that was stopped in the middle of a validation has it still to come.
@@ -217,6 +220,7 @@ impl<'a, B: Backend> Session<'a, B> {
             broken_at,
             seen,
             config: self.trainer.config(),
+            pace: &self.pace,
             best: self.best,
             validations: self.metrics.validation(),
             guessing: (self.trainer.model().config().vocab_size as f64).ln(),
@@ -313,7 +317,8 @@ impl<'a, B: Backend> Session<'a, B> {
     fn write(&mut self, path: &Path) -> Outcome<()> {
         let best = self.best.iter().flat_map(Best::metadata);
         let text = [("corpus_sha256", self.run.sha256.clone())];
-        let metadata: Vec<(&str, String)> = self.pace.metadata().into_iter().chain(text).chain(best).collect();
+        let metadata: Vec<(&str, String)> =
+            self.pace.metadata().into_iter().chain(text).chain(best).collect();
         let metadata: Vec<(&str, &str)> =
             metadata.iter().map(|(key, value)| (*key, value.as_str())).collect();
         let extras = Extras { tokenizer: Some(&self.run.tokenizer), metadata: &metadata };

@@ -6,7 +6,8 @@ use super::*;
 fn a_finished_run_trains_on_with_other_settings() {
     let scratch = Scratch::new();
     finished(&options(&scratch, ""));
-    let summary = finished(&resumed_with(&scratch, "--iterations 40 --lr 5e-4 --batch 3 --schedule linear --clip 0.5"));
+    let summary =
+        finished(&resumed_with(&scratch, "--iterations 40 --lr 5e-4 --batch 3 --schedule linear --clip 0.5"));
     assert_eq!(summary.iterations, 40);
     let bytes = checkpoint::load(&summary.checkpoint).unwrap();
     let training = Checkpoint::open_verified(&bytes).unwrap().training().unwrap().config.clone();
@@ -50,7 +51,10 @@ fn a_checkpoint_is_fine_tuned_on_another_text_as_a_new_run() {
     fs::write(&other, "the dog jumps over the fox; ".repeat(60)).unwrap();
     let common = |flags: &str| {
         let flags = format!("--data {} --from {} {flags}", other.display(), scratch.path("run").display());
-        parsed(&format!("--out {} --iterations 30 --eval-every 10 --sample 0", scratch.path("tuned").display()), &flags)
+        parsed(
+            &format!("--out {} --iterations 30 --eval-every 10 --sample 0", scratch.path("tuned").display()),
+            &flags,
+        )
     };
     let summary = finished(&common(""));
     let bytes = checkpoint::load(&summary.checkpoint).unwrap();
@@ -88,7 +92,7 @@ fn a_last_validation_that_is_interrupted_is_made_up_for() {
         // So long that the last validation goes in several parts.
         fs::write(scratch.path("text.txt"), TEXT.repeat(12_000)).unwrap();
     }
-    let flags = "--eval-every 0 --log-every 0 --sample 0 --iterations 1";
+    let flags = "--eval-every 0 --log-every 0 --sample 0 --iterations 1 --warmup 0";
     let expected = finished(&options(&whole, flags)).val_loss;
     let asked = Cell::new(0);
     let stopped = train(&options(&parts, flags), || {

@@ -38,7 +38,11 @@ fn options(scratch: &Scratch, flags: &str) -> Options {
 /// The options of `common` flags, which each have a value, and of `flags`, which take their place.
 fn parsed(common: &str, flags: &str) -> Options {
     let words: Vec<&str> = common.split_whitespace().collect();
-    let kept = words.chunks(2).filter(|pair| !flags.split_whitespace().any(|flag| flag == pair[0])).flatten().copied();
+    let kept = words
+        .chunks(2)
+        .filter(|pair| !flags.split_whitespace().any(|flag| flag == pair[0]))
+        .flatten()
+        .copied();
     Options::try_parse_from(["train"].into_iter().chain(kept).chain(flags.split_whitespace())).unwrap()
 }
 
@@ -283,15 +287,6 @@ fn an_empty_text_is_refused() {
 }
 
 #[test]
-fn a_text_shorter_than_the_context_is_refused_with_one_that_fits() {
-    let scratch = Scratch::new();
-    let options = options(&scratch, "");
-    fs::write(scratch.path("text.txt"), &TEXT[..40]).unwrap();
-    let error = error(&options);
-    assert!(error.contains("40 tokens, of which 4 validate") && error.contains("--context 3"), "{error}");
-}
-
-#[test]
 fn a_batch_beyond_memory_is_refused_before_it_is_allocated() {
     let scratch = Scratch::new();
     let error = error(&options(&scratch, "--batch 3000000000"));
@@ -308,13 +303,6 @@ fn a_folder_under_a_file_is_refused() {
     options.out = scratch.path("text.txt").join("run");
     let error = error(&options);
     assert!(error.contains("cannot make the folder") && error.contains("--out"), "{error}");
-}
-
-#[test]
-fn heads_that_do_not_divide_the_width_are_refused() {
-    let scratch = Scratch::new();
-    let error = error(&options(&scratch, "--heads 3"));
-    assert!(error.contains("try heads 2"), "{error}");
 }
 
 #[test]

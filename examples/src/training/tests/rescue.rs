@@ -7,7 +7,8 @@ const BREAKS: &str = "--iterations 400 --warmup 0 --clip inf --lr 1e30";
 
 /// The flags that a message advises to go on with.
 fn advised(message: &str) -> Vec<String> {
-    let (_, command) = message.split_once("--example train_shakespeare -- ").unwrap_or_else(|| panic!("{message}"));
+    let (_, command) =
+        message.split_once("--example train_shakespeare -- ").unwrap_or_else(|| panic!("{message}"));
     command.split_whitespace().map(String::from).collect()
 }
 
@@ -27,7 +28,7 @@ fn a_diverged_run_keeps_what_is_from_before_and_its_advice_rescues_it() {
         let scratch = Scratch::new();
         let message = error(&options(&scratch, &format!("{BREAKS} --eval-every {every} --keep 9")));
         // The loss is a finite number all along.
-        assert!(message.contains("the norm of the gradient has not been a finite number for 10 steps"), "{message}");
+        assert!(message.contains("the norm of the gradient has not been a finite number for "), "{message}");
         assert!(message.contains("The checkpoint of step 0"), "{message}");
         let files = files(&scratch);
         let kept: Vec<_> = files.iter().filter(|(name, _)| name.ends_with(".mgpt")).collect();
@@ -44,27 +45,32 @@ fn a_diverged_run_keeps_what_is_from_before_and_its_advice_rescues_it() {
 fn where_only_the_best_is_from_before_it_is_advised_and_rescues_the_run() {
     let scratch = Scratch::new();
     finished(&options(&scratch, "--keep 1"));
-    let best = |scratch: &Scratch| files(scratch)["best.mgpt"].clone();
-    assert!(is_sound(&best(&scratch)));
-    // From the end of that run on with a rate that breaks it; of its own steps only the last is kept.
-    let message = error(&resumed_with(&scratch, &format!("{BREAKS} --eval-every 1 --keep 1")));
-    assert!(message.contains("--which best") || message.contains("The checkpoint of step 24"), "{message}");
-    assert!(is_sound(&best(&scratch)));
+    // From the end of that run on with a rate that breaks it; of its steps only the last is kept.
+    let message = error(&resumed_with(&scratch, &format!("{BREAKS} --eval-every 1 --keep 1 --batch 3")));
+    assert!(
+        message.contains("The best checkpoint in ") && message.contains("of step 24, is from before"),
+        "{message}"
+    );
+    assert!(is_sound(&files(&scratch)["best.mgpt"]));
+    // What was asked for besides is asked for again.
+    assert!(
+        message.ends_with(
+            " --which best --iterations 400 --batch 3 --warmup 0 --eval-every 1 --lr 0.001 --clip 1"
+        ),
+        "{message}"
+    );
     let summary = finished(&followed(&message));
-    assert!(summary.val_loss < 3.0, "{summary}");
+    assert!(summary.val_loss < 3.0 && summary.iterations == 400, "{summary}");
 }
 
 #[test]
 fn where_nothing_is_from_before_a_new_run_is_advised_and_succeeds() {
     let scratch = Scratch::new();
     let message = error(&options(&scratch, &format!("{BREAKS} --eval-every 1 --keep 1")));
-    if message.contains("begin again") {
-        let (_, gentler) = message.split_once("with the flags that you had, and ").unwrap();
-        let summary = finished(&options(&scratch, &format!("--iterations 40 {gentler}")));
-        assert!(summary.val_loss < 3.5, "{summary}");
-    } else {
-        finished(&followed(&message));
-    }
+    let (_, gentler) = message.split_once("begin again with the flags that you had, and ").expect(&message);
+    let summary =
+        finished(&options(&scratch, &format!("--iterations 400 --warmup 0 --eval-every 1 {gentler}")));
+    assert!(summary.val_loss < 3.0, "{summary}");
 }
 
 #[test]

@@ -88,7 +88,10 @@ fn a_shorter_context_that_is_advised_fits() {
     options("");
     fs::write(scratch.path("text.txt"), &TEXT[..40]).unwrap();
     let message = error(&options(""));
-    assert!(message.contains("40 tokens, of which 4 validate") && message.contains("--context 3"), "{message}");
+    assert!(
+        message.contains("40 tokens, of which 4 validate") && message.contains("--context 3"),
+        "{message}"
+    );
     finished(&options("--context 3"));
 }
 
