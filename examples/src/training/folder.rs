@@ -1,8 +1,10 @@
 //! What a run keeps on disk: the names of its files, and what its checkpoint remembers of its pace and its best.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use minigpt_core::checkpoint::{RunFolder, sync_folder};
+use minigpt_core::checkpoint::{FileError, RunFolder, sync_folder};
 use serde_json::Value;
 
 use crate::Outcome;
@@ -35,10 +37,18 @@ impl Folder {
     /// Remembers where the text of the run is. Not in the checkpoint: who gives one away need not give away the names
     /// of folders, and the same run writes the same bytes wherever its text lies.
     pub(super) fn remember_text(&self, text: &Value) -> Outcome<()> {
+        if self.remembered_text().as_ref() == Some(text) {
+            return Ok(());
+        }
         let (path, partial) = (self.text(), self.run.path().join("text.json.part"));
-        std::fs::write(&partial, format!("{text:#}\n"))
-            .and_then(|()| std::fs::rename(&partial, &path))
-            .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create(&partial)?;
+            file.write_all(format!("{text:#}\n").as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&partial, &path)
+        };
+        write().map_err(|error| FileError { path: path.clone(), attempt: "write to", error })?;
+        Ok(sync_folder(self.run.path())?)
     }
 
     /// Where the text of the run was. `None` if an earlier version of this program did not remember it.

@@ -45,7 +45,7 @@ impl Scratch {
         let (data, out) = (self.path("text.txt"), self.path(run));
         let paths = format!("--data\n{}\n--out\n{}", data.display(), out.display());
         let model = "--layers 1 --heads 2 --d-model 16 --context 8 --batch 2 --warmup 2 --sample 0 --threads 1 \
-                     --eval-batches 1";
+                     --eval-windows 2";
         let settings = [model, flags].join(" ").split_whitespace().collect::<Vec<_>>().join("\n");
         Run { folder: out, paths, settings }
     }
