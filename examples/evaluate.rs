@@ -1,5 +1,6 @@
 //! What a model makes of a text: `cargo run --release --example evaluate -- --data FILE`
 
+use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
@@ -9,7 +10,7 @@ use minigpt_examples::evaluation::Evaluation;
 use minigpt_examples::options::{BackendName, CheckpointOptions, OnBackend, on_backend, open};
 use minigpt_examples::progress::{Progress, Unit};
 use minigpt_examples::stop::Stop;
-use minigpt_examples::{Outcome, exit_code, memory, say};
+use minigpt_examples::{Outcome, exit_code, memory, say_to};
 
 /// About so many tokens go through the model at once.
 const AT_ONCE: usize = 2048;
@@ -48,17 +49,25 @@ enum Part {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    exit_code(on_backend(options.backend, options.threads, Run(&options)))
+    exit_code(run(&options, &mut stdout().lock()))
 }
 
-struct Run<'a>(&'a Options);
+fn run(options: &Options, out: &mut dyn Write) -> Outcome<()> {
+    let stop = Stop::on_signals()?;
+    on_backend(options.backend, options.threads, Run { options, stop, out })
+}
+
+struct Run<'a> {
+    options: &'a Options,
+    stop: Stop,
+    out: &'a mut dyn Write,
+}
 
 impl OnBackend for Run<'_> {
     type Result = ();
 
     fn run<B: Backend>(self, backend: B) -> Outcome<()> {
-        let options = self.0;
-        let stop = Stop::on_signals()?;
+        let Run { options, stop, out } = self;
         let loaded = options.checkpoint.load()?;
         let checkpoint = open(&loaded.bytes)?;
         let tokenizer =
@@ -66,8 +75,8 @@ impl OnBackend for Run<'_> {
         let vocabulary = Vocabulary::Fixed(tokenizer);
         let corpus = corpus::read(&Search::from_environment(), &options.text, vocabulary, &|| stop.asked())?;
         if !options.json {
-            corpus.notes.iter().try_for_each(say)?;
-            say(format_args!("{} on {}", loaded.path.display(), corpus.origin))?;
+            corpus.notes.iter().try_for_each(|note| say_to(out, note))?;
+            say_to(out, format_args!("{} on {}", loaded.path.display(), corpus.origin))?;
         }
         let tokens = match options.part {
             Part::Validation => corpus.validation(),
@@ -75,8 +84,10 @@ impl OnBackend for Run<'_> {
             Part::All => corpus.tokens.as_tokens(),
         };
         let context = checkpoint.config().context;
-        let windows = EvalWindows::new(tokens, context)
-            .map_err(|error| format!("{error}; --part all takes all of the text"))?;
+        let windows = EvalWindows::new(tokens, context).map_err(|error| match options.part {
+            Part::All => error.to_string(),
+            _ => format!("{error}; --part all takes all of the text"),
+        })?;
         let at_once = (AT_ONCE / context).max(1);
         memory::check_logits(&backend, checkpoint.config(), at_once)?;
         let mut model = Model::load(backend, &checkpoint)?;
@@ -87,6 +98,62 @@ impl OnBackend for Run<'_> {
         };
         let evaluation = Evaluation::of(&mut model, tokenizer, &windows, at_once, &tell)?;
         progress.done();
-        if options.json { say(evaluation.to_json()) } else { say(evaluation.table().trim_end()) }
+        match options.json {
+            true => say_to(out, evaluation.to_json()),
+            false => say_to(out, evaluation.table().trim_end()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minigpt_examples::testing::Scratch;
+    use serde_json::Value;
+
+    use super::*;
+
+    const TEXT: &str = "the quick brown fox jumps over the lazy dog; ";
+
+    fn evaluated(scratch: &Scratch, flags: &str) -> Outcome<String> {
+        let (checkpoint, data) = (scratch.path("run"), scratch.path("text.txt"));
+        let words =
+            ["evaluate", "--checkpoint", checkpoint.to_str().unwrap(), "--data", data.to_str().unwrap()];
+        let options = Options::try_parse_from(words.into_iter().chain(flags.split_whitespace()))?;
+        let mut out = Vec::new();
+        run(&options, &mut out)?;
+        Ok(String::from_utf8(out)?)
+    }
+
+    #[test]
+    fn the_loss_is_that_of_the_last_validation_and_of_each_position() {
+        let scratch = Scratch::new();
+        let trained = scratch.trained(&TEXT.repeat(40), "--iterations 24").unwrap().val_loss;
+        let json: Value = serde_json::from_str(&evaluated(&scratch, "--json").unwrap()).unwrap();
+        let number = |name: &str| json[name].as_f64().unwrap();
+        assert!((number("loss") - trained).abs() < 1e-5, "{json} {trained}");
+        assert!((number("bits_per_character") - trained / std::f64::consts::LN_2).abs() < 1e-5);
+        assert!((number("perplexity") - trained.exp()).abs() < 1e-3);
+        assert!((0.0..1.0).contains(&number("accuracy")));
+        let positions = json["loss_by_position"].as_array().unwrap();
+        assert_eq!(positions.len(), 8);
+        let mean = positions.iter().map(|loss| loss.as_f64().unwrap()).sum::<f64>() / 8.0;
+        assert!((mean - trained).abs() < 1e-5);
+        let table = evaluated(&scratch, "").unwrap();
+        for line in [format!("{trained:.4} nats per token"), "\n5 to 8 ".into(), "next tokens".into()] {
+            assert!(table.contains(&line), "{table}");
+        }
+    }
+
+    #[test]
+    fn a_part_that_is_too_short_says_what_to_take_and_that_works() {
+        let scratch = Scratch::new();
+        scratch.trained(&TEXT.repeat(40), "--iterations 24").unwrap();
+        std::fs::write(scratch.path("text.txt"), TEXT).unwrap();
+        let message = evaluated(&scratch, "").unwrap_err().to_string();
+        assert!(message.ends_with("--part all takes all of the text"), "{message}");
+        assert!(evaluated(&scratch, "--part all").unwrap().contains("accuracy"));
+        std::fs::write(scratch.path("text.txt"), "THE DOG").unwrap();
+        let message = evaluated(&scratch, "--part all").unwrap_err().to_string();
+        assert!(message.starts_with("6 characters of the text are not among the 28"), "{message}");
     }
 }

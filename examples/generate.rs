@@ -1,11 +1,11 @@
 //! Writes on from a prompt: `cargo run --release --example generate -- --prompt "MAUD."`
 
-use std::io::{Write, stderr, stdin, stdout};
+use std::io::{stderr, stdin, stdout};
 use std::process::ExitCode;
 
 use clap::Parser;
 use minigpt_core::{Backend, Model};
-use minigpt_examples::generation::{Limits, SamplingOptions, Writer, converse, samples};
+use minigpt_examples::generation::{Limits, SamplingOptions, Terminal, Writer, converse, samples};
 use minigpt_examples::options::{BackendName, CheckpointOptions, OnBackend, on_backend, open};
 use minigpt_examples::prompt::PromptOptions;
 use minigpt_examples::stop::Interrupts;
@@ -40,35 +40,184 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    exit_code(on_backend(options.backend, options.threads, Generation(&options)))
+    let (mut input, mut out, mut log) = (stdin().lock(), stdout().lock(), stderr());
+    exit_code(run(&options, Terminal { input: &mut input, out: &mut out, log: &mut log }))
 }
 
-struct Generation<'a>(&'a Options);
+fn run(options: &Options, terminal: Terminal<'_>) -> Outcome<()> {
+    on_backend(options.backend, options.threads, Generation { options, terminal })
+}
 
-impl OnBackend for Generation<'_> {
+struct Generation<'a, 't> {
+    options: &'a Options,
+    terminal: Terminal<'t>,
+}
+
+impl OnBackend for Generation<'_, '_> {
     type Result = ();
 
     fn run<B: Backend>(self, backend: B) -> Outcome<()> {
-        let options = self.0;
+        let Generation { options, mut terminal } = self;
         let loaded = options.checkpoint.load()?;
         let checkpoint = open(&loaded.bytes)?;
         let tokenizer =
             checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
         let limits = Limits { tokens: options.tokens, stops: options.sampling.stops(&options.prompt)? };
-        let prompt = options.prompt.read(tokenizer, &mut stdin().lock())?;
+        let prompt = options.prompt.read(tokenizer, &mut terminal.input)?;
         let prefill = if options.interactive { checkpoint.config().context } else { prompt.tokens.len() };
         memory::check_decoding(&backend, checkpoint.config(), prefill)?;
         let mut model = Model::load(backend, &checkpoint)?;
         let mut writer = Writer::new(&mut model, tokenizer, prefill)?;
         let seed = options.sampling.seed.resolve();
-        let mut out = stdout().lock();
         if options.interactive {
             let interrupts = Interrupts::new()?;
             let config = options.sampling.config(seed);
-            return converse(&mut writer, config, &limits, &interrupts, (&mut stdin().lock(), &mut out));
+            return converse(&mut writer, config, &limits, &interrupts, &mut terminal);
         }
-        let ways = (&options.sampling, seed, options.samples);
-        samples(&mut writer, &prompt, ways, &limits, (&mut out, &mut stderr()))?;
-        Ok(out.flush()?)
+        samples(&mut writer, &prompt, (&options.sampling, seed, options.samples), &limits, &mut terminal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use minigpt_examples::testing::Scratch;
+
+    use super::*;
+
+    const TEXT: &str = "the quick brown fox jumps over the lazy dog; ";
+
+    /// What is written and what is said, by the model in `scratch`, with these flags and this input.
+    fn generated(scratch: &Scratch, flags: &[&str], input: &str) -> Outcome<(String, String)> {
+        let checkpoint = scratch.path("run");
+        let words = ["generate", "--checkpoint", checkpoint.to_str().unwrap(), "--tokens", "12"];
+        let options = Options::try_parse_from(words.iter().chain(flags))?;
+        let (mut out, mut log) = (Vec::new(), Vec::new());
+        let terminal = Terminal { input: &mut input.as_bytes(), out: &mut out, log: &mut log };
+        run(&options, terminal)?;
+        Ok((String::from_utf8(out)?, String::from_utf8(log)?))
+    }
+
+    fn trained(text: &str) -> Scratch {
+        let scratch = Scratch::new();
+        scratch.trained(&text.repeat(40), "--iterations 24").unwrap();
+        scratch
+    }
+
+    fn error(scratch: &Scratch, flags: &[&str]) -> String {
+        generated(scratch, flags, "").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_model_of_one_line_writes_without_a_prompt() {
+        let (text, _) = generated(&trained(TEXT), &[], "").unwrap();
+        assert_eq!(text.chars().count(), 13, "{text:?}");
+        // Also one that has no blank to begin with.
+        assert_eq!(generated(&trained("abcdefgh"), &[], "").unwrap().0.len(), 13);
+    }
+
+    #[test]
+    fn values_may_begin_with_a_dash() {
+        let scratch = trained("- the quick brown fox\n");
+        assert!(generated(&scratch, &["--prompt", "- the"], "").unwrap().0.starts_with("- the"));
+        assert!(generated(&scratch, &["--prompt", "--the"], "").unwrap().0.starts_with("--the"));
+        generated(&scratch, &["--stop", "- "], "").unwrap();
+        assert!(error(&scratch, &["--temperature", "-1"]).starts_with("--temperature -1 is not"));
+        assert!(error(&scratch, &["--top-p", "-0.5"]).starts_with("--top-p -0.5 is not"));
+        assert!(error(&scratch, &["--min-p", "-0.5"]).starts_with("--min-p -0.5 is not"));
+        assert!(
+            error(&scratch, &["--repetition-penalty", "-2"]).starts_with("--repetition-penalty -2 is not")
+        );
+    }
+
+    #[test]
+    fn a_flag_given_twice_is_refused() {
+        for twice in [&["--prompt", "a", "--prompt", "b"][..], &["--seed", "1", "--seed", "2"], &["-i", "-i"]]
+        {
+            let message = error(&Scratch::new(), twice);
+            assert!(message.contains("cannot be used multiple times"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_backslash_is_a_backslash_and_escapes_are_asked_for() {
+        let scratch = trained("C:\\new folder\n");
+        assert!(generated(&scratch, &["--prompt", r"C:\new"], "").unwrap().0.starts_with(r"C:\new"));
+        let (text, _) = generated(&scratch, &["-e", "--prompt", r"C:\\new\n"], "").unwrap();
+        assert!(text.starts_with("C:\\new\n"), "{text:?}");
+    }
+
+    #[test]
+    fn what_a_model_does_not_see_of_a_prompt_is_said_and_the_rest_decides() {
+        let scratch = trained(TEXT);
+        let greedy = |prompt: &str| {
+            let (text, log) = generated(&scratch, &["--temperature", "0", "--prompt", prompt], "").unwrap();
+            (text[prompt.len()..].to_string(), log)
+        };
+        // The context is 8.
+        let (last, log) = greedy("n fox ju");
+        assert!(!log.contains("more than the context"), "{log}");
+        let (long, log) = greedy("quick brown fox ju");
+        assert!(log.contains("the prompt has 18 tokens, 10 more than the context of 8"), "{log}");
+        assert_eq!(last, long);
+    }
+
+    #[test]
+    fn a_prompt_comes_from_a_file_or_from_the_input() {
+        let scratch = trained(TEXT);
+        let path = scratch.path("prompt.txt");
+        fs::write(&path, "the fox").unwrap();
+        let (from_file, _) = generated(&scratch, &["--prompt-file", path.to_str().unwrap()], "").unwrap();
+        let (piped, _) = generated(&scratch, &["--prompt-file", "-"], "the fox").unwrap();
+        assert!(from_file.starts_with("the fox") && from_file == piped, "{from_file} {piped}");
+    }
+
+    #[test]
+    fn several_texts_are_those_of_the_seeds_that_are_named() {
+        let scratch = trained(TEXT);
+        let (both, _) = generated(&scratch, &["--samples", "2", "--seed", "7"], "").unwrap();
+        let (second, _) = generated(&scratch, &["--seed", "8"], "").unwrap();
+        assert!(both.ends_with(&format!("--- sample 2 of 2, seed 8 ---\n{second}")), "{both}");
+        assert_eq!(generated(&scratch, &["--seed", "random"], "").unwrap().0.len(), second.len());
+    }
+
+    #[test]
+    fn a_text_ends_before_the_stop() {
+        let scratch = trained(TEXT);
+        let (whole, _) = generated(&scratch, &["--seed", "3"], "").unwrap();
+        let stop: String = whole.chars().skip(6).take(2).collect();
+        let (cut, _) = generated(&scratch, &["--seed", "3", "--stop", &stop], "").unwrap();
+        assert_eq!(cut, format!("{}\n", &whole[..whole.find(&stop).unwrap()]));
+        let message = error(&scratch, &["--stop", ""]);
+        assert!(message.starts_with("--stop needs a text"), "{message}");
+    }
+
+    #[test]
+    fn a_conversation_goes_on_from_each_line_until_the_input_ends() {
+        let scratch = trained(TEXT);
+        let (text, _) = generated(&scratch, &["--interactive"], "the fox\nZ\nthe dog\n").unwrap();
+        let answers: Vec<&str> = text.split("> ").collect();
+        assert_eq!(answers.len(), 5, "{text}");
+        assert!(answers[1].starts_with("the fox") && answers[1].trim_end().len() > "the fox".len(), "{text}");
+        assert!(answers[2].contains("'Z'") && answers[3].starts_with("the dog"), "{text}");
+    }
+
+    #[test]
+    fn the_best_or_the_last_of_a_run_writes() {
+        let scratch = Scratch::new();
+        // A rate at which the loss falls and rises.
+        let flags = "--iterations 16 --lr 0.3 --warmup 0 --schedule constant --clip inf --eval-every 1 --eval-windows 4";
+        let summary = scratch.trained(&TEXT.repeat(40), flags).unwrap();
+        assert_ne!(summary.best.unwrap().step, summary.iterations);
+        let text = |flags: &[&str]| generated(&scratch, flags, "").unwrap().0;
+        assert_eq!(text(&["--which", "last"]), text(&[]));
+        assert_ne!(text(&["--which", "best"]), text(&[]));
+        let file = scratch.path("run/best.mgpt");
+        let file = ["generate", "--checkpoint", file.to_str().unwrap(), "--tokens", "12"];
+        let mut out = Vec::new();
+        let terminal = Terminal { input: &mut &b""[..], out: &mut out, log: &mut Vec::new() };
+        run(&Options::parse_from(file), terminal).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), text(&["--which", "best"]));
     }
 }

@@ -1,7 +1,7 @@
 //! Generates from a checkpoint where it lies on disk: nothing is read before it is needed, and processes that map the
 //! same file share its memory. `cargo run --release --example mmap -- --prompt "ROMEO:"`
 
-use std::io::{Write, stderr, stdin, stdout};
+use std::io::{stderr, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use clap::Parser;
 use minigpt_core::Model;
 use minigpt_cpu::Cpu;
-use minigpt_examples::generation::{Limits, SamplingOptions, Writer, samples};
+use minigpt_examples::generation::{Limits, SamplingOptions, Terminal, Writer, samples};
 use minigpt_examples::options::{CheckpointOptions, Which, best, open};
 use minigpt_examples::prompt::PromptOptions;
 use minigpt_examples::{Outcome, exit_code, mapped, memory};
@@ -33,10 +33,12 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    exit_code(run(&Options::parse()))
+    let options = Options::parse();
+    let (mut input, mut out, mut log) = (stdin().lock(), stdout().lock(), stderr());
+    exit_code(run(&options, Terminal { input: &mut input, out: &mut out, log: &mut log }))
 }
 
-fn run(options: &Options) -> Outcome<()> {
+fn run(options: &Options, mut terminal: Terminal<'_>) -> Outcome<()> {
     let file = file(&options.checkpoint)?;
     let path = file.display();
     let cpu = Cpu::new()?;
@@ -50,7 +52,7 @@ fn run(options: &Options) -> Outcome<()> {
     let tokenizer =
         checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
     let limits = Limits { tokens: options.tokens, stops: options.sampling.stops(&options.prompt)? };
-    let prompt = options.prompt.read(tokenizer, &mut stdin().lock())?;
+    let prompt = options.prompt.read(tokenizer, &mut terminal.input)?;
     let prefill = prompt.tokens.len();
     memory::check_decoding_in_place(&cpu, checkpoint.config(), prefill)?;
     // What lies between is not opening: the prompt, and how much memory there is.
@@ -58,7 +60,7 @@ fn run(options: &Options) -> Outcome<()> {
     let mut model = Model::borrow(cpu, &checkpoint)?;
     let opening = mapping + begun.elapsed();
     let _ = writeln!(
-        stderr(),
+        terminal.log,
         "{:.1} MB opened in {:.3} ms; {} bytes of them were copied",
         bytes.len() as f64 / 1e6,
         opening.as_secs_f64() * 1e3,
@@ -66,7 +68,7 @@ fn run(options: &Options) -> Outcome<()> {
     );
     let mut writer = Writer::new(&mut model, tokenizer, prefill)?;
     let ways = (&options.sampling, options.sampling.seed.resolve(), 1);
-    samples(&mut writer, &prompt, ways, &limits, (&mut stdout().lock(), &mut stderr()))
+    samples(&mut writer, &prompt, ways, &limits, &mut terminal)
 }
 
 /// The file to map: of a run's folder the best checkpoint, if it is not to be the last.
@@ -76,5 +78,47 @@ fn file(options: &CheckpointOptions) -> Outcome<PathBuf> {
         // The newest whole one is known when all of it is read.
         Some(_) => Ok(options.load()?.path),
         None => Ok(options.checkpoint.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minigpt_examples::testing::Scratch;
+
+    use super::*;
+
+    const TEXT: &str = "the quick brown fox jumps over the lazy dog; ";
+
+    fn generated(scratch: &Scratch, flags: &str) -> Outcome<(String, String)> {
+        let checkpoint = scratch.path("run");
+        let words = ["mmap", "--checkpoint", checkpoint.to_str().unwrap()];
+        let options = Options::try_parse_from(words.into_iter().chain(flags.split_whitespace()))?;
+        let (mut out, mut log) = (Vec::new(), Vec::new());
+        run(&options, Terminal { input: &mut &b"the fox"[..], out: &mut out, log: &mut log })?;
+        Ok((String::from_utf8(out)?, String::from_utf8(log)?))
+    }
+
+    #[test]
+    fn a_model_of_one_line_writes_without_a_prompt_and_nothing_is_copied() {
+        let scratch = Scratch::new();
+        scratch.trained(&TEXT.repeat(40), "--iterations 24").unwrap();
+        let (text, log) = generated(&scratch, "--tokens 12 --verify").unwrap();
+        assert_eq!(text.chars().count(), 13, "{text:?}");
+        assert!(log.contains("; 0 bytes of them were copied"), "{log}");
+        let (long, log) = generated(&scratch, "--tokens 12 --prompt-file - --stop ;").unwrap();
+        assert!(long.starts_with("the fox") && log.contains("7 prompt tokens"), "{long} {log}");
+        let message = generated(&scratch, "--temperature -1").unwrap_err().to_string();
+        assert!(message.starts_with("--temperature -1 is not"), "{message}");
+    }
+
+    #[test]
+    fn of_a_run_it_is_the_best_unless_it_is_to_be_the_last() {
+        let scratch = Scratch::new();
+        let flags = "--iterations 16 --lr 0.3 --warmup 0 --schedule constant --clip inf --eval-every 1 --eval-windows 4";
+        let summary = scratch.trained(&TEXT.repeat(40), flags).unwrap();
+        assert_ne!(summary.best.unwrap().step, summary.iterations);
+        let text = |flags: &str| generated(&scratch, flags).unwrap().0;
+        assert_eq!(text(""), text("--which best"));
+        assert_ne!(text(""), text("--which last"));
     }
 }

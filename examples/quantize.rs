@@ -176,3 +176,54 @@ fn root_mean_square(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let count = values.len() as f64;
     (values.map(|x| x * x).sum::<f64>() / count).sqrt()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use minigpt_examples::options::load_which;
+    use minigpt_examples::testing::Scratch;
+
+    use super::*;
+
+    #[test]
+    fn a_model_to_give_away_is_what_it_was_without_what_only_training_needs() {
+        let scratch = Scratch::new();
+        let trained = scratch.trained(&"the quick brown fox; ".repeat(40), "--iterations 24").unwrap();
+        let given = scratch.path("given.mgpt");
+        let quantize = |flags: &[&str]| {
+            let (run_, data) = (scratch.path("run"), scratch.path("text.txt"));
+            let words =
+                ["quantize", "--checkpoint", run_.to_str().unwrap(), "--data", data.to_str().unwrap()];
+            run(&Options::try_parse_from(words.iter().chain(flags))?)
+        };
+        quantize(&["--format", "f32", "--out", given.to_str().unwrap()]).unwrap();
+        let (before, after) =
+            (fs::read(&trained.checkpoint).unwrap(), load_which(&given, None).unwrap().bytes);
+        // The weights and two moments of each were in it before.
+        assert!(2 * after.len() < before.len(), "{} of {} bytes", after.len(), before.len());
+        let (before, after) = (open(&before).unwrap(), open(&after).unwrap());
+        assert!(after.training().is_none() && before.training().is_some());
+        assert_eq!((after.config(), after.tokenizer()), (before.config(), before.tokenizer()));
+        for tensor in after.tensors() {
+            assert!(before.tensor(tensor.name).unwrap().bytes == tensor.bytes, "{}", tensor.name);
+        }
+        // It can be trained on as a new run, by what the trainer says of it.
+        let copy = scratch.path("copy");
+        fs::create_dir(&copy).unwrap();
+        fs::copy(&given, copy.join("step-0000000024.mgpt")).unwrap();
+        let words =
+            format!("train --resume --out {} --data {}", copy.display(), scratch.path("text.txt").display());
+        let error = train(&words).unwrap_err().to_string();
+        assert!(error.contains("--from in place of --resume"), "{error}");
+        let from = format!("--from {} --iterations 2 --sample 0", given.display());
+        train(&words.replace("--resume", &from)).unwrap();
+        // And all formats are shown where none is named.
+        quantize(&[]).unwrap();
+    }
+
+    fn train(words: &str) -> Outcome<()> {
+        let options = minigpt_examples::training::Options::try_parse_from(words.split(' '))?;
+        minigpt_examples::training::train(&options, || false).map(drop)
+    }
+}

@@ -121,7 +121,7 @@ impl<'a, B: Backend> Writer<'a, B> {
         sampler: &mut Sampler,
         limits: &Limits,
         stop: &dyn Fn() -> bool,
-        out: &mut impl Write,
+        out: &mut dyn Write,
     ) -> Outcome<usize> {
         let (mut stream, mut filter) = (StreamDecoder::new(), StopFilter::new(&limits.stops));
         let mut count = 0;
@@ -196,17 +196,29 @@ impl<'a> StopFilter<'a> {
     }
 }
 
-/// Writes `samples` continuations of the prompt to `out`, each from a seed of its own, and the speed to `log`.
+/// Where a program reads what is typed, and where it writes.
+#[expect(missing_debug_implementations, reason = "its parts are any streams")]
+pub struct Terminal<'a> {
+    /// The standard input.
+    pub input: &'a mut dyn BufRead,
+    /// The standard output.
+    pub out: &'a mut dyn Write,
+    /// The error output: what is no part of the result.
+    pub log: &'a mut dyn Write,
+}
+
+/// Writes `samples` continuations of the prompt, each from a seed of its own, and to the log the speed.
 ///
 /// # Errors
-/// If a setting of the sampler has no meaning, the backend fails, or `out` does.
+/// If a setting of the sampler has no meaning, the backend fails, or the output does.
 pub fn samples<B: Backend>(
     writer: &mut Writer<'_, B>,
     prompt: &Prompt,
     (sampling, seed, samples): (&SamplingOptions, u64, u32),
     limits: &Limits,
-    (out, log): (&mut impl Write, &mut impl Write),
+    terminal: &mut Terminal<'_>,
 ) -> Outcome<()> {
+    let Terminal { out, log, .. } = terminal;
     let context = writer.model.config().context;
     if let Some(cut) = cut(prompt.tokens.len(), context) {
         let _ = writeln!(log, "{cut}");
@@ -262,18 +274,19 @@ impl Interruption for () {
     }
 }
 
-/// Lets the model write on from each line of `input`, until it ends. What was typed and written before stays in its
+/// Lets the model write on from each line that comes in, until the input ends. What was typed and written before stays in its
 /// context; `/reset` clears it. A line that cannot be used is said so, and the next one asked for.
 ///
 /// # Errors
-/// If a setting of the sampler has no meaning, the backend fails, or `input` or `out` do.
+/// If a setting of the sampler has no meaning, the backend fails, or the terminal does.
 pub fn converse<B: Backend>(
     writer: &mut Writer<'_, B>,
     config: SampleConfig,
     limits: &Limits,
     interruption: &impl Interruption,
-    (input, out): (&mut impl BufRead, &mut impl Write),
+    terminal: &mut Terminal<'_>,
 ) -> Outcome<()> {
+    let Terminal { input, out, .. } = terminal;
     let mut sampler =
         Sampler::new(config, writer.tokenizer.vocab_size()).map_err(|e| flags::sample_error(&e))?;
     closed(writeln!(
@@ -359,8 +372,8 @@ mod tests {
         let (mut model, tokenizer) = (model(), letters());
         let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
         let (mut out, mut log) = (Vec::new(), Vec::new());
-        samples(&mut writer, &prompt(text), (&sampling(), seed, count), limits, (&mut out, &mut log))
-            .unwrap();
+        let mut terminal = Terminal { input: &mut &b""[..], out: &mut out, log: &mut log };
+        samples(&mut writer, &prompt(text), (&sampling(), seed, count), limits, &mut terminal).unwrap();
         (String::from_utf8(out).unwrap(), String::from_utf8(log).unwrap())
     }
 
@@ -420,9 +433,8 @@ mod tests {
         let (mut model, tokenizer) = (model(), letters());
         let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
         let options = SamplingOptions { temperature: -1.0, ..sampling() };
-        let (mut out, mut log) = (Vec::new(), Vec::new());
-        let error =
-            samples(&mut writer, &prompt("a"), (&options, 1, 1), &limits(1, &[]), (&mut out, &mut log));
+        let mut terminal = Terminal { input: &mut &b""[..], out: &mut Vec::new(), log: &mut Vec::new() };
+        let error = samples(&mut writer, &prompt("a"), (&options, 1, 1), &limits(1, &[]), &mut terminal);
         assert!(error.unwrap_err().to_string().starts_with("--temperature -1 is not"));
     }
 
@@ -431,7 +443,8 @@ mod tests {
         let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
         let mut out = Vec::new();
         let config = sampling().config(1);
-        converse(&mut writer, config, &limits(5, &["\n"]), &(), (&mut input.as_bytes(), &mut out)).unwrap();
+        let mut terminal = Terminal { input: &mut input.as_bytes(), out: &mut out, log: &mut Vec::new() };
+        converse(&mut writer, config, &limits(5, &["\n"]), &(), &mut terminal).unwrap();
         let text = String::from_utf8(out).unwrap();
         text.split_once('\n').unwrap().1.into()
     }

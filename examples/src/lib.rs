@@ -14,10 +14,9 @@ pub mod play;
 pub mod profiled;
 pub mod progress;
 pub mod prompt;
-#[cfg(test)]
-mod scratch;
 pub mod seed;
 pub mod stop;
+pub mod testing;
 pub mod training;
 
 pub use mapped::mapped;
@@ -42,7 +41,11 @@ pub fn say(line: impl Display) -> Outcome<()> {
     say_to(&mut std::io::stdout().lock(), line)
 }
 
-fn say_to(out: &mut impl Write, line: impl Display) -> Outcome<()> {
+/// Writes a line to `out`, and out of every buffer.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn say_to(out: &mut (impl Write + ?Sized), line: impl Display) -> Outcome<()> {
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| match error.kind() {
         ErrorKind::BrokenPipe => Closed.into(),
         _ => format!("cannot write to the standard output: {error}").into(),

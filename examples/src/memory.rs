@@ -234,7 +234,7 @@ mod tests {
     use minigpt_core::Reference;
 
     use super::*;
-    use crate::scratch::Scratch;
+    use crate::testing::Scratch;
 
     const CHANGE: Remedy<'_> = Remedy { batch: "change it", model: "shrink it" };
 

@@ -149,7 +149,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::scratch::Scratch;
+    use crate::testing::Scratch;
 
     fn training(step: u32) -> Record {
         let measured = Measured::Training {

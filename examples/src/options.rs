@@ -246,7 +246,7 @@ mod tests {
 
     use super::*;
     use crate::memory::check_decoding;
-    use crate::scratch::Scratch;
+    use crate::testing::Scratch;
 
     fn model(config: &GptConfig) -> Model<Reference<f32>> {
         Model::new(Reference::new(), config.clone(), 1).unwrap()

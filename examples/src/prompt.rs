@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_prompt_comes_from_a_file_or_from_the_standard_input() {
-        let scratch = crate::scratch::Scratch::new();
+        let scratch = crate::testing::Scratch::new();
         let path = scratch.path("prompt.txt");
         fs::write(&path, "from a file\n").unwrap();
         let read = |path: PathBuf| {

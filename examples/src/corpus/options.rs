@@ -79,6 +79,11 @@ impl TextOptions {
         })
     }
 
+    /// Whether the text comes in by the standard input.
+    pub fn is_piped(&self) -> bool {
+        self.data.iter().chain(&self.validation).any(|path| is_standard_input(path))
+    }
+
     /// The flags, as words of a command line.
     pub fn flags(&self) -> String {
         let mut flags = Vec::new();

@@ -10,7 +10,7 @@ use std::time::Instant;
 use minigpt_core::{CharTokenizer, Tokenizer};
 
 use super::*;
-use crate::scratch::Scratch;
+use crate::testing::Scratch;
 
 const TEXT: &str = "To train, or not to train.\n";
 

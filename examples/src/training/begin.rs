@@ -70,6 +70,15 @@ impl Start {
                     _ => Vocabulary::Char,
                 };
                 let (text, remembered) = text_of_run(&options.text, folder);
+                if let Some(flags) =
+                    remembered.as_ref().filter(|_| text.is_piped() && !options.text.is_piped())
+                {
+                    return Err(format!(
+                        "the run was trained with {flags}, where - is what comes in by the standard input: pipe the \
+                         same text in again, and name it with {flags}"
+                    )
+                    .into());
+                }
                 read(&text, vocabulary).map_err(|error| match remembered {
                     Some(flags) => format!("the run was trained with {flags}: {error}").into(),
                     None => error.into(),

@@ -15,13 +15,13 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-use std::io::{stdin, stdout};
+use std::io::{stderr, stdin, stdout};
 
 use minigpt_core::data::{EvalWindows, Windows};
 use minigpt_core::{AnyTokenizer, Backend, Model, SampleConfig};
 
 use crate::corpus::{Corpus, Origin, TextOptions};
-use crate::generation::{self, Limits, Writer};
+use crate::generation::{self, Limits, Terminal, Writer};
 use crate::options::{OnBackend, on_backend};
 use crate::stop::Interrupts;
 use crate::{Outcome, say};
@@ -114,8 +114,9 @@ fn converse<B: Backend>(model: &mut Model<B>, tokenizer: &AnyTokenizer) -> Outco
     let mut writer = Writer::new(model, tokenizer, context)?;
     let config = SampleConfig { temperature: 0.8, seed: 1, ..SampleConfig::default() };
     let limits = Limits { tokens: 300, stops: Vec::new() };
-    let terminal = (&mut stdin().lock(), &mut stdout().lock());
-    generation::converse(&mut writer, config, &limits, &Interrupts::new()?, terminal)
+    let (mut input, mut out, mut log) = (stdin().lock(), stdout().lock(), stderr());
+    let mut terminal = Terminal { input: &mut input, out: &mut out, log: &mut log };
+    generation::converse(&mut writer, config, &limits, &Interrupts::new()?, &mut terminal)
 }
 
 /// What the text is called in titles.

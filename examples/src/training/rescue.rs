@@ -105,7 +105,7 @@ impl Diverged<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
+    use crate::testing::Scratch;
 
     const PACE: Pace =
         Pace { iterations: 40, eval_every: 10, eval_windows: 0, patience: 0, log_every: 10, sample: 0 };

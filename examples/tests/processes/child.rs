@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
+use minigpt_examples::testing;
 use minigpt_examples::training::{End, Options, command, train};
 
 /// Set in the process that trains: its flags, separated by line breaks.
@@ -26,11 +27,11 @@ fn options(flags: &str) -> Options {
 }
 
 /// A folder with a text to train on, for the runs of one test; removed at the end.
-pub(crate) struct Scratch(crate::scratch::Scratch);
+pub(crate) struct Scratch(testing::Scratch);
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        let folder = crate::scratch::Scratch::new();
+        let folder = testing::Scratch::new();
         fs::write(folder.path("text.txt"), "the quick brown fox jumps over the lazy dog; ".repeat(40))
             .unwrap();
         Scratch(folder)
@@ -43,18 +44,20 @@ impl Scratch {
     /// A run of a small model in the folder `run`, with these flags besides, separated by blanks.
     pub(crate) fn run(&self, run: &str, flags: &str) -> Run {
         let (data, out) = (self.path("text.txt"), self.path(run));
-        let paths = format!("--data\n{}\n--out\n{}", data.display(), out.display());
+        let data = format!("--data\n{}\n", data.display());
         let model = "--layers 1 --heads 2 --d-model 16 --context 8 --batch 2 --warmup 2 --sample 0 --threads 1 \
                      --eval-windows 2";
         let settings = [model, flags].join(" ").split_whitespace().collect::<Vec<_>>().join("\n");
-        Run { folder: out, paths, settings }
+        Run { folder: out, data, settings }
     }
 }
 
 /// A run, which may be trained in pieces.
+#[derive(Clone)]
 pub(crate) struct Run {
     pub(crate) folder: PathBuf,
-    paths: String,
+    /// The flag that names the text.
+    data: String,
     settings: String,
 }
 
@@ -62,7 +65,18 @@ impl Run {
     /// The flags that begin the run, or those that go on with it if it has a checkpoint.
     fn flags(&self) -> String {
         let resume = self.folder.is_dir() && !self.steps().is_empty();
-        format!("{}\n{}", self.paths, if resume { "--resume" } else { &self.settings })
+        let settings = if resume { "--resume" } else { &self.settings };
+        format!("{}--out\n{}\n{settings}", self.data, self.folder.display())
+    }
+
+    /// The same on a text that comes in by the standard input.
+    pub(crate) fn piped(self) -> Run {
+        Run { data: "--data\n-\n".into(), ..self }
+    }
+
+    /// The same, where nobody says on which text.
+    pub(crate) fn nameless(self) -> Run {
+        Run { data: String::new(), ..self }
     }
 
     /// What starts the training in a process of its own; `wrapper` are words before the program's.

@@ -9,8 +9,8 @@
 mod child;
 mod kills;
 #[cfg(unix)]
+mod pipes;
+#[cfg(unix)]
 mod refusals;
-#[path = "../../src/scratch.rs"]
-mod scratch;
 #[cfg(unix)]
 mod signals;

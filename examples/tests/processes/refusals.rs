@@ -1,12 +1,11 @@
 //! What cannot be written costs nothing that was.
 
-use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use super::child::{Process, Run, Scratch};
 
 /// The message of a run that must fail.
-fn error(command: &mut std::process::Command) -> String {
+pub(crate) fn error(command: &mut std::process::Command) -> String {
     let output = command.stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
@@ -90,30 +89,6 @@ fn a_limit_on_the_size_of_files_is_an_error_and_no_sudden_end() {
         assert!(message.contains("raise the limit on the size of files"), "{message}");
         message
     });
-}
-
-#[test]
-fn who_reads_no_further_ends_the_run_quietly_and_it_goes_on_later() {
-    let scratch = Scratch::new();
-    let run = scratch.run("run", "--iterations 100000000 --eval-every 1");
-    let mut child = run.command(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // As head does.
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    lines.find(|line| line.as_ref().unwrap().starts_with("step 2:")).unwrap().unwrap();
-    drop(lines);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(128 + 13), "{output:?}");
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert!(message.contains("the standard output was closed") && message.lines().count() == 1, "{message}");
-    assert!(message.contains("--resume") && !run.has_temporary());
-    // As it says: what was saved is there, and it goes on from that.
-    let last = *run.steps().last().unwrap();
-    assert!(last >= 2);
-    let other = scratch.run("other", "--iterations 100000000 --eval-every 1");
-    for run in [&run, &other] {
-        run.train_until(last + 2);
-    }
-    assert!(run.checkpoints() == other.checkpoints());
 }
 
 /// By another user where this one may write anywhere: permissions do not bind root.

@@ -12,7 +12,7 @@ use minigpt_core::{Model, Reference};
 use super::*;
 use crate::metrics::{Measured, Metrics};
 use crate::options::{BackendName, RecomputeName, Which, load_which};
-use crate::scratch::Scratch;
+use crate::testing::Scratch;
 
 mod chores;
 mod rescue;
