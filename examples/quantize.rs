@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use minigpt_core::checkpoint::TensorView;
+use minigpt_core::checkpoint::{Checkpoint, TensorView};
 use minigpt_core::data::EvalWindows;
 use minigpt_core::model::Extras;
 use minigpt_core::reference::weights::decode_weight;
@@ -88,21 +88,24 @@ fn run(options: &Options) -> Outcome<()> {
     memory::check_evaluation(&Cpu::new()?, checkpoint.config(), &settings, more)?;
 
     let mut exact = Vec::new();
-    let extras = Extras { tokenizer: Some(tokenizer), metadata: checkpoint.metadata() };
-    Model::load(Cpu::new()?, &checkpoint)?.write(&mut exact, &extras)?;
+    Model::load(Cpu::new()?, &checkpoint)?.write(&mut exact, &extras_of(&checkpoint))?;
     drop(loaded);
     let exact_bytes = exact.len();
     let loss = loss_of(&exact, &windows)?;
     say(format_args!("{:<8}{:>12}{:>10}{:>11}{:>11}", "stored", "bytes", "of f32", "val_loss", "more"))?;
     say(format_args!("{:<8}{exact_bytes:>12}{:>9.1}%{loss:>11.4}{:>11}", "F32", 100.0, ""))?;
 
-    let formats = match options.format {
-        Some(format) => vec![format],
-        // The line of f32 is there already.
-        None => Format::value_variants().iter().copied().filter(|format| *format != Format::F32).collect(),
-    };
+    if let (Some(Format::F32), Some(out)) = (options.format, &options.out) {
+        let exact = open(&exact)?;
+        Model::borrow(Cpu::new()?, &exact)?.save(out, &extras_of(&exact))?;
+    }
     let mut columns = Vec::new();
-    for dtype in formats.into_iter().map(Dtype::from) {
+    // The line of f32 is there already.
+    for format in Format::value_variants().iter().filter(|format| **format != Format::F32) {
+        if options.format.is_some_and(|only| only != *format) {
+            continue;
+        }
+        let dtype = Dtype::from(*format);
         let file = quantized(&exact, dtype, options.out.as_deref())?;
         let its = loss_of(&file, &windows)?;
         let share = 100.0 * file.len() as f64 / exact_bytes as f64;
@@ -110,15 +113,19 @@ fn run(options: &Options) -> Outcome<()> {
         say(format_args!("{name:<8}{:>12}{share:>9.1}%{its:>11.4}{:>+11.5}", file.len(), its - loss))?;
         columns.push((name, errors(&exact, &file)?));
     }
-    print_errors(&exact, &columns)
+    if columns.is_empty() { Ok(()) } else { print_errors(&exact, &columns) }
+}
+
+/// What goes along with the model.
+fn extras_of<'a>(checkpoint: &'a Checkpoint<'a>) -> Extras<'a> {
+    Extras { tokenizer: checkpoint.tokenizer(), metadata: checkpoint.metadata() }
 }
 
 /// The file of the same model in another format, saved at `out` too.
 fn quantized(exact: &[u8], dtype: Dtype, out: Option<&Path>) -> Outcome<Vec<u8>> {
     let exact = open(exact)?;
-    let extras = Extras { tokenizer: exact.tokenizer(), metadata: exact.metadata() };
-    let mut model = Model::borrow(Cpu::new()?, &exact)?;
-    let mut small = if dtype == Dtype::F32 { model } else { model.quantized(Cpu::new()?, dtype)? };
+    let extras = extras_of(&exact);
+    let mut small = Model::borrow(Cpu::new()?, &exact)?.quantized(Cpu::new()?, dtype)?;
     if let Some(path) = out {
         small.save(path, &extras)?;
     }
@@ -218,6 +225,18 @@ mod tests {
         assert!(error.contains("--from in place of --resume"), "{error}");
         let from = format!("--from {} --iterations 2 --sample 0", given.display());
         train(&words.replace("--resume", &from)).unwrap();
+        // Another text is said to be one, and the right one is named as it says.
+        let other = scratch.path("other.txt");
+        fs::write(&other, "ANOTHER TEXT".repeat(20)).unwrap();
+        let (given, text) = (given.to_str().unwrap(), scratch.path("text.txt"));
+        let data = |path: &Path| {
+            let words =
+                ["quantize", "--checkpoint", given, "--format", "q8_0", "--data", path.to_str().unwrap()];
+            run(&Options::try_parse_from(words)?)
+        };
+        let error = data(&other).unwrap_err().to_string();
+        assert!(error.ends_with("trained on another text: name it with --data, or --built-in"), "{error}");
+        data(&text).unwrap();
         // And all formats are shown where none is named.
         quantize(&[]).unwrap();
     }

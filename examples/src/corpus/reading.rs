@@ -329,7 +329,7 @@ impl<'a> Encoder<'a> {
                     Ok(()) => tokens.extend_from(ids)?,
                     // All of them are to be named.
                     Err(TokenizerError::UnknownCharacter { .. }) => {
-                        count_unknown(*tokenizer, text, unknown);
+                        count_unknown(tokenizer, text, unknown);
                     }
                     Err(error) => return Err(error),
                 }

@@ -177,7 +177,32 @@ fn a_file_that_cannot_be_used_is_an_error_that_says_what_to_do() {
         assert!(error.contains(message) && error.contains("corpus.txt"), "{error}");
     }
     let missing = TextOptions { data: vec![scratch.path("missing")], ..TextOptions::default() };
-    assert!(refused_as(&missing, Vocabulary::Char).contains("cannot read"));
+    let error = refused_as(&missing, Vocabulary::Char);
+    assert!(
+        error.contains("cannot read") && error.ends_with("name a text file with --data, or leave --data out")
+    );
+    // Both of it.
+    read_text(&file(&scratch, "missing", b"here now"));
+    fs::create_dir(scratch.path("data")).unwrap();
+    fs::write(scratch.path("data/input.txt"), "found").unwrap();
+    assert_eq!(text(&found(&search(&scratch, "http://127.0.0.1:1/".into()))), "found");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_text_beyond_memory_is_refused_before_it_is_read_and_a_shorter_one_is_not() {
+    let scratch = Scratch::new();
+    let options = file(&scratch, "long.txt", b"the beginning of a long text");
+    let long = fs::File::options().write(true).open(&options.data[0]).unwrap();
+    // Zeros that take no room on the disk.
+    long.set_len(1 << 42).unwrap();
+    for vocabulary in [Vocabulary::Char, Vocabulary::Byte] {
+        let message = refused_as(&options, vocabulary);
+        assert!(message.starts_with("the text takes 4.4 TB of memory as tokens, and "), "{message}");
+        assert!(message.contains("name a shorter one with --data"), "{message}");
+    }
+    long.set_len(28).unwrap();
+    assert_eq!(text(&read_text(&options)), "the beginning of a long text");
 }
 
 #[test]
@@ -284,7 +309,13 @@ fn several_files_and_folders_are_one_text_in_order() {
     assert_eq!(text(&read_text(&options)), "one");
     fs::create_dir(scratch.path("empty")).unwrap();
     options.data = vec![scratch.path("empty")];
-    assert!(refused_as(&options, Vocabulary::Char).contains("there are no files in"));
+    let message = refused_as(&options, Vocabulary::Char);
+    assert!(
+        message.contains("there are no files in")
+            && message.ends_with("name a folder that has some, or a file")
+    );
+    file(&scratch, "empty/one", b"no longer");
+    assert_eq!(text(&read_text(&options)), "no longer");
     options.data = vec!["-".into(), "-".into()];
     assert!(refused_as(&options, Vocabulary::Char).contains("can be read once"));
 }
@@ -309,6 +340,7 @@ fn a_text_is_split_by_the_share_or_has_another_one_to_validate_on() {
             refused_as(&TextOptions { validation_share: Some(share), ..options.clone() }, Vocabulary::Char);
         assert!(error.contains("--validation-share") && error.contains("0.1 is common"), "{error}");
     }
+    assert_eq!(parts(&TextOptions { validation_share: Some(0.1), ..options }), (90, 10));
 }
 
 #[test]

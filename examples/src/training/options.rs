@@ -89,7 +89,12 @@ impl Options {
         if self.which.is_some() && !self.resume && self.from.is_none() {
             return Err("--which says what --resume or --from takes: add one of them, or leave it out".into());
         }
-        Ok(())
+        if self.resume {
+            // What a run has now decides what these settings make of it.
+            return Ok(());
+        }
+        let (config, pace) = self.shape.defaults(1, 0);
+        self.settings.over(&config, &pace, config.recompute).map(drop)
     }
 }
 

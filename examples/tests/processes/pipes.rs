@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use super::child::{Run, Scratch};
 use super::refusals::error;
@@ -51,4 +51,22 @@ fn a_text_that_is_piped_in_is_piped_in_again_to_go_on() {
         "{message}"
     );
     assert!(command(&piped).status().unwrap().success());
+}
+
+/// What comes in by the standard input may be in another encoding; the advice is a stage of the pipe.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_text_in_another_encoding_is_piped_through_what_is_advised() {
+    let scratch = Scratch::new();
+    let latin1: Vec<u8> = b"caf\xe9 au lait; ".repeat(40);
+    std::fs::write(scratch.path("text.txt"), latin1).unwrap();
+    let run = scratch.run("run", "--iterations 3").piped();
+    let input = || File::open(scratch.path("text.txt")).unwrap();
+    let message = error(run.command(&[]).stdin(input()));
+    let (_, stage) = message.lines().next().unwrap().split_once("pipe it through: ").unwrap();
+    let mut stage =
+        Command::new("sh").args(["-c", stage]).stdin(input()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut converted = run.command(&[]);
+    assert!(converted.stdin(stage.stdout.take().unwrap()).status().unwrap().success());
+    assert!(stage.wait().unwrap().success());
 }

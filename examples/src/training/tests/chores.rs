@@ -28,7 +28,12 @@ fn fewer_iterations_than_a_run_has_made_are_refused() {
     let scratch = Scratch::new();
     finished(&options(&scratch, ""));
     let message = error(&resumed_with(&scratch, "--iterations 8"));
-    assert!(message.contains("before step 24"), "{message}");
+    assert!(
+        message.ends_with("is before step 24, where the run is already: name more, or begin a new run"),
+        "{message}"
+    );
+    assert_eq!(finished(&resumed_with(&scratch, "--iterations 25")).iterations, 25);
+    assert_eq!(finished(&options(&scratch, "--iterations 8")).iterations, 8);
 }
 
 #[test]

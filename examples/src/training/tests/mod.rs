@@ -142,9 +142,12 @@ fn the_shape_of_a_model_cannot_be_changed_in_the_middle_of_a_run() {
 #[test]
 fn nothing_to_resume_is_an_error() {
     let scratch = Scratch::new();
-    options(&scratch, "");
     let error = error(&resumed(&scratch));
-    assert!(error.contains("there is no run to resume") && error.contains("--out"), "{error}");
+    assert!(error.contains("there is no run to resume"), "{error}");
+    assert!(error.ends_with("name the run's folder with --out, or leave out --resume"), "{error}");
+    // Both of it.
+    finished(&options(&scratch, ""));
+    finished(&resumed(&scratch));
 }
 
 #[test]
@@ -155,7 +158,19 @@ fn a_run_is_not_resumed_on_another_text() {
     let error = error(&resumed(&scratch));
     assert!(error.contains("the run was on another text") && error.contains("--built-in"), "{error}");
     // It says which one, and how to train the model on this one.
-    assert!(error.contains("text.txt") && error.contains("--from"), "{error}");
+    assert!(error.contains("text.txt"), "{error}");
+    let (_, from) = error.split_once("begin a new run with --from ").unwrap();
+    let from = from.strip_suffix(" and another --out in place of --resume").unwrap();
+    finished(&parsed(
+        &format!("--data {} --out {}", scratch.path("text.txt").display(), scratch.path("other").display()),
+        &format!("--from {from} --iterations 3 --sample 0"),
+    ));
+    // And the run goes on when it gets its text.
+    fs::write(scratch.path("named.txt"), TEXT.repeat(40)).unwrap();
+    finished(&resumed_with(
+        &scratch,
+        &format!("--iterations 30 --data {}", scratch.path("named.txt").display()),
+    ));
 }
 
 /// The files of the run, by name.
@@ -251,8 +266,11 @@ fn a_run_without_a_whole_checkpoint_is_not_resumed() {
 #[test]
 fn a_folder_that_another_run_writes_to_is_refused() {
     let scratch = Scratch::new();
-    let _other = Folder::open(&scratch.path("run")).unwrap();
+    let other = Folder::open(&scratch.path("run")).unwrap();
     let refused = error(&options(&scratch, ""));
+    finished(&options(&scratch, &format!("--out {}", scratch.path("another").display())));
+    drop(other);
+    finished(&options(&scratch, ""));
     assert!(refused.contains("another run writes to") && refused.contains("--out"), "{refused}");
     assert!(refused.contains(scratch.path("run").to_str().unwrap()), "{refused}");
 }
@@ -270,6 +288,10 @@ fn programs_take_a_file_or_the_best_or_last_of_a_folder() {
     assert!(loaded(&run.join("best.mgpt"), None) == files["best.mgpt"]);
     let refused = load_which(&run.join("best.mgpt"), Some(Which::Best)).unwrap_err().to_string();
     assert!(refused.contains("leave out --which"), "{refused}");
+    fs::remove_file(run.join("best.mgpt")).unwrap();
+    let refused = load_which(&run, Some(Which::Best)).unwrap_err().to_string();
+    assert!(refused.contains("take --which last, or name another --checkpoint"), "{refused}");
+    loaded(&run, Some(Which::Last));
     fs::create_dir(scratch.path("empty")).unwrap();
     for missing in ["empty", "nothing"] {
         let missing = scratch.path(missing);
@@ -302,7 +324,9 @@ fn a_folder_under_a_file_is_refused() {
     let mut options = options(&scratch, "");
     options.out = scratch.path("text.txt").join("run");
     let error = error(&options);
-    assert!(error.contains("cannot make the folder") && error.contains("--out"), "{error}");
+    assert!(error.contains("cannot make the folder") && error.ends_with("--out names another"), "{error}");
+    options.out = scratch.path("run");
+    finished(&options);
 }
 
 #[test]

@@ -12,6 +12,19 @@ fn a_flag_given_twice_is_refused() {
 }
 
 #[test]
+fn which_checkpoint_is_a_question_of_runs_that_go_on_from_one() {
+    let scratch = Scratch::new();
+    let message = error(&options(&scratch, "--which last"));
+    assert!(message.ends_with("--resume or --from takes: add one of them, or leave it out"), "{message}");
+    finished(&options(&scratch, ""));
+    finished(&resumed_with(&scratch, "--which last"));
+    let out = scratch.path("other");
+    let from = format!("--which last --from {} --sample 0 --iterations 3", scratch.path("run").display());
+    let common = format!("--data {} --out {}", scratch.path("text.txt").display(), out.display());
+    finished(&parsed(&common, &from));
+}
+
+#[test]
 fn zero_for_a_period_means_never() {
     let scratch = Scratch::new();
     finished(&options(&scratch, "--eval-every 0 --log-every 0 --sample 0"));
@@ -59,6 +72,7 @@ fn errors_of_settings_name_the_flags() {
         ("--beta2 -0.5", "--beta2"),
         ("--eps 0", "--eps"),
         ("--weight-decay -1", "--weight-decay"),
+        ("--threads 0", "--threads"),
         ("--batch 0", "--batch"),
         ("--accumulation 0", "--accumulation"),
         ("--dropout 1.5", "--dropout"),
