@@ -33,16 +33,18 @@ impl Scratch {
         self.0.join(name)
     }
 
-    /// Trains a small model on `text`, which is then in the file `text.txt`, with these flags besides, and leaves the run
-    /// in the folder `run`.
+    /// Trains on `text`, which is then in the file `text.txt`, with these flags besides, and leaves the run in the folder
+    /// `run`. It is a small model, unless the flags name one to begin with.
     ///
     /// # Errors
     /// Those of the training.
     pub fn trained(&self, text: &str, flags: &str) -> Outcome<Summary> {
         let (data, out) = (self.path("text.txt"), self.path("run"));
         fs::write(&data, text)?;
-        let model = "train --layers 1 --heads 2 --d-model 16 --context 8 --batch 2 --sample 0";
-        let words = model.split(' ').chain(flags.split_whitespace()).map(OsString::from);
+        let model =
+            if flags.contains("--from") { "" } else { "--layers 1 --heads 2 --d-model 16 --context 8" };
+        let words = ["train", "--batch", "2", "--sample", "0"].into_iter();
+        let words = words.chain(model.split_whitespace()).chain(flags.split_whitespace()).map(OsString::from);
         let words = words.chain(["--data".into(), data.into(), "--out".into(), out.into()]);
         match train(&Options::try_parse_from(words)?, || false)? {
             End::Finished(summary) => Ok(summary),
