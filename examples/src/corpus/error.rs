@@ -63,7 +63,7 @@ impl fmt::Display for CorpusError {
         match self {
             CorpusError::Unreadable(path, error) => write!(
                 f,
-                "cannot read {}: {error}; name a text file with --data, or leave --data out",
+                "cannot read {}: {error}; name a text file with --data",
                 path.display()
             ),
             CorpusError::NoFiles(path) => {

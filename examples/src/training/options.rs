@@ -313,7 +313,8 @@ impl Settings {
             )
             .into());
         }
-        if floor > peak {
+        // Of a rate below 0 the library says what is wrong with it.
+        if floor > peak.max(0.0) {
             return Err(format!(
                 "--min-lr {floor} is above --lr {peak}, from which the learning rate falls to it: make it {peak} or \
                  less, such as --min-lr {}",

@@ -199,7 +199,8 @@ impl<'a, B: Backend> Session<'a, B> {
     }
 
     fn record(&mut self, record: Record) -> Outcome<()> {
-        self.metrics.push(record).map_err(go_on_later)
+        let pushed = self.metrics.push(record);
+        pushed.map_err(|error| self.go_on_later(error))
     }
 
     /// What to say of a run whose last steps were all skipped.
@@ -308,7 +309,8 @@ impl<'a, B: Backend> Session<'a, B> {
     /// The order is that of [`minigpt_core::checkpoint::RunFolder`]: metrics, the best, this step, and only then are
     /// earlier ones removed.
     fn save(&mut self, step: u32) -> Outcome<()> {
-        self.metrics.sync().map_err(go_on_later)?;
+        let synced = self.metrics.sync();
+        synced.map_err(|error| self.go_on_later(error))?;
         self.write(&self.run.folder.run.step_path(step))?;
         self.saved = step;
         Ok(self.run.folder.run.keep_last(step, self.run.keep)?)
@@ -322,7 +324,15 @@ impl<'a, B: Backend> Session<'a, B> {
         let metadata: Vec<(&str, &str)> =
             metadata.iter().map(|(key, value)| (*key, value.as_str())).collect();
         let extras = Extras { tokenizer: Some(&self.run.tokenizer), metadata: &metadata };
-        self.trainer.save(path, &extras).map_err(go_on_later)
+        let saved = self.trainer.save(path, &extras);
+        saved.map_err(|error| self.go_on_later(error))
+    }
+
+    /// Nothing is lost that was saved, if anything was.
+    fn go_on_later(&self, error: impl std::fmt::Display) -> Box<dyn std::error::Error> {
+        let saved = self.run.folder.run.steps().is_ok_and(|steps| !steps.is_empty());
+        let later = if saved { "go on with --resume" } else { "begin again, for nothing was saved yet" };
+        format!("{error}; then {later}").into()
     }
 
     fn finish(&mut self, all: &EvalWindows<'_>, step: u32, tokens_per_s: f64) -> Outcome<End> {
@@ -378,9 +388,4 @@ impl<'a, B: Backend> Session<'a, B> {
         std::fs::write(&path, loss_curves(&title, &curves, bound))
             .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
     }
-}
-
-/// Nothing is lost that was saved.
-fn go_on_later(error: impl std::fmt::Display) -> Box<dyn std::error::Error> {
-    format!("{error}; then go on with --resume").into()
 }

@@ -80,6 +80,16 @@ fn metrics_that_find_no_room_lose_nothing() {
     });
 }
 
+#[test]
+fn a_first_checkpoint_that_finds_no_room_is_begun_again() {
+    let scratch = Scratch::new();
+    let run = scratch.run("run", "--iterations 4");
+    let message = error(&mut with_small_files(&run, 16));
+    assert!(message.trim_end().ends_with("then begin again, for nothing was saved yet"), "{message}");
+    run.train_until(u32::MAX);
+    assert_eq!(run.steps(), [0, 4]);
+}
+
 /// The program takes care of the signal that ends others there.
 #[test]
 fn a_limit_on_the_size_of_files_is_an_error_and_no_sudden_end() {
