@@ -21,6 +21,7 @@ const AT_ONCE: usize = 2048;
 struct Options {
     #[command(flatten)]
     checkpoint: CheckpointOptions,
+    /// Else the text that the run was trained on.
     #[command(flatten)]
     text: TextOptions,
     /// Which part of the text.
@@ -115,9 +116,8 @@ mod tests {
     const TEXT: &str = "the quick brown fox jumps over the lazy dog; ";
 
     fn evaluated(scratch: &Scratch, flags: &str) -> Outcome<String> {
-        let (checkpoint, data) = (scratch.path("run"), scratch.path("text.txt"));
-        let words =
-            ["evaluate", "--checkpoint", checkpoint.to_str().unwrap(), "--data", data.to_str().unwrap()];
+        let checkpoint = scratch.path("run");
+        let words = ["evaluate", "--checkpoint", checkpoint.to_str().unwrap()];
         let options = Options::try_parse_from(words.into_iter().chain(flags.split_whitespace()))?;
         let mut out = Vec::new();
         run(&options, &mut out)?;
@@ -148,12 +148,14 @@ mod tests {
     fn a_part_that_is_too_short_says_what_to_take_and_that_works() {
         let scratch = Scratch::new();
         scratch.trained(&TEXT.repeat(40), "--iterations 24").unwrap();
-        std::fs::write(scratch.path("text.txt"), TEXT).unwrap();
-        let message = evaluated(&scratch, "").unwrap_err().to_string();
+        let other = scratch.path("other.txt");
+        let data = format!("--data {}", other.display());
+        std::fs::write(&other, TEXT).unwrap();
+        let message = evaluated(&scratch, &data).unwrap_err().to_string();
         assert!(message.ends_with("--part all takes all of the text"), "{message}");
-        assert!(evaluated(&scratch, "--part all").unwrap().contains("accuracy"));
-        std::fs::write(scratch.path("text.txt"), "THE DOG").unwrap();
-        let message = evaluated(&scratch, "--part all").unwrap_err().to_string();
+        assert!(evaluated(&scratch, &format!("{data} --part all")).unwrap().contains("accuracy"));
+        std::fs::write(&other, "THE DOG").unwrap();
+        let message = evaluated(&scratch, &data).unwrap_err().to_string();
         assert!(message.starts_with("6 characters of the text are not among the 28"), "{message}");
     }
 }

@@ -22,7 +22,7 @@ use minigpt_examples::{Outcome, exit_code, memory, say};
 struct Options {
     #[command(flatten)]
     checkpoint: CheckpointOptions,
-    /// The text that it was trained on.
+    /// The text to evaluate on; else the one that the run was trained on.
     #[command(flatten)]
     text: TextOptions,
     /// Only this format; else all. In f32 a model is what it was, without what only training needs.
@@ -69,13 +69,16 @@ fn run(options: &Options) -> Outcome<()> {
         check_out(out, &loaded.path)?;
     }
     let checkpoint = open(&loaded.bytes)?;
+    if let (Some(Format::F32), Some(out)) = (options.format, &options.out) {
+        return save_exact(&checkpoint, loaded.bytes.len(), out);
+    }
     let tokenizer =
         checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: no text has its tokens")?;
-    let search = Search::from_environment();
-    let corpus =
-        corpus::read(&search, &options.text, Vocabulary::Fixed(tokenizer), &|| false).map_err(|e| {
-            format!("{e}\nif the model was trained on another text: name it with --data, or --built-in")
-        })?;
+    let (search, vocabulary) = (Search::from_environment(), Vocabulary::Fixed(tokenizer));
+    let corpus = corpus::read_of_checkpoint(&search, &options.text, &loaded.path, vocabulary, &|| false);
+    let corpus = corpus.map_err(|e| {
+        format!("{e}\nif the model was trained on another text: name it with --data, or --built-in")
+    })?;
     for note in &corpus.notes {
         say(note)?;
     }
@@ -95,10 +98,6 @@ fn run(options: &Options) -> Outcome<()> {
     say(format_args!("{:<8}{:>12}{:>10}{:>11}{:>11}", "stored", "bytes", "of f32", "val_loss", "more"))?;
     say(format_args!("{:<8}{exact_bytes:>12}{:>9.1}%{loss:>11.4}{:>11}", "F32", 100.0, ""))?;
 
-    if let (Some(Format::F32), Some(out)) = (options.format, &options.out) {
-        let exact = open(&exact)?;
-        Model::borrow(Cpu::new()?, &exact)?.save(out, &extras_of(&exact))?;
-    }
     let mut columns = Vec::new();
     // The line of f32 is there already.
     for format in Format::value_variants().iter().filter(|format| **format != Format::F32) {
@@ -114,6 +113,15 @@ fn run(options: &Options) -> Outcome<()> {
         columns.push((name, errors(&exact, &file)?));
     }
     if columns.is_empty() { Ok(()) } else { print_errors(&exact, &columns) }
+}
+
+/// Saves the model as it is, without what only training needs. That takes no text.
+fn save_exact(checkpoint: &Checkpoint<'_>, before: usize, out: &Path) -> Outcome<()> {
+    let cpu = Cpu::new()?;
+    memory::check_decoding(&cpu, checkpoint.config(), 1)?;
+    Model::load(cpu, checkpoint)?.save(out, &extras_of(checkpoint))?;
+    let (path, after) = (out.display(), std::fs::metadata(out).map_or(0, |file| file.len()));
+    say(format_args!("{path}: {after} bytes, of {before}; the weights are the same"))
 }
 
 /// What goes along with the model.
@@ -199,9 +207,8 @@ mod tests {
         let trained = scratch.trained(&"the quick brown fox; ".repeat(40), "--iterations 24").unwrap();
         let given = scratch.path("given.mgpt");
         let quantize = |flags: &[&str]| {
-            let (run_, data) = (scratch.path("run"), scratch.path("text.txt"));
-            let words =
-                ["quantize", "--checkpoint", run_.to_str().unwrap(), "--data", data.to_str().unwrap()];
+            let folder = scratch.path("run");
+            let words = ["quantize", "--checkpoint", folder.to_str().unwrap()];
             run(&Options::try_parse_from(words.iter().chain(flags))?)
         };
         quantize(&["--format", "f32", "--out", given.to_str().unwrap()]).unwrap();

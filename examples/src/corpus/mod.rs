@@ -1,7 +1,8 @@
 //! The text to train on: files, tiny Shakespeare, or else the built-in plays; as tokens, read in pieces.
 //!
 //! `options` are the flags, `files` the files that they name, `download` fetches tiny Shakespeare, `text` makes clean
-//! text of bytes as they come, `encoding` tells what else they might be, and `reading` makes tokens of it all.
+//! text of bytes as they come, `encoding` tells what else they might be, `reading` makes tokens of it all, and `remembered`
+//! is where the text of a run lies.
 
 mod download;
 mod encoding;
@@ -9,6 +10,7 @@ mod error;
 mod files;
 mod options;
 mod reading;
+mod remembered;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -26,6 +28,7 @@ pub use download::{DownloadError, download};
 pub use error::CorpusError;
 pub use options::{Newlines, TextOptions, word};
 pub use reading::read;
+pub use remembered::{path_in, read_of_checkpoint, read_of_run, remember, remembered};
 
 /// Where tiny Shakespeare is found.
 pub const URL: &str =

@@ -47,19 +47,48 @@ impl Newlines {
 }
 
 impl TextOptions {
-    /// What a run remembers to find its text again: from any folder, and also where a text was found that nobody named.
-    pub fn to_json(&self, origin: &Origin) -> Value {
-        let data: Vec<PathBuf> = match origin {
-            Origin::BuiltIn(_) | Origin::Downloaded(None) => Vec::new(),
-            Origin::Downloaded(Some(path)) => vec![path.clone()],
-            Origin::Files(paths) if self.data.is_empty() => paths.clone(),
-            Origin::Files(_) | Origin::StandardInput => self.data.clone(),
+    /// The flags that find the text again, from any folder, which came from `origin`: also where nobody named it.
+    pub fn to_find(&self, origin: &Origin) -> TextOptions {
+        let data = match origin {
+            Origin::BuiltIn(_) | Origin::Downloaded(None) => &Vec::new(),
+            Origin::Downloaded(Some(path)) => &vec![path.clone()],
+            Origin::Files(paths) if self.data.is_empty() => paths,
+            Origin::Files(_) | Origin::StandardInput => &self.data,
+        };
+        TextOptions {
+            data: absolute(data),
+            built_in: matches!(origin, Origin::BuiltIn(_)),
+            validation: absolute(&self.validation),
+            ..*self
+        }
+    }
+
+    /// These, and for what they leave open, those of `other`.
+    pub fn or(&self, other: TextOptions) -> TextOptions {
+        let named = !self.data.is_empty() || self.built_in;
+        let validation = !self.validation.is_empty() || self.validation_share.is_some();
+        let (of_data, of_validation) =
+            (if named { self } else { &other }, if validation { self } else { &other });
+        TextOptions {
+            data: of_data.data.clone(),
+            built_in: of_data.built_in,
+            newlines: self.newlines.or(other.newlines),
+            validation: of_validation.validation.clone(),
+            validation_share: of_validation.validation_share,
+        }
+    }
+
+    /// For [`from_json`](TextOptions::from_json).
+    pub fn to_json(&self) -> Value {
+        // As far as a name is UTF-8: another one is lost, and asked for again.
+        let names = |paths: &[PathBuf]| -> Vec<String> {
+            paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
         };
         json!({
-            "data": absolute(&data),
-            "built_in": matches!(origin, Origin::BuiltIn(_)),
+            "data": names(&self.data),
+            "built_in": self.built_in,
             "newlines": self.newlines.map(Newlines::name),
-            "validation": absolute(&self.validation),
+            "validation": names(&self.validation),
             "validation_share": self.validation_share,
         })
     }
@@ -108,12 +137,12 @@ impl TextOptions {
 }
 
 /// The paths, as they are from any folder.
-fn absolute(paths: &[PathBuf]) -> Vec<String> {
+fn absolute(paths: &[PathBuf]) -> Vec<PathBuf> {
     let absolute = |path: &PathBuf| match is_standard_input(path) {
         true => path.clone(),
         false => std::path::absolute(path).unwrap_or_else(|_| path.clone()),
     };
-    paths.iter().map(|path| absolute(path).to_string_lossy().into_owned()).collect()
+    paths.iter().map(absolute).collect()
 }
 
 /// A path as one word of a command line.
@@ -139,21 +168,40 @@ mod tests {
             validation: vec!["v".into()],
             ..TextOptions::default()
         };
-        let kept = TextOptions::from_json(&options.to_json(&Origin::Files(vec!["x".into()]))).unwrap();
+        let kept = |options: &TextOptions, origin| {
+            let named = options.to_find(&origin);
+            assert_eq!(TextOptions::from_json(&named.to_json()).as_ref(), Some(&named));
+            named
+        };
+        let named = kept(&options, Origin::Files(vec!["x".into()]));
         let here = std::env::current_dir().unwrap();
-        assert_eq!(kept.data, [here.join("a b.txt"), "/c".into()]);
-        assert_eq!((kept.newlines, kept.validation.clone()), (Some(Newlines::Keep), vec![here.join("v")]));
-        assert!(kept.flags().contains("a b.txt' /c --newlines keep --validation "), "{}", kept.flags());
+        assert_eq!(named.data, [here.join("a b.txt"), "/c".into()]);
+        assert_eq!((named.newlines, named.validation.clone()), (Some(Newlines::Keep), vec![here.join("v")]));
+        assert!(named.flags().contains("a b.txt' /c --newlines keep --validation "), "{}", named.flags());
         // What nobody named is named from then on.
-        let found = TextOptions::default();
-        let kept = |origin| TextOptions::from_json(&found.to_json(&origin)).unwrap().flags();
-        assert_eq!(kept(Origin::Files(vec!["/found.txt".into()])), "--data /found.txt");
-        assert_eq!(kept(Origin::Downloaded(Some("/kept.txt".into()))), "--data /kept.txt");
-        assert_eq!(kept(Origin::Downloaded(None)), "");
-        assert_eq!(kept(Origin::BuiltIn(1)), "--built-in");
-        let piped = TextOptions { data: vec!["-".into()], validation_share: Some(0.2), ..found };
-        let kept = TextOptions::from_json(&piped.to_json(&Origin::StandardInput)).unwrap();
-        assert_eq!((kept.flags().as_str(), kept), ("--data - --validation-share 0.2", piped));
+        let found = |origin| kept(&TextOptions::default(), origin).flags();
+        assert_eq!(found(Origin::Files(vec!["/found.txt".into()])), "--data /found.txt");
+        assert_eq!(found(Origin::Downloaded(Some("/kept.txt".into()))), "--data /kept.txt");
+        assert_eq!(found(Origin::Downloaded(None)), "");
+        assert_eq!(found(Origin::BuiltIn(1)), "--built-in");
+        let piped =
+            TextOptions { data: vec!["-".into()], validation_share: Some(0.2), ..TextOptions::default() };
+        assert_eq!(kept(&piped, Origin::StandardInput).flags(), "--data - --validation-share 0.2");
+    }
+
+    #[test]
+    fn what_is_not_named_is_as_it_was() {
+        let kept = TextOptions {
+            data: vec!["kept".into()],
+            newlines: Some(Newlines::Keep),
+            validation: vec!["own".into()],
+            ..TextOptions::default()
+        };
+        assert_eq!(TextOptions::default().or(kept.clone()), kept);
+        let moved = TextOptions { data: vec!["moved".into()], ..TextOptions::default() };
+        assert_eq!(moved.or(kept.clone()), TextOptions { data: vec!["moved".into()], ..kept.clone() });
+        let share = TextOptions { validation_share: Some(0.2), built_in: true, ..TextOptions::default() };
+        assert_eq!(share.or(kept), TextOptions { newlines: Some(Newlines::Keep), ..share });
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use minigpt_core::checkpoint::{Checkpoint, Limits, load_within};
 use minigpt_core::{AnyTokenizer, Backend, GptConfig, Model, Tokenizer, Trainer};
 
-use super::folder::{Best, Folder, Pace, text_of};
+use super::folder::{Best, Folder, Pace, text_of, training_tokens};
 use super::names::TokenizerName;
 use super::options::{Options, changes};
-use crate::corpus::{self, Corpus, Search, TextOptions, Vocabulary};
+use crate::corpus::{self, Corpus, Search, Vocabulary};
 use crate::memory::Remedy;
 use crate::metrics::Metrics;
 use crate::options::{Which, load_which, open};
@@ -53,15 +53,12 @@ impl Start {
         folder: &Folder,
         stop: &dyn Fn() -> bool,
     ) -> Outcome<Corpus> {
-        let read = |text: &TextOptions, vocabulary: Vocabulary<'_>| {
-            corpus::read(&Search::from_environment(), text, vocabulary, stop)
-        };
+        let search = Search::from_environment();
+        let read = |vocabulary: Vocabulary<'_>| corpus::read(&search, &options.text, vocabulary, stop);
         match self {
-            Start::New if options.shape.tokenizer == Some(TokenizerName::Byte) => {
-                Ok(read(&options.text, Vocabulary::Byte)?)
-            }
-            Start::New => Ok(read(&options.text, Vocabulary::Char)?),
-            Start::From(bytes) => Ok(read(&options.text, Vocabulary::Fixed(tokenizer(&open(bytes)?)?))?),
+            Start::New if options.shape.tokenizer == Some(TokenizerName::Byte) => Ok(read(Vocabulary::Byte)?),
+            Start::New => Ok(read(Vocabulary::Char)?),
+            Start::From(bytes) => Ok(read(Vocabulary::Fixed(tokenizer(&open(bytes)?)?))?),
             Start::Resume(bytes) => {
                 let checkpoint = open(bytes)?;
                 // Its own text has its vocabulary; another one is told by its hash, and not by its characters.
@@ -69,20 +66,7 @@ impl Start {
                     AnyTokenizer::Byte(_) => Vocabulary::Byte,
                     _ => Vocabulary::Char,
                 };
-                let (text, remembered) = text_of_run(&options.text, folder);
-                if let Some(flags) =
-                    remembered.as_ref().filter(|_| text.is_piped() && !options.text.is_piped())
-                {
-                    return Err(format!(
-                        "the run was trained with {flags}, where - is what comes in by the standard input: pipe the \
-                         same text in again, and name it with {flags}"
-                    )
-                    .into());
-                }
-                read(&text, vocabulary).map_err(|error| match remembered {
-                    Some(flags) => format!("the run was trained with {flags}: {error}").into(),
-                    None => error.into(),
-                })
+                corpus::read_of_run(&search, &options.text, folder.run.path(), vocabulary, stop)
             }
         }
     }
@@ -113,24 +97,6 @@ fn kept(options: &Options, folder: &Folder) -> Outcome<Vec<u8>> {
         say(format_args!("{damaged}\nit is set aside; the run goes on from the checkpoint before"))?;
     }
     Ok(newest.bytes)
-}
-
-/// The text that the flags name, and for what they leave open, the text that the run was on; and how that was named.
-fn text_of_run(given: &TextOptions, folder: &Folder) -> (TextOptions, Option<String>) {
-    let Some(kept) = folder.remembered_text().as_ref().and_then(TextOptions::from_json) else {
-        return (given.clone(), None);
-    };
-    let flags = kept.flags();
-    let named = !given.data.is_empty() || given.built_in;
-    let validation = !given.validation.is_empty() || given.validation_share.is_some();
-    let text = TextOptions {
-        data: if named { given.data.clone() } else { kept.data },
-        built_in: if named { given.built_in } else { kept.built_in },
-        newlines: given.newlines.or(kept.newlines),
-        validation: if validation { given.validation.clone() } else { kept.validation },
-        validation_share: if validation { given.validation_share } else { kept.validation_share },
-    };
-    (text, Some(flags).filter(|flags| !flags.is_empty()))
 }
 
 fn tokenizer<'a>(checkpoint: &'a Checkpoint<'_>) -> Outcome<&'a AnyTokenizer> {
@@ -243,6 +209,10 @@ pub(super) fn resume<B: Backend>(
     for (flag, new, old) in changes((&training.config, &kept), (&config, &pace)) {
         say(format_args!("from here on {flag} {new}; it was {old}"))?;
     }
+    let trained = training_tokens(metadata).filter(|&before| before != corpus.training);
+    if let Some(before) = trained {
+        say(format_args!("from here on {} tokens of the text train; there were {before}", corpus.training))?;
+    }
     let changed = config.schedule != training.config.schedule;
     if changed && step < pace.iterations {
         say(format_args!("the learning rate goes on at {:.3e}", config.schedule.learning_rate(step)))?;
@@ -251,7 +221,7 @@ pub(super) fn resume<B: Backend>(
 }
 
 fn other_text(folder: &Folder) -> String {
-    let kept = folder.remembered_text().as_ref().and_then(TextOptions::from_json).map(|text| text.flags());
+    let kept = corpus::remembered(folder.run.path()).map(|text| text.flags());
     let named = kept.filter(|flags| !flags.is_empty());
     let was =
         named.map_or_else(String::new, |flags| format!(" ({flags}, unless that file has changed since)"));

@@ -1,13 +1,10 @@
 //! What a run keeps on disk: the names of its files, and what its checkpoint remembers of its pace and its best.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use minigpt_core::checkpoint::{FileError, RunFolder, sync_folder};
-use serde_json::Value;
+use minigpt_core::checkpoint::{RunFolder, sync_folder};
 
-use crate::Outcome;
+use crate::{Outcome, corpus};
 
 /// The files of a run, which nobody else writes to.
 #[derive(Debug)]
@@ -30,37 +27,11 @@ impl Folder {
         self.run.path().join("loss.svg")
     }
 
-    fn text(&self) -> PathBuf {
-        self.run.path().join("text.json")
-    }
-
-    /// Remembers where the text of the run is. Not in the checkpoint: who gives one away need not give away the names
-    /// of folders, and the same run writes the same bytes wherever its text lies.
-    pub(super) fn remember_text(&self, text: &Value) -> Outcome<()> {
-        if self.remembered_text().as_ref() == Some(text) {
-            return Ok(());
-        }
-        let (path, partial) = (self.text(), self.run.path().join("text.json.part"));
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&partial)?;
-            file.write_all(format!("{text:#}\n").as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&partial, &path)
-        };
-        write().map_err(|error| FileError { path: path.clone(), attempt: "write to", error })?;
-        Ok(sync_folder(self.run.path())?)
-    }
-
-    /// Where the text of the run was. `None` if an earlier version of this program did not remember it.
-    pub(super) fn remembered_text(&self) -> Option<Value> {
-        serde_json::from_str(&std::fs::read_to_string(self.text()).ok()?).ok()
-    }
-
     /// Moves the files of a run that is here already to a folder of their own, which is returned: a new run must not
     /// cost an old one.
     pub(super) fn set_earlier_run_aside(&self) -> Outcome<Option<PathBuf>> {
         let mut files = self.steps_from(0)?;
-        files.extend([self.run.best_path(), self.metrics(), self.curve(), self.text()]);
+        files.extend([self.run.best_path(), self.metrics(), self.curve(), corpus::path_in(self.run.path())]);
         self.set_aside(files)
     }
 
@@ -189,4 +160,9 @@ impl Pace {
 /// The SHA-256 of the text that a run is on. Kept in the checkpoint's metadata.
 pub(super) fn text_of(metadata: &[(&str, &str)]) -> Option<String> {
     value(metadata, "corpus_sha256").map(Into::into)
+}
+
+/// How many tokens of it train. Kept in the checkpoint's metadata since runs can choose.
+pub(super) fn training_tokens(metadata: &[(&str, &str)]) -> Option<usize> {
+    value(metadata, "training_tokens")?.parse().ok()
 }

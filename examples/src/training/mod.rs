@@ -20,7 +20,7 @@ use std::io::{stderr, stdin, stdout};
 use minigpt_core::data::{EvalWindows, Windows};
 use minigpt_core::{AnyTokenizer, Backend, Model, SampleConfig};
 
-use crate::corpus::{Corpus, Origin, TextOptions};
+use crate::corpus::{self, Corpus, Origin};
 use crate::generation::{self, Limits, Terminal, Writer};
 use crate::options::{OnBackend, on_backend};
 use crate::stop::Interrupts;
@@ -75,9 +75,12 @@ impl OnBackend for Training<'_> {
         };
         // The trainer has what was in the file.
         drop(start);
-        let text = options.text.to_json(&corpus.origin);
-        let flags = TextOptions::from_json(&text).map_or_else(String::new, |text| text.flags());
-        folder.remember_text(&text)?;
+        let text = match corpus::remembered(folder.run.path()).filter(|_| options.resume) {
+            Some(kept) => options.text.or(kept),
+            None => options.text.clone(),
+        };
+        let text = text.to_find(&corpus.origin);
+        corpus::remember(folder.run.path(), &text)?;
         let time = begun.trainer.config().time;
         let too_short = |error| format!("{error}; train on a longer text, or with a smaller --context");
         let truth = corpus.text.take().map(|text| Truth::of(&text, corpus.training, time)).transpose()?;
@@ -88,9 +91,10 @@ impl OnBackend for Training<'_> {
             folder,
             tokenizer: corpus.tokenizer.clone(),
             sha256: corpus.sha256.clone(),
+            training_tokens: corpus.training,
             name: name(&corpus.origin),
             keep: options.keep.get(),
-            flags: options.to_resume(&flags),
+            flags: options.to_resume(&text.flags()),
             truth,
             stop,
         };

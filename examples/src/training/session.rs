@@ -47,6 +47,8 @@ pub(super) struct Run<'a> {
     pub(super) tokenizer: AnyTokenizer,
     /// The SHA-256 of the text.
     pub(super) sha256: String,
+    /// How many tokens of it train.
+    pub(super) training_tokens: usize,
     /// What the text is called in titles.
     pub(super) name: String,
     /// How many of the last checkpoints stay.
@@ -318,7 +320,10 @@ impl<'a, B: Backend> Session<'a, B> {
 
     fn write(&mut self, path: &Path) -> Outcome<()> {
         let best = self.best.iter().flat_map(Best::metadata);
-        let text = [("corpus_sha256", self.run.sha256.clone())];
+        let text = [
+            ("corpus_sha256", self.run.sha256.clone()),
+            ("training_tokens", self.run.training_tokens.to_string()),
+        ];
         let metadata: Vec<(&str, String)> =
             self.pace.metadata().into_iter().chain(text).chain(best).collect();
         let metadata: Vec<(&str, &str)> =

@@ -113,8 +113,20 @@ fn a_validation_text_of_its_own_and_another_share_are_taken() {
     let scratch = Scratch::new();
     let own = scratch.path("own.txt");
     fs::write(&own, "the lazy dog; the quick fox").unwrap();
+    let trained = || {
+        let newest = checkpoint::newest(scratch.path("run")).unwrap().unwrap().bytes;
+        let checkpoint = Checkpoint::open_verified(&newest).unwrap();
+        super::super::folder::training_tokens(checkpoint.metadata()).unwrap()
+    };
     finished(&options(&scratch, &format!("--validation {}", own.display())));
-    // A resumed run goes by it too.
+    assert_eq!(trained(), 1800);
+    // A resumed run goes by it too, and again.
     finished(&resumed_with(&scratch, "--iterations 30"));
+    finished(&resumed_with(&scratch, "--iterations 33"));
+    assert_eq!(trained(), 1800);
     finished(&options(&scratch, "--validation-share 0.25"));
+    finished(&resumed_with(&scratch, "--iterations 30"));
+    assert_eq!(trained(), 1350);
+    finished(&resumed_with(&scratch, "--iterations 33 --validation-share 0.2"));
+    assert_eq!(trained(), 1440);
 }
