@@ -74,7 +74,9 @@ impl OnBackend for Run<'_> {
         let tokenizer =
             checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: no text has its tokens")?;
         let vocabulary = Vocabulary::Fixed(tokenizer);
-        let corpus = corpus::read(&Search::from_environment(), &options.text, vocabulary, &|| stop.asked())?;
+        let (search, path) = (Search::from_environment(), &loaded.path);
+        let stopped = || stop.asked();
+        let corpus = corpus::read_of_checkpoint(&search, &options.text, path, vocabulary, &stopped)?;
         if !options.json {
             corpus.notes.iter().try_for_each(|note| say_to(out, note))?;
             say_to(out, format_args!("{} on {}", loaded.path.display(), corpus.origin))?;
