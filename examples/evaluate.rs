@@ -87,10 +87,16 @@ impl OnBackend for Run<'_> {
             Part::All => corpus.tokens.as_tokens(),
         };
         let context = checkpoint.config().context;
-        let windows = EvalWindows::new(tokens, context).map_err(|error| match options.part {
-            Part::All => error.to_string(),
-            _ => format!("{error}; --part all takes all of the text"),
-        })?;
+        if tokens.len() <= context {
+            let (found, of) = (tokens.len(), corpus.tokens.len());
+            let all = if options.part == Part::All || of <= context { "" } else { ", or take --part all" };
+            return Err(format!(
+                "{found} tokens of the text's {of} are too few for a window of {context} and what follows it: name a \
+                 longer text with --data{all}"
+            )
+            .into());
+        }
+        let windows = EvalWindows::new(tokens, context)?;
         let at_once = (AT_ONCE / context).max(1);
         memory::check_logits(&backend, checkpoint.config(), at_once)?;
         let mut model = Model::load(backend, &checkpoint)?;
@@ -154,10 +160,13 @@ mod tests {
         let data = format!("--data {}", other.display());
         std::fs::write(&other, TEXT).unwrap();
         let message = evaluated(&scratch, &data).unwrap_err().to_string();
-        assert!(message.ends_with("--part all takes all of the text"), "{message}");
+        assert!(message.ends_with("name a longer text with --data, or take --part all"), "{message}");
         assert!(evaluated(&scratch, &format!("{data} --part all")).unwrap().contains("accuracy"));
         std::fs::write(&other, "THE DOG").unwrap();
         let message = evaluated(&scratch, &data).unwrap_err().to_string();
-        assert!(message.starts_with("6 characters of the text are not among the 28"), "{message}");
+        assert!(
+            message.starts_with("6 characters of the text (") && message.contains(") are not among the 28"),
+            "{message}"
+        );
     }
 }

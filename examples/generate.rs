@@ -3,7 +3,7 @@
 use std::io::{stderr, stdin, stdout};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, value_parser};
 use minigpt_core::{Backend, Model};
 use minigpt_examples::generation::{Limits, SamplingOptions, Terminal, Writer, converse, samples};
 use minigpt_examples::options::{BackendName, CheckpointOptions, OnBackend, on_backend, open};
@@ -25,7 +25,7 @@ struct Options {
     #[arg(long, default_value_t = 500)]
     tokens: usize,
     /// How many texts, each from the next seed.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
     samples: u32,
     /// Go on from lines that you type, one after the other.
     #[arg(short, long, conflicts_with_all = ["samples", "prompt", "prompt_file"])]
@@ -62,7 +62,8 @@ impl OnBackend for Generation<'_, '_> {
         let checkpoint = open(&loaded.bytes)?;
         let tokenizer =
             checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
-        let limits = Limits { tokens: options.tokens, stops: options.sampling.stops(&options.prompt)? };
+        let limits =
+            Limits { tokens: options.tokens, stops: options.sampling.stops(&options.prompt, tokenizer)? };
         let prompt = options.prompt.read(tokenizer, &mut terminal.input)?;
         let prefill = if options.interactive { checkpoint.config().context } else { prompt.tokens.len() };
         memory::check_decoding(&backend, checkpoint.config(), prefill)?;
@@ -72,7 +73,7 @@ impl OnBackend for Generation<'_, '_> {
         if options.interactive {
             let interrupts = Interrupts::new()?;
             let config = options.sampling.config(seed);
-            return converse(&mut writer, config, &limits, &interrupts, &mut terminal);
+            return converse(&mut writer, config, &limits, &options.prompt, &interrupts, &mut terminal);
         }
         samples(&mut writer, &prompt, (&options.sampling, seed, options.samples), &limits, &mut terminal)
     }
@@ -191,16 +192,22 @@ mod tests {
         assert_eq!(cut, format!("{}\n", &whole[..whole.find(&stop).unwrap()]));
         let message = error(&scratch, &["--stop", ""]);
         assert!(message.starts_with("--stop needs a text"), "{message}");
+        // One that can never come.
+        let message = error(&scratch, &["--stop", r"\n"]);
+        assert!(
+            message.starts_with("--stop: character '\\\\'") && message.ends_with("add --escapes"),
+            "{message}"
+        );
     }
 
     #[test]
     fn a_conversation_goes_on_from_each_line_until_the_input_ends() {
         let scratch = trained(TEXT);
-        let (text, _) = generated(&scratch, &["--interactive"], "the fox\nZ\nthe dog\n").unwrap();
-        let answers: Vec<&str> = text.split("> ").collect();
-        assert_eq!(answers.len(), 5, "{text}");
-        assert!(answers[1].starts_with("the fox") && answers[1].trim_end().len() > "the fox".len(), "{text}");
-        assert!(answers[2].contains("'Z'") && answers[3].starts_with("the dog"), "{text}");
+        let (text, log) = generated(&scratch, &["--interactive"], "the fox\nZ\nthe dog\n").unwrap();
+        let answers: Vec<&str> = text.lines().collect();
+        assert_eq!(answers.len(), 2, "{text}");
+        assert!(answers[0].starts_with("the fox") && answers[0].len() > "the fox".len(), "{text}");
+        assert!(answers[1].starts_with("the dog") && log.contains("'Z'"), "{text} {log}");
     }
 
     #[test]

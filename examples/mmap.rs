@@ -10,7 +10,7 @@ use clap::Parser;
 use minigpt_core::Model;
 use minigpt_cpu::Cpu;
 use minigpt_examples::generation::{Limits, SamplingOptions, Terminal, Writer, samples};
-use minigpt_examples::options::{CheckpointOptions, Which, best, open};
+use minigpt_examples::options::{CheckpointOptions, Which, best, newest_name, open};
 use minigpt_examples::prompt::PromptOptions;
 use minigpt_examples::{Outcome, exit_code, mapped, memory};
 
@@ -51,7 +51,8 @@ fn run(options: &Options, mut terminal: Terminal<'_>) -> Outcome<()> {
     let mapping = begun.elapsed();
     let tokenizer =
         checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
-    let limits = Limits { tokens: options.tokens, stops: options.sampling.stops(&options.prompt)? };
+    let limits =
+        Limits { tokens: options.tokens, stops: options.sampling.stops(&options.prompt, tokenizer)? };
     let prompt = options.prompt.read(tokenizer, &mut terminal.input)?;
     let prefill = prompt.tokens.len();
     memory::check_decoding_in_place(&cpu, checkpoint.config(), prefill)?;
@@ -71,13 +72,17 @@ fn run(options: &Options, mut terminal: Terminal<'_>) -> Outcome<()> {
     samples(&mut writer, &prompt, ways, &limits, &mut terminal)
 }
 
-/// The file to map: of a run's folder the best checkpoint, if it is not to be the last.
+/// The file to map: of a run's folder the newest by its name, which is not read here.
 fn file(options: &CheckpointOptions) -> Outcome<PathBuf> {
-    match options.which {
-        None | Some(Which::Best) if options.checkpoint.is_dir() => best(&options.checkpoint),
-        // The newest whole one is known when all of it is read.
-        Some(_) => Ok(options.load()?.path),
-        None => Ok(options.checkpoint.clone()),
+    match (options.checkpoint.is_dir(), options.which) {
+        (true, Some(Which::Best)) => best(&options.checkpoint),
+        (true, _) => match newest_name(&options.checkpoint) {
+            Some(path) => Ok(path),
+            None => Ok(options.load()?.path),
+        },
+        (false, None) => Ok(options.checkpoint.clone()),
+        // It says that there is no choice.
+        (false, Some(_)) => Ok(options.load()?.path),
     }
 }
 
@@ -112,13 +117,21 @@ mod tests {
     }
 
     #[test]
-    fn of_a_run_it_is_the_best_unless_it_is_to_be_the_last() {
+    fn of_a_run_it_is_the_last_unless_it_is_to_be_the_best() {
         let scratch = Scratch::new();
         let flags = "--iterations 16 --lr 0.3 --warmup 0 --schedule constant --clip inf --eval-every 1 --eval-windows 4";
         let summary = scratch.trained(&TEXT.repeat(40), flags).unwrap();
         assert_ne!(summary.best.unwrap().step, summary.iterations);
         let text = |flags: &str| generated(&scratch, flags).unwrap().0;
-        assert_eq!(text(""), text("--which best"));
-        assert_ne!(text(""), text("--which last"));
+        assert_eq!(text(""), text("--which last"));
+        assert_ne!(text(""), text("--which best"));
+        std::fs::create_dir(scratch.path("empty")).unwrap();
+        std::fs::rename(scratch.path("run"), scratch.path("run.moved")).unwrap();
+        std::fs::rename(scratch.path("empty"), scratch.path("run")).unwrap();
+        let message = generated(&scratch, "").unwrap_err().to_string();
+        assert!(
+            message.contains("there is no checkpoint of a run in") && message.contains("train first"),
+            "{message}"
+        );
     }
 }

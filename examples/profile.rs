@@ -12,7 +12,7 @@ use minigpt_core::{
 };
 use minigpt_examples::memory::Remedy;
 use minigpt_examples::options::{
-    BackendName, OnBackend, RecomputeName, Which, human, load_which, on_backend, open,
+    BackendName, CheckpointOptions, OnBackend, RecomputeName, Which, human, on_backend, open,
 };
 use minigpt_examples::profiled::{Bound, Ceilings, Cost, Profiled};
 use minigpt_examples::{Outcome, exit_code, memory, say};
@@ -98,7 +98,8 @@ fn run(options: &Options) -> Outcome<()> {
     match &options.checkpoint {
         None => profile(&of_shape(options)),
         Some(file) => {
-            let loaded = load_which(file, options.which)?;
+            let checkpoint = CheckpointOptions { checkpoint: file.clone(), which: options.which };
+            let loaded = checkpoint.load()?;
             let checkpoint = open(&loaded.bytes)?;
             let trained = checkpoint.training().map(|training| training.config.batch);
             profile(&Subject {

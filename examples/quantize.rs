@@ -75,13 +75,11 @@ fn run(options: &Options) -> Outcome<()> {
     let tokenizer =
         checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: no text has its tokens")?;
     let (search, vocabulary) = (Search::from_environment(), Vocabulary::Fixed(tokenizer));
-    let corpus = corpus::read_of_checkpoint(&search, &options.text, &loaded.path, vocabulary, &|| false);
-    let corpus = corpus.map_err(|e| {
-        format!("{e}\nif the model was trained on another text: name it with --data, or --built-in")
-    })?;
+    let corpus = corpus::read_of_checkpoint(&search, &options.text, &loaded.path, vocabulary, &|| false)?;
     for note in &corpus.notes {
         say(note)?;
     }
+    say(format_args!("{} on {}", loaded.path.display(), corpus.origin))?;
     let windows = EvalWindows::new(corpus.validation(), checkpoint.config().context)?;
 
     let settings = evaluation(windows.time());
@@ -111,6 +109,9 @@ fn run(options: &Options) -> Outcome<()> {
         let name = format!("{dtype:?}");
         say(format_args!("{name:<8}{:>12}{share:>9.1}%{its:>11.4}{:>+11.5}", file.len(), its - loss))?;
         columns.push((name, errors(&exact, &file)?));
+    }
+    if let Some(out) = &options.out {
+        say(format_args!("saved: {}", out.display()))?;
     }
     if columns.is_empty() { Ok(()) } else { print_errors(&exact, &columns) }
 }
@@ -154,28 +155,33 @@ fn evaluation(time: usize) -> TrainConfig {
     TrainConfig { batch: 16, time, recompute: Recompute::Blocks, ..TrainConfig::constant(0.0) }
 }
 
-/// How far each tensor is off, as the root of the mean square, beside that of its numbers.
-fn errors(exact: &[u8], file: &[u8]) -> Outcome<Vec<f64>> {
+/// How far each tensor is off, as the root of the mean square, beside that of its numbers; `None` where it is stored as
+/// it was.
+fn errors(exact: &[u8], file: &[u8]) -> Outcome<Vec<Option<f64>>> {
     let (exact, file) = (open(exact)?, open(file)?);
     let error = |tensor: TensorView<'_>| {
         let small = file.tensor(tensor.name);
         let small = small.ok_or_else(|| format!("{} is not in the smaller model", tensor.name))?;
         let weights = numbers(&tensor);
         let off = root_mean_square(numbers(&small).iter().zip(&weights).map(|(a, b)| a - b));
-        Ok(off / root_mean_square(weights.iter().copied()).max(f64::MIN_POSITIVE))
+        let share = off / root_mean_square(weights.iter().copied()).max(f64::MIN_POSITIVE);
+        Ok((small.dtype != tensor.dtype).then_some(share))
     };
     exact.tensors().map(error).collect()
 }
 
 /// The [`errors`] of each format.
-fn print_errors(exact: &[u8], columns: &[(String, Vec<f64>)]) -> Outcome<()> {
+fn print_errors(exact: &[u8], columns: &[(String, Vec<Option<f64>>)]) -> Outcome<()> {
     let heading: String = columns.iter().map(|(name, _)| format!("{name:>10}")).collect();
     say(format_args!("\n{:<28}{:>14}{:>10}{heading}", "error, as a share of rms", "shape", "rms"))?;
     for (i, tensor) in open(exact)?.tensors().enumerate() {
         let rms = root_mean_square(numbers(&tensor).into_iter());
         let shape = format!("{} x {}", tensor.rows, tensor.cols);
-        let errors: String =
-            columns.iter().map(|(_, errors)| format!("{:>9.3}%", 100.0 * errors[i])).collect();
+        let error = |error: Option<f64>| match error {
+            Some(share) => format!("{:>9.3}%", 100.0 * share),
+            None => format!("{:>10}", "as it was"),
+        };
+        let errors: String = columns.iter().map(|(_, errors)| error(errors[i])).collect();
         say(format_args!("{:<28}{shape:>14}{rms:>10.5}{errors}", tensor.name))?;
     }
     Ok(())

@@ -8,7 +8,7 @@ use minigpt_core::{AnyTokenizer, Backend, Decoder, Model, SampleConfig, Sampler,
 
 use crate::prompt::{Prompt, PromptOptions, cut, default_start};
 use crate::seed::Seed;
-use crate::{Closed, Outcome, flags};
+use crate::{Outcome, flags, written};
 
 /// The flags that say how tokens are chosen.
 #[derive(Debug, Clone, Args)]
@@ -56,14 +56,17 @@ impl SamplingOptions {
     /// The texts to end before, with what their escapes stand for.
     ///
     /// # Errors
-    /// If one is empty, or has an escape without meaning.
-    pub fn stops(&self, prompt: &PromptOptions) -> Outcome<Vec<String>> {
-        let stops: Vec<String> =
-            self.stops.iter().map(|stop| prompt.unescaped(stop)).collect::<Outcome<_>>()?;
-        match stops.iter().any(String::is_empty) {
-            true => Err("--stop needs a text: an empty one stands everywhere".into()),
-            false => Ok(stops),
-        }
+    /// If one is empty, has an escape without meaning, or a character that the model never writes.
+    pub fn stops(&self, prompt: &PromptOptions, tokenizer: &AnyTokenizer) -> Outcome<Vec<String>> {
+        let stop = |text: &String| -> Outcome<String> {
+            let text = prompt.unescaped(text)?;
+            if text.is_empty() {
+                return Err("--stop needs a text: an empty one stands everywhere".into());
+            }
+            prompt.encode("--stop", &text, tokenizer)?;
+            Ok(text)
+        };
+        self.stops.iter().map(stop).collect()
     }
 }
 
@@ -125,23 +128,18 @@ impl<'a, B: Backend> Writer<'a, B> {
     ) -> Outcome<usize> {
         let (mut stream, mut filter) = (StreamDecoder::new(), StopFilter::new(&limits.stops));
         let mut count = 0;
-        let mut written = |text: &str| -> Outcome<()> {
-            out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| match error.kind() {
-                ErrorKind::BrokenPipe => Closed.into(),
-                _ => error.into(),
-            })
-        };
+        let mut write = |text: &str| written(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
         for token in self.decoder.generate(self.model, sampler).take(limits.tokens) {
             count += 1;
             let text = stream.push(self.tokenizer, token?)?;
-            written(filter.push(text))?;
+            write(filter.push(text))?;
             if filter.is_stopped() || stop() {
                 break;
             }
         }
         if !filter.is_stopped() {
-            written(filter.push(stream.finish()?))?;
-            written(filter.rest())?;
+            write(filter.push(stream.finish()?))?;
+            write(filter.rest())?;
         }
         Ok(count)
     }
@@ -228,16 +226,16 @@ pub fn samples<B: Backend>(
         let vocab = writer.tokenizer.vocab_size();
         let mut sampler = Sampler::new(sampling.config(seed), vocab).map_err(|e| flags::sample_error(&e))?;
         if samples > 1 {
-            closed(writeln!(out, "--- sample {} of {samples}, seed {seed} ---", sample + 1))?;
+            written(writeln!(out, "--- sample {} of {samples}, seed {seed} ---", sample + 1))?;
         }
         writer.forget();
         let begun = Instant::now();
         writer.read(&prompt.tokens)?;
         let prefilled = begun.elapsed();
-        closed(out.write_all(prompt.text.as_bytes()))?;
+        written(out.write_all(prompt.text.as_bytes()))?;
         let begun = Instant::now();
         let count = writer.write(&mut sampler, limits, &|| false, out)?;
-        closed(out.write_all(b"\n").and_then(|()| out.flush()))?;
+        written(out.write_all(b"\n").and_then(|()| out.flush()))?;
         let seconds = begun.elapsed().as_secs_f64();
         let _ = writeln!(
             log,
@@ -248,13 +246,6 @@ pub fn samples<B: Backend>(
         );
     }
     Ok(())
-}
-
-fn closed(written: std::io::Result<()>) -> Outcome<()> {
-    written.map_err(|error| match error.kind() {
-        ErrorKind::BrokenPipe => Closed.into(),
-        _ => error.into(),
-    })
 }
 
 /// What a conversation needs of the terminal.
@@ -283,24 +274,29 @@ pub fn converse<B: Backend>(
     writer: &mut Writer<'_, B>,
     config: SampleConfig,
     limits: &Limits,
+    prompt: &PromptOptions,
     interruption: &impl Interruption,
     terminal: &mut Terminal<'_>,
 ) -> Outcome<()> {
-    let Terminal { input, out, .. } = terminal;
+    let Terminal { input, out, log } = terminal;
     let mut sampler =
         Sampler::new(config, writer.tokenizer.vocab_size()).map_err(|e| flags::sample_error(&e))?;
-    closed(writeln!(
-        out,
+    // What is said to who types is no part of the text; and who closed the error output need not hear it.
+    let _ = writeln!(
+        log,
         "Type a line, and the model writes on from it; an empty line lets it go on. /reset forgets what was written; \
          Ctrl-C ends an answer, Ctrl-D the conversation."
-    ))?;
+    );
     loop {
-        closed(out.write_all(b"> ").and_then(|()| out.flush()))?;
+        let _ = log.write_all(b"> ").and_then(|()| log.flush());
         let mut line = String::new();
         match input.read_line(&mut line) {
-            Ok(0) => return closed(writeln!(out)),
+            Ok(0) => {
+                let _ = writeln!(log);
+                return Ok(());
+            }
             Err(error) if error.kind() == ErrorKind::InvalidData => {
-                closed(writeln!(out, "that was not UTF-8; try again"))?;
+                let _ = writeln!(log, "that was not UTF-8; try again");
                 continue;
             }
             other => other?,
@@ -310,26 +306,28 @@ pub fn converse<B: Backend>(
             writer.forget();
             continue;
         }
-        let tokens = match line {
-            "" if writer.has_read() => Vec::new(),
-            "" => default_start(writer.tokenizer),
-            line => match writer.tokenizer.encode(line) {
-                Ok(tokens) => tokens,
-                Err(error) => {
-                    closed(writeln!(out, "{error}"))?;
-                    continue;
-                }
-            },
+        let typed = prompt
+            .unescaped(line)
+            .and_then(|line| Ok((prompt.encode("the line", &line, writer.tokenizer)?, line)));
+        let (mut tokens, line) = match typed {
+            Ok(typed) => typed,
+            Err(error) => {
+                let _ = writeln!(log, "{error}");
+                continue;
+            }
         };
+        if tokens.is_empty() && !writer.has_read() {
+            tokens = default_start(writer.tokenizer);
+        }
         if !tokens.is_empty() {
             writer.read(&tokens)?;
         }
-        closed(out.write_all(line.as_bytes()))?;
+        written(out.write_all(line.as_bytes()))?;
         interruption.answering(true);
-        let written = writer.write(&mut sampler, limits, &|| interruption.interrupted(), out);
+        let answered = writer.write(&mut sampler, limits, &|| interruption.interrupted(), out);
         interruption.answering(false);
-        written?;
-        closed(out.write_all(b"\n"))?;
+        answered?;
+        written(out.write_all(b"\n"))?;
     }
 }
 
@@ -438,30 +436,40 @@ mod tests {
         assert!(error.unwrap_err().to_string().starts_with("--temperature -1 is not"));
     }
 
-    fn conversation(input: &str) -> String {
+    /// What is written, and what is said.
+    fn conversation(input: &str, escapes: bool) -> (String, String) {
         let (mut model, tokenizer) = (model(), letters());
         let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
-        let mut out = Vec::new();
-        let config = sampling().config(1);
-        let mut terminal = Terminal { input: &mut input.as_bytes(), out: &mut out, log: &mut Vec::new() };
-        converse(&mut writer, config, &limits(5, &["\n"]), &(), &mut terminal).unwrap();
-        let text = String::from_utf8(out).unwrap();
-        text.split_once('\n').unwrap().1.into()
+        let (mut out, mut log) = (Vec::new(), Vec::new());
+        let (config, prompt) = (sampling().config(1), PromptOptions { escapes, ..PromptOptions::default() });
+        let mut terminal = Terminal { input: &mut input.as_bytes(), out: &mut out, log: &mut log };
+        converse(&mut writer, config, &limits(5, &["\n"]), &prompt, &(), &mut terminal).unwrap();
+        (String::from_utf8(out).unwrap(), String::from_utf8(log).unwrap())
     }
 
     #[test]
     fn a_conversation_writes_on_from_each_line_and_ends_with_the_input() {
-        let text = conversation("abc\n\nde\n");
-        let answers: Vec<&str> = text.split("> ").collect();
-        assert_eq!(answers.len(), 5, "{text}");
-        assert!(answers[1].starts_with("abc") && answers[3].starts_with("de"), "{text}");
-        // Forgetting makes it answer as at first; the draws go on.
-        assert_eq!(conversation("/reset\nabc\n").matches("> abc").count(), 1);
+        let (text, log) = conversation("abc\n\nde\n", false);
+        let answers: Vec<&str> = text.lines().collect();
+        assert_eq!(answers.len(), 3, "{text}");
+        assert!(answers[0].starts_with("abc") && answers[2].starts_with("de"), "{text}");
+        assert_eq!(log.matches("> ").count(), 4, "{log}");
     }
 
     #[test]
-    fn a_line_that_the_model_cannot_spell_does_not_end_a_conversation() {
-        let text = conversation("xyz\nabc\n");
-        assert!(text.contains("character 'x'") && text.contains("> abc"), "{text}");
+    fn what_is_reset_is_forgotten() {
+        let answer = |input: &str| conversation(input, false).0;
+        assert_eq!(answer("/reset\nabc\n"), answer("abc\n"));
+        // The draws go on, so greedily it would be the same answer again.
+        assert_ne!(answer("abc\nabc\n"), answer("abc\n").repeat(2));
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_used_does_not_end_a_conversation() {
+        let (text, log) = conversation("xyz\na\\nb\nabc\n", false);
+        assert!(log.contains("the line: character 'x'") && log.contains("add --escapes"), "{log}");
+        assert!(text.starts_with("abc") && text.lines().count() == 1, "{text}");
+        let (text, log) = conversation("a\\nb\n\\q\n", true);
+        assert!(text.starts_with("a\nb") && log.contains("is no escape"), "{text} {log}");
     }
 }

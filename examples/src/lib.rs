@@ -46,7 +46,12 @@ pub fn say(line: impl Display) -> Outcome<()> {
 /// # Errors
 /// If it cannot be written.
 pub fn say_to(out: &mut (impl Write + ?Sized), line: impl Display) -> Outcome<()> {
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| match error.kind() {
+    written(writeln!(out, "{line}").and_then(|()| out.flush()))
+}
+
+/// What came of writing to the standard output.
+pub(crate) fn written(result: std::io::Result<()>) -> Outcome<()> {
+    result.map_err(|error| match error.kind() {
         ErrorKind::BrokenPipe => Closed.into(),
         _ => format!("cannot write to the standard output: {error}").into(),
     })

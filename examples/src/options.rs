@@ -129,11 +129,15 @@ impl CheckpointOptions {
     /// # Errors
     /// If there is none, or it cannot be read or is damaged.
     pub fn load(&self) -> Outcome<Loaded> {
-        load_which(&self.checkpoint, self.which)
+        load_which(&self.checkpoint, self.which).map_err(|error| {
+            if self.checkpoint.is_file() || newest_name(&self.checkpoint).is_some() {
+                return error;
+            }
+            format!("{error}; train first with the example train_shakespeare, or name another --checkpoint")
+                .into()
+        })
     }
 }
-
-const ADVICE: &str = "train first with the example train_shakespeare, or name a --checkpoint";
 
 /// Reads a checkpoint: that of a file, or one of the folder of a run.
 ///
@@ -149,7 +153,7 @@ pub fn load_which(path: &Path, which: Option<Which>) -> Outcome<Loaded> {
         (true, Some(Which::Best)) => load_file(&best(path)?),
         (true, _) => match checkpoint::newest(path)? {
             Some(newest) => Ok(Loaded { path: newest.path, bytes: newest.bytes }),
-            None => Err(format!("there is no checkpoint of a run in {}; {ADVICE}", path.display()).into()),
+            None => Err(format!("there is no checkpoint of a run in {}", path.display()).into()),
         },
         (false, _) => load_file(path),
     }
@@ -164,15 +168,25 @@ pub fn best(folder: &Path) -> Outcome<PathBuf> {
     match path.exists() {
         true => Ok(path),
         false => Err(format!(
-            "{} is not there: the run has not validated yet; take --which last, or name another --checkpoint",
+            "{} is not there: the run has not validated yet, and --which last takes another",
             path.display()
         )
         .into()),
     }
 }
 
+/// The newest checkpoint in the folder of a run, by its name: whether it is whole is known when all of it is read.
+pub fn newest_name(folder: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).ok()?.flatten();
+    let step = |path: &PathBuf| -> Option<u32> {
+        path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".mgpt")?.parse().ok()
+    };
+    let steps = entries.map(|entry| entry.path()).filter_map(|path| Some((step(&path)?, path)));
+    steps.max().map(|(_, path)| path)
+}
+
 fn load_file(path: &Path) -> Outcome<Loaded> {
-    let bytes = checkpoint::load_within(path, &Limits::NONE).map_err(|error| format!("{error}; {ADVICE}"))?;
+    let bytes = checkpoint::load_within(path, &Limits::NONE)?;
     Ok(Loaded { path: path.to_path_buf(), bytes })
 }
 

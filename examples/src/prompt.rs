@@ -1,13 +1,12 @@
 //! The text that a model goes on from.
 
-use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Args;
 use minigpt_core::{AnyTokenizer, Tokenizer, TokenizerError};
 
-use crate::Outcome;
+use crate::{Outcome, corpus};
 
 /// The flags that name a prompt.
 #[derive(Debug, Clone, Default, Args)]
@@ -17,10 +16,11 @@ pub struct PromptOptions {
     /// goes on from the last half of it.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
-    /// The text to go on from is in this file; -: comes from the standard input.
+    /// The text to go on from is in this file; -: comes from the standard input. A byte-order mark is left out, and of
+    /// line breaks only those kinds stay that the model knows.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt", allow_hyphen_values = true)]
     pub prompt_file: Option<PathBuf>,
-    /// In --prompt and --stop, \n is a line break, \t a tab, \r a carriage return, \\ a backslash, and \u{1F980} the
+    /// In --prompt, --stop and what is typed, \n is a line break, \t a tab, \r a carriage return, \\ a backslash, and \u{1F980} the
     /// character of that number.
     #[arg(short, long)]
     pub escapes: bool,
@@ -44,21 +44,14 @@ impl PromptOptions {
         let text = match (&self.prompt, &self.prompt_file) {
             (Some(text), _) => self.unescaped(text)?,
             (None, Some(path)) => {
-                let mut text = String::new();
-                let read = match path.as_os_str() == "-" {
-                    true => input.read_to_string(&mut text).map(|_| text),
-                    false => fs::read_to_string(path),
-                };
-                read.map_err(|error| {
-                    format!("cannot read the prompt from {}: {error}; name a text in UTF-8", path.display())
-                })?
+                corpus::read_prompt(path, input, tokenizer).map_err(|error| format!("the prompt: {error}"))?
             }
             (None, None) => String::new(),
         };
         if text.is_empty() {
             return Ok(Prompt { text, tokens: default_start(tokenizer) });
         }
-        let tokens = tokenizer.encode(&text).map_err(|error| self.explained(error, &text))?;
+        let tokens = self.encode("the prompt", &text, tokenizer)?;
         Ok(Prompt { text, tokens })
     }
 
@@ -70,15 +63,19 @@ impl PromptOptions {
         if self.escapes { unescape(text) } else { Ok(text.into()) }
     }
 
-    fn explained(&self, error: TokenizerError, text: &str) -> String {
-        match error {
+    /// The tokens of `text`, which errors call `what`.
+    ///
+    /// # Errors
+    /// If it has a character that the model does not know.
+    pub fn encode(&self, what: &str, text: &str, tokenizer: &AnyTokenizer) -> Outcome<Vec<u32>> {
+        tokenizer.encode(text).map_err(|error| match error {
             TokenizerError::UnknownCharacter { character: '\\', .. }
                 if !self.escapes && text.contains("\\n") =>
             {
-                format!("the prompt: {error}; if \\n is to be a line break, add --escapes")
+                format!("{what}: {error}; if \\n is to be a line break, add --escapes").into()
             }
-            error => format!("the prompt: {error}"),
-        }
+            error => format!("{what}: {error}").into(),
+        })
     }
 }
 
@@ -131,6 +128,8 @@ pub fn cut(tokens: usize, context: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use minigpt_core::{ByteTokenizer, CharTokenizer};
 
     use super::*;
@@ -187,7 +186,7 @@ mod tests {
         assert_eq!(read(path).unwrap().text, "from a file\n");
         assert_eq!(read("-".into()).unwrap().text, "piped in");
         let error = read(scratch.path("missing")).unwrap_err().to_string();
-        assert!(error.contains("cannot read the prompt from"), "{error}");
+        assert!(error.starts_with("the prompt: cannot read "), "{error}");
     }
 
     #[test]
@@ -198,5 +197,23 @@ mod tests {
             cut(70, 64).unwrap(),
             "the prompt has 70 tokens, 6 more than the context of 64: the model sees the last 64"
         );
+    }
+
+    #[test]
+    fn a_file_of_a_prompt_is_cleaned_as_a_text_to_train_on_is() {
+        let scratch = crate::testing::Scratch::new();
+        let path = scratch.path("prompt.txt");
+        let read = |bytes: &[u8], tokenizer: &AnyTokenizer| {
+            fs::write(&path, bytes).unwrap();
+            let options = PromptOptions { prompt_file: Some(path.clone()), ..PromptOptions::default() };
+            options.read(tokenizer, &mut &b""[..])
+        };
+        let from_windows = "\u{FEFF}one\r\ntwo\rone".as_bytes();
+        assert_eq!(read(from_windows, &tokenizer("one\ntwo")).unwrap().text, "one\ntwo\none");
+        // A model that knows these line breaks gets them.
+        assert_eq!(read(from_windows, &tokenizer("one\r\ntwo")).unwrap().text, "one\r\ntwo\rone");
+        assert_eq!(read(from_windows, &ByteTokenizer.into()).unwrap().text, "\u{FEFF}one\r\ntwo\rone");
+        let error = read(b"caf\xe9", &tokenizer("café")).unwrap_err().to_string();
+        assert!(error.contains("iconv -f ISO-8859-1 -t UTF-8 "), "{error}");
     }
 }

@@ -261,7 +261,7 @@ impl fmt::Display for ConfigError {
                 "a head is {d_head} wide, but rotary positions turn pairs: make d_model / heads even"
             ),
             ConfigError::Dropout { dropout } => {
-                write!(f, "dropout {dropout} is not in 0..1: 0 turns it off, 0.2 is common")
+                write!(f, "dropout {dropout} is not at least 0 and below 1: 0 turns it off, 0.2 is common")
             }
             ConfigError::NormEps { norm_eps } => {
                 write!(f, "norm_eps {norm_eps} is not positive: 1e-5 is common")

@@ -317,7 +317,7 @@ impl fmt::Display for DataError {
                 f.write_str("a window needs at least 1 input: set its length to 1 or more")
             }
             DataError::Fraction { fraction } => {
-                write!(f, "the training fraction {fraction} is not in 0..=1: 0.9 is common")
+                write!(f, "the training fraction {fraction} is not between 0 and 1: 0.9 is common")
             }
             DataError::PastTheLast { first, batch, windows } => write!(
                 f,
@@ -545,7 +545,7 @@ mod tests {
         );
         assert_eq!(
             DataError::Fraction { fraction: 1.5 }.to_string(),
-            "the training fraction 1.5 is not in 0..=1: 0.9 is common"
+            "the training fraction 1.5 is not between 0 and 1: 0.9 is common"
         );
         assert_eq!(
             DataError::BatchLength { batch: 2, time: 4, found: 9 }.to_string(),

@@ -393,7 +393,7 @@ impl fmt::Display for SampleError {
                 write!(f, "top-p {top_p} is not above 0 and at most 1: 1 keeps all, 0.9 is common")
             }
             SampleError::MinP { min_p } => {
-                write!(f, "min-p {min_p} is not in 0..=1: 0 keeps all, 0.05 is common")
+                write!(f, "min-p {min_p} is not between 0 and 1: 0 keeps all, 0.05 is common")
             }
             SampleError::RepetitionPenalty { penalty } => write!(
                 f,

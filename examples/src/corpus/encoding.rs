@@ -1,9 +1,6 @@
 //! What bytes that are no UTF-8 may be, as iconv calls it.
 
 use std::io::Read;
-use std::path::Path;
-
-use super::files;
 
 /// UTF-16, if a text that begins with these bytes is: by its mark, or by zeros in nearly every other place.
 pub(super) fn utf16(beginning: &[u8]) -> Option<&'static str> {
@@ -21,14 +18,15 @@ pub(super) fn utf16(beginning: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The encoding of one byte a character that knows all bytes of the file: the one of Windows, where only that one has
+/// One byte a character, each of which has a meaning.
+pub(super) const LATIN: &str = "ISO-8859-1";
+
+/// The encoding of one byte a character that knows all bytes of the text: the one of Windows, where only that one has
 /// letters and marks for them, and else that of Unix.
-pub(super) fn single_byte(path: &Path) -> &'static str {
-    const LATIN: &str = "ISO-8859-1";
-    let Ok(mut file) = files::open(path) else { return LATIN };
+pub(super) fn single_byte(mut text: impl Read) -> &'static str {
     let (mut windows, mut buffer) = (false, vec![0; 1 << 16]);
     loop {
-        match file.read(&mut buffer) {
+        match text.read(&mut buffer) {
             Ok(0) => return if windows { "WINDOWS-1252" } else { LATIN },
             Ok(read) => {
                 // Windows-1252 gives these five no meaning, and iconv stops at them.

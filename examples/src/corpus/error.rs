@@ -32,6 +32,8 @@ pub enum CorpusError {
     },
     /// Characters that the model's tokenizer does not know.
     Unknown {
+        /// What the text is called.
+        text: String,
         /// The most frequent of them, and how often each occurs.
         characters: Vec<(char, u64)>,
         /// How many different ones there are.
@@ -50,6 +52,10 @@ pub enum CorpusError {
     Share(f64),
     /// The standard input is named beside other texts, or twice.
     StandardInput,
+    /// The text of a run came in by the standard input; these flags name it.
+    Piped(String),
+    /// What is wrong with the text of a run, which was named with these flags.
+    OfRun(String, Box<CorpusError>),
     /// It was asked to stop.
     Interrupted,
     /// The text could not be made tokens.
@@ -63,14 +69,18 @@ impl fmt::Display for CorpusError {
         match self {
             CorpusError::Unreadable(path, error) => write!(
                 f,
-                "cannot read {}: {error}; name a text file with --data",
+                "cannot read {}: {error}; check the path, and name a text file",
                 path.display()
             ),
             CorpusError::NoFiles(path) => {
-                write!(f, "there are no files in {}: name a folder that has some, or a file", path.display())
+                write!(
+                    f,
+                    "there are no files in {}, and folders in it are left alone: name a folder that has some, or a file",
+                    path.display()
+                )
             }
             CorpusError::Empty(path) => {
-                write!(f, "{} is empty; name a file with some text in it with --data", path.display())
+                write!(f, "{} is empty; name a file with some text in it", path.display())
             }
             CorpusError::NotUtf8 { path, position, encoding, bytes } => {
                 write!(f, "{} is not UTF-8 text (byte {position}); ", path.display())?;
@@ -86,10 +96,11 @@ impl fmt::Display for CorpusError {
                     false => Ok(()),
                 }
             }
-            CorpusError::Unknown { characters, different, vocab_size } => {
+            CorpusError::Unknown { text, characters, different, vocab_size } => {
                 write!(
                     f,
-                    "{different} characters of the text are not among the {vocab_size} that the model's tokenizer knows: "
+                    "{different} characters of the text ({text}) are not among the {vocab_size} that the model's tokenizer \
+                     knows: "
                 )?;
                 for (i, (character, count)) in characters.iter().enumerate() {
                     let separator = if i > 0 { ", " } else { "" };
@@ -115,6 +126,12 @@ impl fmt::Display for CorpusError {
             CorpusError::StandardInput => f.write_str(
                 "the standard input (-) can be read once: name it once, and if there are other texts, join them before",
             ),
+            CorpusError::Piped(flags) => write!(
+                f,
+                "the run was trained with {flags}, where - is what comes in by the standard input: pipe the same text in \
+                 again, and name it with {flags}"
+            ),
+            CorpusError::OfRun(flags, error) => write!(f, "the run was trained with {flags}: {error}"),
             CorpusError::Interrupted => f.write_str("stopped while the text was read; nothing was written"),
             CorpusError::Tokenizer(error) => error.fmt(f),
             CorpusError::Grammar(error) => write!(f, "the built-in grammar is ambiguous: {error}"),

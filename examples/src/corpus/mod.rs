@@ -27,7 +27,7 @@ use crate::play::Play;
 pub use download::{DownloadError, download};
 pub use error::CorpusError;
 pub use options::{Newlines, TextOptions, word};
-pub use reading::read;
+pub use reading::{read, read_prompt};
 pub use remembered::{path_in, read_of_checkpoint, read_of_run, remember, remembered};
 
 /// Where tiny Shakespeare is found.
@@ -132,8 +132,10 @@ pub struct Corpus {
     pub origin: Origin,
     /// What the user should know of the search and of the text, a line each.
     pub notes: Vec<String>,
-    /// Bytes that were read.
+    /// Bytes that were read of it.
     pub bytes: u64,
+    /// The text of its own that validates, if there is one, and its bytes.
+    pub validated_on: Option<(Origin, u64)>,
     /// The SHA-256 of the text as it is trained and validated on: of one file that is taken as it is, that of the file.
     pub sha256: String,
     /// The text itself, of the built-in plays only.
@@ -149,6 +151,16 @@ impl Corpus {
     /// The tokens that validate.
     pub fn validation(&self) -> Tokens<'_> {
         self.tokens.as_tokens().split_at(self.training).1
+    }
+}
+
+impl Origin {
+    /// Of a text in these files.
+    fn of(files: Vec<PathBuf>) -> Origin {
+        match files.as_slice() {
+            [one] if is_standard_input(one) => Origin::StandardInput,
+            _ => Origin::Files(files),
+        }
     }
 }
 

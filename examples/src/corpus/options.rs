@@ -10,7 +10,8 @@ use super::{Origin, is_standard_input};
 /// The flags that every program shares which reads a text.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct TextOptions {
-    /// The text: files, folders of files, or - for the standard input, in this order; else $MINIGPT_DATA/, data/, a
+    /// The text: files, folders (of which the .txt files, or all if there are none), or - for the standard input, in this
+    /// order. Else that of the run that goes on, or of the run whose checkpoint it is; else $MINIGPT_DATA/, data/, a
     /// download of tiny Shakespeare, or the built-in plays.
     #[arg(long, value_name = "PATH", num_args = 1.., action = ArgAction::Append)]
     pub data: Vec<PathBuf>,

@@ -58,36 +58,66 @@ pub fn read(
         Some(Found::Text(text, _)) => reading.read(text.as_bytes(), Path::new("the text"))?,
         _ => reading.read_all(&training)?,
     }
-    let middle = reading.tokens.len();
+    let (middle, bytes) = (reading.tokens.len(), reading.bytes);
     // What validates begins at its first character.
     reading.open_end = false;
     reading.read_all(&validation)?;
     notes.append(&mut reading.notes());
-    let (bytes, sha256) = (reading.bytes, hexadecimal(std::mem::take(&mut reading.hash)));
-    let (tokens, tokenizer) = reading.finish()?;
-    let all = tokens.len();
+    let (more_bytes, sha256) = (reading.bytes - bytes, hexadecimal(std::mem::take(&mut reading.hash)));
+    let (text, origin) = match found {
+        Some(Found::Text(text, origin)) => (Some(text), origin),
+        _ => (None, Origin::of(training)),
+    };
+    let (tokens, tokenizer) = reading.finish(&origin)?;
+    let all = tokens.len() as f64;
+    let training_tokens = match (validation.is_empty(), options.validation_share) {
+        (false, _) => middle,
+        // The share that trains is the exact number that earlier runs were split by.
+        (true, None) => (TRAINING_SHARE * all) as usize,
+        (true, Some(share)) => ((1.0 - share) * all) as usize,
+    };
     Ok(Corpus {
-        training: match (validation.is_empty(), options.validation_share) {
-            (false, _) => middle,
-            // The share that trains is the exact number that earlier runs were split by.
-            (true, None) => (TRAINING_SHARE * all as f64) as usize,
-            (true, Some(share)) => ((1.0 - share) * all as f64) as usize,
-        },
+        training: training_tokens,
         tokens,
         tokenizer,
-        origin: match &found {
-            Some(Found::Text(_, origin)) => origin.clone(),
-            _ if piped == 1 && is_standard_input(&training[0]) => Origin::StandardInput,
-            _ => Origin::Files(training),
-        },
+        text: text.filter(|_| matches!(origin, Origin::BuiltIn(_))),
+        origin,
+        validated_on: (!validation.is_empty()).then(|| (Origin::of(validation), more_bytes)),
         notes,
         bytes,
         sha256,
-        text: match found {
-            Some(Found::Text(text, Origin::BuiltIn(_))) => Some(text),
-            _ => None,
-        },
     })
+}
+
+/// The text of a file, or of `input` for `-`, as a model with this tokenizer would be trained on it.
+///
+/// # Errors
+/// If it cannot be read, or is not UTF-8.
+pub fn read_prompt(
+    path: &Path,
+    input: &mut impl Read,
+    tokenizer: &AnyTokenizer,
+) -> Result<String, CorpusError> {
+    let mut bytes = Vec::new();
+    let read = if is_standard_input(path) {
+        input.read_to_end(&mut bytes)
+    } else {
+        files::open(path)?.read_to_end(&mut bytes)
+    };
+    read.map_err(|error| CorpusError::Unreadable(path.into(), error))?;
+    let is_bytes = matches!(tokenizer, AnyTokenizer::Byte(_));
+    let not_utf8 =
+        |position, encoding| CorpusError::NotUtf8 { path: path.into(), position, encoding, bytes: false };
+    if !is_bytes && let Some(encoding) = encoding::utf16(&bytes[..bytes.len().min(1 << 16)]) {
+        return Err(not_utf8(0, encoding));
+    }
+    let unix = !is_bytes && tokenizer.encode("\r").is_err();
+    let mut cleaner = Cleaner::new(Cleaning { unix, utf8: !is_bytes });
+    let clean = cleaner
+        .push(&bytes, true)
+        .map_err(|position| not_utf8(position, encoding::single_byte(&bytes[..])))?;
+    String::from_utf8(std::mem::take(clean))
+        .map_err(|error| not_utf8(error.utf8_error().valid_up_to() as u64, encoding::single_byte(&bytes[..])))
 }
 
 /// Texts on their way to tokens.
@@ -180,7 +210,7 @@ impl<'a> Reading<'a> {
             self.bytes += filled as u64;
             let clean = match cleaner.push(&buffer[..filled], last) {
                 Ok(clean) => clean,
-                Err(position) => return Err(self.not_utf8(path, position, encoding::single_byte(path))),
+                Err(position) => return Err(self.not_utf8(path, position, encoding_of(path))),
             };
             let whole = if self.cleaning.utf8 { whole(clean).len() } else { clean.len() };
             blank &= clean[..whole].iter().all(|byte| self.cleaning.utf8 && byte.is_ascii_whitespace());
@@ -244,13 +274,18 @@ impl<'a> Reading<'a> {
         notes
     }
 
-    fn finish(mut self) -> Result<(TokenBuf, AnyTokenizer), CorpusError> {
+    fn finish(mut self, origin: &Origin) -> Result<(TokenBuf, AnyTokenizer), CorpusError> {
         if let Some(progress) = &self.progress {
             progress.done();
         }
-        let tokenizer = self.encoder.finish(&mut self.tokens)?;
+        let tokenizer = self.encoder.finish(&mut self.tokens, origin)?;
         Ok((self.tokens, tokenizer))
     }
+}
+
+/// The encoding of one byte a character that a file seems to be in.
+fn encoding_of(path: &Path) -> &'static str {
+    files::open(path).map_or(encoding::LATIN, encoding::single_byte)
 }
 
 /// Reads until the buffer is full or the text ends.
@@ -338,7 +373,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    fn finish(self, tokens: &mut TokenBuf) -> Result<AnyTokenizer, CorpusError> {
+    fn finish(self, tokens: &mut TokenBuf, origin: &Origin) -> Result<AnyTokenizer, CorpusError> {
         match self {
             Encoder::Learn(learner) => Ok(learner.finish(tokens)?.into()),
             Encoder::Bytes => Ok(ByteTokenizer.into()),
@@ -348,7 +383,12 @@ impl<'a> Encoder<'a> {
                 let mut characters: Vec<(char, u64)> = unknown.into_iter().collect();
                 characters.sort_unstable_by_key(|&(character, count)| (std::cmp::Reverse(count), character));
                 characters.truncate(NAMED);
-                Err(CorpusError::Unknown { characters, different, vocab_size: tokenizer.vocab_size() })
+                Err(CorpusError::Unknown {
+                    text: origin.to_string(),
+                    characters,
+                    different,
+                    vocab_size: tokenizer.vocab_size(),
+                })
             }
         }
     }

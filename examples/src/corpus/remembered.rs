@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use minigpt_core::checkpoint::{FileError, sync_folder};
 use serde_json::Value;
 
-use super::{Corpus, Search, TextOptions, Vocabulary, read};
+use super::{Corpus, CorpusError, Search, TextOptions, Vocabulary, read};
 use crate::Outcome;
 
 /// The file in the folder of a run.
@@ -53,26 +53,23 @@ pub fn read_of_run(
     folder: &Path,
     vocabulary: Vocabulary<'_>,
     stop: &dyn Fn() -> bool,
-) -> Outcome<Corpus> {
+) -> Result<Corpus, CorpusError> {
     let Some(kept) = remembered(folder) else {
-        return Ok(read(search, given, vocabulary, stop)?);
+        return read(search, given, vocabulary, stop);
     };
     let flags = kept.flags();
     let text = given.or(kept);
     if text.is_piped() && !given.is_piped() {
-        return Err(format!(
-            "the run was trained with {flags}, where - is what comes in by the standard input: pipe the same text in \
-             again, and name it with {flags}"
-        )
-        .into());
+        return Err(CorpusError::Piped(flags));
     }
     read(search, &text, vocabulary, stop).map_err(|error| match flags.as_str() {
-        "" => error.into(),
-        flags => format!("the run was trained with {flags}: {error}").into(),
+        "" => error,
+        _ => CorpusError::OfRun(flags, error.into()),
     })
 }
 
-/// Reads the text that `given` names; if it names none, that of the run whose folder the checkpoint lies in.
+/// Reads the text that `given` names; if it names none, that of the run whose folder the checkpoint lies in, with what
+/// else is given.
 ///
 /// # Errors
 /// As [`read_of_run`].
@@ -83,10 +80,16 @@ pub fn read_of_checkpoint(
     vocabulary: Vocabulary<'_>,
     stop: &dyn Fn() -> bool,
 ) -> Outcome<Corpus> {
-    match checkpoint.parent() {
-        Some(folder) if *given == TextOptions::default() => {
-            read_of_run(search, given, folder, vocabulary, stop)
+    let named = !given.data.is_empty() || given.built_in;
+    let corpus = match checkpoint.parent() {
+        Some(folder) if !named => read_of_run(search, given, folder, vocabulary, stop),
+        _ => read(search, given, vocabulary, stop),
+    };
+    corpus.map_err(|error| match named {
+        true => error.into(),
+        false => {
+            format!("{error}\nif the model was trained on another text: name it with --data, or --built-in")
+                .into()
         }
-        _ => Ok(read(search, given, vocabulary, stop)?),
-    }
+    })
 }

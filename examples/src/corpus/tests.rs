@@ -343,8 +343,12 @@ fn characters_that_a_model_does_not_know_are_named_with_their_number() {
     let tokenizer = CharTokenizer::from_text("abc ").unwrap().into();
     let options = file(&scratch, "text.txt", "a é b é c ☃ é a".as_bytes());
     let message = refused_as(&options, Vocabulary::Fixed(&tokenizer));
-    let expected = "2 characters of the text are not among the 4 that the model's tokenizer knows: 'é' (U+00E9) 3 times, \
-                    '☃' (U+2603) once; remove or replace them, or train a new model on text that has them";
+    let path = scratch.path("text.txt");
+    let expected = format!(
+        "2 characters of the text ({}) are not among the 4 that the model's tokenizer knows: 'é' (U+00E9) 3 times, '☃' \
+         (U+2603) once; remove or replace them, or train a new model on text that has them",
+        path.display()
+    );
     assert_eq!(message, expected);
     // As it says.
     let mended = file(&scratch, "text.txt", "a  b  c a".as_bytes());

@@ -1,15 +1,18 @@
 //! A run from its first step, from the weights of another, or from where its checkpoint left it.
 
+use std::fmt::Display;
+use std::path::Path;
+
 use minigpt_core::checkpoint::{Checkpoint, Limits, load_within};
 use minigpt_core::{AnyTokenizer, Backend, GptConfig, Model, Tokenizer, Trainer};
 
 use super::folder::{Best, Folder, Pace, text_of, training_tokens};
 use super::names::TokenizerName;
 use super::options::{Options, changes};
-use crate::corpus::{self, Corpus, Search, Vocabulary};
+use crate::corpus::{self, Corpus, CorpusError, Search, TextOptions, Vocabulary};
 use crate::memory::Remedy;
 use crate::metrics::Metrics;
-use crate::options::{Which, load_which, open};
+use crate::options::{Loaded, Which, load_which, open};
 use crate::{Outcome, flags, memory, say};
 
 /// What a new run can still change.
@@ -29,7 +32,7 @@ pub(super) enum Start {
     /// At fresh weights.
     New,
     /// At the weights of this checkpoint.
-    From(Vec<u8>),
+    From(Loaded),
     /// Where this checkpoint of the same run left it.
     Resume(Vec<u8>),
 }
@@ -41,7 +44,10 @@ impl Start {
             return Ok(Start::Resume(kept(options, folder)?));
         }
         match &options.from {
-            Some(path) => Ok(Start::From(load_which(path, options.which)?.bytes)),
+            Some(path) => Ok(Start::From(
+                load_which(path, options.which)
+                    .map_err(|error| format!("{error}; name another checkpoint or folder with --from"))?,
+            )),
             None => Ok(Start::New),
         }
     }
@@ -58,18 +64,34 @@ impl Start {
         match self {
             Start::New if options.shape.tokenizer == Some(TokenizerName::Byte) => Ok(read(Vocabulary::Byte)?),
             Start::New => Ok(read(Vocabulary::Char)?),
-            Start::From(bytes) => Ok(read(Vocabulary::Fixed(tokenizer(&open(bytes)?)?))?),
+            Start::From(source) => {
+                let checkpoint = open(&source.bytes)?;
+                let vocabulary = Vocabulary::Fixed(tokenizer(&checkpoint)?);
+                corpus::read_of_checkpoint(&search, &options.text, &source.path, vocabulary, stop)
+            }
             Start::Resume(bytes) => {
                 let checkpoint = open(bytes)?;
-                // Its own text has its vocabulary; another one is told by its hash, and not by its characters.
-                let vocabulary = match tokenizer(&checkpoint)? {
-                    AnyTokenizer::Byte(_) => Vocabulary::Byte,
-                    _ => Vocabulary::Char,
-                };
-                corpus::read_of_run(&search, &options.text, folder.run.path(), vocabulary, stop)
+                let vocabulary = Vocabulary::Fixed(tokenizer(&checkpoint)?);
+                let corpus = corpus::read_of_run(&search, &options.text, folder.run.path(), vocabulary, stop);
+                corpus.map_err(|error| match &error {
+                    // Its own text has its characters.
+                    CorpusError::Unknown { .. } => other_text(folder, &options.text, &error).into(),
+                    CorpusError::OfRun(_, inner) if matches!(**inner, CorpusError::Unknown { .. }) => {
+                        other_text(folder, &options.text, inner).into()
+                    }
+                    _ => error.into(),
+                })
             }
         }
     }
+}
+
+/// What to say of a folder without a run.
+pub(super) fn nothing_to_resume(folder: &Path) -> String {
+    format!(
+        "there is no run to resume: {} has no checkpoint; name the run's folder with --out, or leave out --resume",
+        folder.display()
+    )
 }
 
 /// The checkpoint that a run goes on from.
@@ -78,20 +100,10 @@ fn kept(options: &Options, folder: &Folder) -> Outcome<Vec<u8>> {
         let path = folder.run.best_path();
         let bytes = load_within(&path, &Limits::NONE)
             .map_err(|error| format!("{error}; to go on from the last checkpoint leave out --which best"))?;
-        let metadata = open(&bytes)?.metadata().to_vec();
-        if let Some(best) = Best::from_metadata(&metadata)
-            && let Some(aside) = folder.set_later_aside(best.step)?
-        {
-            say(format_args!("the checkpoints of later steps are now in {}", aside.display()))?;
-        }
         return Ok(bytes);
     }
     let Some(newest) = folder.run.newest()? else {
-        return Err(format!(
-            "there is no run to resume: {} has no checkpoint; name the run's folder with --out, or leave out --resume",
-            folder.run.path().display()
-        )
-        .into());
+        return Err(nothing_to_resume(folder.run.path()).into());
     };
     for damaged in &newest.damaged {
         say(format_args!("{damaged}\nit is set aside; the run goes on from the checkpoint before"))?;
@@ -128,10 +140,10 @@ pub(super) fn begin<B: Backend>(
     };
     config.validate().map_err(|error| flags::config_error(&error))?;
     let seed = options.fixed.seed();
-    let (defaults, pace) = options.shape.defaults(config.context, seed);
+    let (defaults, pace) = options.shape.defaults(config.context, seed, options.settings.iterations);
     let (training, pace) = options.settings.over(&defaults, &pace, options.recompute.into())?;
     // A text that cannot be trained on is refused before memory is.
-    check_lengths(corpus, &config, source.is_some())?;
+    check_lengths(options, corpus, &config)?;
     let remedy = if source.is_some() { &TRAINED } else { &NEW };
     memory::check_training(&backend, &config, &training, corpus.tokens.bytes(), remedy)?;
     let model = match &source {
@@ -147,24 +159,36 @@ pub(super) fn begin<B: Backend>(
     Ok(Begun { trainer, pace, best: None, metrics })
 }
 
-/// Refuses a text of which a part is shorter than one window.
-fn check_lengths(corpus: &Corpus, config: &GptConfig, trained: bool) -> Outcome<()> {
-    let (training, validation) = (corpus.training().len(), corpus.validation().len());
+/// Refuses a text of which a part is shorter than one window and its last target.
+fn check_lengths(options: &Options, corpus: &Corpus, config: &GptConfig) -> Outcome<()> {
+    let (training, validation, context) =
+        (corpus.training().len(), corpus.validation().len(), config.context);
     let least = training.min(validation);
-    if least > config.context {
+    if least > context {
         return Ok(());
     }
     let shorter = match least.saturating_sub(1) {
         0 => String::new(),
         // The context of a model that has weights is what it is.
-        _ if trained => ", or a model with a shorter context".into(),
+        _ if options.from.is_some() => ", or a model with a shorter context".into(),
         most => format!(", or with --context {most} or less"),
     };
+    let total = training + validation;
+    let enough = |share: f64| {
+        ((1.0 - share) * total as f64) as usize > context && share * total as f64 > context as f64 + 1.0
+    };
+    let remedy = match [0.1, 0.5].into_iter().find(|&share| enough(share)) {
+        _ if !options.text.validation.is_empty() && validation == least => {
+            "name a longer text with --validation".into()
+        }
+        Some(share) if options.text.validation.is_empty() => {
+            format!("divide it otherwise, such as with --validation-share {share}")
+        }
+        _ => "train on a longer text".to_string(),
+    };
     Err(format!(
-        "the text has {} tokens, of which {validation} validate: too few for a context of {}; train on a longer \
-         text{shorter}",
-        training + validation,
-        config.context
+        "{training} tokens of the text train and {validation} validate: {least} are too few for a context of \
+         {context}; {remedy}{shorter}"
     )
     .into())
 }
@@ -189,7 +213,8 @@ pub(super) fn resume<B: Backend>(
         );
     };
     if sha256 != corpus.sha256 {
-        return Err(other_text(folder).into());
+        let text = options.text.or(corpus::remembered(folder.run.path()).unwrap_or_default());
+        return Err(other_text(folder, &text.to_find(&corpus.origin), &"").into());
     }
     let step = training.state.counters[minigpt_core::op::counter::STEP];
     let (config, pace) = options.settings.over(&training.config, &kept, options.recompute.into())?;
@@ -203,9 +228,17 @@ pub(super) fn resume<B: Backend>(
     memory::check_training(&backend, checkpoint.config(), &config, corpus.tokens.bytes(), &TRAINED)?;
     let trainer =
         Trainer::resume_with(backend, &checkpoint, config.clone()).map_err(|error| flags::error(&error))?;
+    if options.which == Some(Which::Best)
+        && let Some(aside) = folder.set_later_aside(step)?
+    {
+        say(format_args!("the checkpoints of later steps are now in {}", aside.display()))?;
+    }
     let best = Best::from_metadata(metadata);
     let metrics = Metrics::resume(&folder.metrics(), step)?;
     say(format_args!("resumed behind step {step} of {}", pace.iterations))?;
+    if step == pace.iterations {
+        say("the run is at its end: to train on, add --iterations with a larger number")?;
+    }
     for (flag, new, old) in changes((&training.config, &kept), (&config, &pace)) {
         say(format_args!("from here on {flag} {new}; it was {old}"))?;
     }
@@ -220,14 +253,22 @@ pub(super) fn resume<B: Backend>(
     Ok(Begun { trainer, pace, best, metrics })
 }
 
-fn other_text(folder: &Folder) -> String {
-    let kept = corpus::remembered(folder.run.path()).map(|text| text.flags());
-    let named = kept.filter(|flags| !flags.is_empty());
-    let was =
-        named.map_or_else(String::new, |flags| format!(" ({flags}, unless that file has changed since)"));
+/// What to say of a text, which the flags name, that the run was not on.
+fn other_text(folder: &Folder, this: &TextOptions, why: &dyn Display) -> String {
+    let path = folder.run.path();
+    let kept = corpus::remembered(path).unwrap_or_default();
+    let was = match kept.flags().as_str() {
+        "" => String::new(),
+        flags => format!(" ({flags}, unless what is there has changed since)"),
+    };
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let (run, new, this) = (corpus::word(path), corpus::word(new.as_ref()), this.or(kept).flags());
+    let why = why.to_string();
+    let why = if why.is_empty() { why } else { format!("{why}\n") };
     format!(
-        "the run was on another text{was}: name it with --data, or --built-in if it was the built-in plays; to train \
-         its model on this text, begin a new run with --from {} and another --out in place of --resume",
-        corpus::word(folder.run.path())
+        "{why}the run was on another text{was}: name it with --data, or --built-in if it was the built-in plays; to train \
+         its model on this text, begin a new run: cargo run --release --example train_shakespeare -- --from {run} --out \
+         {new} {this}"
     )
 }

@@ -23,6 +23,7 @@ use minigpt_core::{AnyTokenizer, Backend, Model, SampleConfig};
 use crate::corpus::{self, Corpus, Origin};
 use crate::generation::{self, Limits, Terminal, Writer};
 use crate::options::{OnBackend, on_backend};
+use crate::prompt::PromptOptions;
 use crate::stop::Interrupts;
 use crate::{Outcome, say};
 use begin::Start;
@@ -45,6 +46,9 @@ pub const TRAINING_SHARE: f64 = 0.9;
 /// A message that says what to do.
 pub fn train(options: &Options, stop: impl Fn() -> bool) -> Outcome<End> {
     options.check()?;
+    if options.resume && !options.out.is_dir() {
+        return Err(begin::nothing_to_resume(&options.out).into());
+    }
     let folder = Folder::open(&options.out)?;
     let start = Start::of(options, &folder)?;
     let corpus = start.text(options, &folder, &stop)?;
@@ -52,6 +56,9 @@ pub fn train(options: &Options, stop: impl Fn() -> bool) -> Outcome<End> {
         say(note)?;
     }
     say(format_args!("corpus: {} ({} bytes)", corpus.origin, corpus.bytes))?;
+    if let Some((origin, bytes)) = &corpus.validated_on {
+        say(format_args!("validation: {origin} ({bytes} bytes)"))?;
+    }
     on_backend(options.backend, options.threads, Training { options, folder, start, corpus, stop: &stop })
 }
 
@@ -70,7 +77,7 @@ impl OnBackend for Training<'_> {
         let Training { options, folder, start, mut corpus, stop } = self;
         let begun = match &start {
             Start::New => begin::begin(backend, &folder, options, &corpus, None)?,
-            Start::From(bytes) => begin::begin(backend, &folder, options, &corpus, Some(bytes))?,
+            Start::From(source) => begin::begin(backend, &folder, options, &corpus, Some(&source.bytes))?,
             Start::Resume(bytes) => begin::resume(backend, &folder, options, &corpus, bytes)?,
         };
         // The trainer has what was in the file.
@@ -120,7 +127,8 @@ fn converse<B: Backend>(model: &mut Model<B>, tokenizer: &AnyTokenizer) -> Outco
     let limits = Limits { tokens: 300, stops: Vec::new() };
     let (mut input, mut out, mut log) = (stdin().lock(), stdout().lock(), stderr());
     let mut terminal = Terminal { input: &mut input, out: &mut out, log: &mut log };
-    generation::converse(&mut writer, config, &limits, &Interrupts::new()?, &mut terminal)
+    let prompt = PromptOptions::default();
+    generation::converse(&mut writer, config, &limits, &prompt, &Interrupts::new()?, &mut terminal)
 }
 
 /// What the text is called in titles.

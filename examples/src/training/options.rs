@@ -30,17 +30,19 @@ pub struct Options {
     /// The folder for checkpoints, metrics and loss curve.
     #[arg(long, value_name = "FOLDER", default_value = "runs/shakespeare")]
     pub out: PathBuf,
-    /// Go on with the run in --out, on its text and with its settings but for those that are given.
+    /// Go on with the run in --out, on its text and with its settings but for those that are given: --batch and all
+    /// below it here can change, what the model is cannot.
     #[arg(long)]
     pub resume: bool,
-    /// Train a new run from the weights and with the tokenizer of this checkpoint, or of a run's folder.
+    /// Train a new run from the weights and with the tokenizer of this checkpoint, or of a run's folder; on its text too,
+    /// if no other is named.
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub from: Option<PathBuf>,
     /// Which checkpoint of a run --resume or --from takes (last).
     #[arg(long, value_enum)]
     pub which: Option<Which>,
     /// How many of the last checkpoints stay, as step-0000000250.mgpt; the best one is best.mgpt besides.
-    #[arg(long, value_name = "N", default_value_t = KEEP)]
+    #[arg(long, value_name = "N", default_value_t = KEEP, value_parser = at_least_one)]
     pub keep: NonZeroUsize,
     /// What computes.
     #[arg(long, value_enum, default_value = "cpu")]
@@ -63,6 +65,10 @@ pub struct Options {
     /// How it is trained.
     #[command(flatten)]
     pub settings: Settings,
+}
+
+fn at_least_one(text: &str) -> Result<NonZeroUsize, &'static str> {
+    text.parse().map_err(|_| "it takes a number of at least 1")
 }
 
 impl Options {
@@ -89,18 +95,36 @@ impl Options {
         if self.which.is_some() && !self.resume && self.from.is_none() {
             return Err("--which says what --resume or --from takes: add one of them, or leave it out".into());
         }
+        let given = self.shape.given();
+        if !given.is_empty() && (self.resume || self.from.is_some()) {
+            let way = if self.resume { "--resume" } else { "--from" };
+            return Err(format!(
+                "{} {} what the model in the checkpoint is, and that stays: leave {} out, or begin a new run without {way}",
+                given.join(" "),
+                if given.len() == 1 { "says" } else { "say" },
+                if given.len() == 1 { "it" } else { "them" },
+            )
+            .into());
+        }
+        if self.resume && self.fixed.seed.is_some() {
+            return Err("--seed is where a run began, and stays: leave it out to go on with --resume".into());
+        }
         if self.resume {
             // What a run has now decides what these settings make of it.
             return Ok(());
         }
-        let (config, pace) = self.shape.defaults(1, 0);
+        if self.interactive && self.text.is_piped() {
+            return Err("--interactive reads what you type, and --data - the text where that would come in: name a file \
+                        with --data, or leave --interactive out"
+                .into());
+        }
+        let (config, pace) = self.shape.defaults(1, 0, self.settings.iterations);
         self.settings.over(&config, &pace, config.recompute).map(drop)
     }
 }
 
 /// What only a new run can choose.
 #[derive(Debug, Clone, Copy, Default, Args)]
-#[group(id = "fixed", multiple = true, conflicts_with = "resume")]
 pub struct Fixed {
     /// Seed of the first weights, the windows and the dropout masks; a number or random (1337).
     #[arg(long)]
@@ -116,7 +140,6 @@ impl Fixed {
 
 /// What the model is.
 #[derive(Debug, Clone, Default, Args)]
-#[group(id = "shape", multiple = true, conflicts_with_all = ["resume", "from"])]
 pub struct Shape {
     /// Where the numbers come from that are not given.
     #[arg(long, value_enum)]
@@ -222,6 +245,28 @@ pub struct Settings {
 }
 
 impl Shape {
+    /// The flags that were given.
+    fn given(&self) -> Vec<&'static str> {
+        let flags = [
+            ("--preset", self.preset.is_some()),
+            ("--tokenizer", self.tokenizer.is_some()),
+            ("--layers", self.layers.is_some()),
+            ("--heads", self.heads.is_some()),
+            ("--d-model", self.d_model.is_some()),
+            ("--d-ff", self.d_ff.is_some()),
+            ("--context", self.context.is_some()),
+            ("--position", self.position.is_some()),
+            ("--norm", self.norm.is_some()),
+            ("--activation", self.activation.is_some()),
+            ("--bias", self.bias),
+            ("--untied", self.untied),
+            ("--no-residual", self.no_residual),
+            ("--dropout", self.dropout.is_some()),
+            ("--norm-eps", self.norm_eps.is_some()),
+        ];
+        flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag).collect()
+    }
+
     fn gpu(&self) -> bool {
         self.preset == Some(Preset::Gpu)
     }
@@ -248,11 +293,17 @@ impl Shape {
         }
     }
 
-    /// The settings of a run of which none is given.
-    pub(super) fn defaults(&self, context: usize, seed: u64) -> (TrainConfig, Pace) {
-        let (batch, iterations) = if self.gpu() { (64, 5000) } else { (12, 2000) };
-        let schedule =
-            Schedule { peak: 1e-3, floor: 1e-4, warmup: 100, steps: iterations, decay: Decay::Cosine };
+    /// The settings of a new run of which none is given but perhaps its length.
+    pub(super) fn defaults(&self, context: usize, seed: u64, length: Option<u32>) -> (TrainConfig, Pace) {
+        let (batch, usual) = if self.gpu() { (64, 5000) } else { (12, 2000) };
+        let iterations = length.unwrap_or(usual);
+        let schedule = Schedule {
+            peak: 1e-3,
+            floor: 1e-4,
+            warmup: WARMUP.min(iterations / TENTH),
+            steps: iterations,
+            decay: Decay::Cosine,
+        };
         let config =
             TrainConfig { batch, time: context, schedule, seed, ..TrainConfig::constant(schedule.peak) };
         let pace =
@@ -263,6 +314,9 @@ impl Shape {
 
 /// A learning rate after which one of a tenth is a careful end, and warm-up of a tenth of the steps a careful beginning.
 const TENTH: u32 = 10;
+
+/// The warm-up of runs of a thousand steps or more.
+const WARMUP: u32 = 100;
 
 impl Settings {
     /// These settings, and for those that are not given the ones of `config` and `pace`.
@@ -283,6 +337,13 @@ impl Settings {
             log_every: self.log_every.unwrap_or(pace.log_every),
             sample: self.sample.unwrap_or(pace.sample),
         };
+        if pace.patience > 0 && pace.eval_every == 0 {
+            return Err(
+                "--patience counts validations on the way, and --eval-every 0 makes none: give another \
+                        --eval-every, such as 250, or --patience 0"
+                    .into(),
+            );
+        }
         let config = TrainConfig {
             batch: self.batch.unwrap_or(config.batch),
             accumulation: self.accumulation.unwrap_or(config.accumulation),
@@ -304,20 +365,22 @@ impl Settings {
         // A rate that is given takes its last one along.
         let kept_floor = if self.lr.is_some() { peak / f64::from(TENTH) } else { kept.floor };
         let floor = self.min_lr.unwrap_or(kept_floor);
-        let warmup = self.warmup.unwrap_or(kept.warmup.min(iterations / TENTH));
-        if warmup > 0 && warmup >= iterations {
+        let warmup = self.warmup.unwrap_or(kept.warmup);
+        // What a run has always had is not refused when it goes on.
+        let chosen = self.warmup.is_some() || self.iterations.is_some();
+        if chosen && warmup > 0 && warmup >= iterations {
             return Err(format!(
                 "--warmup {warmup} takes all of the {iterations} steps, so that the learning rate never gets to --lr \
-                 {peak}: warm up for fewer, such as --warmup {}, or train for more with --iterations",
+                 {peak:?}: warm up for fewer, such as --warmup {}, or train for more with --iterations",
                 iterations / TENTH
             )
             .into());
         }
         // Of a rate below 0 the library says what is wrong with it.
-        if floor > peak.max(0.0) {
+        if (self.lr.is_some() || self.min_lr.is_some()) && floor > peak.max(0.0) {
             return Err(format!(
-                "--min-lr {floor} is above --lr {peak}, from which the learning rate falls to it: make it {peak} or \
-                 less, such as --min-lr {}",
+                "--min-lr {floor:?} is above --lr {peak:?}, from which the learning rate falls to it: make it {peak:?} \
+                 or less, such as --min-lr {:?}",
                 peak / f64::from(TENTH)
             )
             .into());
@@ -342,15 +405,15 @@ pub(super) fn changes(
             ("--iterations", pace.iterations.to_string()),
             ("--batch", batch.to_string()),
             ("--accumulation", accumulation.to_string()),
-            ("--lr", schedule.peak.to_string()),
-            ("--min-lr", schedule.floor.to_string()),
+            ("--lr", format!("{:?}", schedule.peak)),
+            ("--min-lr", format!("{:?}", schedule.floor)),
             ("--warmup", schedule.warmup.to_string()),
             ("--schedule", format!("{:?}", schedule.decay).to_lowercase()),
-            ("--clip", clip.to_string()),
-            ("--beta1", beta1.to_string()),
-            ("--beta2", beta2.to_string()),
-            ("--eps", eps.to_string()),
-            ("--weight-decay", weight_decay.to_string()),
+            ("--clip", format!("{:?}", clip)),
+            ("--beta1", format!("{:?}", beta1)),
+            ("--beta2", format!("{:?}", beta2)),
+            ("--eps", format!("{:?}", eps)),
+            ("--weight-decay", format!("{:?}", weight_decay)),
             ("--eval-every", pace.eval_every.to_string()),
             ("--eval-windows", pace.eval_windows.to_string()),
             ("--patience", pace.patience.to_string()),

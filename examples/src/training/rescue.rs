@@ -98,7 +98,7 @@ impl Diverged<'_> {
         // 1e-3 is what small models are trained with; a rate that is not far above it may only be unlucky.
         let lr = if schedule.peak > 1e-2 { 1e-3 } else { schedule.peak / 10.0 };
         let clip = if *clip > 1.0 { " --clip 1" } else { "" };
-        format!(" --lr {lr}{clip}")
+        format!(" --lr {lr:?}{clip}")
     }
 }
 

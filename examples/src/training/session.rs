@@ -108,7 +108,10 @@ impl<'a, B: Backend> Session<'a, B> {
         self.introduce(speed.step_tokens)?;
         let progress = Progress::new("training", u64::from(self.pace.iterations), Unit::Steps);
         // A run that was stopped in the middle of a validation has it still to come.
-        if self.is_due(first) && !self.is_validated(first) && !self.validated(&progress, first, &sample)? {
+        if self.is_due(first)
+            && !self.is_validated(first)
+            && !self.validated(&progress, first, &sample, all)?
+        {
             return Ok(self.interrupted(first));
         }
         let mut step = first;
@@ -121,7 +124,7 @@ impl<'a, B: Backend> Session<'a, B> {
             if let Some(now) = looked {
                 self.log(&progress, now, speed)?;
             }
-            if self.is_due(step) && !self.validated(&progress, step, &sample)? {
+            if self.is_due(step) && !self.validated(&progress, step, &sample, all)? {
                 return Ok(self.interrupted(step));
             }
             if (self.run.stop)() && step < self.pace.iterations {
@@ -234,7 +237,13 @@ impl<'a, B: Backend> Session<'a, B> {
 
     /// Validates, saves and reports; `false` if it was asked to stop meanwhile: then the validation is still to come,
     /// and the checkpoint is saved.
-    fn validated(&mut self, progress: &Progress, step: u32, windows: &EvalWindows<'_>) -> Outcome<bool> {
+    fn validated(
+        &mut self,
+        progress: &Progress,
+        step: u32,
+        windows: &EvalWindows<'_>,
+        all: &EvalWindows<'_>,
+    ) -> Outcome<bool> {
         let total = windows.len();
         let tell = |done| progress.at(u64::from(step), format_args!("validation: {done} of {total} windows"));
         let Some(loss) = self.evaluate(windows, &tell)? else {
@@ -254,8 +263,12 @@ impl<'a, B: Backend> Session<'a, B> {
         self.save_sound(step)?;
         // Behind the save, because the terminal may be gone.
         let text = self.sample()?;
+        let part = match all.len() {
+            all if all == total => String::new(),
+            all => format!(" (of {total} of {all} windows)"),
+        };
         progress.suspend(|| {
-            say(format_args!("step {step}: validation loss {loss:.4}"))?;
+            say(format_args!("step {step}: validation loss {loss:.4}{part}"))?;
             if text.is_empty() { Ok(()) } else { say(format_args!("    {}\n", text.replace('\n', "\n    "))) }
         })?;
         Ok(true)
@@ -343,9 +356,9 @@ impl<'a, B: Backend> Session<'a, B> {
     fn finish(&mut self, all: &EvalWindows<'_>, step: u32, tokens_per_s: f64) -> Outcome<End> {
         if step < self.pace.iterations {
             say(format_args!(
-                "ended at step {step}: {} validations in a row were no better than the best; to train on all the same, \
-                 --resume with --patience 0",
-                self.pace.patience
+                "ended at step {step}: {} validations in a row were no better than the best; to train on all the same: \
+                 cargo run --release --example train_shakespeare -- {} --patience 0",
+                self.pace.patience, self.run.flags
             ))?;
         }
         let progress = Progress::new("last validation", all.len() as u64, Unit::Windows);
@@ -353,10 +366,11 @@ impl<'a, B: Backend> Session<'a, B> {
         progress.done();
         let Some(val_loss) = val_loss else { return Ok(self.interrupted(step)) };
         self.draw(val_loss)?;
+        say(format_args!("validation loss {val_loss:.4}, of all {} windows", all.len()))?;
         if let Some(truth) = self.run.truth {
             say(format_args!(
-                "validation loss {val_loss:.4}; no model can do better in these windows than {:.4}; a smoothed 5-gram \
-                 model reaches {:.4}; true entropy {:.4}, of this text {:.4}",
+                "no model can do better in these windows than {:.4}; a smoothed 5-gram model reaches {:.4}; true entropy \
+                 {:.4}, of this text {:.4}",
                 truth.windowed, truth.five_gram, truth.entropy, truth.validation
             ))?;
         }

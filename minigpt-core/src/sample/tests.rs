@@ -437,7 +437,7 @@ fn errors_say_what_to_do() {
             SampleError::TopP { top_p: 1.5 },
             "top-p 1.5 is not above 0 and at most 1: 1 keeps all, 0.9 is common",
         ),
-        (SampleError::MinP { min_p: 2.0 }, "min-p 2 is not in 0..=1: 0 keeps all, 0.05 is common"),
+        (SampleError::MinP { min_p: 2.0 }, "min-p 2 is not between 0 and 1: 0 keeps all, 0.05 is common"),
         (
             SampleError::RepetitionPenalty { penalty: 0.5 },
             "repetition penalty 0.5 is not a finite number of at least 1: 1 changes nothing, 1.2 is common",

@@ -143,8 +143,8 @@ impl TrainConfig {
             (rate(peak), "schedule.peak", "a finite number, 0 or above"),
             (rate(floor), "schedule.floor", "a finite number, 0 or above"),
             (self.clip > 0.0, "clip", "above 0 (infinite: never clip)"),
-            (unit(self.beta1), "beta1", "in 0..1"),
-            (unit(self.beta2), "beta2", "in 0..1"),
+            (unit(self.beta1), "beta1", "at least 0 and below 1"),
+            (unit(self.beta2), "beta2", "at least 0 and below 1"),
             (self.eps.is_finite() && self.eps > 0.0, "eps", "above 0, such as 1e-8"),
             (rate(self.weight_decay), "weight_decay", "a finite number, 0 or above"),
         ];

@@ -78,6 +78,43 @@ fn a_checkpoint_is_fine_tuned_on_another_text_as_a_new_run() {
 }
 
 #[test]
+fn a_fine_tune_on_fewer_characters_goes_on_with_the_tokenizer_that_it_has() {
+    let scratch = Scratch::new();
+    finished(&options(&scratch, ""));
+    let few = scratch.path("few.txt");
+    fs::write(&few, "the fox; ".repeat(60)).unwrap();
+    let tune = |out: &str| {
+        let common = format!("--out {} --iterations 12 --eval-every 4", scratch.path(out).display());
+        let flags = format!("--data {} --from {}", few.display(), scratch.path("run").display());
+        parsed(&common, &flags)
+    };
+    let newest = |out: &str| checkpoint::newest(scratch.path(out)).unwrap().unwrap().bytes;
+    finished(&tune("whole"));
+    assert!(matches!(train(&tune("parts"), stop_at(5)).unwrap(), End::Interrupted { step: 5, .. }));
+    let resumed = parsed(&format!("--out {}", scratch.path("parts").display()), "--resume");
+    finished(&resumed);
+    assert!(newest("whole") == newest("parts"));
+    // On a text with other characters it says so, and not that they are to be removed only.
+    fs::write(&few, "the FOX; ".repeat(60)).unwrap();
+    let message =
+        error(&parsed(&format!("--out {}", scratch.path("parts").display()), "--resume --iterations 20"));
+    assert!(
+        message.contains("'F' (U+0046) 60 times") && message.contains("the run was on another text"),
+        "{message}"
+    );
+}
+
+#[test]
+fn without_another_text_a_new_run_from_a_checkpoint_is_on_its_text() {
+    let scratch = Scratch::new();
+    finished(&options(&scratch, "--validation-share 0.25"));
+    let common = format!("--out {} --iterations 3 --sample 0", scratch.path("tuned").display());
+    finished(&parsed(&common, &format!("--from {}", scratch.path("run").display())));
+    let text = corpus::remembered(&scratch.path("tuned")).unwrap();
+    assert_eq!(text.data, [scratch.path("text.txt")]);
+}
+
+#[test]
 fn a_run_ends_early_when_validations_get_no_better() {
     let scratch = Scratch::new();
     let flags = "--eval-every 1 --keep 99 --lr 0.3 --warmup 0 --schedule constant --clip inf --patience 3";

@@ -11,7 +11,7 @@ use minigpt_core::{Model, Reference};
 
 use super::*;
 use crate::metrics::{Measured, Metrics};
-use crate::options::{BackendName, RecomputeName, Which, load_which};
+use crate::options::{BackendName, CheckpointOptions, RecomputeName, Which, load_which};
 use crate::testing::Scratch;
 
 mod chores;
@@ -95,7 +95,8 @@ fn a_run_leaves_a_checkpoint_metrics_and_a_curve() {
 #[test]
 fn a_stopped_run_resumes_to_the_same_bytes() {
     let (whole, parts) = (Scratch::new(), Scratch::new());
-    let flags = "--dropout 0.1 --accumulation 2";
+    // A warm-up that is longer than that of a run without the flag stays so, too.
+    let flags = "--dropout 0.1 --accumulation 2 --warmup 20";
     train(&options(&whole, flags), || false).unwrap();
     let End::Interrupted { step: 5, flags } = train(&options(&parts, flags), stop_at(5)).unwrap() else {
         panic!()
@@ -132,11 +133,22 @@ fn the_flags_to_resume_name_the_text_and_survive_a_shell() {
 
 #[test]
 fn the_shape_of_a_model_cannot_be_changed_in_the_middle_of_a_run() {
-    for flags in ["--layers 2", "--context 8", "--seed 3", "--preset gpu", "--from x"] {
-        let words = ["train", "--resume"].into_iter().chain(flags.split(' '));
-        let error = Options::try_parse_from(words).unwrap_err().to_string();
-        assert!(error.contains("cannot be used with") && error.contains("--resume"), "{error}");
+    let scratch = Scratch::new();
+    finished(&options(&scratch, ""));
+    for (flags, named) in [
+        ("--layers 2", "--layers says"),
+        ("--context 8 --bias", "--context --bias say"),
+        ("--preset gpu", "--preset says"),
+        ("--seed 3", "--seed is"),
+    ] {
+        let message = error(&resumed_with(&scratch, flags));
+        assert!(message.starts_with(named) && message.contains("leave "), "{message}");
     }
+    // As they say.
+    finished(&resumed(&scratch));
+    let words = ["train", "--resume", "--from", "x"];
+    let error = Options::try_parse_from(words).unwrap_err().to_string();
+    assert!(error.contains("cannot be used with"), "{error}");
 }
 
 #[test]
@@ -159,12 +171,12 @@ fn a_run_is_not_resumed_on_another_text() {
     assert!(error.contains("the run was on another text") && error.contains("--built-in"), "{error}");
     // It says which one, and how to train the model on this one.
     assert!(error.contains("text.txt"), "{error}");
-    let (_, from) = error.split_once("begin a new run with --from ").unwrap();
-    let from = from.strip_suffix(" and another --out in place of --resume").unwrap();
-    finished(&parsed(
-        &format!("--data {} --out {}", scratch.path("text.txt").display(), scratch.path("other").display()),
-        &format!("--from {from} --iterations 3 --sample 0"),
-    ));
+    let (_, command) =
+        error.split_once("begin a new run: cargo run --release --example train_shakespeare -- ").unwrap();
+    let words = ["train"].into_iter().chain(command.split(' ')).chain(["--iterations", "3", "--sample", "0"]);
+    finished(&Options::try_parse_from(words).unwrap());
+    let moved = corpus::remembered(&scratch.path("run.new")).unwrap();
+    assert_eq!(moved.data, [scratch.path("text.txt")]);
     // And the run goes on when it gets its text.
     fs::write(scratch.path("named.txt"), TEXT.repeat(40)).unwrap();
     finished(&resumed_with(
@@ -290,13 +302,16 @@ fn programs_take_a_file_or_the_best_or_last_of_a_folder() {
     assert!(refused.contains("leave out --which"), "{refused}");
     fs::remove_file(run.join("best.mgpt")).unwrap();
     let refused = load_which(&run, Some(Which::Best)).unwrap_err().to_string();
-    assert!(refused.contains("take --which last, or name another --checkpoint"), "{refused}");
+    assert!(refused.ends_with("and --which last takes another"), "{refused}");
     loaded(&run, Some(Which::Last));
     fs::create_dir(scratch.path("empty")).unwrap();
     for missing in ["empty", "nothing"] {
         let missing = scratch.path(missing);
         let error = load_which(&missing, None).unwrap_err().to_string();
-        assert!(error.contains(missing.to_str().unwrap()) && error.contains("train first"), "{error}");
+        assert!(error.contains(missing.to_str().unwrap()), "{error}");
+        let options = CheckpointOptions { checkpoint: missing, which: None };
+        let error = options.load().unwrap_err().to_string();
+        assert!(error.contains("train first") && !error.contains("make its folder"), "{error}");
     }
 }
 

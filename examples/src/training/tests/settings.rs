@@ -35,8 +35,8 @@ fn zero_for_a_period_means_never() {
 
 #[test]
 fn the_default_warm_up_is_shortened_with_the_run() {
-    let (base, pace) = Shape::default().defaults(8, 1);
     let warmup = |iterations| {
+        let (base, pace) = Shape::default().defaults(8, 1, Some(iterations));
         let settings = Settings { iterations: Some(iterations), ..Settings::default() };
         settings.over(&base, &pace, base.recompute).unwrap().0.schedule.warmup
     };
@@ -59,6 +59,19 @@ fn a_schedule_that_never_gets_where_it_should_is_refused_and_the_advice_works() 
     finished(&options(&Scratch::new(), &format!("--lr 1e-3 --min-lr {floor}")));
     let decay = refused("--schedule constant --min-lr 1e-5", "or take --schedule ");
     finished(&options(&Scratch::new(), &format!("--schedule {decay} --min-lr 1e-5")));
+}
+
+#[test]
+fn patience_without_validations_is_refused_and_the_advice_works() {
+    let every = refused("--patience 2 --eval-every 0", "such as ");
+    finished(&options(&Scratch::new(), &format!("--patience 2 --eval-every {every}")));
+    finished(&options(&Scratch::new(), "--patience 0 --eval-every 0"));
+}
+
+#[test]
+fn a_conversation_and_a_piped_text_cannot_both_have_the_standard_input() {
+    let message = error(&options(&Scratch::new(), "--data - --interactive"));
+    assert!(message.ends_with("name a file with --data, or leave --interactive out"), "{message}");
 }
 
 #[test]
@@ -100,17 +113,35 @@ fn heads_that_do_not_divide_the_width_are_refused_and_the_advice_works() {
 }
 
 #[test]
-fn a_shorter_context_that_is_advised_fits() {
+fn a_text_too_short_for_the_context_is_refused_and_the_advice_works() {
     let scratch = Scratch::new();
     let options = |flags: &str| options(&scratch, flags);
     options("");
     fs::write(scratch.path("text.txt"), &TEXT[..40]).unwrap();
     let message = error(&options(""));
+    assert!(message.starts_with("36 tokens of the text train and 4 validate: 4 are too few"), "{message}");
+    // One piece of advice and the other.
+    assert!(message.ends_with("--validation-share 0.5, or with --context 3 or less"), "{message}");
+    finished(&options("--validation-share 0.5"));
+    finished(&options("--context 3"));
+    let message = error(&options("--validation-share 0.9"));
     assert!(
-        message.contains("40 tokens, of which 4 validate") && message.contains("--context 3"),
+        message.starts_with("3 tokens of the text train") && message.contains("--validation-share 0.5"),
         "{message}"
     );
-    finished(&options("--context 3"));
+    let own = scratch.path("own.txt");
+    fs::write(&own, &TEXT[..4]).unwrap();
+    let own = format!("--validation {}", own.display());
+    let message = error(&options(&own));
+    assert!(
+        message.ends_with("name a longer text with --validation, or with --context 3 or less"),
+        "{message}"
+    );
+    fs::write(scratch.path("own.txt"), &TEXT[..20]).unwrap();
+    finished(&options(&own));
+    fs::write(scratch.path("text.txt"), "ab").unwrap();
+    let message = error(&options(""));
+    assert!(message.ends_with("a context of 8; train on a longer text"), "{message}");
 }
 
 #[test]

@@ -28,6 +28,7 @@ impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {} {}: {}", self.attempt, self.path.display(), self.error)?;
         f.write_str(match self.error.kind() {
+            io::ErrorKind::NotFound if self.attempt.starts_with("read") => "; check the path",
             io::ErrorKind::NotFound => "; check the path, and make its folder if there is none",
             io::ErrorKind::NotADirectory => {
                 "; a part of the path is a file and no folder, choose another path"
