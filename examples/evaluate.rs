@@ -9,8 +9,8 @@ use minigpt_examples::corpus::{self, Search, TextOptions, Vocabulary};
 use minigpt_examples::evaluation::Evaluation;
 use minigpt_examples::options::{BackendName, CheckpointOptions, OnBackend, on_backend, open};
 use minigpt_examples::progress::{Progress, Unit};
-use minigpt_examples::stop::Stop;
-use minigpt_examples::{Outcome, exit_code, memory, say_to};
+use minigpt_examples::stop::{Signals, Stop};
+use minigpt_examples::{Outcome, finish, memory, say_to};
 
 /// About so many tokens go through the model at once.
 const AT_ONCE: usize = 2048;
@@ -50,17 +50,19 @@ enum Part {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    exit_code(run(&options, &mut stdout().lock()))
+    finish(|| run(&options, &mut stdout().lock()))
 }
 
-fn run(options: &Options, out: &mut dyn Write) -> Outcome<()> {
-    let stop = Stop::on_signals()?;
-    on_backend(options.backend, options.threads, Run { options, stop, out })
+/// Returns the exit code: 128 and the number of a signal that ended it early.
+fn run(options: &Options, out: &mut dyn Write) -> Outcome<u8> {
+    let stop = Stop::default();
+    on_backend(options.backend, options.threads, Run { options, stop: &stop, out })?;
+    Ok(stop.exit_code())
 }
 
 struct Run<'a> {
     options: &'a Options,
-    stop: Stop,
+    stop: &'a Stop,
     out: &'a mut dyn Write,
 }
 
@@ -74,18 +76,27 @@ impl OnBackend for Run<'_> {
         let tokenizer =
             checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: no text has its tokens")?;
         let vocabulary = Vocabulary::Fixed(tokenizer);
-        let (search, path) = (Search::from_environment(), &loaded.path);
-        let stopped = || stop.asked();
-        let corpus = corpus::read_of_checkpoint(&search, &options.text, path, vocabulary, &stopped)?;
+        let search = Search::from_environment();
+        let corpus = corpus::read_of_checkpoint(&search, &options.text, &loaded, vocabulary)?;
         if !options.json {
             corpus.notes.iter().try_for_each(|note| say_to(out, note))?;
-            say_to(out, format_args!("{} on {}", loaded.path.display(), corpus.origin))?;
         }
         let tokens = match options.part {
             Part::Validation => corpus.validation(),
             Part::Training => corpus.training(),
             Part::All => corpus.tokens.as_tokens(),
         };
+        let part = match (options.part, &corpus.validated_on) {
+            (Part::All, None) => format!("all of {}", corpus.origin),
+            (Part::All, Some((origin, _))) => format!("all of {} and {origin}", corpus.origin),
+            (Part::Validation, Some((origin, _))) => format!("all of {origin}"),
+            (Part::Training, Some(_)) => format!("all of {}", corpus.origin),
+            (Part::Training, None) => format!("the first {} tokens of {}", tokens.len(), corpus.origin),
+            (Part::Validation, None) => format!("the last {} tokens of {}", tokens.len(), corpus.origin),
+        };
+        if !options.json {
+            say_to(out, format_args!("{} on {part}", loaded.path.display()))?;
+        }
         let context = checkpoint.config().context;
         if tokens.len() <= context {
             let (found, of) = (tokens.len(), corpus.tokens.len());
@@ -100,6 +111,7 @@ impl OnBackend for Run<'_> {
         let at_once = (AT_ONCE / context).max(1);
         memory::check_logits(&backend, checkpoint.config(), at_once)?;
         let mut model = Model::load(backend, &checkpoint)?;
+        stop.take_over()?;
         let progress = Progress::new("evaluating", windows.len() as u64, Unit::Windows);
         let tell = |done: usize| {
             progress.at(done as u64, "");
@@ -108,7 +120,12 @@ impl OnBackend for Run<'_> {
         let evaluation = Evaluation::of(&mut model, tokenizer, &windows, at_once, &tell)?;
         progress.done();
         match options.json {
-            true => say_to(out, evaluation.to_json()),
+            true => {
+                let mut json = evaluation.to_json();
+                json["checkpoint"] = loaded.path.to_string_lossy().into();
+                json["text"] = part.into();
+                say_to(out, json)
+            }
             false => say_to(out, evaluation.table().trim_end()),
         }
     }
@@ -147,7 +164,12 @@ mod tests {
         let mean = positions.iter().map(|loss| loss.as_f64().unwrap()).sum::<f64>() / 8.0;
         assert!((mean - trained).abs() < 1e-5);
         let table = evaluated(&scratch, "").unwrap();
-        for line in [format!("{trained:.4} nats per token"), "\n5 to 8 ".into(), "next tokens".into()] {
+        for line in [
+            "on the last 180 tokens of ".into(),
+            format!("{trained:.4} nats per token"),
+            "\n5 to 8 ".into(),
+            "next tokens".into(),
+        ] {
             assert!(table.contains(&line), "{table}");
         }
     }

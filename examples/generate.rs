@@ -7,9 +7,9 @@ use clap::{Parser, value_parser};
 use minigpt_core::{Backend, Model};
 use minigpt_examples::generation::{Limits, SamplingOptions, Terminal, Writer, converse, samples};
 use minigpt_examples::options::{BackendName, CheckpointOptions, OnBackend, on_backend, open};
-use minigpt_examples::prompt::PromptOptions;
+use minigpt_examples::prompt::{PromptOptions, default_start};
 use minigpt_examples::stop::Interrupts;
-use minigpt_examples::{Outcome, exit_code, memory};
+use minigpt_examples::{Outcome, finish, memory};
 
 /// Generate text from a checkpoint.
 #[derive(Debug, Parser)]
@@ -41,7 +41,8 @@ struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     let (mut input, mut out, mut log) = (stdin().lock(), stdout().lock(), stderr());
-    exit_code(run(&options, Terminal { input: &mut input, out: &mut out, log: &mut log }))
+    let terminal = Terminal { input: &mut input, out: &mut out, log: &mut log };
+    finish(|| run(&options, terminal).map(|()| 0))
 }
 
 fn run(options: &Options, terminal: Terminal<'_>) -> Outcome<()> {
@@ -64,11 +65,12 @@ impl OnBackend for Generation<'_, '_> {
             checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
         let limits =
             Limits { tokens: options.tokens, stops: options.sampling.stops(&options.prompt, tokenizer)? };
-        let prompt = options.prompt.read(tokenizer, &mut terminal.input)?;
+        let start = default_start(&checkpoint, tokenizer);
+        let prompt = options.prompt.read(tokenizer, start, &mut terminal.input)?;
         let prefill = if options.interactive { checkpoint.config().context } else { prompt.tokens.len() };
         memory::check_decoding(&backend, checkpoint.config(), prefill)?;
         let mut model = Model::load(backend, &checkpoint)?;
-        let mut writer = Writer::new(&mut model, tokenizer, prefill)?;
+        let mut writer = Writer::new(&mut model, tokenizer, start, prefill)?;
         let seed = options.sampling.seed.resolve();
         if options.interactive {
             let interrupts = Interrupts::new()?;
@@ -130,6 +132,36 @@ mod tests {
         assert!(
             error(&scratch, &["--repetition-penalty", "-2"]).starts_with("--repetition-penalty -2 is not")
         );
+    }
+
+    #[test]
+    fn a_model_of_bytes_reads_and_writes_any_bytes() {
+        let scratch = Scratch::new();
+        let latin1: Vec<u8> = b"caf\xe9 caf\xe9; ".repeat(60);
+        fs::write(scratch.path("latin1.txt"), &latin1).unwrap();
+        let data = scratch.path("latin1.txt");
+        let words = format!(
+            "train --data {} --out {} --tokenizer byte --layers 1 --heads 2 --d-model 16 --context 8 --iterations 300 \
+             --lr 1e-2 --sample 0",
+            data.display(),
+            scratch.path("run").display()
+        );
+        let train = minigpt_examples::training::Options::parse_from(words.split(' '));
+        minigpt_examples::training::train(&train, || false).unwrap();
+        let raw = |flags: &[&str]| {
+            let checkpoint = scratch.path("run");
+            let words = ["generate", "--checkpoint", checkpoint.to_str().unwrap(), "--tokens", "24"];
+            let options = Options::try_parse_from(words.iter().chain(flags)).unwrap();
+            let mut out = Vec::new();
+            let terminal = Terminal { input: &mut &b"caf\xe9 caf"[..], out: &mut out, log: &mut Vec::new() };
+            run(&options, terminal).unwrap();
+            out
+        };
+        let text = raw(&["--prompt-file", "-", "--temperature", "0"]);
+        assert!(text.starts_with(b"caf\xe9 caf\xe9"), "{text:?}");
+        // Without a prompt it begins with what the text has, and so goes on in its way.
+        let text = raw(&["--temperature", "0"]);
+        assert!(text.windows(4).any(|bytes| bytes == b"caf\xe9"), "{text:?}");
     }
 
     #[test]

@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use minigpt_core::Model;
+use minigpt_core::checkpoint::newest_path;
 use minigpt_cpu::Cpu;
 use minigpt_examples::generation::{Limits, SamplingOptions, Terminal, Writer, samples};
-use minigpt_examples::options::{CheckpointOptions, Which, best, newest_name, open};
-use minigpt_examples::prompt::PromptOptions;
-use minigpt_examples::{Outcome, exit_code, mapped, memory};
+use minigpt_examples::options::{CheckpointOptions, Which, best, open};
+use minigpt_examples::prompt::{PromptOptions, default_start};
+use minigpt_examples::{Outcome, finish, mapped, memory};
 
 /// Generate text from a checkpoint that is mapped into memory.
 #[derive(Debug, Parser)]
@@ -35,7 +36,8 @@ struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     let (mut input, mut out, mut log) = (stdin().lock(), stdout().lock(), stderr());
-    exit_code(run(&options, Terminal { input: &mut input, out: &mut out, log: &mut log }))
+    let terminal = Terminal { input: &mut input, out: &mut out, log: &mut log };
+    finish(|| run(&options, terminal).map(|()| 0))
 }
 
 fn run(options: &Options, mut terminal: Terminal<'_>) -> Outcome<()> {
@@ -53,7 +55,8 @@ fn run(options: &Options, mut terminal: Terminal<'_>) -> Outcome<()> {
         checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
     let limits =
         Limits { tokens: options.tokens, stops: options.sampling.stops(&options.prompt, tokenizer)? };
-    let prompt = options.prompt.read(tokenizer, &mut terminal.input)?;
+    let start = default_start(&checkpoint, tokenizer);
+    let prompt = options.prompt.read(tokenizer, start, &mut terminal.input)?;
     let prefill = prompt.tokens.len();
     memory::check_decoding_in_place(&cpu, checkpoint.config(), prefill)?;
     // What lies between is not opening: the prompt, and how much memory there is.
@@ -67,7 +70,7 @@ fn run(options: &Options, mut terminal: Terminal<'_>) -> Outcome<()> {
         opening.as_secs_f64() * 1e3,
         model.copied_bytes()
     );
-    let mut writer = Writer::new(&mut model, tokenizer, prefill)?;
+    let mut writer = Writer::new(&mut model, tokenizer, start, prefill)?;
     let ways = (&options.sampling, options.sampling.seed.resolve(), 1);
     samples(&mut writer, &prompt, ways, &limits, &mut terminal)
 }
@@ -76,7 +79,7 @@ fn run(options: &Options, mut terminal: Terminal<'_>) -> Outcome<()> {
 fn file(options: &CheckpointOptions) -> Outcome<PathBuf> {
     match (options.checkpoint.is_dir(), options.which) {
         (true, Some(Which::Best)) => best(&options.checkpoint),
-        (true, _) => match newest_name(&options.checkpoint) {
+        (true, _) => match newest_path(&options.checkpoint)? {
             Some(path) => Ok(path),
             None => Ok(options.load()?.path),
         },

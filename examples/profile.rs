@@ -15,7 +15,7 @@ use minigpt_examples::options::{
     BackendName, CheckpointOptions, OnBackend, RecomputeName, Which, human, on_backend, open,
 };
 use minigpt_examples::profiled::{Bound, Ceilings, Cost, Profiled};
-use minigpt_examples::{Outcome, exit_code, memory, say};
+use minigpt_examples::{Outcome, finish, memory, say};
 use serde_json::json;
 
 /// Time the training step and decoding of a model of any shape, op by op.
@@ -88,7 +88,8 @@ fn shape(text: &str) -> Result<Shape, String> {
 }
 
 fn main() -> ExitCode {
-    exit_code(run(&Options::parse()))
+    let options = Options::parse();
+    finish(|| run(&options).map(|()| 0))
 }
 
 fn run(options: &Options) -> Outcome<()> {

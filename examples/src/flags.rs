@@ -46,6 +46,7 @@ pub fn error<E: Display>(error: &Error<E>) -> String {
 fn flag(field: &str) -> String {
     match field {
         "time" => "--context".into(),
+        "vocab_size" => "--vocab".into(),
         "schedule.peak" => "--lr".into(),
         "schedule.floor" => "--min-lr".into(),
         field => format!("--{}", field.replace('_', "-")),

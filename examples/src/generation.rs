@@ -4,9 +4,9 @@ use std::io::{BufRead, ErrorKind, Write};
 use std::time::Instant;
 
 use clap::Args;
-use minigpt_core::{AnyTokenizer, Backend, Decoder, Model, SampleConfig, Sampler, StreamDecoder, Tokenizer};
+use minigpt_core::{AnyTokenizer, Backend, Decoder, Model, SampleConfig, Sampler, Tokenizer};
 
-use crate::prompt::{Prompt, PromptOptions, cut, default_start};
+use crate::prompt::{Prompt, PromptOptions, cut};
 use crate::seed::Seed;
 use crate::{Outcome, flags, written};
 
@@ -84,17 +84,24 @@ pub struct Limits {
 pub struct Writer<'a, B: Backend> {
     model: &'a mut Model<B>,
     tokenizer: &'a AnyTokenizer,
+    /// The token that a text begins behind where nobody says another.
+    start: u32,
     decoder: Decoder<B>,
 }
 
 impl<'a, B: Backend> Writer<'a, B> {
-    /// It takes in prompts of which up to `prefill` tokens go through the model at once.
+    /// Where nobody says what to go on from, it is `start`. It takes in prompts of which up to `prefill` tokens go through the model at once.
     ///
     /// # Errors
     /// If memory does not suffice.
-    pub fn new(model: &'a mut Model<B>, tokenizer: &'a AnyTokenizer, prefill: usize) -> Outcome<Self> {
+    pub fn new(
+        model: &'a mut Model<B>,
+        tokenizer: &'a AnyTokenizer,
+        start: u32,
+        prefill: usize,
+    ) -> Outcome<Self> {
         let decoder = Decoder::new(model, prefill)?;
-        Ok(Writer { model, tokenizer, decoder })
+        Ok(Writer { model, tokenizer, start, decoder })
     }
 
     /// Shows the model these tokens.
@@ -126,21 +133,21 @@ impl<'a, B: Backend> Writer<'a, B> {
         stop: &dyn Fn() -> bool,
         out: &mut dyn Write,
     ) -> Outcome<usize> {
-        let (mut stream, mut filter) = (StreamDecoder::new(), StopFilter::new(&limits.stops));
+        // Bytes as the tokens have them: those of one character may be in several tokens, and a model of bytes may write
+        // what is no UTF-8.
+        let (mut bytes, mut filter) = (Vec::new(), StopFilter::new(&limits.stops));
         let mut count = 0;
-        let mut write = |text: &str| written(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+        let mut write = |bytes: &[u8]| written(out.write_all(bytes).and_then(|()| out.flush()));
         for token in self.decoder.generate(self.model, sampler).take(limits.tokens) {
             count += 1;
-            let text = stream.push(self.tokenizer, token?)?;
-            write(filter.push(text))?;
+            bytes.clear();
+            self.tokenizer.decode_into(token?, &mut bytes)?;
+            write(filter.push(&bytes))?;
             if filter.is_stopped() || stop() {
                 break;
             }
         }
-        if !filter.is_stopped() {
-            write(filter.push(stream.finish()?))?;
-            write(filter.rest())?;
-        }
+        write(filter.rest())?;
         Ok(count)
     }
 }
@@ -149,14 +156,14 @@ impl<'a, B: Backend> Writer<'a, B> {
 #[derive(Debug)]
 struct StopFilter<'a> {
     stops: &'a [String],
-    held: String,
-    passed: String,
+    held: Vec<u8>,
+    passed: Vec<u8>,
     stopped: bool,
 }
 
 impl<'a> StopFilter<'a> {
     fn new(stops: &'a [String]) -> Self {
-        StopFilter { stops, held: String::new(), passed: String::new(), stopped: false }
+        StopFilter { stops, held: Vec::new(), passed: Vec::new(), stopped: false }
     }
 
     fn is_stopped(&self) -> bool {
@@ -164,33 +171,30 @@ impl<'a> StopFilter<'a> {
     }
 
     /// Takes more text, and returns what passes.
-    fn push(&mut self, text: &str) -> &str {
+    fn push(&mut self, text: &[u8]) -> &[u8] {
         self.passed.clear();
         if self.stopped {
             return &self.passed;
         }
-        self.held += text;
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        self.held.extend_from_slice(text);
+        let place = |stop: &String| self.held.windows(stop.len()).position(|held| held == stop.as_bytes());
+        let first = self.stops.iter().filter_map(place).min();
         self.stopped = first.is_some();
         let end = first.unwrap_or_else(|| self.held.len() - self.beginning());
-        self.passed.push_str(&self.held[..end]);
-        self.held.drain(..end);
+        self.passed.extend(self.held.drain(..end));
         &self.passed
     }
 
     /// The length of the longest end of what is held that begins one of the texts.
     fn beginning(&self) -> usize {
-        let held = &self.held;
-        let begins = |from: usize| self.stops.iter().any(|stop| stop.starts_with(&held[from..]));
-        held.char_indices()
-            .map(|(from, _)| from)
-            .find(|&from| begins(from))
-            .map_or(0, |from| held.len() - from)
+        let begins =
+            |from: &usize| self.stops.iter().any(|stop| stop.as_bytes().starts_with(&self.held[*from..]));
+        (0..self.held.len()).find(begins).map_or(0, |from| self.held.len() - from)
     }
 
     /// What was held back, if no more text comes.
-    fn rest(&self) -> &str {
-        if self.stopped { "" } else { &self.held }
+    fn rest(&self) -> &[u8] {
+        if self.stopped { &[] } else { &self.held }
     }
 }
 
@@ -232,7 +236,7 @@ pub fn samples<B: Backend>(
         let begun = Instant::now();
         writer.read(&prompt.tokens)?;
         let prefilled = begun.elapsed();
-        written(out.write_all(prompt.text.as_bytes()))?;
+        written(out.write_all(&prompt.text))?;
         let begun = Instant::now();
         let count = writer.write(&mut sampler, limits, &|| false, out)?;
         written(out.write_all(b"\n").and_then(|()| out.flush()))?;
@@ -317,7 +321,10 @@ pub fn converse<B: Backend>(
             }
         };
         if tokens.is_empty() && !writer.has_read() {
-            tokens = default_start(writer.tokenizer);
+            tokens = vec![writer.start];
+        }
+        if let Some(cut) = cut(tokens.len(), writer.model.config().context) {
+            let _ = writeln!(log, "{cut}");
         }
         if !tokens.is_empty() {
             writer.read(&tokens)?;
@@ -333,6 +340,7 @@ pub fn converse<B: Backend>(
 
 #[cfg(test)]
 mod tests {
+    use minigpt_core::rng::{Rng, Stream};
     use minigpt_core::{CharTokenizer, GptConfig, Reference};
 
     use super::*;
@@ -345,7 +353,16 @@ mod tests {
 
     fn model() -> Model<Reference<f32>> {
         let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(10, CONTEXT) };
-        Model::new(Reference::new(), config, 5).unwrap()
+        let mut model = Model::new(Reference::new(), config, 5).unwrap();
+        let names: Vec<String> = model.parameters().map(|(tensor, _)| tensor.name.clone()).collect();
+        let mut rng = Rng::new(1, Stream::User);
+        // So that what it writes depends on what it has read.
+        for name in names {
+            let mut weights = model.parameter(&name).unwrap().unwrap();
+            weights.iter_mut().for_each(|weight| *weight += rng.normal() as f32);
+            model.set_parameter(&name, &weights).unwrap();
+        }
+        model
     }
 
     fn sampling() -> SamplingOptions {
@@ -368,7 +385,7 @@ mod tests {
     /// What is written, and what is said of it.
     fn written(text: &str, seed: u64, count: u32, limits: &Limits) -> (String, String) {
         let (mut model, tokenizer) = (model(), letters());
-        let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
+        let mut writer = Writer::new(&mut model, &tokenizer, 0, 4).unwrap();
         let (mut out, mut log) = (Vec::new(), Vec::new());
         let mut terminal = Terminal { input: &mut &b""[..], out: &mut out, log: &mut log };
         samples(&mut writer, &prompt(text), (&sampling(), seed, count), limits, &mut terminal).unwrap();
@@ -410,12 +427,17 @@ mod tests {
         let stops = ["END".to_string(), "é".to_string()];
         for pieces in [&["some E", "N", "D more"][..], &["some EN", "D"], &["some ", "END"], &["some é"]] {
             let mut filter = StopFilter::new(&stops);
-            let passed: String = pieces.iter().map(|piece| filter.push(piece).to_string()).collect();
-            assert_eq!((passed.as_str(), filter.is_stopped(), filter.rest()), ("some ", true, ""));
+            let passed: Vec<u8> =
+                pieces.iter().flat_map(|piece| filter.push(piece.as_bytes()).to_vec()).collect();
+            assert_eq!((&passed[..], filter.is_stopped(), filter.rest()), (&b"some "[..], true, &b""[..]));
         }
         let mut filter = StopFilter::new(&stops);
-        let passed: String = ["EN", "EN"].iter().map(|piece| filter.push(piece).to_string()).collect();
-        assert_eq!((passed + filter.rest(), filter.is_stopped()), ("ENEN".into(), false));
+        let passed: Vec<u8> =
+            ["EN", "EN", "\u{E8}"].iter().flat_map(|piece| filter.push(piece.as_bytes()).to_vec()).collect();
+        assert_eq!(
+            ([&passed[..], filter.rest()].concat(), filter.is_stopped()),
+            ("ENEN\u{E8}".into(), false)
+        );
     }
 
     #[test]
@@ -429,7 +451,7 @@ mod tests {
     #[test]
     fn a_setting_without_meaning_names_its_flag() {
         let (mut model, tokenizer) = (model(), letters());
-        let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
+        let mut writer = Writer::new(&mut model, &tokenizer, 0, 4).unwrap();
         let options = SamplingOptions { temperature: -1.0, ..sampling() };
         let mut terminal = Terminal { input: &mut &b""[..], out: &mut Vec::new(), log: &mut Vec::new() };
         let error = samples(&mut writer, &prompt("a"), (&options, 1, 1), &limits(1, &[]), &mut terminal);
@@ -439,9 +461,11 @@ mod tests {
     /// What is written, and what is said.
     fn conversation(input: &str, escapes: bool) -> (String, String) {
         let (mut model, tokenizer) = (model(), letters());
-        let mut writer = Writer::new(&mut model, &tokenizer, 4).unwrap();
+        let mut writer = Writer::new(&mut model, &tokenizer, 0, 4).unwrap();
         let (mut out, mut log) = (Vec::new(), Vec::new());
-        let (config, prompt) = (sampling().config(1), PromptOptions { escapes, ..PromptOptions::default() });
+        // Without draws, which would go on from one answer to the next.
+        let config = SampleConfig { temperature: 0.0, ..sampling().config(1) };
+        let prompt = PromptOptions { escapes, ..PromptOptions::default() };
         let mut terminal = Terminal { input: &mut input.as_bytes(), out: &mut out, log: &mut log };
         converse(&mut writer, config, &limits(5, &["\n"]), &prompt, &(), &mut terminal).unwrap();
         (String::from_utf8(out).unwrap(), String::from_utf8(log).unwrap())
@@ -458,10 +482,9 @@ mod tests {
 
     #[test]
     fn what_is_reset_is_forgotten() {
-        let answer = |input: &str| conversation(input, false).0;
-        assert_eq!(answer("/reset\nabc\n"), answer("abc\n"));
-        // The draws go on, so greedily it would be the same answer again.
-        assert_ne!(answer("abc\nabc\n"), answer("abc\n").repeat(2));
+        let last = |input: &str| conversation(input, false).0.lines().last().unwrap().to_string();
+        assert_eq!(last("hgfedh\n/reset\nabc\n"), last("abc\n"));
+        assert_ne!(last("hgfedh\nabc\n"), last("abc\n"));
     }
 
     #[test]

@@ -57,15 +57,21 @@ pub(crate) fn written(result: std::io::Result<()>) -> Outcome<()> {
     })
 }
 
-/// What a program ends with, and what it says if it failed. Who reads no further, as `head` does, has what they wanted.
-pub fn exit_code(outcome: Outcome<()>) -> ExitCode {
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<Closed>() => ExitCode::SUCCESS,
+/// Runs a program: says what went wrong, if something did, and gives what it ends with. Who reads no further than `head`
+/// does has what they wanted, and ends it as the signal SIGPIPE would.
+pub fn finish(run: impl FnOnce() -> Outcome<u8>) -> ExitCode {
+    ExitCode::from(code_of(run))
+}
+
+/// The same as a number.
+pub(crate) fn code_of(run: impl FnOnce() -> Outcome<u8>) -> u8 {
+    match stop::heed_file_limit().map_err(Into::into).and_then(|()| run()) {
+        Ok(code) => code,
+        Err(error) if error.is::<Closed>() => Closed::EXIT_CODE,
         Err(error) => {
             // Nothing is left to do about an error output that is closed.
             let _ = writeln!(std::io::stderr(), "error: {error}");
-            ExitCode::FAILURE
+            1
         }
     }
 }
@@ -81,10 +87,7 @@ impl Closed {
 
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "the standard output was closed, so the program ended; what it had saved is there, and a training goes on \
-             from it with --resume",
-        )
+        f.write_str("the standard output was closed, so the program ended")
     }
 }
 

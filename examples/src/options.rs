@@ -103,6 +103,15 @@ pub struct Loaded {
     pub bytes: Vec<u8>,
 }
 
+impl Loaded {
+    /// The SHA-256 of the text that its run was trained on, if it says so.
+    pub fn text_hash(&self) -> Option<String> {
+        let checkpoint = open(&self.bytes).ok()?;
+        let mut metadata = checkpoint.metadata().iter();
+        metadata.find(|(name, _)| *name == "corpus_sha256").map(|(_, hash)| hash.to_string())
+    }
+}
+
 /// A checkpoint of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Which {
@@ -130,7 +139,9 @@ impl CheckpointOptions {
     /// If there is none, or it cannot be read or is damaged.
     pub fn load(&self) -> Outcome<Loaded> {
         load_which(&self.checkpoint, self.which).map_err(|error| {
-            if self.checkpoint.is_file() || newest_name(&self.checkpoint).is_some() {
+            if self.checkpoint.is_file()
+                || checkpoint::newest_path(&self.checkpoint).is_ok_and(|path| path.is_some())
+            {
                 return error;
             }
             format!("{error}; train first with the example train_shakespeare, or name another --checkpoint")
@@ -153,6 +164,10 @@ pub fn load_which(path: &Path, which: Option<Which>) -> Outcome<Loaded> {
         (true, Some(Which::Best)) => load_file(&best(path)?),
         (true, _) => match checkpoint::newest(path)? {
             Some(newest) => Ok(Loaded { path: newest.path, bytes: newest.bytes }),
+            None if best(path).is_ok() => {
+                Err(format!("{} has only the best checkpoint of a run: add --which best", path.display())
+                    .into())
+            }
             None => Err(format!("there is no checkpoint of a run in {}", path.display()).into()),
         },
         (false, _) => load_file(path),
@@ -168,21 +183,11 @@ pub fn best(folder: &Path) -> Outcome<PathBuf> {
     match path.exists() {
         true => Ok(path),
         false => Err(format!(
-            "{} is not there: the run has not validated yet, and --which last takes another",
+            "{} is not there (a run saves it at its first validation); --which last takes another",
             path.display()
         )
         .into()),
     }
-}
-
-/// The newest checkpoint in the folder of a run, by its name: whether it is whole is known when all of it is read.
-pub fn newest_name(folder: &Path) -> Option<PathBuf> {
-    let entries = fs::read_dir(folder).ok()?.flatten();
-    let step = |path: &PathBuf| -> Option<u32> {
-        path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".mgpt")?.parse().ok()
-    };
-    let steps = entries.map(|entry| entry.path()).filter_map(|path| Some((step(&path)?, path)));
-    steps.max().map(|(_, path)| path)
 }
 
 fn load_file(path: &Path) -> Outcome<Loaded> {

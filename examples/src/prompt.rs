@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Args;
-use minigpt_core::{AnyTokenizer, Tokenizer, TokenizerError};
+use minigpt_core::{AnyTokenizer, Checkpoint, Tokenizer, TokenizerError};
 
 use crate::{Outcome, corpus};
 
@@ -29,29 +29,30 @@ pub struct PromptOptions {
 /// A text to go on from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// What the user gave.
-    pub text: String,
+    /// What the user gave; of a byte model it may be any bytes.
+    pub text: Vec<u8>,
     /// Its tokens, or those that begin a text where the user gave none.
     pub tokens: Vec<u32>,
 }
 
 impl PromptOptions {
-    /// The prompt in tokens; `input` is the standard input.
+    /// The prompt in tokens; it is `start` where the user gave none. `input` is the standard input.
     ///
     /// # Errors
     /// If it cannot be read, has an escape without meaning, or has a character that the model does not know.
-    pub fn read(&self, tokenizer: &AnyTokenizer, input: &mut impl Read) -> Outcome<Prompt> {
+    pub fn read(&self, tokenizer: &AnyTokenizer, start: u32, input: &mut impl Read) -> Outcome<Prompt> {
         let text = match (&self.prompt, &self.prompt_file) {
-            (Some(text), _) => self.unescaped(text)?,
+            (Some(text), _) => self.unescaped(text)?.into_bytes(),
             (None, Some(path)) => {
                 corpus::read_prompt(path, input, tokenizer).map_err(|error| format!("the prompt: {error}"))?
             }
-            (None, None) => String::new(),
+            (None, None) => Vec::new(),
         };
-        if text.is_empty() {
-            return Ok(Prompt { text, tokens: default_start(tokenizer) });
-        }
-        let tokens = self.encode("the prompt", &text, tokenizer)?;
+        let tokens = match (text.is_empty(), tokenizer) {
+            (true, _) => vec![start],
+            (false, AnyTokenizer::Byte(_)) => text.iter().map(|&byte| byte.into()).collect(),
+            (false, _) => self.encode("the prompt", str::from_utf8(&text)?, tokenizer)?,
+        };
         Ok(Prompt { text, tokens })
     }
 
@@ -112,11 +113,18 @@ fn unescape(text: &str) -> Outcome<String> {
     Ok(plain + rest)
 }
 
-/// What a text begins behind, where nobody says: a line break; else, in a model that knows none, another character that
-/// parts texts; else any token.
-pub fn default_start(tokenizer: &AnyTokenizer) -> Vec<u32> {
-    ["\n", "\r", " "].iter().find_map(|start| tokenizer.encode(start).ok()).unwrap_or_else(|| vec![0])
+/// The token that texts of this model begin behind: the one that its training chose, or a line break; else, in a model that
+/// knows none, another character that parts texts; else any token.
+pub fn default_start(checkpoint: &Checkpoint<'_>, tokenizer: &AnyTokenizer) -> u32 {
+    let chosen = checkpoint.metadata().iter().find(|(name, _)| *name == START);
+    let chosen =
+        chosen.and_then(|(_, id)| id.parse().ok()).filter(|&id: &u32| (id as usize) < tokenizer.vocab_size());
+    let mut usual = ["\n", "\r", " "].iter().filter_map(|text| tokenizer.encode(text).ok()?.first().copied());
+    chosen.or_else(|| usual.next()).unwrap_or(0)
 }
+
+/// The entry of a checkpoint's metadata with the token that [`default_start`] gives.
+pub const START: &str = "start_token";
 
 /// What of a prompt the model does not see, in words; `None` if it sees it all.
 pub fn cut(tokens: usize, context: usize) -> Option<String> {
@@ -130,7 +138,8 @@ pub fn cut(tokens: usize, context: usize) -> Option<String> {
 mod tests {
     use std::fs;
 
-    use minigpt_core::{ByteTokenizer, CharTokenizer};
+    use minigpt_core::model::Extras;
+    use minigpt_core::{ByteTokenizer, CharTokenizer, GptConfig, Model, Reference};
 
     use super::*;
 
@@ -144,34 +153,53 @@ mod tests {
 
     #[test]
     fn a_prompt_is_taken_as_it_is_and_escapes_on_request() {
-        let read = |text: &str, escapes| prompt(text, escapes).read(&ByteTokenizer.into(), &mut &b""[..]);
-        assert_eq!(read(r"C:\new\t", false).unwrap().text, r"C:\new\t");
-        assert_eq!(read(r"a\nb\tc\rd\\n\u{e9}\u{1F980}.", true).unwrap().text, "a\nb\tc\rd\\né🦀.");
+        let read = |text: &str, escapes| prompt(text, escapes).read(&ByteTokenizer.into(), 7, &mut &b""[..]);
+        assert_eq!(read(r"C:\new\t", false).unwrap().text, br"C:\new\t");
+        assert_eq!(
+            read(r"a\nb\tc\rd\\n\u{e9}\u{1F980}.", true).unwrap().text,
+            "a\nb\tc\rd\\né🦀.".as_bytes()
+        );
         for wrong in [r"\q", r"\", r"a\u12", r"\u{}", r"\u{D800}", r"\u{12"] {
             let error = read(wrong, true).unwrap_err().to_string();
             assert!(error.contains("known are") && error.contains("without --escapes"), "{error}");
             // Without, as it says.
-            assert_eq!(read(wrong, false).unwrap().text, wrong);
+            assert_eq!(read(wrong, false).unwrap().text, wrong.as_bytes());
         }
     }
 
     #[test]
     fn a_backslash_that_a_model_does_not_know_is_explained_and_the_advice_works() {
         let letters = tokenizer("some\ntext");
-        let error = prompt(r"some\ntext", false).read(&letters, &mut &b""[..]).unwrap_err().to_string();
+        let error = prompt(r"some\ntext", false).read(&letters, 0, &mut &b""[..]).unwrap_err().to_string();
         assert!(error.ends_with("if \\n is to be a line break, add --escapes"), "{error}");
-        assert_eq!(prompt(r"some\ntext", true).read(&letters, &mut &b""[..]).unwrap().text, "some\ntext");
+        assert_eq!(prompt(r"some\ntext", true).read(&letters, 0, &mut &b""[..]).unwrap().text, b"some\ntext");
     }
 
     #[test]
     fn a_text_without_line_breaks_has_another_beginning() {
-        let begins = |text: &str| tokenizer(text).decode(&default_start(&tokenizer(text))).unwrap();
-        assert_eq!(begins("a line\nand another\r"), "\n");
-        assert_eq!(begins("a line\rand another"), "\r");
-        assert_eq!(begins("one line"), " ");
-        assert_eq!(begins("word"), "d");
-        let prompt = PromptOptions::default().read(&tokenizer("one line"), &mut &b""[..]).unwrap();
-        assert_eq!((prompt.text.as_str(), prompt.tokens.len()), ("", 1));
+        let begins = |text: &str, metadata: &[(&str, &str)]| {
+            let tokenizer = tokenizer(text);
+            let config = GptConfig {
+                layers: 1,
+                heads: 1,
+                d_model: 2,
+                d_ff: 2,
+                ..GptConfig::new(tokenizer.vocab_size(), 2)
+            };
+            let mut file = Vec::new();
+            let mut model = Model::new(Reference::<f32>::new(), config, 1).unwrap();
+            model.write(&mut file, &Extras { tokenizer: Some(&tokenizer), metadata }).unwrap();
+            tokenizer.decode(&[default_start(&Checkpoint::open(&file).unwrap(), &tokenizer)]).unwrap()
+        };
+        assert_eq!(begins("a line\nand another\r", &[]), "\n");
+        assert_eq!(begins("a line\rand another", &[]), "\r");
+        assert_eq!(begins("one line", &[]), " ");
+        assert_eq!(begins("word", &[]), "d");
+        // What the training chose, if the vocabulary has it.
+        assert_eq!(begins("one line", &[(START, "1")]), "e");
+        assert_eq!(begins("one line", &[(START, "99")]), " ");
+        let prompt = PromptOptions::default().read(&tokenizer("one line"), 3, &mut &b""[..]).unwrap();
+        assert_eq!((prompt.text, prompt.tokens), (Vec::new(), vec![3]));
     }
 
     #[test]
@@ -181,10 +209,10 @@ mod tests {
         fs::write(&path, "from a file\n").unwrap();
         let read = |path: PathBuf| {
             let options = PromptOptions { prompt_file: Some(path), ..PromptOptions::default() };
-            options.read(&ByteTokenizer.into(), &mut &b"piped in"[..])
+            options.read(&ByteTokenizer.into(), 0, &mut &b"piped in"[..])
         };
-        assert_eq!(read(path).unwrap().text, "from a file\n");
-        assert_eq!(read("-".into()).unwrap().text, "piped in");
+        assert_eq!(read(path).unwrap().text, b"from a file\n");
+        assert_eq!(read("-".into()).unwrap().text, b"piped in");
         let error = read(scratch.path("missing")).unwrap_err().to_string();
         assert!(error.starts_with("the prompt: cannot read "), "{error}");
     }
@@ -206,13 +234,20 @@ mod tests {
         let read = |bytes: &[u8], tokenizer: &AnyTokenizer| {
             fs::write(&path, bytes).unwrap();
             let options = PromptOptions { prompt_file: Some(path.clone()), ..PromptOptions::default() };
-            options.read(tokenizer, &mut &b""[..])
+            options.read(tokenizer, 0, &mut &b""[..])
         };
         let from_windows = "\u{FEFF}one\r\ntwo\rone".as_bytes();
-        assert_eq!(read(from_windows, &tokenizer("one\ntwo")).unwrap().text, "one\ntwo\none");
+        assert_eq!(read(from_windows, &tokenizer("one\ntwo")).unwrap().text, b"one\ntwo\none");
         // A model that knows these line breaks gets them.
-        assert_eq!(read(from_windows, &tokenizer("one\r\ntwo")).unwrap().text, "one\r\ntwo\rone");
-        assert_eq!(read(from_windows, &ByteTokenizer.into()).unwrap().text, "\u{FEFF}one\r\ntwo\rone");
+        assert_eq!(read(from_windows, &tokenizer("one\r\ntwo")).unwrap().text, b"one\r\ntwo\rone");
+        // And a model of bytes takes any.
+        for bytes in [from_windows, b"caf\xe9"] {
+            let prompt = read(bytes, &ByteTokenizer.into()).unwrap();
+            assert!(
+                prompt.text == bytes
+                    && prompt.tokens.iter().copied().eq(bytes.iter().map(|&byte| u32::from(byte)))
+            );
+        }
         let error = read(b"caf\xe9", &tokenizer("café")).unwrap_err().to_string();
         assert!(error.contains("iconv -f ISO-8859-1 -t UTF-8 "), "{error}");
     }

@@ -1,59 +1,106 @@
 //! Signals that ask a program to end: it ends when its work is saved.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::{SigId, flag};
 
 use crate::generation::Interruption;
 
-/// Whether this process was asked to end: by Ctrl-C, by SIGTERM as service managers send it, or, on Unix, by SIGHUP,
-/// when its terminal is closed.
-#[derive(Debug, Clone)]
-pub struct Stop {
-    signal: Arc<AtomicUsize>,
+/// Makes a file that may grow no further an error of the write, and not the end of the process.
+///
+/// # Errors
+/// If the system refuses.
+pub fn heed_file_limit() -> io::Result<()> {
+    #[cfg(unix)]
+    flag::register(signal_hook::consts::SIGXFSZ, Arc::default())?;
+    Ok(())
 }
 
-impl Stop {
-    /// Takes over the signals from here on. Who presses Ctrl-C twice does not want to wait: the second ends the process
-    /// at once.
+/// Who asks a training to end.
+pub trait Signals {
+    /// From here on there is something to save.
     ///
     /// # Errors
     /// If the system refuses.
-    pub fn on_signals() -> io::Result<Stop> {
-        let stop = Stop { signal: Arc::default() };
+    fn take_over(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether it is to end.
+    fn asked(&self) -> bool;
+
+    /// From here on there is nothing to save any more.
+    fn give_back(&self) {}
+}
+
+impl<F: Fn() -> bool> Signals for F {
+    fn asked(&self) -> bool {
+        self()
+    }
+}
+
+/// Whether this process was asked to end: by Ctrl-C, by SIGTERM as service managers send it, or, on Unix, by SIGHUP,
+/// when its terminal is closed. Until it takes them over they end the process as usual.
+#[derive(Debug, Default)]
+pub struct Stop {
+    signal: Arc<AtomicUsize>,
+    taken: Mutex<Vec<SigId>>,
+}
+
+impl Stop {
+    fn take(&self, signal: i32) -> io::Result<SigId> {
+        flag::register_usize(signal, Arc::clone(&self.signal), signal as usize)
+    }
+
+    /// What the process ends with: 128 and the number of the signal, as shells have it; 0 if none came.
+    pub fn exit_code(&self) -> u8 {
+        match self.signal.load(Ordering::SeqCst) {
+            0 => 0,
+            signal => exit_code(signal as i32),
+        }
+    }
+}
+
+impl Signals for &Stop {
+    /// Who presses Ctrl-C twice does not want to wait: the second ends the process at once.
+    fn take_over(&self) -> io::Result<()> {
         let pressed = Arc::new(AtomicBool::new(false));
-        flag::register_conditional_shutdown(SIGINT, exit_code(SIGINT).into(), Arc::clone(&pressed))?;
-        flag::register(SIGINT, pressed)?;
-        stop.take(SIGINT)?;
-        stop.take(SIGTERM)?;
+        let mut ids = vec![
+            flag::register_conditional_shutdown(SIGINT, exit_code(SIGINT).into(), Arc::clone(&pressed))?,
+            flag::register(SIGINT, pressed)?,
+            self.take(SIGINT)?,
+            self.take(SIGTERM)?,
+        ];
         #[cfg(unix)]
         {
-            use signal_hook::consts::{SIGHUP, SIGXFSZ};
-            // A file that may grow no further is an error of the write then, and not the end of the process.
-            flag::register(SIGXFSZ, Arc::default())?;
+            use signal_hook::consts::SIGHUP;
             // nohup has the process ignore it, and it stays so.
             if !ignored(SIGHUP) {
-                stop.take(SIGHUP)?;
+                ids.push(self.take(SIGHUP)?);
             }
         }
-        Ok(stop)
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).append(&mut ids);
+        Ok(())
     }
 
-    fn take(&self, signal: i32) -> io::Result<()> {
-        flag::register_usize(signal, Arc::clone(&self.signal), signal as usize).map(|_| ())
-    }
-
-    /// Whether a signal came.
-    pub fn asked(&self) -> bool {
+    fn asked(&self) -> bool {
         self.signal.load(Ordering::SeqCst) != 0
     }
 
-    /// What the process ends with if one did: 128 and its number, as shells have it.
-    pub fn exit_code(&self) -> u8 {
-        exit_code(self.signal.load(Ordering::SeqCst) as i32)
+    fn give_back(&self) {
+        for id in self.taken.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            signal_hook::low_level::unregister(id);
+        }
+        // What has been taken over once stays so, without anything to do; who takes Ctrl-C over next says what it does.
+        let always = Arc::new(AtomicBool::new(true));
+        let _ = flag::register_conditional_default(SIGTERM, Arc::clone(&always));
+        #[cfg(unix)]
+        if !ignored(signal_hook::consts::SIGHUP) {
+            let _ = flag::register_conditional_default(signal_hook::consts::SIGHUP, always);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use minigpt_core::TokenizerError;
 
@@ -29,6 +29,8 @@ pub enum CorpusError {
         encoding: &'static str,
         /// Whether its bytes could be trained on as they are.
         bytes: bool,
+        /// Whether it is one of a folder's, and nobody named it.
+        in_folder: bool,
     },
     /// Characters that the model's tokenizer does not know.
     Unknown {
@@ -56,8 +58,6 @@ pub enum CorpusError {
     Piped(String),
     /// What is wrong with the text of a run, which was named with these flags.
     OfRun(String, Box<CorpusError>),
-    /// It was asked to stop.
-    Interrupted,
     /// The text could not be made tokens.
     Tokenizer(TokenizerError),
     /// The built-in grammar is broken.
@@ -67,11 +67,9 @@ pub enum CorpusError {
 impl fmt::Display for CorpusError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CorpusError::Unreadable(path, error) => write!(
-                f,
-                "cannot read {}: {error}; check the path, and name a text file",
-                path.display()
-            ),
+            CorpusError::Unreadable(path, error) => {
+                write!(f, "cannot read {}: {error}; check the path, and name a text file", path.display())
+            }
             CorpusError::NoFiles(path) => {
                 write!(
                     f,
@@ -79,17 +77,27 @@ impl fmt::Display for CorpusError {
                     path.display()
                 )
             }
+            CorpusError::Empty(path) if super::is_standard_input(path) => {
+                f.write_str("nothing came in by the standard input: pipe a text in, or name a file")
+            }
             CorpusError::Empty(path) => {
                 write!(f, "{} is empty; name a file with some text in it", path.display())
             }
-            CorpusError::NotUtf8 { path, position, encoding, bytes } => {
+            CorpusError::NotUtf8 { path, position, encoding, bytes, in_folder } => {
                 write!(f, "{} is not UTF-8 text (byte {position}); ", path.display())?;
-                if super::is_standard_input(path) {
+                if !path.is_file() {
                     write!(f, "pipe it through: iconv -f {encoding} -t UTF-8")?;
                 } else {
-                    let to = path.with_extension("utf8.txt");
+                    let to = free(path);
                     let (from, to) = (word(path), word(&to));
-                    write!(f, "convert it and name the new file: iconv -f {encoding} -t UTF-8 {from} > {to}")?;
+                    let iconv = format!("iconv -f {encoding} -t UTF-8 {from} > {to}");
+                    match in_folder {
+                        false => write!(f, "convert it and name the new file: {iconv}")?,
+                        true => write!(
+                            f,
+                            "convert it, and keep the folder to texts in UTF-8: {iconv} && mv {to} {from}"
+                        )?,
+                    }
                 }
                 match bytes {
                     true => f.write_str("\nor train on its bytes as they are, with --tokenizer byte"),
@@ -123,20 +131,26 @@ impl fmt::Display for CorpusError {
                 f,
                 "--validation-share {share} is not between 0 and 1: 0.1 is common; --validation names a text of its own"
             ),
-            CorpusError::StandardInput => f.write_str(
-                "the standard input (-) can be read once: name it once, and if there are other texts, join them before",
-            ),
+            CorpusError::StandardInput => {
+                f.write_str("the standard input (-) can be read once: name it once")
+            }
             CorpusError::Piped(flags) => write!(
                 f,
                 "the run was trained with {flags}, where - is what comes in by the standard input: pipe the same text in \
                  again, and name it with {flags}"
             ),
             CorpusError::OfRun(flags, error) => write!(f, "the run was trained with {flags}: {error}"),
-            CorpusError::Interrupted => f.write_str("stopped while the text was read; nothing was written"),
             CorpusError::Tokenizer(error) => error.fmt(f),
             CorpusError::Grammar(error) => write!(f, "the built-in grammar is ambiguous: {error}"),
         }
     }
+}
+
+/// A name beside the file that nothing has.
+fn free(path: &Path) -> PathBuf {
+    let names = (1u32..).map(|n| if n == 1 { "utf8.txt".into() } else { format!("utf8-{n}.txt") });
+    let mut names = names.map(|name: String| path.with_extension(name));
+    names.find(|name| !name.exists()).unwrap_or_else(|| path.with_extension("utf8.txt"))
 }
 
 impl std::error::Error for CorpusError {}

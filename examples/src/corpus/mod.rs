@@ -19,7 +19,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use minigpt_core::{AnyTokenizer, TokenBuf, Tokens};
+use minigpt_core::{AnyTokenizer, TokenBuf, Tokenizer, Tokens};
 use sha2::{Digest, Sha256};
 
 use crate::play::Play;
@@ -138,7 +138,7 @@ pub struct Corpus {
     pub validated_on: Option<(Origin, u64)>,
     /// The SHA-256 of the text as it is trained and validated on: of one file that is taken as it is, that of the file.
     pub sha256: String,
-    /// The text itself, of the built-in plays only.
+    /// The text itself, of the built-in plays only where they also validate.
     pub text: Option<String>,
 }
 
@@ -146,6 +146,15 @@ impl Corpus {
     /// The tokens that train.
     pub fn training(&self) -> Tokens<'_> {
         self.tokens.as_tokens().split_at(self.training).0
+    }
+
+    /// The token that texts of this kind begin behind, where nobody says another: a line break, or what parts texts in its
+    /// place, if there is one in the text; else the first of it.
+    pub fn start(&self) -> u32 {
+        let tokens = self.tokens.as_tokens();
+        let parts = ["\n", "\r", " "].iter().filter_map(|text| self.tokenizer.encode(text).ok());
+        let mut parts = parts.filter_map(|ids| ids.first().copied());
+        parts.find(|&id| tokens.iter().any(|token| token == id)).or_else(|| tokens.iter().next()).unwrap_or(0)
     }
 
     /// The tokens that validate.

@@ -146,10 +146,11 @@ fn absolute(paths: &[PathBuf]) -> Vec<PathBuf> {
     paths.iter().map(absolute).collect()
 }
 
-/// A path as one word of a command line.
+/// A path as one word of a command line, and not as a flag.
 pub fn word(path: &Path) -> String {
-    let path = path.display().to_string();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+:\\".contains(c);
+    let is_flag = path.to_string_lossy().starts_with('-') && !is_standard_input(path);
+    let path = if is_flag { Path::new(".").join(path) } else { path.to_path_buf() }.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:".contains(c) || cfg!(windows) && c == '\\';
     if !path.is_empty() && path.chars().all(plain) {
         path
     } else {
@@ -205,10 +206,15 @@ mod tests {
         assert_eq!(share.or(kept), TextOptions { newlines: Some(Newlines::Keep), ..share });
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_path_survives_a_shell() {
+        for path in ["plain/path-1.txt", "it's here", "", "a\\b", "$HOME *", "-"] {
+            let echo = format!("printf %s {}", word(Path::new(path)));
+            let output = std::process::Command::new("sh").args(["-c", &echo]).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), path);
+        }
         assert_eq!(word(Path::new("plain/path-1.txt")), "plain/path-1.txt");
-        assert_eq!(word(Path::new("it's here")), r"'it'\''s here'");
-        assert_eq!(word(Path::new("")), "''");
+        assert_eq!(word(Path::new("-x")), "./-x");
     }
 }

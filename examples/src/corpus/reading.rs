@@ -21,7 +21,7 @@ const PIECE: usize = 1 << 18;
 /// How many of the characters that a model does not know are named.
 const NAMED: usize = 10;
 
-/// Reads the text that the flags name, or finds one, and makes tokens of it. `stop` is asked while it reads.
+/// Reads the text that the flags name, or finds one, and makes tokens of it.
 ///
 /// # Errors
 /// If a text that was named or found cannot be used, has characters that a fixed vocabulary has not, or does not fit in
@@ -30,7 +30,6 @@ pub fn read(
     search: &Search,
     options: &TextOptions,
     vocabulary: Vocabulary<'_>,
-    stop: &dyn Fn() -> bool,
 ) -> Result<Corpus, CorpusError> {
     let share = options.validation_share.unwrap_or(1.0 - TRAINING_SHARE);
     if !(share > 0.0 && share < 1.0) {
@@ -45,23 +44,27 @@ pub fn read(
     let training = match &found {
         Some(Found::File(path)) => vec![path.clone()],
         Some(Found::Text(..)) => Vec::new(),
-        None => files::files(&options.data)?,
+        None => files::files(&options.data, &mut notes)?,
     };
-    let validation = files::files(&options.validation)?;
+    let validation = files::files(&options.validation, &mut notes)?;
     let piped = training.iter().chain(&validation).filter(|path| is_standard_input(path)).count();
-    if piped > 1 || piped == 1 && training.len() > 1 {
+    if piped > 1 {
         return Err(CorpusError::StandardInput);
     }
 
-    let mut reading = Reading::new(vocabulary, options.newlines, &[&training, &validation], stop)?;
+    let mut reading = Reading::new(vocabulary, options.newlines, &[&training, &validation])?;
+    let named = |path: &PathBuf| options.data.contains(path) || options.validation.contains(path);
     match &found {
         Some(Found::Text(text, _)) => reading.read(text.as_bytes(), Path::new("the text"))?,
-        _ => reading.read_all(&training)?,
+        _ => reading.read_all(&training, &named)?,
+    }
+    if let (0, Some(path)) = (reading.texts, training.first()) {
+        return Err(CorpusError::Empty(path.clone()));
     }
     let (middle, bytes) = (reading.tokens.len(), reading.bytes);
     // What validates begins at its first character.
     reading.open_end = false;
-    reading.read_all(&validation)?;
+    reading.read_all(&validation, &named)?;
     notes.append(&mut reading.notes());
     let (more_bytes, sha256) = (reading.bytes - bytes, hexadecimal(std::mem::take(&mut reading.hash)));
     let (text, origin) = match found {
@@ -80,7 +83,7 @@ pub fn read(
         training: training_tokens,
         tokens,
         tokenizer,
-        text: text.filter(|_| matches!(origin, Origin::BuiltIn(_))),
+        text: text.filter(|_| matches!(origin, Origin::BuiltIn(_)) && validation.is_empty()),
         origin,
         validated_on: (!validation.is_empty()).then(|| (Origin::of(validation), more_bytes)),
         notes,
@@ -89,7 +92,8 @@ pub fn read(
     })
 }
 
-/// The text of a file, or of `input` for `-`, as a model with this tokenizer would be trained on it.
+/// The text of a file, or of `input` for `-`, as a model with this tokenizer would be trained on it: of bytes whatever
+/// they are.
 ///
 /// # Errors
 /// If it cannot be read, or is not UTF-8.
@@ -97,7 +101,7 @@ pub fn read_prompt(
     path: &Path,
     input: &mut impl Read,
     tokenizer: &AnyTokenizer,
-) -> Result<String, CorpusError> {
+) -> Result<Vec<u8>, CorpusError> {
     let mut bytes = Vec::new();
     let read = if is_standard_input(path) {
         input.read_to_end(&mut bytes)
@@ -105,19 +109,24 @@ pub fn read_prompt(
         files::open(path)?.read_to_end(&mut bytes)
     };
     read.map_err(|error| CorpusError::Unreadable(path.into(), error))?;
-    let is_bytes = matches!(tokenizer, AnyTokenizer::Byte(_));
-    let not_utf8 =
-        |position, encoding| CorpusError::NotUtf8 { path: path.into(), position, encoding, bytes: false };
-    if !is_bytes && let Some(encoding) = encoding::utf16(&bytes[..bytes.len().min(1 << 16)]) {
+    if matches!(tokenizer, AnyTokenizer::Byte(_)) {
+        return Ok(bytes);
+    }
+    let not_utf8 = |position, encoding| CorpusError::NotUtf8 {
+        path: path.into(),
+        position,
+        encoding,
+        bytes: false,
+        in_folder: false,
+    };
+    if let Some(encoding) = encoding::wide(&bytes[..bytes.len().min(1 << 16)]) {
         return Err(not_utf8(0, encoding));
     }
-    let unix = !is_bytes && tokenizer.encode("\r").is_err();
-    let mut cleaner = Cleaner::new(Cleaning { unix, utf8: !is_bytes });
-    let clean = cleaner
-        .push(&bytes, true)
-        .map_err(|position| not_utf8(position, encoding::single_byte(&bytes[..])))?;
-    String::from_utf8(std::mem::take(clean))
-        .map_err(|error| not_utf8(error.utf8_error().valid_up_to() as u64, encoding::single_byte(&bytes[..])))
+    let unix = tokenizer.encode("\r").is_err();
+    let mut cleaner = Cleaner::new(Cleaning { unix, utf8: true });
+    let clean = cleaner.push(&bytes, true);
+    let clean = clean.map_err(|place| not_utf8(place, encoding::single_byte(&bytes, std::io::empty())))?;
+    Ok(std::mem::take(clean))
 }
 
 /// Texts on their way to tokens.
@@ -129,11 +138,12 @@ struct Reading<'a> {
     hash: Sha256,
     /// Whether a text was read that did not end with a line break.
     open_end: bool,
+    /// How many texts were read that are not blank.
+    texts: usize,
     bytes: u64,
     /// Bytes of all files, as far as they are known.
     total: u64,
     progress: Option<Progress>,
-    stop: &'a dyn Fn() -> bool,
 }
 
 impl<'a> Reading<'a> {
@@ -141,7 +151,6 @@ impl<'a> Reading<'a> {
         vocabulary: Vocabulary<'a>,
         newlines: Option<Newlines>,
         paths: &[&[PathBuf]],
-        stop: &'a dyn Fn() -> bool,
     ) -> Result<Self, CorpusError> {
         let encoder = Encoder::new(vocabulary)?;
         let utf8 = !matches!(encoder, Encoder::Bytes);
@@ -149,44 +158,64 @@ impl<'a> Reading<'a> {
         let total = paths.iter().map(|paths| files::sizes(paths)).sum();
         let progress = (total > 1 << 25).then(|| Progress::new("reading the text", total, Unit::Bytes));
         let tokens = TokenBuf::with_vocab(encoder.vocab_size());
-        let mut reading = Reading {
+        let reading = Reading {
             encoder,
             tokens,
             cleaning: Cleaning { unix, utf8 },
             met: Met::default(),
             hash: Sha256::new(),
             open_end: false,
+            texts: 0,
             bytes: 0,
             total,
             progress,
-            stop,
         };
-        reading.check_memory(0)?;
-        let expected = usize::try_from(total).unwrap_or(usize::MAX);
-        reading.tokens.try_reserve(expected).map_err(|_| reading.no_room(total))?;
         Ok(reading)
     }
 
-    fn no_room(&self, needed: u64) -> CorpusError {
-        let available = memory::available().map_or(0, |bytes| bytes as u64);
-        CorpusError::Memory { needed, available: available + self.tokens.bytes() as u64 }
+    fn no_room(&self, more: usize) -> CorpusError {
+        let held = self.tokens.bytes();
+        let available = memory::available().map_or(held, |bytes| bytes.saturating_add(held));
+        CorpusError::Memory { needed: held.saturating_add(more) as u64, available: available as u64 }
+    }
+
+    /// How many tokens are still to come, if what comes is as what was.
+    fn coming(&self) -> usize {
+        let per_byte = self.tokens.len() as f64 / self.bytes.max(1) as f64;
+        (self.total.saturating_sub(self.bytes) as f64 * per_byte) as usize
+    }
+
+    /// The bytes of these.
+    fn coming_bytes(&self) -> usize {
+        let width = self.tokens.bytes().checked_div(self.tokens.len()).unwrap_or(1);
+        self.coming().saturating_mul(width)
     }
 
     /// Refuses what the kernel would end the process for: what is still to be read, and `more` bytes besides.
-    fn check_memory(&self, more: u64) -> Result<(), CorpusError> {
-        let width = self.tokens.bytes().checked_div(self.tokens.len()).unwrap_or(1) as u64;
-        let coming = self.total.saturating_sub(self.bytes).saturating_mul(width).saturating_add(more);
+    fn check_memory(&self, more: usize) -> Result<(), CorpusError> {
+        let more = self.coming_bytes().saturating_add(more);
         match memory::available() {
-            Some(available) if coming > available as u64 => {
-                Err(self.no_room(coming.saturating_add(self.tokens.bytes() as u64)))
-            }
+            Some(available) if more > available => Err(self.no_room(more)),
             _ => Ok(()),
         }
     }
 
-    fn read_all(&mut self, paths: &[PathBuf]) -> Result<(), CorpusError> {
+    /// Reads files, of which some were named and others are those of a folder.
+    fn read_all(&mut self, paths: &[PathBuf], named: &dyn Fn(&PathBuf) -> bool) -> Result<(), CorpusError> {
         for path in paths {
-            self.read(files::open(path)?, path)?;
+            let read = self.read(files::open(path)?, path);
+            read.or_else(|error| match error {
+                // A folder may have files without a text.
+                CorpusError::Empty(path) if !named(&path) => Ok(()),
+                error => Err(error),
+            })
+            .map_err(|error| match error {
+                CorpusError::NotUtf8 { path, position, encoding, bytes, .. } => {
+                    let in_folder = !named(&path);
+                    CorpusError::NotUtf8 { path, position, encoding, bytes, in_folder }
+                }
+                other => other,
+            })?;
         }
         Ok(())
     }
@@ -201,7 +230,7 @@ impl<'a> Reading<'a> {
         let (mut blank, mut last_byte) = (true, b'\n');
         let mut filled = fill(&mut text, &mut buffer).map_err(|e| CorpusError::Unreadable(path.into(), e))?;
         if self.cleaning.utf8
-            && let Some(encoding) = encoding::utf16(&buffer[..filled.min(1 << 16)])
+            && let Some(encoding) = encoding::wide(&buffer[..filled.min(1 << 16)])
         {
             return Err(self.not_utf8(path, 0, encoding));
         }
@@ -210,7 +239,10 @@ impl<'a> Reading<'a> {
             self.bytes += filled as u64;
             let clean = match cleaner.push(&buffer[..filled], last) {
                 Ok(clean) => clean,
-                Err(position) => return Err(self.not_utf8(path, position, encoding_of(path))),
+                Err(position) => {
+                    let encoding = encoding::single_byte(&buffer[..filled], rest_of(text, path));
+                    return Err(self.not_utf8(path, position, encoding));
+                }
             };
             let whole = if self.cleaning.utf8 { whole(clean).len() } else { clean.len() };
             blank &= clean[..whole].iter().all(|byte| self.cleaning.utf8 && byte.is_ascii_whitespace());
@@ -220,9 +252,6 @@ impl<'a> Reading<'a> {
             if last {
                 break;
             }
-            if (self.stop)() {
-                return Err(CorpusError::Interrupted);
-            }
             if let Some(progress) = &self.progress {
                 progress.at(self.bytes, "");
             }
@@ -231,7 +260,8 @@ impl<'a> Reading<'a> {
         if blank {
             return Err(CorpusError::Empty(path.into()));
         }
-        self.open_end = last_byte != b'\n';
+        self.texts += 1;
+        self.open_end = self.cleaning.utf8 && !matches!(last_byte, b'\n' | b'\r');
         let met = cleaner.met();
         self.met.marks += met.marks;
         self.met.breaks += met.breaks;
@@ -242,16 +272,19 @@ impl<'a> Reading<'a> {
     fn push(&mut self, clean: &[u8]) -> Result<(), CorpusError> {
         self.hash.update(clean);
         let more = self.encoder.widening(clean, &self.tokens) + clean.len();
-        self.check_memory(more as u64)?;
-        match self.encoder.push(clean, &mut self.tokens) {
-            Err(TokenizerError::OutOfMemory) => Err(self.no_room((self.tokens.bytes() + more) as u64)),
+        self.check_memory(more)?;
+        let pushed = self.encoder.push(clean, &mut self.tokens);
+        // Room for the rest at once, so that what is there need not be moved time and again.
+        let pushed = pushed.and_then(|()| Ok(self.tokens.try_reserve(self.coming())?));
+        match pushed {
+            Err(TokenizerError::OutOfMemory) => Err(self.no_room(self.coming_bytes().saturating_add(more))),
             pushed => Ok(pushed?),
         }
     }
 
     fn not_utf8(&self, path: &Path, position: u64, encoding: &'static str) -> CorpusError {
         let bytes = !matches!(self.encoder, Encoder::Fixed { .. });
-        CorpusError::NotUtf8 { path: path.into(), position, encoding, bytes }
+        CorpusError::NotUtf8 { path: path.into(), position, encoding, bytes, in_folder: false }
     }
 
     /// What the user should know of the texts.
@@ -283,9 +316,9 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// The encoding of one byte a character that a file seems to be in.
-fn encoding_of(path: &Path) -> &'static str {
-    files::open(path).map_or(encoding::LATIN, encoding::single_byte)
+/// What is still to come of a file; nothing of a pipe, whose writer may keep it waiting.
+fn rest_of<'a>(text: impl Read + 'a, path: &Path) -> Box<dyn Read + 'a> {
+    if path.is_file() { Box::new(text) } else { Box::new(std::io::empty()) }
 }
 
 /// Reads until the buffer is full or the text ends.

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::{Corpus, CorpusError, Search, TextOptions, Vocabulary, read};
 use crate::Outcome;
+use crate::options::Loaded;
 
 /// The file in the folder of a run.
 pub fn path_in(folder: &Path) -> PathBuf {
@@ -33,7 +34,11 @@ pub fn remember(folder: &Path, text: &TextOptions) -> Outcome<()> {
         file.sync_all()?;
         fs::rename(&partial, &path)
     };
-    write().map_err(|error| FileError { path: path.clone(), attempt: "write to", error })?;
+    let written = write();
+    if written.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    written.map_err(|error| FileError { path: path.clone(), attempt: "write to", error })?;
     Ok(sync_folder(folder)?)
 }
 
@@ -52,17 +57,16 @@ pub fn read_of_run(
     given: &TextOptions,
     folder: &Path,
     vocabulary: Vocabulary<'_>,
-    stop: &dyn Fn() -> bool,
 ) -> Result<Corpus, CorpusError> {
     let Some(kept) = remembered(folder) else {
-        return read(search, given, vocabulary, stop);
+        return read(search, given, vocabulary);
     };
     let flags = kept.flags();
     let text = given.or(kept);
     if text.is_piped() && !given.is_piped() {
         return Err(CorpusError::Piped(flags));
     }
-    read(search, &text, vocabulary, stop).map_err(|error| match flags.as_str() {
+    read(search, &text, vocabulary).map_err(|error| match flags.as_str() {
         "" => error,
         _ => CorpusError::OfRun(flags, error.into()),
     })
@@ -76,15 +80,23 @@ pub fn read_of_run(
 pub fn read_of_checkpoint(
     search: &Search,
     given: &TextOptions,
-    checkpoint: &Path,
+    checkpoint: &Loaded,
     vocabulary: Vocabulary<'_>,
-    stop: &dyn Fn() -> bool,
 ) -> Outcome<Corpus> {
     let named = !given.data.is_empty() || given.built_in;
-    let corpus = match checkpoint.parent() {
-        Some(folder) if !named => read_of_run(search, given, folder, vocabulary, stop),
-        _ => read(search, given, vocabulary, stop),
+    let of_run = || {
+        let folder = checkpoint.path.parent().filter(|_| !named)?;
+        remembered(folder).map(|_| read_of_run(search, given, folder, vocabulary))
     };
+    let mut corpus = of_run().unwrap_or_else(|| read(search, given, vocabulary));
+    if let Ok(corpus) = &mut corpus
+        && !named
+        && checkpoint.text_hash().is_some_and(|hash| hash != corpus.sha256)
+    {
+        corpus
+            .notes
+            .push("the text is not the one that the model was trained on, or is read otherwise".into());
+    }
     corpus.map_err(|error| match named {
         true => error.into(),
         false => {

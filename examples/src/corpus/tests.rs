@@ -10,6 +10,7 @@ use std::time::Instant;
 use minigpt_core::{CharTokenizer, Tokenizer};
 
 use super::*;
+use crate::options::{load_which, open};
 use crate::testing::Scratch;
 
 const TEXT: &str = "To train, or not to train.\n";
@@ -47,7 +48,7 @@ fn search(scratch: &Scratch, url: String) -> Search {
 
 /// What is found where the user names no text.
 fn found(search: &Search) -> Corpus {
-    read(search, &TextOptions::default(), Vocabulary::Char, &|| false).unwrap()
+    read(search, &TextOptions::default(), Vocabulary::Char).unwrap()
 }
 
 /// The text of all tokens.
@@ -156,7 +157,7 @@ fn file(scratch: &Scratch, name: &str, bytes: &[u8]) -> TextOptions {
 }
 
 fn read_as(options: &TextOptions, vocabulary: Vocabulary<'_>) -> Result<Corpus, CorpusError> {
-    read(&Search::from_environment(), options, vocabulary, &|| false)
+    read(&Search::from_environment(), options, vocabulary)
 }
 
 fn read_text(options: &TextOptions) -> Corpus {
@@ -178,7 +179,10 @@ fn a_file_that_cannot_be_used_is_an_error_that_says_what_to_do() {
     }
     let missing = TextOptions { data: vec![scratch.path("missing")], ..TextOptions::default() };
     let error = refused_as(&missing, Vocabulary::Char);
-    assert!(error.contains("cannot read") && error.ends_with("name a text file with --data"), "{error}");
+    assert!(
+        error.contains("cannot read") && error.ends_with("check the path, and name a text file"),
+        "{error}"
+    );
     read_text(&file(&scratch, "missing", b"here now"));
 }
 
@@ -262,6 +266,25 @@ fn converted(message: &str) -> Corpus {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn a_file_of_a_folder_is_converted_in_its_place() {
+    let scratch = Scratch::new();
+    let mut options = file(&scratch, "folder/a.txt", b"caf\xe9");
+    file(&scratch, "folder/b.txt", b" et th\xe9");
+    // A name that is taken is not written over.
+    file(&scratch, "folder/a.utf8.txt", b"");
+    options.data = vec![scratch.path("folder")];
+    for _ in 0..2 {
+        let message = refused_as(&options, Vocabulary::Char);
+        let command = message.split_once("iconv").unwrap().1.lines().next().unwrap();
+        assert!(command.contains(" && mv "), "{message}");
+        assert!(Command::new("sh").args(["-c", &format!("iconv{command}")]).status().unwrap().success());
+    }
+    assert_eq!(text(&read_text(&options)), "café\n et thé");
+    assert!(scratch.path("folder/a.utf8.txt").exists());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn another_encoding_is_told_and_the_advice_converts_it() {
     let scratch = Scratch::new();
     let pairs = |order: fn(u16) -> [u8; 2], mark: &str| -> Vec<u8> {
@@ -275,6 +298,7 @@ fn another_encoding_is_told_and_the_advice_converts_it() {
         ("utf16be.txt", pairs(u16::to_be_bytes, "\u{FEFF}"), "dog the café"),
         ("no mark.txt", pairs(u16::to_le_bytes, ""), "dog the café"),
         ("no mark be.txt", pairs(u16::to_be_bytes, ""), "dog the café"),
+        ("utf32.txt", "\u{FEFF}dog".chars().map(u32::from).flat_map(u32::to_le_bytes).collect(), "dog"),
     ] {
         let options = file(&scratch, name, &bytes);
         let message = refused_as(&options, Vocabulary::Char);
@@ -297,6 +321,16 @@ fn several_files_and_folders_are_one_text_in_order() {
     let corpus = read_text(&options);
     assert_eq!(text(&corpus), "first\nsecond\nthird");
     assert_eq!(corpus.origin.to_string().split(' ').next(), Some("3"));
+    // Files without a text are no reason to refuse the others, nor are hidden ones, nor bytes that are no text.
+    file(&scratch, "folder/blank.txt", b" \n");
+    file(&scratch, "folder/empty.txt", b"");
+    file(&scratch, "folder/.hidden.txt", b"\xff");
+    let corpus = read_text(&options);
+    assert_eq!(text(&corpus), "first\nsecond\n \nthird");
+    assert!(corpus.notes[0].contains("3 of 4 files"), "{:?}", corpus.notes);
+    // Bytes are joined as they are.
+    let bytes = read_as(&options, Vocabulary::Byte).unwrap();
+    assert_eq!(bytes.tokens, TokenBuf::U8(b"firstsecond\n \nthird".to_vec()));
     // A folder without texts by name has them all.
     file(&scratch, "others/one", b"one");
     options.data = vec![scratch.path("others")];
@@ -359,6 +393,43 @@ fn characters_that_a_model_does_not_know_are_named_with_their_number() {
 }
 
 #[test]
+fn a_checkpoint_is_held_against_the_text_of_its_run_unless_another_is_named() {
+    let scratch = Scratch::new();
+    let summary =
+        scratch.trained(&"the quick fox; ".repeat(40), "--iterations 2 --validation-share 0.2").unwrap();
+    let mut search = search(&scratch, "http://127.0.0.1:1/".into());
+    search.folder = Some(scratch.path("elsewhere"));
+    file(&scratch, "elsewhere/input.txt", b"ANOTHER TEXT");
+    let read = |checkpoint: &Path, options: &TextOptions| {
+        let loaded = load_which(checkpoint, None).unwrap();
+        let tokenizer = open(&loaded.bytes).unwrap().tokenizer().unwrap().clone();
+        read_of_checkpoint(&search, options, &loaded, Vocabulary::Fixed(&tokenizer))
+            .map_err(|error| error.to_string())
+    };
+    let none = TextOptions::default();
+    let of_run = read(&summary.checkpoint, &none).unwrap();
+    assert_eq!((of_run.tokens.len(), of_run.training, of_run.notes.len()), (600, 480, 0));
+    // What else is given changes that alone.
+    let share = TextOptions { validation_share: Some(0.5), ..none.clone() };
+    assert_eq!(read(&summary.checkpoint, &share).unwrap().training, 300);
+    // A checkpoint that was given away says what to do, and it works.
+    let given = scratch.path("given.mgpt");
+    fs::copy(&summary.checkpoint, &given).unwrap();
+    let message = read(&given, &none).unwrap_err();
+    assert!(message.contains("input.txt") && message.contains("are not among the"), "{message}");
+    assert!(
+        message.ends_with("if the model was trained on another text: name it with --data, or --built-in"),
+        "{message}"
+    );
+    let named = TextOptions { data: vec![scratch.path("text.txt")], ..none.clone() };
+    assert_eq!(read(&given, &named).unwrap().tokens.len(), 600);
+    // A text that has changed is not taken for what it was.
+    fs::write(scratch.path("text.txt"), "the quick fox; ".repeat(41)).unwrap();
+    let notes = read(&summary.checkpoint, &none).unwrap().notes;
+    assert!(notes[0].contains("not the one that the model was trained on"), "{notes:?}");
+}
+
+#[test]
 fn a_text_in_many_pieces_is_read_as_a_whole() {
     let scratch = Scratch::new();
     // Characters of one to four bytes, so that pieces end inside of them.
@@ -372,6 +443,4 @@ fn a_text_in_many_pieces_is_read_as_a_whole() {
     assert_eq!(corpus.sha256, sha256(long.as_bytes()));
     let tokenizer = corpus.tokenizer;
     assert!(text(&read_as(&kept, Vocabulary::Fixed(&tokenizer)).unwrap()) == long);
-    let stopped = read(&Search::from_environment(), &kept, Vocabulary::Char, &|| true);
-    assert!(matches!(stopped, Err(CorpusError::Interrupted)));
 }

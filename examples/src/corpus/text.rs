@@ -58,14 +58,14 @@ impl Cleaner {
             self.before = MARK.len() as u64;
             self.met.marks += 1;
         }
-        let held = self.clean.len() as u64;
+        let (held, after_return) = (self.clean.len(), self.after_return);
         self.met.zeros += bytes.iter().filter(|&&byte| byte == 0).count() as u64;
         if self.cleaning.unix {
             self.push_unix(bytes)
         } else {
             self.clean.extend_from_slice(bytes)
         }
-        let place = self.before - held.min(self.before);
+        let before = self.before;
         self.before += bytes.len() as u64;
         if !self.cleaning.utf8 {
             return Ok(&mut self.clean);
@@ -73,9 +73,26 @@ impl Cleaner {
         match std::str::from_utf8(&self.clean) {
             Ok(_) => Ok(&mut self.clean),
             Err(error) if error.error_len().is_none() && !last => Ok(&mut self.clean),
-            // Not exactly where line breaks were shortened before it in this piece.
-            Err(error) => Err(place + error.valid_up_to() as u64),
+            Err(error) => Err(match error.valid_up_to().checked_sub(held) {
+                // In what was held back of the pieces before, which are no line breaks.
+                None => before - (held - error.valid_up_to()) as u64,
+                Some(clean) => before + self.raw(bytes, after_return, clean) as u64,
+            }),
         }
+    }
+
+    /// Where in `bytes` the clean byte of that place comes from.
+    fn raw(&self, bytes: &[u8], mut after_return: bool, clean: usize) -> usize {
+        let mut left = clean;
+        for (place, &byte) in bytes.iter().enumerate() {
+            let after = std::mem::replace(&mut after_return, byte == b'\r');
+            let dropped = self.cleaning.unix && after && byte == b'\n';
+            if !dropped && left == 0 {
+                return place;
+            }
+            left -= usize::from(!dropped);
+        }
+        bytes.len()
     }
 
     fn push_unix(&mut self, bytes: &[u8]) {
@@ -138,6 +155,11 @@ mod tests {
         let text = [b"plain text and then ".as_slice(), &[0xE9], b" more"].concat();
         for at_once in [3, 5, 8, 100] {
             assert_eq!(cleaned(&text, at_once, false), Err(20));
+        }
+        // Line breaks that were shortened before it count as they were.
+        let text = [b"a\r\nb\r\n\r\n\rc".as_slice(), &[0xE9, b'\r', b'\n']].concat();
+        for at_once in [3, 4, 5, 7, 100] {
+            assert_eq!(cleaned(&text, at_once, true), Err(10), "{at_once}");
         }
         // A character that is broken off at the end.
         assert_eq!(cleaned(&[b'a', b'b', 0xC3], 100, false), Err(2));

@@ -53,26 +53,21 @@ impl Start {
     }
 
     /// Reads the text that it trains on.
-    pub(super) fn text(
-        &self,
-        options: &Options,
-        folder: &Folder,
-        stop: &dyn Fn() -> bool,
-    ) -> Outcome<Corpus> {
+    pub(super) fn text(&self, options: &Options, folder: &Folder) -> Outcome<Corpus> {
         let search = Search::from_environment();
-        let read = |vocabulary: Vocabulary<'_>| corpus::read(&search, &options.text, vocabulary, stop);
+        let read = |vocabulary: Vocabulary<'_>| corpus::read(&search, &options.text, vocabulary);
         match self {
             Start::New if options.shape.tokenizer == Some(TokenizerName::Byte) => Ok(read(Vocabulary::Byte)?),
             Start::New => Ok(read(Vocabulary::Char)?),
             Start::From(source) => {
                 let checkpoint = open(&source.bytes)?;
                 let vocabulary = Vocabulary::Fixed(tokenizer(&checkpoint)?);
-                corpus::read_of_checkpoint(&search, &options.text, &source.path, vocabulary, stop)
+                corpus::read_of_checkpoint(&search, &options.text, source, vocabulary)
             }
             Start::Resume(bytes) => {
                 let checkpoint = open(bytes)?;
                 let vocabulary = Vocabulary::Fixed(tokenizer(&checkpoint)?);
-                let corpus = corpus::read_of_run(&search, &options.text, folder.run.path(), vocabulary, stop);
+                let corpus = corpus::read_of_run(&search, &options.text, folder.run.path(), vocabulary);
                 corpus.map_err(|error| match &error {
                     // Its own text has its characters.
                     CorpusError::Unknown { .. } => other_text(folder, &options.text, &error).into(),
@@ -233,7 +228,7 @@ pub(super) fn resume<B: Backend>(
     {
         say(format_args!("the checkpoints of later steps are now in {}", aside.display()))?;
     }
-    let best = Best::from_metadata(metadata);
+    let mut best = Best::from_metadata(metadata);
     let metrics = Metrics::resume(&folder.metrics(), step)?;
     say(format_args!("resumed behind step {step} of {}", pace.iterations))?;
     if step == pace.iterations {
@@ -242,9 +237,13 @@ pub(super) fn resume<B: Backend>(
     for (flag, new, old) in changes((&training.config, &kept), (&config, &pace)) {
         say(format_args!("from here on {flag} {new}; it was {old}"))?;
     }
-    let trained = training_tokens(metadata).filter(|&before| before != corpus.training);
-    if let Some(before) = trained {
-        say(format_args!("from here on {} tokens of the text train; there were {before}", corpus.training))?;
+    if let Some(before) = training_tokens(metadata).filter(|&before| before != corpus.training) {
+        say(format_args!(
+            "from here on {} tokens of the text train; there were {before}. What has trained may validate now, and the \
+             best validation of before counts no more: it was on another text",
+            corpus.training
+        ))?;
+        best = None;
     }
     let changed = config.schedule != training.config.schedule;
     if changed && step < pace.iterations {
@@ -257,6 +256,12 @@ pub(super) fn resume<B: Backend>(
 fn other_text(folder: &Folder, this: &TextOptions, why: &dyn Display) -> String {
     let path = folder.run.path();
     let kept = corpus::remembered(path).unwrap_or_default();
+    let otherwise = [
+        ("--newlines", this.newlines.is_some() && this.newlines != kept.newlines),
+        ("--validation", !this.validation.is_empty() && this.validation != kept.validation),
+    ];
+    let otherwise = otherwise.into_iter().filter(|(_, other)| *other);
+    let leave: String = otherwise.map(|(flag, _)| format!("leave {flag} out, or ")).collect();
     let was = match kept.flags().as_str() {
         "" => String::new(),
         flags => format!(" ({flags}, unless what is there has changed since)"),
@@ -267,8 +272,8 @@ fn other_text(folder: &Folder, this: &TextOptions, why: &dyn Display) -> String 
     let why = why.to_string();
     let why = if why.is_empty() { why } else { format!("{why}\n") };
     format!(
-        "{why}the run was on another text{was}: name it with --data, or --built-in if it was the built-in plays; to train \
-         its model on this text, begin a new run: cargo run --release --example train_shakespeare -- --from {run} --out \
+        "{why}the run was on another text{was}: {leave}name it with --data, or --built-in if it was the built-in plays; to \
+         train its model on this text, begin a new run: cargo run --release --example train_shakespeare -- --from {run} --out \
          {new} {this}"
     )
 }

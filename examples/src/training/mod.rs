@@ -18,13 +18,13 @@ mod tests;
 use std::io::{stderr, stdin, stdout};
 
 use minigpt_core::data::{EvalWindows, Windows};
-use minigpt_core::{AnyTokenizer, Backend, Model, SampleConfig};
+use minigpt_core::{Backend, Model, SampleConfig};
 
 use crate::corpus::{self, Corpus, Origin};
 use crate::generation::{self, Limits, Terminal, Writer};
 use crate::options::{OnBackend, on_backend};
 use crate::prompt::PromptOptions;
-use crate::stop::Interrupts;
+use crate::stop::{Interrupts, Signals};
 use crate::{Outcome, say};
 use begin::Start;
 use folder::Folder;
@@ -40,18 +40,18 @@ pub use summary::{End, Summary};
 /// Share of the text that trains, by position; the rest validates.
 pub const TRAINING_SHARE: f64 = 0.9;
 
-/// Runs what the flags say. `stop` is asked after each step.
+/// Runs what the flags say. The signals are taken over when there is something to save, and asked after each step.
 ///
 /// # Errors
 /// A message that says what to do.
-pub fn train(options: &Options, stop: impl Fn() -> bool) -> Outcome<End> {
+pub fn train(options: &Options, signals: impl Signals) -> Outcome<End> {
     options.check()?;
     if options.resume && !options.out.is_dir() {
         return Err(begin::nothing_to_resume(&options.out).into());
     }
     let folder = Folder::open(&options.out)?;
     let start = Start::of(options, &folder)?;
-    let corpus = start.text(options, &folder, &stop)?;
+    let corpus = start.text(options, &folder)?;
     for note in &corpus.notes {
         say(note)?;
     }
@@ -59,7 +59,11 @@ pub fn train(options: &Options, stop: impl Fn() -> bool) -> Outcome<End> {
     if let Some((origin, bytes)) = &corpus.validated_on {
         say(format_args!("validation: {origin} ({bytes} bytes)"))?;
     }
-    on_backend(options.backend, options.threads, Training { options, folder, start, corpus, stop: &stop })
+    on_backend(
+        options.backend,
+        options.threads,
+        Training { options, folder, start, corpus, signals: &signals },
+    )
 }
 
 struct Training<'a> {
@@ -67,14 +71,15 @@ struct Training<'a> {
     folder: Folder,
     start: Start,
     corpus: Corpus,
-    stop: &'a dyn Fn() -> bool,
+    signals: &'a dyn Signals,
 }
 
 impl OnBackend for Training<'_> {
     type Result = End;
 
     fn run<B: Backend>(self, backend: B) -> Outcome<End> {
-        let Training { options, folder, start, mut corpus, stop } = self;
+        let Training { options, folder, start, mut corpus, signals } = self;
+        signals.take_over()?;
         let begun = match &start {
             Start::New => begin::begin(backend, &folder, options, &corpus, None)?,
             Start::From(source) => begin::begin(backend, &folder, options, &corpus, Some(&source.bytes))?,
@@ -99,11 +104,12 @@ impl OnBackend for Training<'_> {
             tokenizer: corpus.tokenizer.clone(),
             sha256: corpus.sha256.clone(),
             training_tokens: corpus.training,
+            start: corpus.start(),
             name: name(&corpus.origin),
             keep: options.keep.get(),
             flags: options.to_resume(&text.flags()),
             truth,
-            stop,
+            signals,
         };
         let windows = Windows::new(corpus.training(), time).map_err(too_short)?;
         let all = EvalWindows::new(corpus.validation(), time).map_err(too_short)?;
@@ -111,8 +117,9 @@ impl OnBackend for Training<'_> {
         let end = session.train(&windows, &all)?;
         if let End::Finished(summary) = &end {
             say(summary)?;
+            signals.give_back();
             if options.interactive {
-                converse(&mut session.into_model(), &corpus.tokenizer)?;
+                converse(&mut session.into_model(), &corpus)?;
             }
         }
         Ok(end)
@@ -120,9 +127,9 @@ impl OnBackend for Training<'_> {
 }
 
 /// What the model writes on from what is typed.
-fn converse<B: Backend>(model: &mut Model<B>, tokenizer: &AnyTokenizer) -> Outcome<()> {
+fn converse<B: Backend>(model: &mut Model<B>, corpus: &Corpus) -> Outcome<()> {
     let context = model.config().context;
-    let mut writer = Writer::new(model, tokenizer, context)?;
+    let mut writer = Writer::new(model, &corpus.tokenizer, corpus.start(), context)?;
     let config = SampleConfig { temperature: 0.8, seed: 1, ..SampleConfig::default() };
     let limits = Limits { tokens: 300, stops: Vec::new() };
     let (mut input, mut out, mut log) = (stdin().lock(), stdout().lock(), stderr());

@@ -95,6 +95,11 @@ impl Options {
         if self.which.is_some() && !self.resume && self.from.is_none() {
             return Err("--which says what --resume or --from takes: add one of them, or leave it out".into());
         }
+        if self.interactive && self.text.is_piped() {
+            return Err("--interactive reads what you type, and --data - the text where that would come in: name a file \
+                        with --data, or leave --interactive out"
+                .into());
+        }
         let given = self.shape.given();
         if !given.is_empty() && (self.resume || self.from.is_some()) {
             let way = if self.resume { "--resume" } else { "--from" };
@@ -112,11 +117,6 @@ impl Options {
         if self.resume {
             // What a run has now decides what these settings make of it.
             return Ok(());
-        }
-        if self.interactive && self.text.is_piped() {
-            return Err("--interactive reads what you type, and --data - the text where that would come in: name a file \
-                        with --data, or leave --interactive out"
-                .into());
         }
         let (config, pace) = self.shape.defaults(1, 0, self.settings.iterations);
         self.settings.over(&config, &pace, config.recompute).map(drop)
@@ -380,8 +380,8 @@ impl Settings {
         if (self.lr.is_some() || self.min_lr.is_some()) && floor > peak.max(0.0) {
             return Err(format!(
                 "--min-lr {floor:?} is above --lr {peak:?}, from which the learning rate falls to it: make it {peak:?} \
-                 or less, such as --min-lr {:?}",
-                peak / f64::from(TENTH)
+                 or less, such as --min-lr {}",
+                typed(peak / f64::from(TENTH))
             )
             .into());
         }
@@ -392,6 +392,12 @@ impl Settings {
         }
         Ok(Schedule { peak, floor, warmup, steps: iterations, decay })
     }
+}
+
+/// A number as somebody would type it: without the digits that only a division left.
+pub(super) fn typed(number: f64) -> String {
+    let rounded: f64 = format!("{number:.11e}").parse().unwrap_or(number);
+    format!("{rounded:?}")
 }
 
 /// The flags that would make `before` of `after`, each with its value, and what the value was.
@@ -405,15 +411,15 @@ pub(super) fn changes(
             ("--iterations", pace.iterations.to_string()),
             ("--batch", batch.to_string()),
             ("--accumulation", accumulation.to_string()),
-            ("--lr", format!("{:?}", schedule.peak)),
-            ("--min-lr", format!("{:?}", schedule.floor)),
+            ("--lr", typed(schedule.peak)),
+            ("--min-lr", typed(schedule.floor)),
             ("--warmup", schedule.warmup.to_string()),
             ("--schedule", format!("{:?}", schedule.decay).to_lowercase()),
-            ("--clip", format!("{:?}", clip)),
-            ("--beta1", format!("{:?}", beta1)),
-            ("--beta2", format!("{:?}", beta2)),
-            ("--eps", format!("{:?}", eps)),
-            ("--weight-decay", format!("{:?}", weight_decay)),
+            ("--clip", typed(*clip)),
+            ("--beta1", typed(*beta1)),
+            ("--beta2", typed(*beta2)),
+            ("--eps", typed(*eps)),
+            ("--weight-decay", typed(*weight_decay)),
             ("--eval-every", pace.eval_every.to_string()),
             ("--eval-windows", pace.eval_windows.to_string()),
             ("--patience", pace.patience.to_string()),

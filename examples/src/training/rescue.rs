@@ -5,7 +5,7 @@ use std::path::Path;
 use minigpt_core::TrainConfig;
 
 use super::folder::{Best, Folder, Pace};
-use super::options::changes;
+use super::options::{changes, typed};
 use crate::options::{load_which, open};
 use crate::{Outcome, say};
 
@@ -98,7 +98,7 @@ impl Diverged<'_> {
         // 1e-3 is what small models are trained with; a rate that is not far above it may only be unlucky.
         let lr = if schedule.peak > 1e-2 { 1e-3 } else { schedule.peak / 10.0 };
         let clip = if *clip > 1.0 { " --clip 1" } else { "" };
-        format!(" --lr {lr:?}{clip}")
+        format!(" --lr {}{clip}", typed(lr))
     }
 }
 

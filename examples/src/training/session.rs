@@ -15,7 +15,8 @@ use super::summary::{End, Summary, Truth};
 use crate::chart::{Curve, loss_curves};
 use crate::metrics::{Measured, Metrics, Record};
 use crate::progress::{Progress, Unit};
-use crate::prompt::default_start;
+use crate::prompt::START;
+use crate::stop::Signals;
 use crate::{Outcome, say};
 
 /// So many steps in a row without a finite gradient end the run.
@@ -49,6 +50,8 @@ pub(super) struct Run<'a> {
     pub(super) sha256: String,
     /// How many tokens of it train.
     pub(super) training_tokens: usize,
+    /// What samples begin behind.
+    pub(super) start: u32,
     /// What the text is called in titles.
     pub(super) name: String,
     /// How many of the last checkpoints stay.
@@ -56,8 +59,8 @@ pub(super) struct Run<'a> {
     /// The flags to resume with.
     pub(super) flags: String,
     pub(super) truth: Option<Truth>,
-    /// Whether to end; asked after each step.
-    pub(super) stop: &'a dyn Fn() -> bool,
+    /// Say whether to end; asked after each step.
+    pub(super) signals: &'a dyn Signals,
 }
 
 /// What the last step did.
@@ -127,7 +130,7 @@ impl<'a, B: Backend> Session<'a, B> {
             if self.is_due(step) && !self.validated(&progress, step, &sample, all)? {
                 return Ok(self.interrupted(step));
             }
-            if (self.run.stop)() && step < self.pace.iterations {
+            if self.run.signals.asked() && step < self.pace.iterations {
                 progress.done();
                 if self.saved != step {
                     self.save_sound(step)?;
@@ -181,7 +184,8 @@ impl<'a, B: Backend> Session<'a, B> {
             return Ok(None);
         }
         let now = self.trainer.metrics()?;
-        if now.skipped_in_a_row >= SKIPS {
+        // A run that ends so has not learned what it was to, however few they are.
+        if now.skipped_in_a_row >= SKIPS || now.skipped_in_a_row > 0 && step == self.pace.iterations {
             return Err(self.diverged(&now)?.into());
         }
         Ok(Some(now))
@@ -280,7 +284,7 @@ impl<'a, B: Backend> Session<'a, B> {
         let at_once = (PART / windows.time()).max(1);
         let (mut sum, mut done) = (0.0, 0);
         while let Some(part) = windows.part(done..windows.len().min(done + at_once)) {
-            if done > 0 && (self.run.stop)() {
+            if done > 0 && self.run.signals.asked() {
                 return Ok(None);
             }
             sum += self.trainer.evaluate(&part)? * part.len() as f64;
@@ -300,7 +304,7 @@ impl<'a, B: Backend> Session<'a, B> {
             Sampler::new(SampleConfig { seed: 1, ..SampleConfig::default() }, tokenizer.vocab_size())?;
         let model = self.trainer.model_mut();
         let mut decoder = Decoder::new(model, 1)?;
-        decoder.feed(model, &default_start(tokenizer))?;
+        decoder.feed(model, &[self.run.start])?;
         let tokens: Vec<u32> =
             decoder.generate(model, &mut sampler).take(self.pace.sample).collect::<Result<_, _>>()?;
         decoder.release(model)?;
@@ -313,9 +317,8 @@ impl<'a, B: Backend> Session<'a, B> {
         match self.trainer.metrics()?.skipped_in_a_row {
             0 => self.save(step),
             skipped => say(format_args!(
-                "step {step} is not saved: its gradient was not finite, nor were those of {} steps before it; the \
-                 checkpoint of step {} stays",
-                skipped - 1,
+                "step {step} is not saved: the gradient has not been finite for {skipped} steps in a row; the checkpoint \
+                 of step {} stays",
                 self.saved
             )),
         }
@@ -336,6 +339,7 @@ impl<'a, B: Backend> Session<'a, B> {
         let text = [
             ("corpus_sha256", self.run.sha256.clone()),
             ("training_tokens", self.run.training_tokens.to_string()),
+            (START, self.run.start.to_string()),
         ];
         let metadata: Vec<(&str, String)> =
             self.pace.metadata().into_iter().chain(text).chain(best).collect();

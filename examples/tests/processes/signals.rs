@@ -1,7 +1,9 @@
 //! Signals that ask a run to end make it save first.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 
 use super::child::{Process, Run, Scratch};
 
@@ -62,4 +64,34 @@ fn a_run_under_nohup_outlives_its_terminal() {
     process.wait_until(|| lines(&run) > before + 20);
     send("TERM", &process);
     assert_saved(&scratch, &run, process, 143);
+}
+
+/// While a text comes in there is nothing to save, and a signal ends the process as it ends others.
+#[test]
+fn a_run_that_waits_for_its_text_ends_at_once() {
+    let scratch = Scratch::new();
+    let run = scratch.run("run", ENDLESS).piped();
+    for (signal, number) in [("TERM", 15), ("INT", 2)] {
+        let mut process = Process::start(run.command(&[]).stdin(Stdio::piped()));
+        process.wait_until(|| run.folder.is_dir());
+        send(signal, &process);
+        assert_eq!(process.0.wait().unwrap().signal(), Some(number));
+        fs::remove_dir_all(&run.folder).unwrap();
+    }
+}
+
+/// In a conversation behind the training nothing is left to save.
+#[test]
+fn a_conversation_behind_a_training_ends_by_a_signal() {
+    let scratch = Scratch::new();
+    let run = scratch.run("run", "--iterations 3 --interactive");
+    let mut process = Process::start(run.command(&[]).stdin(Stdio::piped()).stderr(Stdio::piped()));
+    let mut said = BufReader::new(process.0.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("Type a line") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0);
+    }
+    send("TERM", &process);
+    assert_eq!(process.0.wait().unwrap().signal(), Some(15));
 }

@@ -159,8 +159,8 @@ mod write;
 pub use error::{Fault, LoadError, SaveError, StreamError};
 #[cfg(feature = "std")]
 pub use file::{
-    FileError, Journal, LoadFileError, Newest, RunFolder, RunFolderError, load, load_within, newest, save,
-    sync_folder,
+    FileError, Journal, LoadFileError, Newest, RunFolder, RunFolderError, load, load_within, newest,
+    newest_path, save, sync_folder,
 };
 pub(crate) use format::chunk_of;
 pub use format::{FIRST_MOMENT, SECOND_MOMENT, VERSION};

@@ -83,13 +83,17 @@ impl CharLearner {
             };
             self.ids.push(id);
             if self.ids.len() == AT_ONCE {
-                tokens.extend_from(&self.ids)?;
-                self.ids.clear();
+                self.hand_on(tokens)?;
             }
         }
-        tokens.extend_from(&self.ids)?;
+        self.hand_on(tokens)
+    }
+
+    /// None of them a second time, also after an error.
+    fn hand_on(&mut self, tokens: &mut TokenBuf) -> Result<(), TokenizerError> {
+        let added = tokens.extend_from(&self.ids);
         self.ids.clear();
-        Ok(())
+        Ok(added?)
     }
 
     fn learn(&mut self, character: char) -> Result<u32, TokenizerError> {

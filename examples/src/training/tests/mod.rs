@@ -302,7 +302,7 @@ fn programs_take_a_file_or_the_best_or_last_of_a_folder() {
     assert!(refused.contains("leave out --which"), "{refused}");
     fs::remove_file(run.join("best.mgpt")).unwrap();
     let refused = load_which(&run, Some(Which::Best)).unwrap_err().to_string();
-    assert!(refused.ends_with("and --which last takes another"), "{refused}");
+    assert!(refused.ends_with("; --which last takes another"), "{refused}");
     loaded(&run, Some(Which::Last));
     fs::create_dir(scratch.path("empty")).unwrap();
     for missing in ["empty", "nothing"] {

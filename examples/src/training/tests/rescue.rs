@@ -74,6 +74,14 @@ fn where_nothing_is_from_before_a_new_run_is_advised_and_succeeds() {
 }
 
 #[test]
+fn a_run_whose_last_steps_learned_nothing_does_not_end_well() {
+    let scratch = Scratch::new();
+    let message = error(&options(&scratch, "--iterations 3 --warmup 0 --clip inf --lr 1e30 --eval-every 0"));
+    assert!(message.starts_with("stopped: the norm of the gradient"), "{message}");
+    assert_eq!(finished(&followed(&message)).iterations, 3);
+}
+
+#[test]
 fn a_run_goes_on_from_its_best_and_later_checkpoints_are_set_aside() {
     let scratch = Scratch::new();
     // A rate at which the loss falls and rises.

@@ -21,7 +21,7 @@ use replace::{folder_of, replace};
 
 pub use error::{FileError, LoadFileError, RunFolderError};
 pub use journal::Journal;
-pub use run::{Newest, RunFolder, newest};
+pub use run::{Newest, RunFolder, newest, newest_path};
 
 /// Reads a file into memory and checks every byte of it, within [`Limits::DEFAULT`]. [`Checkpoint::open`] then opens
 /// what is returned.

@@ -160,6 +160,15 @@ pub fn newest(folder: impl AsRef<Path>) -> Result<Option<Newest>, LoadFileError>
     newest_on(&System, folder.as_ref())
 }
 
+/// The newest checkpoint of a run by its name: whether it is whole is known to who reads it.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn newest_path(folder: impl AsRef<Path>) -> Result<Option<PathBuf>, FileError> {
+    let folder = folder.as_ref();
+    Ok(steps(&System, folder)?.last().map(|&step| folder.join(step_name(step))))
+}
+
 pub(super) fn newest_on<D: Disk>(disk: &D, folder: &Path) -> Result<Option<Newest>, LoadFileError> {
     let mut damaged = Vec::new();
     for step in steps(disk, folder)?.into_iter().rev() {
