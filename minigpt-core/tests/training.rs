@@ -230,7 +230,7 @@ fn bad_settings_and_bad_batches_are_errors() {
     );
     assert_eq!(
         refused(TrainConfig { beta2: 1.0, ..settings() }).unwrap(),
-        "the training setting `beta2` must be in 0..1"
+        "the training setting `beta2` must be at least 0 and below 1"
     );
     assert!(refused(TrainConfig { clip: f64::NAN, ..settings() }).is_some());
     assert!(refused(TrainConfig { clip: f64::INFINITY, ..settings() }).is_none());
