@@ -1,0 +1,162 @@
+//! A backend whose kernels are right, but for one that has a fault.
+
+use minigpt_core::backend::{read_elems, read_u32, write_elems};
+use minigpt_core::{Backend, Buffer, Dtype, Op, OpKind, Span};
+use minigpt_cpu::{Cpu, CpuError};
+
+pub(crate) type Done = Result<(), CpuError>;
+
+/// A fault, and the op whose kernel has it.
+#[derive(Clone, Copy)]
+pub(crate) struct Fault {
+    pub(crate) name: &'static str,
+    pub(crate) op: OpKind,
+    /// Runs an op of that kind as a kernel with the fault would.
+    pub(crate) plant: fn(&mut Kernel, &Op) -> Done,
+}
+
+/// What a faulty kernel can reach: the memory, the right kernels, and what it kept from earlier calls.
+pub(crate) struct Kernel {
+    cpu: Cpu<'static>,
+    /// How often it ran.
+    pub(crate) calls: u64,
+    /// What the last call made of an operand: which one, and its numbers.
+    kept: Option<(Span, Vec<f32>)>,
+}
+
+impl Kernel {
+    /// As it should be.
+    pub(crate) fn run(&mut self, op: impl Into<Op>) -> Done {
+        self.cpu.run(&op.into())
+    }
+
+    pub(crate) fn get(&mut self, span: Span) -> Result<Vec<f32>, CpuError> {
+        read_elems(&mut self.cpu, span)
+    }
+
+    pub(crate) fn words(&mut self, span: Span) -> Result<Vec<u32>, CpuError> {
+        read_u32(&mut self.cpu, span)
+    }
+
+    pub(crate) fn put(&mut self, span: Span, values: &[f32]) -> Done {
+        write_elems(&mut self.cpu, span, values)
+    }
+
+    pub(crate) fn put_words(&mut self, span: Span, words: &[u32]) -> Done {
+        minigpt_core::backend::write_u32(&mut self.cpu, span, words)
+    }
+
+    /// Changes each element, which is told its place.
+    pub(crate) fn edit(&mut self, span: Span, mut change: impl FnMut(usize, f32) -> f32) -> Done {
+        let mut values = self.get(span)?;
+        for (place, value) in values.iter_mut().enumerate() {
+            *value = change(place, *value);
+        }
+        self.put(span, &values)
+    }
+
+    /// Writes `count` numbers behind the span, as far as its buffer goes.
+    pub(crate) fn write_past(&mut self, span: Span, count: usize) {
+        let size = span.bytes().unwrap_or(0) / span.len.max(1);
+        for place in 0..count {
+            let offset = span.offset + (span.len + place) * size;
+            // Behind the end of the buffer it would be an error, or worse.
+            let _ = self.put(Span { offset, len: 1, ..span }, &[0.5]);
+        }
+    }
+
+    /// Runs the op on what an operand held in the last call, if that was the same span: as a kernel does that keeps a packed
+    /// copy for too long.
+    pub(crate) fn run_on_stale(&mut self, op: impl Into<Op>, operand: Span) -> Done {
+        let now = self.get(operand)?;
+        match self.kept.replace((operand, now.clone())) {
+            Some((span, stale)) if span == operand => {
+                self.put(operand, &stale)?;
+                let done = self.run(op);
+                self.put(operand, &now)?;
+                done
+            }
+            _ => self.run(op),
+        }
+    }
+
+    /// The same span at the beginning of its buffer: what a kernel reaches that forgets the offset. `None` if that is where
+    /// it is.
+    pub(crate) fn at_zero(&self, span: Span) -> Option<Span> {
+        (span.offset != 0).then_some(Span { offset: 0, ..span })
+    }
+}
+
+/// All ops as they should be, but for those with the fault.
+pub(crate) struct Planted {
+    kernel: Kernel,
+    fault: Fault,
+}
+
+impl Planted {
+    pub(crate) fn new(fault: Fault) -> Self {
+        let cpu = Cpu::builder();
+        #[cfg(feature = "std")]
+        let cpu = cpu.threads(1);
+        let cpu = cpu.build().expect("one thread");
+        Planted { kernel: Kernel { cpu, calls: 0, kept: None }, fault }
+    }
+}
+
+impl Backend for Planted {
+    type Elem = f32;
+    type Error = CpuError;
+
+    fn alloc(&mut self, bytes: usize) -> Result<Buffer, CpuError> {
+        self.kernel.cpu.alloc(bytes)
+    }
+
+    fn write(&mut self, to: Span, bytes: &[u8]) -> Done {
+        self.kernel.cpu.write(to, bytes)
+    }
+
+    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Done {
+        self.kernel.cpu.read(from, bytes)
+    }
+
+    fn copy(&mut self, from: Span, to: Span) -> Done {
+        self.kernel.cpu.copy(from, to)
+    }
+
+    fn fill(&mut self, to: Span, value: f64) -> Done {
+        self.kernel.cpu.fill(to, value)
+    }
+
+    fn sync(&mut self) -> Done {
+        self.kernel.cpu.sync()
+    }
+
+    fn release(&mut self, buffer: Buffer) -> Done {
+        self.kernel.cpu.release(buffer)
+    }
+
+    fn run(&mut self, op: &Op) -> Done {
+        if op.kind() != self.fault.op {
+            return self.kernel.run(*op);
+        }
+        // A kernel with a fault refuses what is described wrongly, as the others do.
+        op.check(Dtype::F32)?;
+        self.kernel.calls += 1;
+        (self.fault.plant)(&mut self.kernel, op)
+    }
+}
+
+/// Faults of one kind of op: each is told the op, and runs it.
+macro_rules! faults {
+    ($($kind:ident { $($name:literal => |$kernel:ident, $op:ident| $body:expr;)* })*) => {
+        &[$($($crate::kernel::Fault {
+            name: $name,
+            op: minigpt_core::OpKind::$kind,
+            plant: |$kernel, op| {
+                let minigpt_core::Op::$kind($op) = *op else { return $kernel.run(*op) };
+                $body
+            },
+        },)*)*]
+    };
+}
+pub(crate) use faults;

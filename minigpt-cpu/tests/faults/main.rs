@@ -1,0 +1,83 @@
+//! A catalogue of faults, of the kinds that kernels have: tails, offsets, strides, stale scratch, a forgotten accumulation,
+//! missing rows, sums in too short a type, races, writes past the end, a mask off by one, a wrong head. Each is planted in
+//! the kernel of one op, and the suite must find it and name the op.
+//!
+//! ```sh
+//! MINIGPT_SEEDS=20 cargo test -p minigpt-cpu --test faults -- --nocapture
+//! ```
+
+mod attention;
+mod embedding;
+mod kernel;
+mod linear;
+mod norm;
+mod step;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kernel::{Fault, Planted};
+use minigpt_core::OpKind;
+use minigpt_core::conformance::{Options, check};
+
+/// With how many seeds each fault must be found, in place of 2.
+const SEEDS: &str = "MINIGPT_SEEDS";
+
+/// How many escape.
+const KNOWN_TO_ESCAPE: usize = 80;
+
+fn catalogue() -> Vec<&'static Fault> {
+    [linear::FAULTS, norm::FAULTS, attention::FAULTS, embedding::FAULTS, step::FAULTS]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Whether the suite with this seed finds the fault, and names the op.
+fn is_found(fault: &'static Fault, seed: u64) -> bool {
+    let options = Options { ops: core::slice::from_ref(&fault.op), seed, model: false, ..Options::default() };
+    let report = check(|| Planted::new(*fault), &options);
+    let names_it = |line: &minigpt_core::conformance::Line| line.name.starts_with(fault.op.name());
+    let failed: Vec<_> = report.lines.iter().filter(|line| !line.passed()).collect();
+    !failed.is_empty() && failed.iter().all(|line| names_it(line))
+}
+
+#[test]
+fn the_suite_finds_every_fault_and_names_its_op() {
+    let seeds: u64 =
+        std::env::var(SEEDS).map_or(2, |seeds| seeds.parse().expect("MINIGPT_SEEDS is a number"));
+    let faults = catalogue();
+    assert!(
+        faults.len() >= 60 && OpKind::ALL.iter().all(|kind| faults.iter().any(|fault| fault.op == *kind))
+    );
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(vec![Vec::new(); faults.len()]));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let missed: Vec<u64> = (1..=seeds).filter(|&seed| !is_found(fault, seed)).collect();
+                    let place = faults.iter().position(|other| std::ptr::eq(*other, *fault));
+                    found.lock().expect("no thread panics")[place.expect("it is one of them")] = missed;
+                }
+            });
+        }
+    });
+    let missed = found.into_inner().expect("no thread panics");
+    for (fault, missed) in faults.iter().zip(&missed) {
+        let times = seeds - missed.len() as u64;
+        println!("{times:>3} of {seeds}  {:<18} {}", fault.op.name(), fault.name);
+    }
+    let escaped: Vec<String> = faults
+        .iter()
+        .zip(&missed)
+        .filter(|(_, missed)| !missed.is_empty())
+        .map(|(fault, missed)| format!("{}: {} (seeds {missed:?})", fault.op.name(), fault.name))
+        .collect();
+    assert!(
+        escaped.is_empty(),
+        "{} of {} faults escaped:\n{}",
+        escaped.len(),
+        faults.len(),
+        escaped.join("\n")
+    );
+}

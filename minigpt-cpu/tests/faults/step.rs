@@ -1,0 +1,250 @@
+//! Faults of what closes a step: the loss, the norm, the counters, the update.
+
+use minigpt_core::op::{AdamW, FinishStep, IGNORE, counter, scalar};
+
+use crate::kernel::{Fault, faults};
+
+pub(crate) const FAULTS: &[Fault] = faults! {
+    CrossEntropy {
+        "rows that are ignored are counted" => |k, op| {
+            let ignored = k.words(op.targets)?.iter().filter(|&&target| target == IGNORE).count();
+            k.run(op)?;
+            k.edit(op.scalars, |i, x| if i == scalar::TARGETS { x + ignored as f32 } else { x })
+        };
+        "the largest logit is that of the first 1024" => |k, op| {
+            let logits = k.get(op.logits)?;
+            k.run(op)?;
+            let v = op.vocab;
+            let over = (0..op.rows).any(|row| {
+                let most = |logits: &[f32]| logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let row = &logits[row * v..][..v];
+                v > 1024 && most(row) > most(&row[..1024]) + 88.0
+            });
+            k.edit(op.scalars, |i, x| if over && i == scalar::LOSS_SUM { f32::INFINITY } else { x })
+        };
+        "a row that is ignored keeps what was there" => |k, op| {
+            let Some(d_logits) = op.d_logits else { return k.run(op) };
+            let (before, targets) = (k.get(d_logits)?, k.words(op.targets)?);
+            k.run(op)?;
+            k.edit(d_logits, |i, d| if targets[i / op.vocab] == IGNORE { before[i] } else { d })
+        };
+        "where the gradient takes the place of the logits the losses are of the gradient" => |k, op| {
+            k.run(op)?;
+            let Some(losses) = op.losses.filter(|_| op.d_logits == Some(op.logits)) else { return Ok(()) };
+            k.edit(losses, |_, loss| loss * 1.1 + 0.01)
+        };
+        "the loss is written and not added to" => |k, op| {
+            let before = k.get(op.scalars)?[scalar::LOSS_SUM];
+            k.run(op)?;
+            k.edit(op.scalars, |i, x| if i == scalar::LOSS_SUM { x - before } else { x })
+        };
+        "the sum over more than 4096 logits is kept in bf16" => |k, op| {
+            k.run(op)?;
+            let Some(d_logits) = op.d_logits.filter(|_| op.vocab > 4096) else { return Ok(()) };
+            k.edit(d_logits, |_, d| f32::from_bits(d.to_bits() & 0xffff_0000))
+        };
+        "minus infinity among the logits goes unnoticed" => |k, op| {
+            let mut logits = k.get(op.logits)?;
+            if !logits.contains(&f32::NEG_INFINITY) || op.d_logits == Some(op.logits) {
+                return k.run(op);
+            }
+            let before = logits.clone();
+            logits.iter_mut().for_each(|x| *x = x.max(-1e4));
+            k.put(op.logits, &logits)?;
+            let done = k.run(op);
+            k.put(op.logits, &before)?;
+            done
+        };
+        "a target is read in 16 bits, with a sign" => |k, op| {
+            let targets = k.words(op.targets)?;
+            let narrow: Vec<u32> = targets.iter().map(|&t| if t == IGNORE { t } else { t & 0x7fff }).collect();
+            k.put_words(op.targets, &narrow)?;
+            let done = k.run(op);
+            k.put_words(op.targets, &targets)?;
+            done
+        };
+        "the gradient is written past its end" => |k, op| {
+            k.run(op)?;
+            if let Some(d_logits) = op.d_logits {
+                k.write_past(d_logits, op.vocab.next_multiple_of(16) - op.vocab);
+            }
+            Ok(())
+        };
+        "rows beyond 256 have no loss" => |k, op| {
+            k.run(op)?;
+            let Some(losses) = op.losses else { return Ok(()) };
+            k.edit(losses, |i, loss| if i >= 256 { 0.0 } else { loss })
+        };
+        "a tail of the vocabulary that fills no vector of 8 has no gradient" => |k, op| {
+            k.run(op)?;
+            let whole = op.vocab / 8 * 8;
+            let Some(d_logits) = op.d_logits.filter(|_| whole > 0) else { return Ok(()) };
+            k.edit(d_logits, |i, d| if i % op.vocab >= whole { 0.0 } else { d })
+        };
+    }
+    SquaredNorm {
+        "what is beyond 65,536 numbers is left out" => |k, op| {
+            k.run(minigpt_core::op::SquaredNorm { x: op.x.first(65_536), ..op })
+        };
+        "it is added to the last one" => |k, op| {
+            let before = k.get(op.scalars)?[scalar::GRAD_SQUARED];
+            k.run(op)?;
+            k.edit(op.scalars, |i, x| if i == scalar::GRAD_SQUARED { x + before } else { x })
+        };
+        "a tail that fills no vector of 16 is left out" => |k, op| {
+            let whole = op.x.len / 16 * 16;
+            if whole == 0 { k.run(op) } else { k.run(minigpt_core::op::SquaredNorm { x: op.x.first(whole), ..op }) }
+        };
+        "another scalar is touched" => |k, op| {
+            k.run(op)?;
+            k.edit(op.scalars, |i, x| if i == scalar::LOSS { 0.0 } else { x })
+        };
+        "large numbers overflow in the square of their sum" => |k, op| {
+            let x = k.get(op.x)?;
+            k.run(op)?;
+            let large = x.iter().any(|x| x.abs() > 1e3);
+            k.edit(op.scalars, |i, s| if large && i == scalar::GRAD_SQUARED { f32::INFINITY } else { s })
+        };
+        "NaN is passed over" => |k, op| {
+            let x = k.get(op.x)?;
+            if !x.iter().any(|x| x.is_nan()) {
+                return k.run(op);
+            }
+            k.edit(op.x, |_, x| if x.is_nan() { 0.0 } else { x })?;
+            let done = k.run(op);
+            k.put(op.x, &x)?;
+            done
+        };
+        "partial sums race" => |k, op| {
+            k.run(op)?;
+            let lost = k.calls % 2 == 0 && op.x.len > 4096;
+            k.edit(op.scalars, |i, x| if lost && i == scalar::GRAD_SQUARED { x * 0.99 } else { x })
+        };
+    }
+    NextDraw {
+        "nothing is carried into the high word" => |k, op| {
+            let before = k.words(op.counters)?;
+            k.run(op)?;
+            let mut after = k.words(op.counters)?;
+            after[counter::DRAW + 1] = before[counter::DRAW + 1];
+            k.put_words(op.counters, &after)
+        };
+        "the step is counted too" => |k, op| {
+            k.run(op)?;
+            let mut after = k.words(op.counters)?;
+            after[counter::STEP] += 1;
+            k.put_words(op.counters, &after)
+        };
+        "it draws twice" => |k, op| {
+            k.run(op)?;
+            k.run(op)
+        };
+        "the offset of the counters is ignored" => |k, op| {
+            let counters = k.at_zero(op.counters).unwrap_or(op.counters);
+            k.run(minigpt_core::op::NextDraw { counters })
+        };
+    }
+    FinishStep {
+        "the gradient is clipped only where it is not finite" => |k, op| k.run(FinishStep { clip: f64::INFINITY, ..op });
+        "the learning rate is that of the next step" => |k, op| {
+            let step = k.words(op.counters)?[counter::STEP];
+            k.run(op)?;
+            let next = op.schedule.learning_rate(step + 1) as f32;
+            k.edit(op.scalars, |i, x| if i == scalar::LEARNING_RATE { next } else { x })
+        };
+        "the sum of the loss is not set back" => |k, op| {
+            let before = k.get(op.scalars)?[scalar::LOSS_SUM];
+            k.run(op)?;
+            k.edit(op.scalars, |i, x| if i == scalar::LOSS_SUM { before } else { x })
+        };
+        "the skips in a row are not set back" => |k, op| {
+            let before = k.words(op.counters)?;
+            k.run(op)?;
+            let mut after = k.words(op.counters)?;
+            after[counter::SKIPPED_IN_A_ROW] = after[counter::SKIPPED_IN_A_ROW].max(before[counter::SKIPPED_IN_A_ROW]);
+            k.put_words(op.counters, &after)
+        };
+        "the corrections are those of the update before" => |k, op| {
+            let updates = k.words(op.counters)?[counter::UPDATES];
+            k.run(op)?;
+            let correction = 1.0 - op.beta1.powi(updates as i32);
+            k.edit(op.scalars, |i, x| if i == scalar::CORRECTION1 { correction as f32 } else { x })
+        };
+        "a loss that is not finite is applied" => |k, op| {
+            k.run(op)?;
+            k.edit(op.scalars, |i, x| if i == scalar::APPLY { 1.0 } else { x })
+        };
+        "tokens are counted in 32 bits" => |k, op| {
+            let before = k.words(op.counters)?;
+            k.run(op)?;
+            let mut after = k.words(op.counters)?;
+            after[counter::TOKENS + 1] = before[counter::TOKENS + 1];
+            k.put_words(op.counters, &after)
+        };
+        "the norm is of the sum and not of the mean" => |k, op| {
+            let squared = k.get(op.scalars)?[scalar::GRAD_SQUARED];
+            k.run(op)?;
+            k.edit(op.scalars, |i, x| if i == scalar::GRAD_NORM { squared.sqrt() } else { x })
+        };
+    }
+    AdamW {
+        "all parameters decay" => |k, op| k.run(AdamW { decayed: op.params.len, ..op });
+        "eps stands under the root" => |k, op| {
+            let (before, grads, scalars) = (k.get(op.params)?, k.get(op.grads)?, k.get(op.scalars)?);
+            k.run(op)?;
+            let (m, v) = (k.get(op.m)?, k.get(op.v)?);
+            if scalars[scalar::APPLY] == 0.0 {
+                return Ok(());
+            }
+            let _ = grads;
+            k.edit(op.params, |i, _| {
+                let decay = if i < op.decayed { op.weight_decay as f32 } else { 0.0 };
+                let (m, v) = (m[i] / scalars[scalar::CORRECTION1], v[i] / scalars[scalar::CORRECTION2]);
+                let rate = scalars[scalar::LEARNING_RATE];
+                before[i] - rate * (m / (v + op.eps as f32).sqrt() + decay * before[i])
+            })
+        };
+        "a tail that fills no vector of 16 is not updated" => |k, op| {
+            let before = k.get(op.params)?;
+            k.run(op)?;
+            let whole = op.params.len / 16 * 16;
+            k.edit(op.params, |i, x| if i >= whole { before[i] } else { x })
+        };
+        "a step that is skipped still decays" => |k, op| {
+            let apply = k.get(op.scalars)?[scalar::APPLY];
+            k.run(op)?;
+            let decayed = op.decayed;
+            k.edit(op.params, |i, x| if apply == 0.0 && i < decayed { x * 0.999 } else { x })
+        };
+        "a gradient that is not finite gets through a step that is skipped" => |k, op| {
+            let apply = k.get(op.scalars)?[scalar::APPLY];
+            k.run(op)?;
+            let grads = k.get(op.grads)?;
+            k.edit(op.m, |i, x| if apply == 0.0 { x + 0.0 * grads[i] } else { x })
+        };
+        "the moments take the gradient without its scale" => |k, op| {
+            let (before, scalars) = (k.get(op.m)?, k.get(op.scalars)?);
+            k.run(op)?;
+            let grads = k.get(op.grads)?;
+            let (apply, beta1) = (scalars[scalar::APPLY] != 0.0, op.beta1 as f32);
+            k.edit(op.m, |i, x| if apply { beta1 * before[i] + (1.0 - beta1) * grads[i] } else { x })
+        };
+        "more than 65,536 parameters are not all updated" => |k, op| {
+            let before = k.get(op.params)?;
+            k.run(op)?;
+            k.edit(op.params, |i, x| if i >= 65_536 { before[i] } else { x })
+        };
+        "the gradient is cleared" => |k, op| {
+            k.run(op)?;
+            k.edit(op.grads, |i, g| if i == 0 { 0.0 } else { g })
+        };
+        "it writes past its end" => |k, op| {
+            k.run(op)?;
+            k.write_past(op.v, op.params.len.next_multiple_of(8) - op.params.len);
+            Ok(())
+        };
+        "the decay begins one parameter late" => |k, op| {
+            k.run(AdamW { decayed: op.decayed.saturating_sub(1), ..op })
+        };
+    }
+};
