@@ -77,10 +77,12 @@ pub fn cross_entropy<R: Real>(
                 max = logits[v];
             }
         }
-        let mut sum = R::zero();
+        // In f64: beside a large one the many small ones of a large vocabulary would be lost.
+        let mut sum = 0.0;
         for v in 0..vocab {
-            sum += (logits[v] - max).exp();
+            sum += (logits[v] - max).exp().to_f64();
         }
+        let sum = R::from_f64(sum);
         let loss = if finite { sum.ln() - (logits[target] - max) } else { R::nan() };
         loss_sum += loss.to_f64();
         counted += 1.0;

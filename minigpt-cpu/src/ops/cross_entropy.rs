@@ -13,6 +13,9 @@ use crate::error::CpuError;
 use crate::math::exp;
 use crate::par::Chunks;
 
+/// Vectors whose exponentials are added up before they are added to those of the others.
+const PART: usize = 64;
+
 struct Rows<'s> {
     /// `None`: they lie in d_logits.
     logits: Option<&'s [f32]>,
@@ -70,14 +73,19 @@ impl Rows<'_> {
         let finite = nothing.sum() == 0.0;
 
         let shift = V::splat(t, max);
-        let mut sum = zero;
-        for v in (0..self.vocab).step_by(V::LANES) {
-            let now = logits.or(d_logits.as_deref()).unwrap_or(&[]);
-            let e = exp(t, load_or::<V>(t, now, v, f32::NEG_INFINITY) - shift);
-            sum = sum + e;
-            if let Some(d_logits) = d_logits.as_deref_mut() {
-                store(e, d_logits, v);
+        // In parts: beside a large one the many small ones of a large vocabulary would be lost.
+        let (mut sum, part) = (zero, PART * V::LANES);
+        for from in (0..self.vocab).step_by(part) {
+            let mut of_part = zero;
+            for v in (from..self.vocab.min(from + part)).step_by(V::LANES) {
+                let now = logits.or(d_logits.as_deref()).unwrap_or(&[]);
+                let e = exp(t, load_or::<V>(t, now, v, f32::NEG_INFINITY) - shift);
+                of_part = of_part + e;
+                if let Some(d_logits) = d_logits.as_deref_mut() {
+                    store(e, d_logits, v);
+                }
             }
+            sum = sum + of_part;
         }
         let sum = sum.sum();
         if let Some(d_logits) = d_logits {

@@ -63,11 +63,16 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
             }
         }
         let packed = Packed { stride: width * padded, ..packed };
-        let portions = if self.threads == 0 { 0 } else { group * time.div_ceil(width) * PORTIONS };
+        let behind = |g: usize| &values[g * size + start * padded..(g + 1) * size];
+        // A tile has queries that do not see all its keys, and gives those the weight 0. That makes nothing of a value, but
+        // for one that is not finite: then each query is a tile of its own, of the keys that it sees.
+        let finite = (0..group).all(|g| is_finite::<V>(t, behind(g)));
+        let step = if finite { width } else { 1 };
+        let portions = if self.threads == 0 || !finite { 0 } else { group * time.div_ceil(width) * PORTIONS };
         let operands = (self.qkv, [&[][..]; 2]);
         let mut ahead = Ahead::new(self.shape, operands, index + self.threads, group, portions);
-        for first in (start..end).step_by(width) {
-            let count = width.min(end - first);
+        for first in (start..end).step_by(step) {
+            let count = step.min(end - first);
             if count < width {
                 rows.fill(0.0);
             }
@@ -88,6 +93,15 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
             }
         }
     }
+}
+
+/// Whether all numbers are, in whole vectors.
+#[inline(always)]
+fn is_finite<V: Vector>(t: V::Token, x: &[f32]) -> bool {
+    let zero = V::splat(t, 0.0);
+    // 0 for numbers, and NaN once one is not finite.
+    let nothing = x.chunks_exact(V::LANES).fold(zero, |nothing, x| V::load(t, x).mul_add(zero, nothing));
+    nothing.sum() == 0.0
 }
 
 /// Scratch of a thread, for a task of `group` heads.
