@@ -259,6 +259,18 @@ pub trait Backend {
         let _ = op;
     }
 
+    /// How often an op of this kind has fallen back, if the backend counts.
+    fn fallback_count(&self, op: OpKind) -> Option<u64> {
+        let _ = op;
+        None
+    }
+
+    /// The kinds of ops of which the backend has a kernel of its own, if only for some descriptors. One that never runs is
+    /// a failure of [conformance](crate::conformance).
+    fn kernels(&self) -> &'static [OpKind] {
+        &[]
+    }
+
     /// With how many rows (sequences times tokens) an op is as fast as with more. A trainer passes a larger batch
     /// through the model in slices of whole sequences, so that its activations need room for one slice only. The
     /// default: all rows at once.

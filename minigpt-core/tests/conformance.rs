@@ -14,15 +14,20 @@ fn passes(name: &str, report: &Report) {
     assert!(report.passed(), "{name}\n{report}");
 }
 
+/// Plain loops have no tiles to be past: small shapes, and all variants.
+fn small() -> Options {
+    Options { work: 100_000, ..Options::default() }
+}
+
 /// Their arithmetic is the reference's: a few cases show that the transfers are right.
 fn few() -> Options {
-    Options { cases: 3, ..Options::default() }
+    Options { cases: 3, ..small() }
 }
 
 #[test]
 fn reference_conforms_in_both_precisions() {
-    passes("Reference<f64>", &check(Reference::<f64>::new, &Options::default()));
-    passes("Reference<f32>", &check(Reference::<f32>::new, &Options::default()));
+    passes("Reference<f64>", &check(Reference::<f64>::new, &small()));
+    passes("Reference<f32>", &check(Reference::<f32>::new, &small()));
 }
 
 #[test]
@@ -98,7 +103,7 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
     let run = |inner: &mut Reference<f32>, op: &Op| wrong_operand(inner, op, *wrong, operand, place);
     let make = || Faulty { inner: Reference::new(), run };
     let ops = core::slice::from_ref(wrong);
-    let report = check(make, &Options { ops, cases: 6, model: false, ..Options::default() });
+    let report = check(make, &Options { ops, model: false, stop_early: true, ..small() });
     let failed: Vec<&str> =
         report.lines.iter().filter(|line| !line.passed()).map(|line| &*line.name).collect();
     let context = || format!("with {operand}[{place}] of {wrong:?} wrong:\n{report}");
@@ -196,7 +201,7 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
             inner.run(&instead(*op))
         };
         let make = || Faulty { inner: Reference::new(), run };
-        let report = check(make, &Options { model: false, ..Options::default() });
+        let report = check(make, &Options { model: false, stop_early: true, ..small() });
         assert!(!report.passed(), "number {i}, {forgets}:\n{report}");
     }
 }
@@ -230,4 +235,58 @@ fn fallbacks_are_counted() {
     model.logits(&[1, 2], 1, 2).unwrap();
     // Embedding, two norms and the last, four linear layers, attention, head.
     assert_eq!(model.backend().fallbacks, 10);
+}
+
+/// A backend that claims kernels that it has not, or does not count.
+struct Boastful<const COUNTS: bool>(SixMethods);
+
+impl<const COUNTS: bool> Backend for Boastful<COUNTS> {
+    type Elem = f32;
+    type Error = backends::TestError;
+
+    fn alloc(&mut self, bytes: usize) -> Result<minigpt_core::Buffer, Self::Error> {
+        self.0.alloc(bytes)
+    }
+    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.0.write(to, bytes)
+    }
+    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        self.0.read(from, bytes)
+    }
+    fn copy(&mut self, from: Span, to: Span) -> Result<(), Self::Error> {
+        self.0.copy(from, to)
+    }
+    fn fill(&mut self, to: Span, value: f64) -> Result<(), Self::Error> {
+        self.0.fill(to, value)
+    }
+    fn sync(&mut self) -> Result<(), Self::Error> {
+        self.0.sync()
+    }
+    fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
+        self.0.run(op)
+    }
+    fn fallback_count(&self, _: OpKind) -> Option<u64> {
+        COUNTS.then_some(self.0.fallbacks as u64)
+    }
+    fn kernels(&self) -> &'static [OpKind] {
+        &[OpKind::SquaredNorm]
+    }
+}
+
+#[test]
+fn a_kernel_that_never_ran_is_a_failure_and_the_report_says_what_did() {
+    let options = Options { ops: &[OpKind::SquaredNorm, OpKind::NextDraw], model: false, ..few() };
+    for report in [
+        check(|| Boastful::<true>(SixMethods::default()), &options),
+        check(|| Boastful::<false>(SixMethods::default()), &options),
+    ] {
+        let failed: Vec<&str> =
+            report.lines.iter().filter(|line| !line.passed()).map(|line| &*line.name).collect();
+        assert_eq!(failed, ["SquaredNorm"], "{report}");
+        assert!(report.to_string().contains("it never ran, or nobody counted"), "{report}");
+    }
+    let report = check(|| Boastful::<true>(SixMethods::default()), &options);
+    assert_eq!(report.lines[1].kernels, Some((0, 3)));
+    assert!(report.lines[1].largest.starts_with("n "), "{report}");
+    assert_eq!(check(SixMethods::default, &options).lines[1].kernels, None);
 }

@@ -372,6 +372,14 @@ impl Backend for Cpu<'_> {
         }
     }
 
+    fn fallback_count(&self, op: OpKind) -> Option<u64> {
+        Some(self.fallbacks_of(op))
+    }
+
+    fn kernels(&self) -> &'static [OpKind] {
+        OpKind::ALL
+    }
+
     /// Matrix products of a thousand rows are as fast as larger ones, and the activations of fewer rows stay in the
     /// caches.
     fn rows_at_once(&self) -> usize {

@@ -1,24 +1,34 @@
 //! The suite by which any backend proves itself against [`Reference<f64>`](crate::Reference).
 //!
-//! [`check`] runs every op on random shapes, odd ones included, on the backend and on the oracle, from the same
-//! numbers, linear layers also with weights of every narrow type; then the six basic methods, a short training, and
-//! cached decoding. The result is a [`Report`]: the worst error of each op beside its bound, to print and to assert on.
+//! [`check`] runs every op on the backend and on the oracle, from the same numbers, linear layers also with weights of every
+//! narrow type; then the six basic methods, a short training, and cached decoding. The result is a [`Report`]: the worst
+//! error of each op beside its bound, how often the backend's own kernel ran and how large it got, to print and to assert
+//! on.
 //!
 //! ```
 //! use minigpt_core::{Reference, conformance};
-//! let report = conformance::check(Reference::<f32>::new, &conformance::Options { cases: 2, ..Default::default() });
+//! let options = conformance::Options { cases: 2, work: 100_000, ..Default::default() };
+//! let report = conformance::check(Reference::<f32>::new, &options);
 //! println!("{report}");
 //! assert!(report.passed());
 //! ```
 //!
-//! The error of an operand is max|x - oracle| / max(max|oracle|, floor): relative to the operand's largest value, so
-//! that a value near zero between large ones is not held to digits that it cannot have; the device scalars, which have
-//! nothing to do with each other, are compared one by one. What an op must overwrite is filled with NaN before, so that
-//! an element left out shows, and what it only reads must be unchanged after.
+//! What kernels get wrong is looked for where they do. Shapes reach past every tile and leave every remainder; operands lie
+//! side by side at any offset, with guards between them, so that what is read or written outside shows; what an op must
+//! overwrite is NaN before, and what it only reads must be unchanged after. Before each case the same op runs on NaN, and so
+//! does one of other shapes, so that whatever a kernel keeps is broken; and each case runs twice, to the same bits. Every
+//! variant is met both ways, and with every other, whatever the seed. `minigpt-cpu/tests/faults` plants faults of all these
+//! kinds, and the suite finds each.
+//!
+//! The error of an operand is max|x - oracle| / max(max|oracle|, floor): relative to the operand's largest value, so that a
+//! value near zero between large ones is not held to digits that it cannot have; the device scalars, which have nothing to
+//! do with each other, are compared one by one.
 
 mod basics;
 mod cases;
+mod draw;
 mod model;
+mod placed;
 
 use alloc::format;
 use alloc::string::String;
@@ -26,7 +36,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::backend::{Backend, BackendError, Dtype};
-use crate::op::OpKind;
+use crate::op::{Op, OpKind};
 use crate::real::Real;
 
 /// Below this magnitude, errors are absolute in units of it.
@@ -37,17 +47,29 @@ pub const FLOOR: f64 = 1e-3;
 pub struct Options {
     /// Which ops.
     pub ops: &'static [OpKind],
-    /// Random cases per op.
+    /// Cases per op. With as many as the default every pair of sizes and every variant is met, whatever the seed.
     pub cases: usize,
+    /// About so many multiply-adds a case may take: larger shapes are drawn smaller. With as many as the default they are
+    /// past every tile.
+    pub work: usize,
     /// Seed of shapes and numbers.
     pub seed: u64,
     /// Whether the short trainings and the decoding run too.
     pub model: bool,
+    /// Whether an op that has failed is done with.
+    pub stop_early: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { ops: OpKind::ALL, cases: 12, seed: 1, model: true }
+        Options {
+            ops: OpKind::ALL,
+            cases: draw::CASES,
+            work: 40_000_000,
+            seed: 1,
+            model: true,
+            stop_early: false,
+        }
     }
 }
 
@@ -66,11 +88,27 @@ pub struct Line {
     pub place: String,
     /// Whether a case failed outright: an error where none was due, or none where one was.
     pub failed: bool,
+    /// In how many cases the backend's own kernel ran, and in how many the reference; `None` where nobody counts.
+    pub kernels: Option<(usize, usize)>,
+    /// The dimensions of the case with the most work.
+    pub largest: String,
+    /// How much work that was.
+    most: u64,
 }
 
 impl Line {
     fn new(name: impl Into<String>, bound: f64) -> Self {
-        Line { name: name.into(), cases: 0, worst: 0.0, bound, place: String::new(), failed: false }
+        Line {
+            name: name.into(),
+            cases: 0,
+            worst: 0.0,
+            bound,
+            place: String::new(),
+            failed: false,
+            kernels: None,
+            largest: String::new(),
+            most: 0,
+        }
     }
 
     /// Whether it keeps its bound.
@@ -83,6 +121,18 @@ impl Line {
         if error.is_nan() || error > self.worst {
             self.worst = if error.is_nan() { f64::INFINITY } else { error };
             self.place = place();
+        }
+    }
+
+    /// Notes that the op ran, and whether it fell back to the reference.
+    fn ran(&mut self, op: &Op, fell_back: Option<bool>) {
+        if let Some(fell_back) = fell_back {
+            let (own, reference) = self.kernels.get_or_insert((0, 0));
+            *(if fell_back { reference } else { own }) += 1;
+        }
+        let work = op.flops().max(op.bytes());
+        if work > self.most {
+            (self.most, self.largest) = (work, cases::sizes(op));
         }
     }
 
@@ -110,16 +160,21 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<34} {:>5} {:>10} {:>10}        worst at", "op", "cases", "worst", "bound")?;
+        writeln!(
+            f,
+            "{:<34} {:>5} {:>8} {:>10} {:>10}        {:<34} worst at",
+            "op", "cases", "own", "worst", "bound", "largest"
+        )?;
         for line in &self.lines {
             let verdict = if line.passed() { "ok" } else { "FAILED" };
+            let own = line.kernels.map_or_else(String::new, |(own, _)| format!("{own}"));
             writeln!(
                 f,
-                "{:<34} {:>5} {:>10.2e} {:>10.0e} {verdict:<6} {}",
-                line.name, line.cases, line.worst, line.bound, line.place
+                "{:<34} {:>5} {own:>8} {:>10.2e} {:>10.0e} {verdict:<6} {:<34} {}",
+                line.name, line.cases, line.worst, line.bound, line.largest, line.place
             )?;
         }
-        Ok(())
+        writeln!(f, "own: in so many cases the backend's own kernel ran, in the others the reference")
     }
 }
 
@@ -159,7 +214,15 @@ pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Repo
     report.lines.push(basics::check(&mut make()));
     for &kind in options.ops {
         let mut line = Line::new(kind.name(), bound(kind, B::Elem::DTYPE));
-        cases::check(&mut make(), kind, options, &mut line);
+        let mut backend = make();
+        cases::check(&mut backend, kind, options, &mut line);
+        if kind == OpKind::ActivationForward {
+            cases::check_same_bits(&mut backend, options, &mut line);
+        }
+        let claimed = backend.kernels().contains(&kind);
+        if claimed && line.cases > 0 && line.kernels.is_none_or(|(own, _)| own == 0) {
+            line.fail("the backend says that it has a kernel, and it never ran, or nobody counted");
+        }
         report.lines.push(line);
     }
     if options.ops.contains(&OpKind::LinearForward) {

@@ -1,21 +1,61 @@
 //! Random attention, and the rotation of its queries and keys.
 
-use super::{Fill, Memory, On, coin, dropout, left_behind, pick};
-use crate::backend::read_u32;
-use crate::op::*;
-use crate::reference::Reference;
-use crate::rng::Rng;
+use alloc::vec::Vec;
 
-/// Shape of an attention op: B, T, H, D and the scale.
-fn shape(rng: &mut Rng) -> (usize, usize, usize, usize, f64) {
-    let (batch, time) = (1 + rng.below(3) as usize, pick(rng, &[1, 2, 7, 16, 33, 64, 65, 70]));
-    let (heads, d_head) = (1 + rng.below(4) as usize, pick(rng, &[1, 4, 7, 12, 16, 32, 33, 64]));
-    (batch, time, heads, d_head, 1.0 / libm::sqrt(d_head as f64))
+use super::{Draw, Fill, Memory, Recording, Sizes, dropout, left_behind};
+use crate::op::*;
+
+/// B, T, H, D, and the scale.
+type Shape = (usize, usize, usize, usize, f64);
+
+/// Shape of an attention op. Many heads, and several sequences, give way first if it is too much work.
+fn shape(draw: &mut Draw) -> Shape {
+    let (time, d_head) = (draw.size(Sizes(33, 100, 257, 330)), draw.size(Sizes(24, 100, 129, 256)));
+    let mut heads = draw.size(Sizes(2, 5, 6, 8));
+    let (mut batch, mut time) = (1 + draw.below(3), time);
+    while batch * heads * time * time * d_head > draw.work {
+        match (batch, heads) {
+            (2.., _) => batch -= 1,
+            (_, 2..) => heads -= 1,
+            _ => time = time.div_ceil(2),
+        }
+    }
+    (batch, time, heads, d_head, scale(draw, d_head))
 }
 
-pub(super) fn rotary(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let (batch, time, heads, d_head, _) = shape(rng);
-    let (d_head, start) = (2 * d_head, rng.below(4) as usize);
+/// 1 / sqrt(D), or another.
+fn scale(draw: &mut Draw, d_head: usize) -> f64 {
+    draw.pick(&[1.0, 1.0, 0.7]) / libm::sqrt(d_head as f64)
+}
+
+/// Queries, keys and values: normal numbers; in some cases with scores whose exponentials overflow, and in some with what is
+/// no number at the last position, which concerns no query before it.
+fn qkv(draw: &mut Draw, (batch, time, heads, d_head, scale): Shape) -> Vec<f64> {
+    let (large, broken) = (draw.variant(), draw.variant());
+    let width = heads * d_head;
+    let mut values = draw.normals(batch * time * 3 * width, 1.0);
+    // Wide heads add up so many numbers beside a large one that nothing in f32 keeps the differences.
+    if large && d_head <= 40 {
+        // All keys alike in one place, and so are the queries: the scores are large, and their differences are not.
+        let most = libm::sqrt(95.0 / scale);
+        for row in values.chunks_exact_mut(3 * width) {
+            for head in 0..2 * heads {
+                row[head * d_head] = f64::from(most as f32);
+            }
+        }
+    }
+    if broken && time > 1 {
+        let row = (time - 1) * 3 * width;
+        for which in 0..3 {
+            values[row + which * width + width - 1] = f64::NAN;
+        }
+    }
+    values
+}
+
+pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (batch, time, heads, d_head, _) = shape(draw);
+    let (d_head, start) = (2 * d_head.div_ceil(2), if draw.variant() { 0 } else { 1 + draw.below(4) });
     Rotary {
         qkv: memory.span(batch * time * 3 * heads * d_head, Fill::Normal(1.0)),
         table: memory.span((start + time + 1) * d_head, Fill::Normal(0.7)),
@@ -24,16 +64,22 @@ pub(super) fn rotary(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
         heads,
         d_head,
         start,
-        inverse: coin(rng),
+        inverse: draw.variant(),
     }
     .into()
 }
 
-pub(super) fn forward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let (batch, time, heads, d_head, scale) = shape(rng);
+pub(super) fn forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let shape = shape(draw);
+    let values = qkv(draw, shape);
+    forward_of(draw, memory, shape, values)
+}
+
+fn forward_of(draw: &mut Draw, memory: &mut dyn Memory, shape: Shape, values: Vec<f64>) -> Op {
+    let (batch, time, heads, d_head, scale) = shape;
     let rows = batch * time * heads;
     AttentionForward {
-        qkv: memory.span(rows * 3 * d_head, Fill::Normal(1.5)),
+        qkv: memory.span(values.len(), Fill::Values(values)),
         out: memory.span(rows * d_head, Fill::Poison),
         lse: memory.span(rows, Fill::Poison),
         batch,
@@ -41,23 +87,24 @@ pub(super) fn forward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
         heads,
         d_head,
         scale,
-        dropout: dropout(rng, memory),
+        dropout: dropout(draw, memory),
     }
     .into()
 }
 
-pub(super) fn backward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let mut oracle = Reference::<f64>::new();
-    let mut at = On::new(&mut oracle, rng.clone());
-    let Op::AttentionForward(forward) = forward(rng, &mut at) else {
+pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let mut at = Recording::new(draw.rng.clone());
+    let shape = shape(draw);
+    let (batch, time, heads, d_head, scale) = shape;
+    let values = draw.normals(batch * time * 3 * heads * d_head, 1.2);
+    let Op::AttentionForward(forward) = forward_of(draw, &mut at, shape, values) else {
         unreachable!("forward makes an AttentionForward")
     };
     let spans = [forward.qkv, forward.out, forward.lse];
-    let mut left = left_behind(forward.into(), &mut oracle, &spans).into_iter();
+    let mut left = left_behind(forward.into(), &mut at, &spans).into_iter();
     let mut next = || Fill::Values(left.next().unwrap_or_default());
-    let AttentionForward { batch, time, heads, d_head, scale, .. } = forward;
     let n = forward.out.len;
-    let counters = forward.dropout.map(|d| read_u32(&mut oracle, d.counters).unwrap_or_default());
+    let counters = forward.dropout.map(|dropout| at.read(dropout.counters));
     AttentionBackward {
         qkv: memory.span(3 * n, next()),
         out: memory.span(n, next()),
@@ -70,22 +117,42 @@ pub(super) fn backward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
         d_head,
         scale,
         dropout: forward.dropout.map(|dropout| Dropout {
-            counters: memory.span(counter::LEN, Fill::Words(counters.unwrap_or_default())),
+            counters: memory.span(
+                counter::LEN,
+                Fill::Words(counters.iter().flatten().map(|&word| word as u32).collect()),
+            ),
             ..dropout
         }),
     }
     .into()
 }
 
-pub(super) fn cached(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let (batch, time, heads, d_head, scale) = shape(rng);
-    let past = pick(rng, &[0, 1, 6, 63, 64]);
-    let capacity = past + time + rng.below(9) as usize;
-    let cache = batch * heads * capacity * d_head;
+pub(super) fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (past, d_head) = (draw.size(Sizes(33, 130, 513, 600)), draw.size(Sizes(24, 100, 129, 256)));
+    let (heads, batch) = (1 + draw.below(4), 1 + draw.below(3));
+    // One token at a time, as in decoding, several, or a whole prompt.
+    let time = draw.turn(&[1, 5, 70]);
+    let past = if draw.variant() { 0 } else { past };
+    let spare = if draw.variant() { 0 } else { 1 + draw.below(9) };
+    // The cache is read and written as a whole, and as it is large gives way.
+    let past = past.min(draw.work / (batch * heads * d_head * 20));
+    let capacity = past + time + spare;
+    let scale = scale(draw, d_head);
+    let cache = |draw: &mut Draw| {
+        // What the cache holds from `past` on is nothing that anybody may read before it is written.
+        let mut values = draw.normals(batch * heads * capacity * d_head, 1.0);
+        for (place, row) in values.chunks_exact_mut(d_head).enumerate() {
+            if place % capacity >= past {
+                row.fill(f64::NAN);
+            }
+        }
+        Fill::Values(values)
+    };
+    let size = batch * heads * capacity * d_head;
     AttentionCached {
         qkv: memory.span(batch * time * 3 * heads * d_head, Fill::Normal(1.0)),
-        keys: memory.span(cache, Fill::Normal(1.0)),
-        values: memory.span(cache, Fill::Normal(1.0)),
+        keys: memory.span(size, cache(draw)),
+        values: memory.span(size, cache(draw)),
         out: memory.span(batch * time * heads * d_head, Fill::Poison),
         past,
         capacity,
@@ -98,12 +165,14 @@ pub(super) fn cached(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
     .into()
 }
 
-pub(super) fn scores(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let (batch, time, heads, d_head, scale) = shape(rng);
+pub(super) fn scores(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let shape = shape(draw);
+    let (batch, time, heads, d_head, scale) = shape;
+    let values = qkv(draw, shape);
     AttentionScores {
-        qkv: memory.span(batch * time * 3 * heads * d_head, Fill::Normal(1.0)),
+        qkv: memory.span(values.len(), Fill::Values(values)),
         scores: memory.span(batch * heads * time * time, Fill::Poison),
-        softmax: coin(rng),
+        softmax: draw.variant(),
         batch,
         time,
         heads,

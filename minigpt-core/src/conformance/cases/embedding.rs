@@ -1,23 +1,31 @@
 //! Random embeddings.
 
-use super::{Fill, Memory, ODD, coin, dropout, pick, weight};
-use crate::op::*;
-use crate::rng::Rng;
+use alloc::vec::Vec;
 
-fn words(rng: &mut Rng, len: usize, below: usize) -> Fill {
-    Fill::Words((0..len).map(|_| rng.below(below as u64) as u32).collect())
-}
+use super::{Draw, Fill, Memory, Sizes, dropout, weight};
+use crate::op::*;
 
 /// Forward or backward.
-pub(super) fn case(kind: OpKind, rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let (batch, time, d_model) = (1 + rng.below(3) as usize, pick(rng, &ODD), pick(rng, &ODD));
-    let (vocab, start) = (pick(rng, &[2, 65, 97]), rng.below(3) as usize);
-    let (rows, with_positions) = (batch * time, coin(rng));
-    let tokens = memory.span(rows, words(rng, rows, vocab));
+pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (time, vocab) = (draw.size(Sizes(33, 100, 129, 200)), draw.size(Sizes(33, 1000, 40_000, 50_257)));
+    let d_model = draw.size(Sizes(33, 130, 257, 400));
+    // A large vocabulary is narrow.
+    let vocab = vocab.min(draw.work);
+    let d_model = if vocab > 33_000 { d_model % 40 + 1 } else { d_model }.min(draw.work.div_ceil(vocab));
+    let (with_positions, batch) = (!draw.variant(), 1 + draw.below(3));
+    let start = if draw.variant() { 0 } else { 1 + draw.below(4) };
+    let rows = batch * time;
+    let mut tokens: Vec<u32> = (0..rows).map(|_| draw.below(vocab) as u32).collect();
+    // The last of the vocabulary among them, and some of them twice.
+    tokens[rows - 1] = vocab as u32 - 1;
+    for place in (1..rows).step_by(3) {
+        tokens[place] = tokens[place / 2];
+    }
+    let tokens = memory.span(rows, Fill::Words(tokens));
     if kind == OpKind::EmbeddingForward {
         return EmbeddingForward {
             tokens,
-            token_embedding: weight(rng, memory, vocab, d_model, 1.0),
+            token_embedding: weight(draw, memory, vocab, d_model, 1.0),
             position_embedding: with_positions
                 .then(|| memory.span((start + time + 2) * d_model, Fill::Normal(1.0))),
             out: memory.span(rows * d_model, Fill::Poison),
@@ -26,7 +34,7 @@ pub(super) fn case(kind: OpKind, rng: &mut Rng, memory: &mut dyn Memory) -> Op {
             d_model,
             vocab,
             start,
-            dropout: dropout(rng, memory),
+            dropout: dropout(draw, memory),
         }
         .into();
     }
@@ -39,7 +47,7 @@ pub(super) fn case(kind: OpKind, rng: &mut Rng, memory: &mut dyn Memory) -> Op {
         time,
         d_model,
         vocab,
-        dropout: dropout(rng, memory),
+        dropout: dropout(draw, memory),
     }
     .into()
 }

@@ -1,21 +1,31 @@
 //! Random norms.
 
-use super::{Fill, Memory, ODD, On, coin, left_behind, normals, pick};
+use super::{Draw, Fill, Memory, Recording, Sizes, left_behind};
 use crate::op::*;
-use crate::reference::Reference;
-use crate::rng::Rng;
 
 /// Forward or backward.
-pub(super) fn case(kind: OpKind, rng: &mut Rng, memory: &mut dyn Memory) -> Op {
+pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     // At a width of 2 or 3 the gradient is a small difference of large numbers, in any arithmetic.
-    let (rows, width) = (pick(rng, &ODD), pick(rng, &[5, 7, 16, 33, 63, 65, 128, 384]));
+    let (rows, width) = (draw.size(Sizes(33, 130, 257, 400)), 4 + draw.size(Sizes(33, 130, 1030, 1200)));
+    let rows = rows.min(draw.work.div_ceil(width));
     // The larger one is seen in the result.
-    let eps = if coin(rng) { 1e-5 } else { 0.5 };
-    let (with_bias, accumulate, in_place) = (coin(rng), coin(rng), coin(rng));
+    let eps = if draw.variant() { 1e-5 } else { 0.5 };
+    let (with_bias, accumulate, in_place) = (!draw.variant(), draw.variant(), draw.variant());
+    let (far, broken) = (draw.variant(), draw.variant());
     let n = rows * width;
     if kind == OpKind::LayerNormForward {
+        let mut x = draw.normals(n, 2.0);
+        if far {
+            // A mean far from 0, where a difference of squares has no digits left.
+            x.iter_mut().for_each(|x| *x = f64::from((*x + 60.0) as f32));
+        }
+        // What is no number in one row is no matter of the others.
+        if broken {
+            let place = draw.below(n);
+            x[place] = f64::NAN;
+        }
         return LayerNormForward {
-            x: memory.span(n, Fill::Normal(2.0)),
+            x: memory.span(n, Fill::Values(x)),
             weight: memory.span(width, Fill::Normal(1.0)),
             bias: with_bias.then(|| memory.span(width, Fill::Normal(1.0))),
             y: memory.span(n, Fill::Poison),
@@ -27,9 +37,8 @@ pub(super) fn case(kind: OpKind, rng: &mut Rng, memory: &mut dyn Memory) -> Op {
         }
         .into();
     }
-    let x = normals(rng, n, 2.0);
-    let mut oracle = Reference::<f64>::new();
-    let mut at = On::new(&mut oracle, rng.clone());
+    let x = draw.normals(n, 2.0);
+    let mut at = Recording::new(draw.rng.clone());
     let forward = LayerNormForward {
         x: at.span(n, Fill::Values(x.clone())),
         weight: at.span(width, Fill::Normal(1.0)),
@@ -41,7 +50,7 @@ pub(super) fn case(kind: OpKind, rng: &mut Rng, memory: &mut dyn Memory) -> Op {
         width,
         eps,
     };
-    let mut left = left_behind(forward.into(), &mut oracle, &[forward.mean, forward.rstd]);
+    let mut left = left_behind(forward.into(), &mut at, &[forward.mean, forward.rstd]);
     let (rstd, mean) = (left.pop().unwrap_or_default(), left.pop().unwrap_or_default());
     let d_y = memory.span(n, Fill::Normal(1.0));
     LayerNormBackward {

@@ -1,51 +1,68 @@
 //! Random linear layers.
 
-use super::{Fill, Memory, ODD, coin, dropout, pick, stored, weight};
+use super::{Draw, Fill, Memory, SIZES, dropout, stored, weight};
 use crate::backend::Dtype;
 use crate::config::Activation;
 use crate::op::*;
-use crate::rng::Rng;
 
-/// Shape of a linear op: rows, d_in, d_out. Mostly odd, sometimes large enough for every level of blocking.
-pub(super) fn shape(rng: &mut Rng) -> (usize, usize, usize) {
-    if rng.below(4) == 0 {
-        (pick(rng, &[129, 257, 300]), pick(rng, &[192, 385, 512]), pick(rng, &[65, 129, 384]))
-    } else {
-        (pick(rng, &ODD), pick(rng, &ODD), pick(rng, &ODD))
+/// Shape of a linear op: rows, d_in, d_out. In half of the cases that have few rows it is one, as in decoding.
+pub(super) fn shape(draw: &mut Draw) -> (usize, usize, usize) {
+    let (mut rows, mut d_in, mut d_out) = (draw.size(SIZES), draw.size(SIZES), draw.size(SIZES));
+    if rows <= 33 && draw.turn(&[true, false]) {
+        rows = 1;
+        // And a head as wide as vocabularies are.
+        if d_in <= 33 && draw.turn(&[true, false, false]) {
+            d_out = 50_257;
+        }
     }
+    // The largest gives way first.
+    while rows * d_in * d_out > draw.work {
+        let sizes = [&mut rows, &mut d_in, &mut d_out];
+        if let Some(largest) = sizes.into_iter().max() {
+            *largest = largest.div_ceil(2);
+        }
+    }
+    (rows, d_in, d_out)
 }
 
-pub(super) fn forward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let shape = shape(rng);
-    forward_with(rng, memory, shape, None)
+pub(super) fn forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let shape = shape(draw);
+    forward_with(draw, memory, shape, None)
 }
 
 /// Of this shape, and with a weight of this type, if there is one.
 pub(super) fn forward_with(
-    rng: &mut Rng,
+    draw: &mut Draw,
     memory: &mut dyn Memory,
     (rows, d_in, d_out): (usize, usize, usize),
     dtype: Option<Dtype>,
 ) -> Op {
-    let (with_bias, with_activation, keep, residual) = (coin(rng), coin(rng), coin(rng), rng.below(3));
+    let (with_bias, with_activation, keep) = (draw.variant(), draw.variant(), draw.variant());
+    let (residual, in_place, broken) = (draw.variant(), draw.variant(), draw.variant());
     let n = rows * d_out;
-    let y = memory.span(n, if residual == 1 { Fill::Normal(1.0) } else { Fill::Poison });
+    let y = memory.span(n, if residual && in_place { Fill::Normal(1.0) } else { Fill::Poison });
+    let mut x = draw.normals(rows * d_in, 1.0);
+    // What is no number in one row is no matter of the others.
+    if broken && !with_activation {
+        let place = draw.below(x.len());
+        x[place] = f64::NAN;
+    }
     LinearForward {
-        x: memory.span(rows * d_in, Fill::Normal(1.0)),
+        x: memory.span(rows * d_in, Fill::Values(x)),
         weight: match dtype {
-            Some(dtype) => stored(rng, memory, dtype, d_out, d_in, 0.5),
-            None => weight(rng, memory, d_out, d_in, 0.5),
+            Some(dtype) => stored(draw, memory, dtype, d_out, d_in, 0.5),
+            None => weight(draw, memory, d_out, d_in, 0.5),
         },
         bias: with_bias.then(|| memory.span(d_out, Fill::Normal(1.0))),
         activate: with_activation.then(|| Activate {
-            activation: activation(rng),
+            activation: activation(draw),
             input: keep.then(|| memory.span(n, Fill::Poison)),
         }),
-        dropout: dropout(rng, memory),
-        residual: match residual {
-            0 => None,
-            1 => Some(y),
-            _ => Some(memory.span(n, Fill::Normal(1.0))),
+        dropout: dropout(draw, memory),
+        residual: match (residual, in_place) {
+            (false, _) => None,
+            (true, true) => Some(y),
+            (true, false) => Some(memory.span(n, Fill::Normal(1.0))),
         },
         y,
         rows,
@@ -55,20 +72,22 @@ pub(super) fn forward_with(
     .into()
 }
 
-pub(super) fn backward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let (rows, d_in, d_out) = shape(rng);
-    let (with_bias, with_d_x, with_activation) = (coin(rng), rng.below(4) > 0, coin(rng));
-    let accumulate = coin(rng) && !with_activation;
+pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (rows, d_in, d_out) = shape(draw);
+    let (with_bias, with_activation) = (!draw.variant(), draw.variant());
+    let accumulate = draw.variant() && !with_activation;
+    // Of accumulation there is nothing to see without it.
+    let with_d_x = accumulate || with_activation || draw.below(4) > 0;
     LinearBackward {
         x: memory.span(rows * d_in, Fill::Normal(1.0)),
         weight: memory.span(d_out * d_in, Fill::Normal(0.5)),
         d_y: memory.span(rows * d_out, Fill::Normal(1.0)),
-        dropout: dropout(rng, memory),
+        dropout: dropout(draw, memory),
         d_x: with_d_x
             .then(|| memory.span(rows * d_in, if accumulate { Fill::Normal(1.0) } else { Fill::Poison })),
         accumulate,
         activate: with_activation.then(|| Activate {
-            activation: activation(rng),
+            activation: activation(draw),
             input: Some(memory.span(rows * d_in, Fill::Normal(1.5))),
         }),
         d_weight: memory.span(d_out * d_in, Fill::Normal(1.0)),
@@ -80,16 +99,22 @@ pub(super) fn backward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
     .into()
 }
 
-fn activation(rng: &mut Rng) -> Activation {
-    [Activation::GeluTanh, Activation::GeluErf, Activation::Relu][rng.below(3) as usize]
+fn activation(draw: &mut Draw) -> Activation {
+    draw.turn(&[Activation::GeluTanh, Activation::GeluErf, Activation::Relu])
 }
 
-pub(super) fn activation_forward(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let (rows, width) = (pick(rng, &ODD), pick(rng, &ODD));
+pub(super) fn activation_forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (rows, width) = (draw.size(SIZES), draw.size(SIZES));
+    let rows = rows.min((draw.work / 20).div_ceil(width)).max(1);
+    let mut x = draw.normals(rows * width, 2.0);
+    // Some so large that a careless exponential overflows.
+    for place in (0..x.len()).step_by(7) {
+        x[place] *= 40.0;
+    }
     ActivationForward {
-        x: memory.span(rows * width, Fill::Normal(2.0)),
+        x: memory.span(rows * width, Fill::Values(x)),
         y: memory.span(rows * width, Fill::Poison),
-        activation: activation(rng),
+        activation: activation(draw),
         rows,
         width,
     }

@@ -3,19 +3,33 @@
 use alloc::format;
 use alloc::vec;
 
-use super::{Fill, Memory, On};
+use super::{Fill, Memory, Placed, Recording};
 use crate::backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Span};
-use crate::conformance::Line;
+use crate::conformance::{Line, describe};
 use crate::op::*;
 use crate::rng::{Rng, Stream};
 
 /// Ops that are described wrongly, or that name a token outside the vocabulary, are refused and not run.
 pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
     let mut line = Line::new("invalid ops are refused", 0.0);
-    let mut on = On::new(backend, Rng::new(1, Stream::User));
-    let x = on.span(12, Fill::Normal(1.0));
-    let weight = on.span(12, Fill::Normal(1.0));
-    let y = on.span(9, Fill::Normal(1.0));
+    let mut rng = Rng::new(1, Stream::User);
+    let ask = |memory: &mut dyn Memory| {
+        let numbers = [12, 12, 9].map(|len| memory.span(len, Fill::Normal(1.0)));
+        (numbers, memory.span(2, Fill::Words(vec![1, 4])), memory.span(scalar::LEN, Fill::Normal(0.0)))
+    };
+    let mut recording = Recording::new(rng.clone());
+    ask(&mut recording);
+    let placed = Placed::new(backend, &recording.asked, &mut rng).and_then(|placed| {
+        placed.fill(backend, false)?;
+        Ok(placed)
+    });
+    let ([x, weight, y], tokens, scalars) = match placed {
+        Ok(mut placed) => ask(&mut placed),
+        Err(error) => {
+            line.fail(describe(&error));
+            return line;
+        }
+    };
     let good = LinearForward {
         x,
         weight,
@@ -28,7 +42,6 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
         d_in: 4,
         d_out: 3,
     };
-    let tokens = on.span(2, Fill::Words(vec![1, 4]));
     let embedding = EmbeddingForward {
         tokens,
         token_embedding: weight,
@@ -41,7 +54,6 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
         start: 0,
         dropout: None,
     };
-    let scalars = on.span(scalar::LEN, Fill::Normal(0.0));
     let targets =
         CrossEntropy { logits: x, targets: tokens, d_logits: None, losses: None, scalars, rows: 2, vocab: 6 };
     let nowhere = Span { buffer: Buffer(u32::MAX), ..x };
@@ -58,13 +70,13 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
     ];
     for (what, op) in wrong {
         line.cases += 1;
-        let result = on.backend.run(&op).and_then(|()| on.backend.sync());
+        let result = backend.run(&op).and_then(|()| backend.sync());
         if !result.is_err_and(|error| error.kind() == ErrorKind::Invalid) {
             line.fail(format!("{what} is not refused as Invalid"));
         }
     }
     line.cases += 1;
-    if on.backend.run(&good.into()).and_then(|()| on.backend.sync()).is_err() || on.failure.is_some() {
+    if backend.run(&good.into()).and_then(|()| backend.sync()).is_err() {
         line.fail("the backend does not go on after it refused an op");
     }
     line

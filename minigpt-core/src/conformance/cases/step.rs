@@ -3,27 +3,39 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Fill, Memory, ODD, coin, counters, normals, pick};
+use super::{Draw, Fill, Memory, Sizes, counters};
 use crate::op::*;
-use crate::rng::Rng;
 use crate::train::schedule::{Decay, Schedule};
 
-pub(super) fn cross_entropy(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let (rows, vocab) = (pick(rng, &ODD), pick(rng, &[2, 7, 65, 97, 256, 1000]));
+pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (rows, vocab) = (draw.size(Sizes(33, 130, 257, 400)), 1 + draw.size(Sizes(33, 1100, 40_000, 50_256)));
+    // An exponential is worth some multiply-adds.
+    let vocab = vocab.min((draw.work / 20).max(2));
+    let rows = rows.min(draw.work / 20 / vocab).max(1);
     // Large logits overflow a softmax that does not subtract the largest first.
-    let deviation = if rng.below(3) == 0 { 60.0 } else { 2.0 };
-    let (with_gradient, in_place, with_losses) = (coin(rng), coin(rng), coin(rng));
-    let targets =
-        (0..rows).map(|_| if rng.below(8) == 0 { IGNORE } else { rng.below(vocab as u64) as u32 }).collect();
-    let broken = rng.below(4) == 0;
-    let mut values = normals(rng, rows * vocab, deviation);
-    if broken {
-        let place = rng.below(values.len() as u64) as usize;
-        values[place] = [f64::NEG_INFINITY, f64::INFINITY, f64::NAN][rng.below(3) as usize];
+    let deviation = if draw.variant() { 60.0 } else { 2.0 };
+    let (with_gradient, with_losses, in_place) = (!draw.variant(), !draw.variant(), draw.variant());
+    let last = vocab as u32 - 1;
+    let mut targets: Vec<u32> =
+        (0..rows).map(|_| if draw.below(8) == 0 { IGNORE } else { draw.below(vocab) as u32 }).collect();
+    // The last of the vocabulary, a row that does not count, and one that does.
+    targets[0] = last;
+    if let Some(target) = targets.get_mut(1) {
+        *target = IGNORE;
+    }
+    let broken: usize = draw.turn(&[0, 1, 0, 2, 0, 3]);
+    let mut values = draw.normals(rows * vocab, deviation);
+    for row in values.chunks_exact_mut(vocab) {
+        // One stands out, anywhere.
+        row[draw.below(vocab)] *= 3.0;
+    }
+    if let Some(&number) = [f64::NEG_INFINITY, f64::INFINITY, f64::NAN].get(broken.wrapping_sub(1)) {
+        // In the first row, which counts.
+        values[draw.below(vocab)] = number;
     }
     let logits = memory.span(rows * vocab, Fill::Values(values));
     // The loss must show what is broken; what the gradient then is does not matter.
-    let with_gradient = with_gradient && !broken;
+    let with_gradient = with_gradient && broken == 0;
     let mut scalars = vec![0.0; scalar::LEN];
     (scalars[scalar::LOSS_SUM], scalars[scalar::TARGETS]) = (3.5, 2.0);
     CrossEntropy {
@@ -39,55 +51,68 @@ pub(super) fn cross_entropy(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
     .into()
 }
 
-pub(super) fn squared_norm(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
+/// How many numbers: few, some thousands, or more than 65,536.
+const COUNTS: Sizes = Sizes(33, 5000, 66_000, 140_000);
+
+pub(super) fn squared_norm(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let mut x = {
+        let (n, deviation) = (draw.size(COUNTS).min(draw.work), if draw.variant() { 1e4 } else { 0.1 });
+        draw.normals(n, deviation)
+    };
+    if draw.variant() {
+        let place = draw.below(x.len());
+        x[place] = f64::NAN;
+    }
     SquaredNorm {
-        x: memory.span(pick(rng, &[1, 7, 64, 1000, 4097, 70_001]), Fill::Normal(0.1)),
+        x: memory.span(x.len(), Fill::Values(x)),
         scalars: memory.span(scalar::LEN, Fill::Normal(1.0)),
     }
     .into()
 }
 
-pub(super) fn next_draw(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let mut start = vec![0; counter::LEN];
+pub(super) fn next_draw(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let mut start: Vec<u32> = (0..counter::LEN).map(|_| draw.rng.next_u32()).collect();
     // Now and then the carry into the high word.
-    start[counter::DRAW] = if coin(rng) { u32::MAX } else { rng.next_u32() };
+    if draw.variant() {
+        start[counter::DRAW] = u32::MAX;
+    }
     NextDraw { counters: memory.span(counter::LEN, Fill::Words(start)) }.into()
 }
 
-pub(super) fn finish_step(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let broken = rng.below(4);
-    let mut scalars = normals(rng, scalar::LEN, 1.0);
+pub(super) fn finish_step(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let broken = draw.turn(&[0, 1, 2, 2]);
+    let mut scalars = draw.normals(scalar::LEN, 1.0);
     scalars[scalar::LOSS_SUM] = if broken == 0 { f64::NAN } else { 1234.5 };
     scalars[scalar::TARGETS] = 500.0;
-    scalars[scalar::GRAD_SQUARED] = if broken == 1 { f64::INFINITY } else { 9e5 * rng.uniform() };
-    let decay = [Decay::Constant, Decay::Linear, Decay::Cosine][rng.below(3) as usize];
+    scalars[scalar::GRAD_SQUARED] = if broken == 1 { f64::INFINITY } else { 9e5 * draw.rng.uniform() };
+    let decay = draw.pick(&[Decay::Constant, Decay::Linear, Decay::Cosine]);
     FinishStep {
         scalars: memory.span(scalar::LEN, Fill::Values(scalars)),
-        counters: memory.span(counter::LEN, counters(rng)),
+        counters: memory.span(counter::LEN, counters(draw)),
         schedule: Schedule { peak: 1e-3, floor: 1e-4, warmup: 10, steps: 40, decay },
-        clip: if coin(rng) { 1.0 } else { f64::INFINITY },
+        clip: if draw.variant() { f64::INFINITY } else { 1.0 },
         beta1: 0.9,
         beta2: 0.99,
     }
     .into()
 }
 
-pub(super) fn adamw(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
-    let n = pick(rng, &[1, 7, 63, 65, 1000, 4099]);
-    let apply = rng.below(4) > 0;
+pub(super) fn adamw(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let n = draw.size(COUNTS).min(draw.work);
+    let (apply, eps) = (draw.turn(&[true, true, true, false]), draw.turn(&[1e-8, 0.3]));
     let mut scalars = vec![0.0; scalar::LEN];
     scalars[scalar::GRAD_SCALE] = if apply { 0.01 } else { 0.0 };
     scalars[scalar::LEARNING_RATE] = 1e-2;
     scalars[scalar::CORRECTION1] = 0.1;
     scalars[scalar::CORRECTION2] = 0.0199;
     scalars[scalar::APPLY] = if apply { 1.0 } else { 0.0 };
-    let mut grads = normals(rng, n, 3.0);
+    let mut grads = draw.normals(n, 3.0);
     if !apply {
         // A skipped step must not let a broken gradient through.
         grads[n / 2] = f64::NAN;
     }
-    let (mut m, v) = (normals(rng, n, 0.1), normals(rng, n, 0.1));
-    let mut v: Vec<f64> = v.into_iter().map(f64::abs).collect();
+    let (mut m, mut v) = (draw.normals(n, 0.1), draw.normals(n, 0.1));
+    v.iter_mut().for_each(|v| *v = v.abs());
     // A parameter that has never had a gradient: only eps keeps 0 / 0 away.
     (grads[0], m[0], v[0]) = (if apply { 0.0 } else { grads[0] }, 0.0, 0.0);
     AdamW {
@@ -96,11 +121,11 @@ pub(super) fn adamw(rng: &mut Rng, memory: &mut dyn Memory) -> Op {
         m: memory.span(n, Fill::Values(m)),
         v: memory.span(n, Fill::Values(v)),
         scalars: memory.span(scalar::LEN, Fill::Values(scalars)),
-        decayed: rng.below(n as u64 + 1) as usize,
+        decayed: draw.below(n + 1),
         beta1: 0.9,
         beta2: 0.99,
         // The larger one is seen in the result.
-        eps: if coin(rng) { 1e-8 } else { 0.3 },
+        eps,
         weight_decay: 0.1,
     }
     .into()

@@ -1,0 +1,173 @@
+//! What a case is drawn from: random numbers, but shapes and variants by plan, so that no seed leaves one out.
+//!
+//! A run of [`CASES`] cases is made of blocks of nine. In a block each pair of dimensions meets at every pair of levels
+//! (small, middling, large), by an orthogonal array of strength two; the remainders by 16 go round all 16 for every
+//! dimension; and of the variants the first block has none, the second all, and the others half of them, in all pairs.
+
+use alloc::vec::Vec;
+
+use crate::rng::{Rng, Stream};
+
+/// Cases of a run that leaves nothing out: four blocks.
+pub(super) const CASES: usize = 36;
+
+/// Cases of a block.
+const BLOCK: u64 = 9;
+
+/// Sizes that a dimension may have, by level: small ones up to the first number, middling ones up to the second, and large
+/// ones between the third and the fourth.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes(pub(super) usize, pub(super) usize, pub(super) usize, pub(super) usize);
+
+/// The draws of one case.
+#[derive(Clone)]
+pub(super) struct Draw {
+    pub(super) rng: Rng,
+    seed: u64,
+    case: u64,
+    variants: u32,
+    dimensions: u32,
+    /// Multiply-adds that a case may take.
+    pub(super) work: usize,
+}
+
+impl Draw {
+    /// Of case number `case` of an op, among those of `seed`.
+    pub(super) fn new(seed: u64, op: u64, case: u64, work: usize) -> Self {
+        let seed = seed.wrapping_mul(1_000_003).wrapping_add(op);
+        let rng = Rng::new(seed ^ (case << 32) ^ 0x5eed, Stream::User);
+        Draw { rng, seed, case, variants: 0, dimensions: 0, work }
+    }
+
+    /// A number that is the same in all cases of a run.
+    fn fixed(&self, what: u64) -> u64 {
+        Rng::new(self.seed ^ (what << 40), Stream::User).below(1 << 32)
+    }
+
+    fn block(&self) -> u64 {
+        self.case / BLOCK
+    }
+
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        self.rng.below(bound as u64) as usize
+    }
+
+    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// Each of these in turn, from case to case.
+    pub(super) fn turn<T: Copy>(&mut self, of: &[T]) -> T {
+        of[((self.case + self.block()) % of.len() as u64) as usize]
+    }
+
+    /// Whether the case has this variant; each call asks for the next one.
+    pub(super) fn variant(&mut self) -> bool {
+        self.variants += 1;
+        match self.block() {
+            0 => false,
+            1 => true,
+            // Parities of different sets of bits: any two of them take all four values equally often.
+            _ => {
+                let bits = self.case ^ (self.case >> 4);
+                let parity = (bits & u64::from(self.variants % 15 + 1)).count_ones() % 2;
+                u64::from(parity) ^ self.fixed(u64::from(self.variants)) % 2 == 1
+            }
+        }
+    }
+
+    /// The level of the next dimension: 0, 1 or 2.
+    fn level(&mut self) -> (u64, u64) {
+        let dimension = u64::from(self.dimensions);
+        self.dimensions += 1;
+        // Another labelling of the levels in each block and for each seed.
+        let (row, shift) = (self.case % BLOCK, self.fixed(100 + dimension) + self.block() * (dimension + 1));
+        let (a, b) = (row / 3, row % 3);
+        let level = match dimension % 4 {
+            0 => a,
+            1 => b,
+            2 => a + b,
+            _ => a + 2 * b,
+        };
+        (dimension, (level + shift) % 3)
+    }
+
+    /// The size of the next dimension.
+    pub(super) fn size(&mut self, Sizes(small, middling, from, to): Sizes) -> usize {
+        let (dimension, level) = self.level();
+        let step = 2 * self.fixed(200 + dimension) + 1;
+        let remainder = (self.case * step + self.fixed(300 + dimension)) % 16;
+        let (low, high) = match level {
+            0 => (1, small),
+            1 => (small + 1, middling),
+            _ => (from, to),
+        };
+        // The sizes in the range that leave this remainder; if there are none, any.
+        let first = low + (remainder as usize + 16 - low % 16) % 16;
+        if first > high {
+            return low + self.below(high + 1 - low);
+        }
+        first + 16 * self.below((high - first) / 16 + 1)
+    }
+
+    /// Normal numbers of this deviation, as f32 has them.
+    pub(super) fn normals(&mut self, len: usize, deviation: f64) -> Vec<f64> {
+        (0..len).map(|_| f64::from((deviation * self.rng.normal()) as f32)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: Sizes = Sizes(33, 130, 520, 1100);
+
+    fn case(seed: u64, case: usize) -> Draw {
+        Draw::new(seed, 3, case as u64, usize::MAX)
+    }
+
+    #[test]
+    fn a_run_has_every_pair_of_levels_and_every_remainder() {
+        for seed in 0..20 {
+            let (mut pairs, mut remainders) = ([[false; 9]; 6], [[false; 16]; 3]);
+            for number in 0..CASES {
+                let mut draw = case(seed, number);
+                let level = |size: usize| {
+                    if size <= 33 {
+                        0
+                    } else if size <= 130 {
+                        1
+                    } else {
+                        2
+                    }
+                };
+                let sizes: [usize; 3] = core::array::from_fn(|_| draw.size(SIZES));
+                for (pair, (i, j)) in [(0, 1), (0, 2), (1, 2)].into_iter().enumerate() {
+                    pairs[pair][3 * level(sizes[i]) + level(sizes[j])] = true;
+                }
+                sizes.iter().zip(&mut remainders).for_each(|(size, seen)| seen[size % 16] = true);
+            }
+            assert!(pairs[..3].iter().flatten().all(|&met| met), "seed {seed}: {pairs:?}");
+            assert!(remainders.iter().flatten().all(|&met| met), "seed {seed}: {remainders:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_has_every_variant_both_ways_and_with_every_other() {
+        for seed in 0..20 {
+            let mut met = [[[false; 4]; 8]; 8];
+            for number in 0..CASES {
+                let mut draw = case(seed, number);
+                let variants: [bool; 8] = core::array::from_fn(|_| draw.variant());
+                for i in 0..8 {
+                    for j in 0..i {
+                        met[i][j][2 * usize::from(variants[i]) + usize::from(variants[j])] = true;
+                    }
+                }
+            }
+            for i in 0..8 {
+                assert!(met[i][..i].iter().flatten().all(|&met| met), "seed {seed}, variant {i}");
+            }
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Where the operands of a case lie: on the backend side by side in a few buffers, in any order and at any place that is
+//! allowed, between guards. Around what is read a guard is NaN, which shows in the result; and no byte of any may change.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::backend::{Backend, Buffer, Dtype, Span, read_elems, read_u32, write_elems, write_u32};
+use crate::op::{Access, Operands};
+use crate::real::Real;
+use crate::reference::Reference;
+use crate::rng::Rng;
+
+/// What a span holds before the op runs.
+pub(super) enum Fill {
+    /// Normal numbers of this standard deviation.
+    Normal(f64),
+    /// These numbers.
+    Values(Vec<f64>),
+    /// NaN: the op must write every element.
+    Poison,
+    /// u32.
+    Words(Vec<u32>),
+    /// Bytes of a weight in fewer bits.
+    Stored(Dtype, Vec<u8>),
+}
+
+/// Where a case's spans come from.
+pub(super) trait Memory {
+    fn span(&mut self, len: usize, fill: Fill) -> Span;
+}
+
+/// An operand as a case asks for it: the same numbers for the oracle and for the backend.
+pub(super) struct Asked {
+    len: usize,
+    contents: Contents,
+}
+
+enum Contents {
+    Numbers(Vec<f64>),
+    Words(Vec<u32>),
+    Stored(Dtype, Vec<u8>),
+}
+
+/// The memory of an oracle, which remembers what was asked for.
+pub(super) struct Recording {
+    pub(super) oracle: Reference<f64>,
+    rng: Rng,
+    pub(super) asked: Vec<Asked>,
+}
+
+impl Recording {
+    pub(super) fn new(rng: Rng) -> Self {
+        Recording { oracle: Reference::new(), rng, asked: Vec::new() }
+    }
+
+    pub(super) fn read(&mut self, span: Span) -> Vec<f64> {
+        // The oracle has these spans; an error would show as an operand that is empty, and nothing is equal to that.
+        match span.dtype {
+            Dtype::U32 => words(&mut self.oracle, span),
+            _ => read_elems(&mut self.oracle, span).unwrap_or_default(),
+        }
+    }
+}
+
+fn words<B: Backend>(backend: &mut B, span: Span) -> Vec<f64> {
+    read_u32(backend, span).map_or(Vec::new(), |words| words.into_iter().map(f64::from).collect())
+}
+
+impl Memory for Recording {
+    fn span(&mut self, len: usize, fill: Fill) -> Span {
+        // Rounded to f32, so that the backend and the oracle start from the same numbers.
+        let rounded = |x: f64| f64::from(x as f32);
+        let contents = match fill {
+            Fill::Normal(deviation) => {
+                Contents::Numbers((0..len).map(|_| rounded(deviation * self.rng.normal())).collect())
+            }
+            Fill::Values(values) => Contents::Numbers(values.into_iter().map(rounded).collect()),
+            Fill::Poison => Contents::Numbers(vec![f64::NAN; len]),
+            Fill::Words(words) => Contents::Words(words),
+            Fill::Stored(dtype, bytes) => Contents::Stored(dtype, bytes),
+        };
+        let dtype = match &contents {
+            Contents::Numbers(_) => Dtype::F64,
+            Contents::Words(_) => Dtype::U32,
+            Contents::Stored(dtype, _) => *dtype,
+        };
+        let bytes = dtype.bytes(len).unwrap_or(0).max(1);
+        let Ok(buffer) = self.oracle.alloc(bytes) else {
+            return Span { buffer: Buffer(u32::MAX), dtype, offset: 0, len };
+        };
+        let span = Span { buffer, dtype, offset: 0, len };
+        // The oracle refuses none of it.
+        let _ = match &contents {
+            Contents::Numbers(values) => write_elems(&mut self.oracle, span, values),
+            Contents::Words(words) => write_u32(&mut self.oracle, span, words),
+            Contents::Stored(_, bytes) => self.oracle.write(span, bytes),
+        };
+        self.asked.push(Asked { len, contents });
+        span
+    }
+}
+
+/// At least so many bytes lie between two operands, and around them all: more than any vector.
+const GUARD: usize = 256;
+
+/// The buffers of a case.
+pub(super) struct Placed {
+    buffers: Vec<Buffer>,
+    /// What each buffer is to hold before the op.
+    images: Vec<Vec<u8>>,
+    /// The same with NaN for every number.
+    broken: Vec<Vec<u8>>,
+    spans: Vec<Span>,
+    next: usize,
+}
+
+impl Placed {
+    /// Places what was asked for; fails as the backend does.
+    pub(super) fn new<B: Backend>(backend: &mut B, asked: &[Asked], rng: &mut Rng) -> Result<Self, B::Error> {
+        let count = 1 + rng.below(3) as usize;
+        let mut images: Vec<Vec<u8>> = vec![Vec::new(); count];
+        let mut order: Vec<usize> = (0..asked.len()).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, rng.below(i as u64 + 1) as usize);
+        }
+        let unplaced = Span { buffer: Buffer(0), dtype: Dtype::U32, offset: 0, len: 0 };
+        let mut spans = vec![unplaced; asked.len()];
+        let mut homes = vec![0; asked.len()];
+        let mut breaks: Vec<(usize, usize, usize)> = Vec::new();
+        for place in order {
+            let (home, asked) = (rng.below(count as u64) as usize, &asked[place]);
+            let image = &mut images[home];
+            let (dtype, bytes) = asked.bytes::<B::Elem>();
+            // Anywhere that the type allows: often not where a vector would like it.
+            let (elements, size) = dtype.unit();
+            let align = if elements == 1 { size } else { 2 };
+            let offset = (image.len() + GUARD + rng.below(128) as usize).next_multiple_of(align);
+            guard::<B::Elem>(image, offset);
+            image.extend_from_slice(&bytes);
+            if matches!(asked.contents, Contents::Numbers(_)) {
+                breaks.push((home, offset, bytes.len()));
+            }
+            spans[place] = Span { buffer: Buffer(0), dtype, offset, len: asked.len };
+            homes[place] = home;
+        }
+        let mut buffers = Vec::new();
+        for image in &mut images {
+            let end = (image.len() + GUARD).next_multiple_of(64);
+            guard::<B::Elem>(image, end);
+            buffers.push(backend.alloc(image.len())?);
+        }
+        let mut broken = images.clone();
+        for (home, offset, len) in breaks {
+            let nan = nan::<B::Elem>();
+            for bytes in broken[home][offset..offset + len].chunks_exact_mut(nan.len()) {
+                bytes.copy_from_slice(&nan);
+            }
+        }
+        for (span, home) in spans.iter_mut().zip(homes) {
+            span.buffer = buffers[home];
+        }
+        Ok(Placed { buffers, images, broken, spans, next: 0 })
+    }
+
+    /// Writes what the buffers are to hold before the op, with NaN for all numbers if `broken`.
+    pub(super) fn fill<B: Backend>(&self, backend: &mut B, broken: bool) -> Result<(), B::Error> {
+        let images = if broken { &self.broken } else { &self.images };
+        for (&buffer, image) in self.buffers.iter().zip(images) {
+            backend.write(whole(buffer, image.len()), image)?;
+        }
+        Ok(())
+    }
+
+    /// What the buffers hold now.
+    pub(super) fn read<B: Backend>(&self, backend: &mut B) -> Result<Vec<Vec<u8>>, B::Error> {
+        let read = |(&buffer, image): (&Buffer, &Vec<u8>)| {
+            let mut bytes = vec![0; image.len()];
+            backend.read(whole(buffer, image.len()), &mut bytes).map(|()| bytes)
+        };
+        self.buffers.iter().zip(&self.images).map(read).collect()
+    }
+
+    pub(super) fn release<B: Backend>(self, backend: &mut B) -> Result<(), B::Error> {
+        self.buffers.into_iter().try_for_each(|buffer| backend.release(buffer))
+    }
+
+    /// The bytes of a span among what the buffers hold.
+    pub(super) fn bytes<'h>(&self, held: &'h [Vec<u8>], span: Span) -> &'h [u8] {
+        let home = self.buffers.iter().position(|&buffer| buffer == span.buffer).unwrap_or(0);
+        &held[home][span.offset..span.offset + span.bytes().unwrap_or(0)]
+    }
+
+    /// The numbers of a span among what the buffers hold.
+    pub(super) fn numbers<R: Real>(&self, held: &[Vec<u8>], span: Span) -> Vec<f64> {
+        let bytes = self.bytes(held, span);
+        match span.dtype {
+            Dtype::U32 => {
+                bytes.as_chunks().0.iter().map(|&word| f64::from(u32::from_le_bytes(word))).collect()
+            }
+            _ => bytes.chunks_exact(size_of::<R>()).map(|bytes| R::from_le_slice(bytes).to_f64()).collect(),
+        }
+    }
+
+    /// The first byte that is another now and belongs to nothing that the op may change, in words.
+    pub(super) fn touched(&self, held: &[Vec<u8>], operands: &Operands) -> Option<String> {
+        for ((&buffer, image), held) in self.buffers.iter().zip(&self.images).zip(held) {
+            let within = |span: &Span, byte: usize| {
+                span.buffer == buffer
+                    && (span.offset..span.offset + span.bytes().unwrap_or(0)).contains(&byte)
+            };
+            let written = |byte: usize| {
+                operands.iter().any(|operand| operand.access != Access::Read && within(&operand.span, byte))
+            };
+            let mut changed = (0..image.len()).filter(|&byte| image[byte] != held[byte]);
+            let Some(byte) = changed.find(|&byte| !written(byte)) else { continue };
+            if let Some(operand) = operands.iter().find(|operand| within(&operand.span, byte)) {
+                return Some(format!("it changes {}, which it is to read", operand.name));
+            }
+            let before =
+                operands.iter().filter(|operand| operand.span.buffer == buffer && operand.span.offset < byte);
+            let before = before.max_by_key(|operand| operand.span.offset);
+            return Some(match before {
+                Some(operand) => {
+                    let past = byte - operand.span.offset - operand.span.bytes().unwrap_or(0);
+                    format!(
+                        "it writes outside of its operands, {past} bytes behind the end of {}",
+                        operand.name
+                    )
+                }
+                None => "it writes outside of its operands, before the first".into(),
+            });
+        }
+        None
+    }
+}
+
+impl Memory for Placed {
+    /// The next span, in the order in which they were asked for.
+    fn span(&mut self, len: usize, _: Fill) -> Span {
+        let span = self.spans.get(self.next).copied();
+        self.next += 1;
+        span.unwrap_or(Span { buffer: Buffer(u32::MAX), dtype: Dtype::U32, offset: 0, len })
+    }
+}
+
+impl Asked {
+    /// As the backend stores it.
+    fn bytes<R: Real>(&self) -> (Dtype, Vec<u8>) {
+        match &self.contents {
+            Contents::Stored(dtype, bytes) => (*dtype, bytes.clone()),
+            Contents::Words(words) => {
+                (Dtype::U32, words.iter().flat_map(|word| word.to_le_bytes()).collect())
+            }
+            Contents::Numbers(values) => {
+                let size = size_of::<R>();
+                let mut bytes = vec![0; values.len() * size];
+                for (bytes, &value) in bytes.chunks_exact_mut(size).zip(values) {
+                    R::from_f64(value).to_le_slice(bytes);
+                }
+                (R::DTYPE, bytes)
+            }
+        }
+    }
+}
+
+fn whole(buffer: Buffer, bytes: usize) -> Span {
+    Span { buffer, dtype: Dtype::U32, offset: 0, len: bytes / 4 }
+}
+
+/// A NaN that no computation gives.
+fn nan<R: Real>() -> Vec<u8> {
+    match R::DTYPE {
+        Dtype::F64 => 0x7ff8_5a5a_a5a5_5a5a_u64.to_le_bytes().to_vec(),
+        _ => 0x7fc5_5a5a_u32.to_le_bytes().to_vec(),
+    }
+}
+
+/// Makes the image as long as `end` by guards.
+fn guard<R: Real>(image: &mut Vec<u8>, end: usize) {
+    let pattern = nan::<R>();
+    while image.len() < end {
+        image.push(pattern[image.len() % pattern.len()]);
+    }
+}
