@@ -27,7 +27,7 @@ pub(super) struct Draw {
     case: u64,
     variants: u32,
     dimensions: u32,
-    /// Multiply-adds that a case may take.
+    /// Multiply-adds that a case may take, at least one.
     pub(super) work: usize,
 }
 
@@ -36,7 +36,7 @@ impl Draw {
     pub(super) fn new(seed: u64, op: u64, case: u64, work: usize) -> Self {
         let seed = seed.wrapping_mul(1_000_003).wrapping_add(op);
         let rng = Rng::new(seed ^ (case << 32) ^ 0x5eed, Stream::User);
-        Draw { rng, seed, case, variants: 0, dimensions: 0, work }
+        Draw { rng, seed, case, variants: 0, dimensions: 0, work: work.max(1) }
     }
 
     /// A number that is the same in all cases of a run.
@@ -56,9 +56,13 @@ impl Draw {
         from[self.below(from.len())]
     }
 
-    /// Each of these in turn, from case to case.
-    pub(super) fn turn<T: Copy>(&mut self, of: &[T]) -> T {
-        of[((self.case + self.block()) % of.len() as u64) as usize]
+    /// Each of these in turn, from case to case, and with every level of the first three dimensions: one of two, three, four
+    /// or eight.
+    pub(super) fn turn<T: Copy>(&self, of: &[T]) -> T {
+        let (row, count) = (self.case % BLOCK, of.len() as u64);
+        // The levels go round by threes; this is the column of the array that they leave.
+        let place = if count == 3 { row / 3 + 2 * (row % 3) } else { self.case };
+        of[((place + self.block()) % count) as usize]
     }
 
     /// Whether the case has this variant; each call asks for the next one.
@@ -80,8 +84,8 @@ impl Draw {
     fn level(&mut self) -> (u64, u64) {
         let dimension = u64::from(self.dimensions);
         self.dimensions += 1;
-        // Another labelling of the levels in each block and for each seed.
-        let (row, shift) = (self.case % BLOCK, self.fixed(100 + dimension) + self.block() * (dimension + 1));
+        // Another labelling of the levels for each seed, and in each block another one of what meets where two are large.
+        let (row, shift) = (self.case % BLOCK, self.fixed(100 + dimension) + self.block());
         let (a, b) = (row / 3, row % 3);
         let level = match dimension % 4 {
             0 => a,
@@ -104,10 +108,12 @@ impl Draw {
         };
         // The sizes in the range that leave this remainder; if there are none, any.
         let first = low + (remainder as usize + 16 - low % 16) % 16;
-        if first > high {
-            return low + self.below(high + 1 - low);
-        }
-        first + 16 * self.below((high - first) / 16 + 1)
+        let size = match first > high {
+            true => low + self.below(high + 1 - low),
+            false => first + 16 * self.below((high - first) / 16 + 1),
+        };
+        // Where there is to be little work, nothing is long.
+        size.min((8 * self.work.isqrt()).max(2))
     }
 
     /// Normal numbers of this deviation, as f32 has them.
@@ -148,6 +154,11 @@ mod tests {
                 sizes.iter().zip(&mut remainders).for_each(|(size, seen)| seen[size % 16] = true);
             }
             assert!(pairs[..3].iter().flatten().all(|&met| met), "seed {seed}: {pairs:?}");
+            let large = |number: usize| {
+                let mut draw = case(seed, number);
+                (0..3).all(|_| draw.size(SIZES) > 130)
+            };
+            assert!((0..CASES).any(large), "seed {seed}: never are all three large");
             assert!(remainders.iter().flatten().all(|&met| met), "seed {seed}: {remainders:?}");
         }
     }

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Draw, Fill, Memory, Recording, Sizes, dropout, left_behind};
+use super::{Draw, Fill, Memory, Recording, Sizes, dropout_if, left_behind};
 use crate::op::*;
 
 /// B, T, H, D, and the scale.
@@ -10,14 +10,15 @@ type Shape = (usize, usize, usize, usize, f64);
 
 /// Shape of an attention op. Many heads, and several sequences, give way first if it is too much work.
 fn shape(draw: &mut Draw) -> Shape {
-    let (time, d_head) = (draw.size(Sizes(33, 100, 257, 330)), draw.size(Sizes(24, 100, 129, 256)));
+    let (time, mut d_head) = (draw.size(Sizes(33, 100, 257, 330)), draw.size(Sizes(24, 100, 129, 256)));
     let mut heads = draw.size(Sizes(2, 5, 6, 8));
     let (mut batch, mut time) = (1 + draw.below(3), time);
     while batch * heads * time * time * d_head > draw.work {
         match (batch, heads) {
             (2.., _) => batch -= 1,
             (_, 2..) => heads -= 1,
-            _ => time = time.div_ceil(2),
+            _ if time > 1 => time = time.div_ceil(2),
+            _ => d_head = draw.work,
         }
     }
     (batch, time, heads, d_head, scale(draw, d_head))
@@ -71,11 +72,20 @@ pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 
 pub(super) fn forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let shape = shape(draw);
-    let values = qkv(draw, shape);
-    forward_of(draw, memory, shape, values)
+    // Whether nothing times what is no number is nothing, where a weight is dropped, nobody has said.
+    let (mut values, dropped) = (qkv(draw, shape), draw.variant());
+    if dropped {
+        values.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = 0.5);
+    }
+    forward_of(draw, memory, shape, (values, dropped))
 }
 
-fn forward_of(draw: &mut Draw, memory: &mut dyn Memory, shape: Shape, values: Vec<f64>) -> Op {
+fn forward_of(
+    draw: &mut Draw,
+    memory: &mut dyn Memory,
+    shape: Shape,
+    (values, dropped): (Vec<f64>, bool),
+) -> Op {
     let (batch, time, heads, d_head, scale) = shape;
     let rows = batch * time * heads;
     AttentionForward {
@@ -87,7 +97,7 @@ fn forward_of(draw: &mut Draw, memory: &mut dyn Memory, shape: Shape, values: Ve
         heads,
         d_head,
         scale,
-        dropout: dropout(draw, memory),
+        dropout: dropout_if(dropped, draw, memory),
     }
     .into()
 }
@@ -97,7 +107,8 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let shape = shape(draw);
     let (batch, time, heads, d_head, scale) = shape;
     let values = draw.normals(batch * time * 3 * heads * d_head, 1.2);
-    let Op::AttentionForward(forward) = forward_of(draw, &mut at, shape, values) else {
+    let dropped = draw.variant();
+    let Op::AttentionForward(forward) = forward_of(draw, &mut at, shape, (values, dropped)) else {
         unreachable!("forward makes an AttentionForward")
     };
     let spans = [forward.qkv, forward.out, forward.lse];

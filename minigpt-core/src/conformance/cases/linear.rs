@@ -11,18 +11,16 @@ pub(super) fn shape(draw: &mut Draw) -> (usize, usize, usize) {
     if rows <= 33 && draw.turn(&[true, false]) {
         rows = 1;
         // And a head as wide as vocabularies are.
-        if d_in <= 33 && draw.turn(&[true, false, false]) {
-            d_out = 50_257;
+        if d_in <= 33 {
+            d_out = 50_257.min(draw.work);
         }
     }
-    // The largest gives way first.
-    while rows * d_in * d_out > draw.work {
-        let sizes = [&mut rows, &mut d_in, &mut d_out];
-        if let Some(largest) = sizes.into_iter().max() {
-            *largest = largest.div_ceil(2);
-        }
+    // The widths give way only where one row is too much.
+    while d_in * d_out > draw.work {
+        let widest = if d_in > d_out { &mut d_in } else { &mut d_out };
+        *widest = widest.div_ceil(2);
     }
-    (rows, d_in, d_out)
+    (rows.min(draw.work / (d_in * d_out)), d_in, d_out)
 }
 
 pub(super) fn forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
@@ -74,8 +72,10 @@ pub(super) fn forward_with(
 
 pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, d_in, d_out) = shape(draw);
-    let (with_bias, with_activation) = (!draw.variant(), draw.variant());
-    let accumulate = draw.variant() && !with_activation;
+    let with_bias = !draw.variant();
+    // Not both: that is no op.
+    let (with_activation, accumulate) =
+        draw.turn(&[(false, false), (true, false), (false, true), (false, true)]);
     // Of accumulation there is nothing to see without it.
     let with_d_x = accumulate || with_activation || draw.below(4) > 0;
     LinearBackward {
@@ -99,7 +99,7 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     .into()
 }
 
-fn activation(draw: &mut Draw) -> Activation {
+fn activation(draw: &Draw) -> Activation {
     draw.turn(&[Activation::GeluTanh, Activation::GeluErf, Activation::Relu])
 }
 

@@ -14,7 +14,9 @@ pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let rows = rows.min(draw.work / 20 / vocab).max(1);
     // Large logits overflow a softmax that does not subtract the largest first.
     let deviation = if draw.variant() { 60.0 } else { 2.0 };
-    let (with_gradient, with_losses, in_place) = (!draw.variant(), !draw.variant(), draw.variant());
+    let (with_gradient, with_losses) =
+        (draw.turn(&[true, true, true, false]), draw.turn(&[true, false, true]));
+    let in_place = draw.variant();
     let last = vocab as u32 - 1;
     let mut targets: Vec<u32> =
         (0..rows).map(|_| if draw.below(8) == 0 { IGNORE } else { draw.below(vocab) as u32 }).collect();
@@ -23,7 +25,7 @@ pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     if let Some(target) = targets.get_mut(1) {
         *target = IGNORE;
     }
-    let broken: usize = draw.turn(&[0, 1, 0, 2, 0, 3]);
+    let broken: usize = draw.turn(&[0, 1, 0, 2, 0, 3, 0, 0]);
     let mut values = draw.normals(rows * vocab, deviation);
     for row in values.chunks_exact_mut(vocab) {
         // One stands out, anywhere.
@@ -52,11 +54,15 @@ pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 }
 
 /// How many numbers: few, some thousands, or more than 65,536.
-const COUNTS: Sizes = Sizes(33, 5000, 66_000, 140_000);
+fn count(draw: &mut Draw) -> usize {
+    let thousands = draw.size(Sizes(2, 40, 529, 1100));
+    // Any remainder, beside what the thousands leave.
+    (125 * (thousands - 1) + 1 + draw.below(124)).min(draw.work)
+}
 
 pub(super) fn squared_norm(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let mut x = {
-        let (n, deviation) = (draw.size(COUNTS).min(draw.work), if draw.variant() { 1e4 } else { 0.1 });
+        let (n, deviation) = (count(draw), if draw.variant() { 1e4 } else { 0.1 });
         draw.normals(n, deviation)
     };
     if draw.variant() {
@@ -98,7 +104,7 @@ pub(super) fn finish_step(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 }
 
 pub(super) fn adamw(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let n = draw.size(COUNTS).min(draw.work);
+    let n = count(draw);
     let (apply, eps) = (draw.turn(&[true, true, true, false]), draw.turn(&[1e-8, 0.3]));
     let mut scalars = vec![0.0; scalar::LEN];
     scalars[scalar::GRAD_SCALE] = if apply { 0.01 } else { 0.0 };
