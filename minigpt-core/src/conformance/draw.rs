@@ -75,7 +75,7 @@ impl Draw {
             _ => {
                 let bits = self.case ^ (self.case >> 4);
                 let parity = (bits & u64::from(self.variants % 15 + 1)).count_ones() % 2;
-                u64::from(parity) ^ self.fixed(u64::from(self.variants)) % 2 == 1
+                (u64::from(parity) ^ self.fixed(u64::from(self.variants))) % 2 == 1
             }
         }
     }
