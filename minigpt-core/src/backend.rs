@@ -266,7 +266,7 @@ pub trait Backend {
     }
 
     /// The kinds of ops of which the backend has a kernel of its own, if only for some descriptors. One that never runs is
-    /// a failure of [conformance](crate::conformance).
+    /// a failure of the suite behind the feature `conformance`.
     fn kernels(&self) -> &'static [OpKind] {
         &[]
     }
