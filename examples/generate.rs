@@ -85,7 +85,7 @@ impl OnBackend for Generation<'_, '_> {
 mod tests {
     use std::fs;
 
-    use minigpt_examples::testing::Scratch;
+    use minigpt_examples::testing::{PAST_ITS_BEST, Scratch};
 
     use super::*;
 
@@ -245,9 +245,7 @@ mod tests {
     #[test]
     fn the_best_or_the_last_of_a_run_writes() {
         let scratch = Scratch::new();
-        // A rate at which the loss falls and rises.
-        let flags = "--iterations 16 --lr 0.3 --warmup 0 --schedule constant --clip inf --eval-every 1 --eval-windows 4";
-        let summary = scratch.trained(&TEXT.repeat(40), flags).unwrap();
+        let summary = scratch.trained(&TEXT.repeat(40), PAST_ITS_BEST).unwrap();
         assert_ne!(summary.best.unwrap().step, summary.iterations);
         let text = |flags: &[&str]| generated(&scratch, flags, "").unwrap().0;
         assert_eq!(text(&["--which", "last"]), text(&[]));

@@ -91,7 +91,7 @@ fn file(options: &CheckpointOptions) -> Outcome<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use minigpt_examples::testing::Scratch;
+    use minigpt_examples::testing::{PAST_ITS_BEST, Scratch};
 
     use super::*;
 
@@ -122,8 +122,7 @@ mod tests {
     #[test]
     fn of_a_run_it_is_the_last_unless_it_is_to_be_the_best() {
         let scratch = Scratch::new();
-        let flags = "--iterations 16 --lr 0.3 --warmup 0 --schedule constant --clip inf --eval-every 1 --eval-windows 4";
-        let summary = scratch.trained(&TEXT.repeat(40), flags).unwrap();
+        let summary = scratch.trained(&TEXT.repeat(40), PAST_ITS_BEST).unwrap();
         assert_ne!(summary.best.unwrap().step, summary.iterations);
         let text = |flags: &str| generated(&scratch, flags).unwrap().0;
         assert_eq!(text(""), text("--which last"));

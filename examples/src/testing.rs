@@ -53,6 +53,10 @@ impl Scratch {
     }
 }
 
+/// Flags of a run whose validation loss falls and rises, so that its best checkpoint is not its last.
+pub const PAST_ITS_BEST: &str = "--iterations 16 --lr 0.3 --warmup 0 --schedule constant --clip inf --eval-every 1 \
+                                 --eval-windows 4";
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);

@@ -52,7 +52,7 @@ pub enum CorpusError {
     },
     /// The share that validates leaves nothing to train on, or nothing to validate on.
     Share(f64),
-    /// The standard input is named beside other texts, or twice.
+    /// The standard input is named twice.
     StandardInput,
     /// The text of a run came in by the standard input; these flags name it.
     Piped(String),

@@ -93,9 +93,9 @@ pub(super) fn nothing_to_resume(folder: &Path) -> String {
 fn kept(options: &Options, folder: &Folder) -> Outcome<Vec<u8>> {
     if options.which == Some(Which::Best) {
         let path = folder.run.best_path();
-        let bytes = load_within(&path, &Limits::NONE)
-            .map_err(|error| format!("{error}; to go on from the last checkpoint leave out --which best"))?;
-        return Ok(bytes);
+        return load_within(&path, &Limits::NONE).map_err(|error| {
+            format!("{error}; to go on from the last checkpoint leave out --which best").into()
+        });
     }
     let Some(newest) = folder.run.newest()? else {
         return Err(nothing_to_resume(folder.run.path()).into());
@@ -201,11 +201,9 @@ pub(super) fn resume<B: Backend>(
     let training = checkpoint.training();
     let kept = training.and_then(|training| Pace::from_metadata(metadata, training.config.batch));
     let (Some(kept), Some(training), Some(sha256)) = (kept, training, text_of(metadata)) else {
-        return Err(
-            "this is not a checkpoint of train_shakespeare: begin a new run from its weights with --from in \
-                    place of --resume"
-                .into(),
-        );
+        let message = "this is not a checkpoint of train_shakespeare: begin a new run from its weights with --from in \
+                       place of --resume";
+        return Err(message.into());
     };
     if sha256 != corpus.sha256 {
         let text = options.text.or(corpus::remembered(folder.run.path()).unwrap_or_default());

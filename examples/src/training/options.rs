@@ -72,7 +72,7 @@ fn at_least_one(text: &str) -> Result<NonZeroUsize, &'static str> {
 }
 
 impl Options {
-    /// The flags that resume the run; `origin` are those that name its text.
+    /// The flags that resume the run; `text` are those that name its text.
     pub(super) fn to_resume(&self, text: &str) -> String {
         let mut flags = format!("--resume --out {}", word(&self.out));
         if !text.is_empty() {
@@ -338,11 +338,9 @@ impl Settings {
             sample: self.sample.unwrap_or(pace.sample),
         };
         if pace.patience > 0 && pace.eval_every == 0 {
-            return Err(
-                "--patience counts validations on the way, and --eval-every 0 makes none: give another \
-                        --eval-every, such as 250, or --patience 0"
-                    .into(),
-            );
+            let message = "--patience counts validations on the way, and --eval-every 0 makes none: give another \
+                           --eval-every, such as 250, or --patience 0";
+            return Err(message.into());
         }
         let config = TrainConfig {
             batch: self.batch.unwrap_or(config.batch),

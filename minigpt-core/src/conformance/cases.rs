@@ -94,14 +94,16 @@ fn run<B: Backend>(
     let op = build(&mut draw.clone(), &mut placed);
     let told = |error: B::Error| format!("{} in {op:?}", describe(&error));
 
-    let counted = backend.fallback_count(op.kind());
     placed.fill(backend, true).map_err(told)?;
-    let mut results = Vec::new();
     // What it gives for NaN does not matter.
     backend.run(&op).map_err(told)?;
     if let Some((other, _)) = before {
         backend.run(other).map_err(told)?;
     }
+    // That one may have fallen back where this does not.
+    backend.sync().map_err(told)?;
+    let counted = backend.fallback_count(op.kind());
+    let mut results = Vec::new();
     for _ in 0..2 {
         placed.fill(backend, false).map_err(told)?;
         backend.run(&op).map_err(told)?;

@@ -29,14 +29,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
                 x - table[right] + table[wrong % held]
             })
         };
-        "a token is read in 16 bits, with a sign" => |k, op| {
-            let tokens = k.words(op.tokens)?;
-            let narrow: Vec<u32> = tokens.iter().map(|&token| token & 0x7fff).collect();
-            k.put_words(op.tokens, &narrow)?;
-            let done = k.run(op);
-            k.put_words(op.tokens, &tokens)?;
-            done
-        };
+        "a token is read in 16 bits, with a sign" => |k, op| k.run_on_narrow(op, op.tokens);
         "rows of a table in blocks are read without their padding" => |k, op| {
             k.run(op)?;
             let blocks = matches!(op.token_embedding.dtype, Dtype::Q8_0 | Dtype::Q4_0) && op.d_model % 32 != 0;
@@ -111,13 +104,6 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             let lost = k.calls % 2 == 0 && op.batch * op.time > 100;
             k.edit(op.d_token_embedding, |i, x| if lost && i < op.d_model { before[i] } else { x })
         };
-        "a large vocabulary is read in 16 bits, with a sign" => |k, op| {
-            let tokens = k.words(op.tokens)?;
-            let narrow: Vec<u32> = tokens.iter().map(|&token| token & 0x7fff).collect();
-            k.put_words(op.tokens, &narrow)?;
-            let done = k.run(op);
-            k.put_words(op.tokens, &tokens)?;
-            done
-        };
+        "a large vocabulary is read in 16 bits, with a sign" => |k, op| k.run_on_narrow(op, op.tokens);
     }
 };

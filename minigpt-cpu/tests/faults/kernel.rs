@@ -1,6 +1,7 @@
 //! A backend whose kernels are right, but for one that has a fault.
 
 use minigpt_core::backend::{read_elems, read_u32, write_elems};
+use minigpt_core::op::IGNORE;
 use minigpt_core::{Backend, Buffer, Dtype, Op, OpKind, Span};
 use minigpt_cpu::{Cpu, CpuError};
 
@@ -63,6 +64,16 @@ impl Kernel {
             // Behind the end of the buffer it would be an error, or worse.
             let _ = self.put(Span { offset, len: 1, ..span }, &[0.5]);
         }
+    }
+
+    /// Runs the op on tokens that are read in 16 bits, with a sign.
+    pub(crate) fn run_on_narrow(&mut self, op: impl Into<Op>, tokens: Span) -> Done {
+        let words = self.words(tokens)?;
+        let narrow = |&word: &u32| if word == IGNORE { word } else { word & 0x7fff };
+        self.put_words(tokens, &words.iter().map(narrow).collect::<Vec<_>>())?;
+        let done = self.run(op);
+        self.put_words(tokens, &words)?;
+        done
     }
 
     /// Runs the op on what an operand held in the last call, if that was the same span: as a kernel does that keeps a packed

@@ -55,14 +55,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.put(op.logits, &before)?;
             done
         };
-        "a target is read in 16 bits, with a sign" => |k, op| {
-            let targets = k.words(op.targets)?;
-            let narrow: Vec<u32> = targets.iter().map(|&t| if t == IGNORE { t } else { t & 0x7fff }).collect();
-            k.put_words(op.targets, &narrow)?;
-            let done = k.run(op);
-            k.put_words(op.targets, &targets)?;
-            done
-        };
+        "a target is read in 16 bits, with a sign" => |k, op| k.run_on_narrow(op, op.targets);
         "the gradient is written past its end" => |k, op| {
             k.run(op)?;
             if let Some(d_logits) = op.d_logits {
