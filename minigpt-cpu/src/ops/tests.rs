@@ -200,6 +200,8 @@ fn a_head_gives_the_same_bits_whole_or_in_runs_of_queries() {
     }
 }
 
+// A big-endian processor leaves them to the reference itself.
+#[cfg(target_endian = "little")]
 #[test]
 fn packed_embeddings_are_the_references() {
     let (vocab, d_model, tokens) = (7, 45, [6, 0, 3, 3]);
