@@ -35,7 +35,9 @@ pub(super) fn float(u: &mut Unstructured<'_>) -> Result<f64> {
 pub(super) fn dimension(u: &mut Unstructured<'_>) -> Result<usize> {
     match u.arbitrary::<u8>()? {
         small @ 0..=199 => Ok(usize::from(small % 12)),
-        power @ 200..=246 => Ok((1usize << u32::from(power - 200).min(usize::BITS - 1)) + u.int_in_range(0..=2)? - 1),
+        power @ 200..=246 => {
+            Ok((1usize << u32::from(power - 200).min(usize::BITS - 1)) + u.int_in_range(0..=2)? - 1)
+        }
         _ => u.arbitrary(),
     }
 }

@@ -3,11 +3,13 @@
 mod backends;
 
 use backends::{Deferred, SixMethods};
-use minigpt_core::conformance::{Options, Report, check};
+use minigpt_core::conformance::{Options, Report, check, crosses_threads};
 use minigpt_core::data::Windows;
 use minigpt_core::{
     Backend, Dtype, GptConfig, Model, Op, OpKind, Reference, ReferenceError, Span, TrainConfig, Trainer,
 };
+
+const _: () = (crosses_threads::<Reference<f32>>(), crosses_threads::<Reference<f64>>()).0;
 
 fn passes(name: &str, report: &Report) {
     println!("{name}\n{report}");

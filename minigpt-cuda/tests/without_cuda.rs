@@ -1,8 +1,11 @@
 //! What a build without the feature `cuda` promises.
 #![cfg(not(feature = "cuda"))]
 
+use minigpt_core::conformance::crosses_threads;
 use minigpt_core::{BackendError, ErrorKind, Import};
 use minigpt_cuda::Cuda;
+
+const _: () = crosses_threads::<Cuda>();
 
 #[test]
 fn without_the_feature_it_is_unavailable_and_says_what_to_do() {

@@ -36,8 +36,11 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::backend::{Backend, BackendError, Dtype};
+use crate::error::Error;
+use crate::model::{Decoder, Model};
 use crate::op::{Op, OpKind};
 use crate::real::Real;
+use crate::train::Trainer;
 
 /// Below this magnitude, errors are absolute in units of it.
 pub const FLOOR: f64 = 1e-3;
@@ -70,6 +73,14 @@ impl Default for Options {
             model: true,
             stop_early: false,
         }
+    }
+}
+
+impl Options {
+    /// The numbers of the cases. Few are drawn from all over the plan of many, so that they too have some of the variants.
+    fn numbers(&self) -> impl Iterator<Item = u64> {
+        let (cases, all) = (self.cases as u64, draw::CASES as u64);
+        (0..cases).map(move |case| if cases < all { case * all / cases } else { case })
     }
 }
 
@@ -244,6 +255,18 @@ pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Repo
         report.lines.extend(model::check(&mut make));
     }
     report
+}
+
+/// Compiles only for a backend of which all that a program keeps may be sent to other threads and shared with them, as the
+/// reference's may: `const _: () = conformance::crosses_threads::<MyBackend>();`
+pub const fn crosses_threads<B>()
+where
+    B: Backend + Send + Sync,
+    Model<B>: Send + Sync,
+    Decoder<B>: Send + Sync,
+    Trainer<B>: Send + Sync,
+    Error<B::Error>: Send + Sync + 'static,
+{
 }
 
 fn describe<E: BackendError>(error: &E) -> String {

@@ -7,7 +7,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::backend::{Backend, Buffer, Dtype, Span, read_elems, read_u32, write_elems, write_u32};
-use crate::op::{Access, Operands};
+use crate::op::{Access, Operand, Operands};
 use crate::real::Real;
 use crate::reference::Reference;
 use crate::rng::Rng;
@@ -203,32 +203,31 @@ impl Placed {
         }
     }
 
-    /// The first byte that is another now and belongs to nothing that the op may change, in words.
+    /// What was changed although the op may not change it, in words.
     pub(super) fn touched(&self, held: &[Vec<u8>], operands: &Operands) -> Option<String> {
         for ((&buffer, image), held) in self.buffers.iter().zip(&self.images).zip(held) {
-            let within = |span: &Span, byte: usize| {
-                span.buffer == buffer
-                    && (span.offset..span.offset + span.bytes().unwrap_or(0)).contains(&byte)
-            };
-            let written = |byte: usize| {
-                operands.iter().any(|operand| operand.access != Access::Read && within(&operand.span, byte))
-            };
-            let mut changed = (0..image.len()).filter(|&byte| image[byte] != held[byte]);
-            let Some(byte) = changed.find(|&byte| !written(byte)) else { continue };
-            if let Some(operand) = operands.iter().find(|operand| within(&operand.span, byte)) {
+            let range = |span: &Span| span.offset..span.offset + span.bytes().unwrap_or(0);
+            let mut here: Vec<&Operand> =
+                operands.iter().filter(|operand| operand.span.buffer == buffer).collect();
+            // As it is to be: what the op writes as it is now, the rest as it was.
+            let mut due = image.clone();
+            for operand in here.iter().filter(|operand| operand.access != Access::Read) {
+                due[range(&operand.span)].copy_from_slice(&held[range(&operand.span)]);
+            }
+            if due == *held {
+                continue;
+            }
+            let byte = due.iter().zip(held).position(|(due, now)| due != now).unwrap_or(0);
+            if let Some(operand) = here.iter().find(|operand| range(&operand.span).contains(&byte)) {
                 return Some(format!("it changes {}, which it is to read", operand.name));
             }
-            let before =
-                operands.iter().filter(|operand| operand.span.buffer == buffer && operand.span.offset < byte);
-            let before = before.max_by_key(|operand| operand.span.offset);
-            return Some(match before {
-                Some(operand) => {
-                    let past = byte - operand.span.offset - operand.span.bytes().unwrap_or(0);
-                    format!(
-                        "it writes outside of its operands, {past} bytes behind the end of {}",
-                        operand.name
-                    )
-                }
+            here.retain(|operand| operand.span.offset < byte);
+            return Some(match here.iter().max_by_key(|operand| operand.span.offset) {
+                Some(operand) => format!(
+                    "it writes outside of its operands, {} bytes behind the end of {}",
+                    byte - range(&operand.span).end,
+                    operand.name
+                ),
                 None => "it writes outside of its operands, before the first".into(),
             });
         }
@@ -280,7 +279,8 @@ fn nan<R: Real>() -> Vec<u8> {
 /// Makes the image as long as `end` by guards.
 fn guard<R: Real>(image: &mut Vec<u8>, end: usize) {
     let pattern = nan::<R>();
-    while image.len() < end {
-        image.push(pattern[image.len() % pattern.len()]);
-    }
+    // Begins at a whole NaN, and is cut at both ends.
+    let start = image.len() / pattern.len() * pattern.len();
+    let whole = pattern.repeat((end - start).div_ceil(pattern.len()));
+    image.extend_from_slice(&whole[image.len() - start..end - start]);
 }

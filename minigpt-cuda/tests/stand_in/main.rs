@@ -6,10 +6,13 @@ mod model;
 
 use child::{DRIVER, Driver, in_child};
 use minigpt_core::backend::{read_elems, read_u32, write_elems};
+use minigpt_core::conformance::crosses_threads;
 use minigpt_core::op::{LinearForward, Op};
 use minigpt_core::reference::Reference;
 use minigpt_core::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Span};
 use minigpt_cuda::{Cuda, CudaError};
+
+const _: () = crosses_threads::<Cuda>();
 
 fn span(buffer: Buffer, dtype: Dtype, offset: usize, len: usize) -> Span {
     Span { buffer, dtype, offset, len }

@@ -8,20 +8,28 @@ use crate::op::*;
 /// B, T, H, D, and the scale.
 type Shape = (usize, usize, usize, usize, f64);
 
-/// Shape of an attention op. Many heads, and several sequences, give way first if it is too much work.
+/// Shape of an attention op.
 fn shape(draw: &mut Draw) -> Shape {
-    let (time, mut d_head) = (draw.size(Sizes(33, 100, 257, 330)), draw.size(Sizes(24, 100, 129, 256)));
-    let mut heads = draw.size(Sizes(2, 5, 6, 8));
-    let (mut batch, mut time) = (1 + draw.below(3), time);
-    while batch * heads * time * time * d_head > draw.work {
+    let (time, d_head) = (draw.size(Sizes(33, 100, 257, 330)), draw.size(Sizes(24, 100, 129, 256)));
+    let heads = draw.size(Sizes(2, 5, 6, 8));
+    let (batch, time, heads, d_head) = within(draw.work, (1 + draw.below(3), time, heads, d_head));
+    (batch, time, heads, d_head, scale(draw, d_head))
+}
+
+/// B, T, H and D for which attention takes no more than this work: several sequences, and many heads, give way first.
+fn within(
+    work: usize,
+    (mut batch, mut time, mut heads, mut d_head): (usize, usize, usize, usize),
+) -> (usize, usize, usize, usize) {
+    while batch * heads * time * time * d_head > work {
         match (batch, heads) {
             (2.., _) => batch -= 1,
             (_, 2..) => heads -= 1,
             _ if time > 1 => time = time.div_ceil(2),
-            _ => d_head = draw.work,
+            _ => d_head = work,
         }
     }
-    (batch, time, heads, d_head, scale(draw, d_head))
+    (batch, time, heads, d_head)
 }
 
 /// 1 / sqrt(D), or another.
@@ -143,6 +151,7 @@ pub(super) fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (heads, batch) = (1 + draw.below(4), 1 + draw.below(3));
     // One token at a time, as in decoding, several, or a whole prompt.
     let time = draw.turn(&[1, 5, 70]);
+    let (batch, time, heads, d_head) = within(draw.work, (batch, time, heads, d_head));
     let past = if draw.variant() { 0 } else { past };
     let spare = if draw.variant() { 0 } else { 1 + draw.below(9) };
     // The cache is read and written as a whole, and as it is large gives way.

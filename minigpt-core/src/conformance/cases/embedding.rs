@@ -12,6 +12,7 @@ pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op
     // A large vocabulary is narrow.
     let vocab = vocab.min(draw.work);
     let d_model = if vocab > 33_000 { d_model % 40 + 1 } else { d_model }.min(draw.work.div_ceil(vocab));
+    let time = time.min(draw.work.div_ceil(d_model));
     let (with_positions, batch) = (!draw.variant(), 1 + draw.below(3));
     let start = if draw.variant() { 0 } else { 1 + draw.below(4) };
     let rows = batch * time;

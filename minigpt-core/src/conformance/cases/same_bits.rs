@@ -12,7 +12,7 @@ use crate::rng::{Rng, Stream};
 
 /// [`ActivationForward`] of the input that a [`LinearForward`] kept gives the bits of its result.
 pub(in crate::conformance) fn check<B: Backend>(backend: &mut B, options: &Options, line: &mut Line) {
-    for case in 0..options.cases as u64 {
+    for case in options.numbers() {
         if options.stop_early && !line.passed() && line.cases > 0 {
             break;
         }
