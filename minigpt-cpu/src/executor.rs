@@ -86,20 +86,24 @@ mod team {
     use std::any::Any;
     use std::boxed::Box;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
-    use std::sync::{Arc, Mutex};
-    use std::thread::{Builder, JoinHandle};
     use std::vec::Vec;
 
     use super::Task;
     use crate::CpuError;
     use crate::par::Loan;
+    use crate::sync::{
+        Arc, AtomicBool, AtomicUsize, Builder, JoinHandle, Mutex, Ordering::*, park, spin_loop, yield_now,
+    };
 
     /// How often a thread looks for work before it sleeps: some tens of microseconds, longer than the gap between
     /// two ops of a step and far shorter than what a user would notice on the power meter.
     ///
-    /// Under Miri, where all threads take turns on one, looking again only takes time from the others.
-    const SPINS: u32 = if cfg!(miri) { 4 } else { 1 << 12 };
+    /// Under Miri and Loom, where all threads take turns on one, looking again only takes time from the others.
+    const SPINS: u32 = match () {
+        () if cfg!(loom) => 0,
+        () if cfg!(miri) => 4,
+        () => 1 << 12,
+    };
 
     struct Shared {
         loan: Loan,
@@ -144,8 +148,8 @@ mod team {
                 team.helpers.push(helper.map_err(|_| failed.clone())?);
             }
             // What the system allocates when a thread begins must not be counted to a step.
-            while team.shared.begun.load(SeqCst) < team.helpers.len() {
-                std::thread::yield_now();
+            while team.shared.begun.load(Acquire) < team.helpers.len() {
+                yield_now();
             }
             Ok(team)
         }
@@ -177,7 +181,7 @@ mod team {
             };
             shared.loan.lend(&guarded, || {
                 for (helper, asleep) in self.helpers.iter().zip(&shared.asleep).take(tasks - 1) {
-                    if asleep.load(SeqCst) {
+                    if asleep.load(Acquire) {
                         helper.thread().unpark();
                     }
                 }
@@ -192,7 +196,7 @@ mod team {
 
     impl Drop for Team {
         fn drop(&mut self) {
-            self.shared.stop.store(true, SeqCst);
+            self.shared.stop.store(true, Release);
             for helper in self.helpers.drain(..) {
                 helper.thread().unpark();
                 // A helper never panics: tasks are caught.
@@ -203,29 +207,32 @@ mod team {
 
     /// The life of a helper: work, spin, sleep.
     fn help(shared: &Shared, worker: usize) {
-        shared.begun.fetch_add(1, SeqCst);
+        shared.begun.fetch_add(1, Release);
         let asleep = &shared.asleep[worker - 1];
         let mut seen = 0;
         let mut spins = 0;
-        while !shared.stop.load(SeqCst) {
+        while !shared.stop.load(Acquire) {
             if shared.loan.borrow(&mut seen, worker) {
                 spins = 0;
             } else if spins < SPINS {
                 spins += 1;
-                std::hint::spin_loop();
+                spin_loop();
             } else {
-                asleep.store(true, SeqCst);
+                asleep.store(true, Release);
                 // The lender opens the gate before it looks who is asleep, and this thread looks at the gate after it
                 // said so: one of the two sees the other.
-                while !shared.stop.load(SeqCst) && !shared.loan.is_open(seen) {
-                    std::thread::park();
+                while !shared.stop.load(Acquire) && !shared.loan.is_open(seen) {
+                    park();
                 }
-                asleep.store(false, SeqCst);
+                asleep.store(false, Release);
                 spins = 0;
             }
         }
     }
 }
 
-#[cfg(all(test, feature = "std"))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests;
+
+#[cfg(all(test, feature = "std", loom))]
+mod loom;

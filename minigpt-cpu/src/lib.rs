@@ -107,6 +107,8 @@ mod memory;
 mod ops;
 mod par;
 mod roofline;
+#[cfg(feature = "std")]
+mod sync;
 
 use alloc::string::String;
 

@@ -1,14 +1,16 @@
 //! A closure lent to threads that outlive it.
 
+use crate::sync::{AtomicBool, AtomicU64, Ordering::*, UnsafeCell, spin_loop, yield_now};
+
 /// Lends one closure at a time to the threads of a team.
 ///
 /// The gate is one word: the number of the loan, whether it is open, and how many threads are inside. A thread may
 /// only enter while it is open; the lender closes it and waits until nobody is inside. A thread that wakes late
 /// finds the gate closed and is not waited for.
 pub(crate) struct Loan {
-    gate: std::sync::atomic::AtomicU64,
-    lent: std::sync::atomic::AtomicBool,
-    closure: core::cell::UnsafeCell<Option<&'static (dyn Fn(usize) + Sync)>>,
+    gate: AtomicU64,
+    lent: AtomicBool,
+    closure: UnsafeCell<Option<&'static (dyn Fn(usize) + Sync)>>,
 }
 
 // SAFETY: the closure's cell is written only by the lender, while `lent` keeps other lenders out and the gate keeps
@@ -23,13 +25,11 @@ impl Loan {
     const NUMBER: u64 = !(Self::OPEN | Self::INSIDE);
 
     pub(crate) fn new() -> Self {
-        Loan { gate: 0.into(), lent: false.into(), closure: None.into() }
+        Loan { gate: AtomicU64::new(0), lent: AtomicBool::new(false), closure: UnsafeCell::new(None) }
     }
 
     /// Opens the gate to `closure`, runs `own`, closes the gate and waits for those inside, also if `own` panics.
     pub(crate) fn lend(&self, closure: &(dyn Fn(usize) + Sync), own: impl FnOnce()) {
-        use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-
         struct Close<'l>(&'l Loan);
         impl Drop for Close<'_> {
             fn drop(&mut self) {
@@ -37,15 +37,15 @@ impl Loan {
                 let mut spins = 0u32;
                 while self.0.gate.load(Acquire) & Loan::INSIDE != 0 {
                     // A thread inside may have lost its processor: then let it have this one.
-                    if !cfg!(miri) && spins < 1 << 12 {
-                        core::hint::spin_loop();
+                    if !cfg!(any(miri, loom)) && spins < 1 << 12 {
+                        spin_loop();
                         spins += 1;
                     } else {
-                        std::thread::yield_now();
+                        yield_now();
                     }
                 }
                 // SAFETY: the gate is closed and nobody is inside.
-                unsafe { *self.0.closure.get() = None };
+                self.0.closure.with_mut(|closure| unsafe { *closure = None });
                 self.0.lent.store(false, Release);
             }
         }
@@ -55,24 +55,25 @@ impl Loan {
         // nobody uses the closure after that.
         let closure: &'static (dyn Fn(usize) + Sync) = unsafe { core::mem::transmute(closure) };
         // SAFETY: `lent` keeps other lenders out, and the gate has been closed and empty since the last loan.
-        unsafe { *self.closure.get() = Some(closure) };
+        self.closure.with_mut(|place| unsafe { *place = Some(closure) });
         let number = (self.gate.load(Relaxed) & Self::NUMBER).wrapping_add(Self::OPEN << 1);
         let close = Close(self);
-        self.gate.store(number | Self::OPEN, SeqCst);
+        // A swap and no store, for `is_open`.
+        self.gate.swap(number | Self::OPEN, AcqRel);
         own();
         drop(close);
     }
 
-    /// Whether a loan other than `seen` is open.
+    /// Whether a loan other than `seen` is open. If it is not, the next lender sees from inside `own` whatever this thread
+    /// wrote before it asked: both change the gate, if only in name, so one of the two comes first.
     pub(crate) fn is_open(&self, seen: u64) -> bool {
-        let gate = self.gate.load(std::sync::atomic::Ordering::SeqCst);
+        let gate = self.gate.fetch_or(0, AcqRel);
         gate & Self::OPEN != 0 && gate & Self::NUMBER != seen
     }
 
     /// If a loan other than `seen` is open: notes it as seen, goes inside and calls the closure with `argument`,
     /// which must not unwind. Returns whether it did.
     pub(crate) fn borrow(&self, seen: &mut u64, argument: usize) -> bool {
-        use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
         let mut gate = self.gate.load(Relaxed);
         loop {
             if gate & Self::OPEN == 0 || gate & Self::NUMBER == *seen {
@@ -92,7 +93,7 @@ impl Loan {
         }
         let _leave = Leave(self);
         // SAFETY: inside the gate the cell is not written, and the closure is alive until this thread leaves.
-        if let Some(closure) = unsafe { *self.closure.get() } {
+        if let Some(closure) = self.closure.with(|closure| unsafe { *closure }) {
             closure(argument);
         }
         true
