@@ -1,8 +1,17 @@
 //! Every op, a short training and cached decoding against the f64 oracle, on every instruction set of this machine
 //! and with several numbers of threads.
+//!
+//! ```sh
+//! MINIGPT_SEEDS=20 cargo test -p minigpt-cpu --test conformance -- --nocapture   # twenty times as many cases
+//! ```
 
-use minigpt_core::conformance::{Options, check};
+#[path = "support/seeds.rs"]
+mod seeds;
+
+use minigpt_core::conformance::{Options, check, crosses_threads};
 use minigpt_cpu::{Builder, Cpu, Isa};
+
+const _: () = crosses_threads::<Cpu<'static>>();
 
 /// Every instruction set of this machine, with one, two and three threads.
 #[cfg(feature = "std")]
@@ -21,8 +30,10 @@ fn machines() -> Vec<(String, Builder)> {
 #[test]
 fn every_instruction_set_and_number_of_threads_conforms() {
     for (name, machine) in machines() {
-        let report = check(|| machine.build().unwrap(), &Options::default());
-        println!("{name}\n{report}");
-        assert!(report.passed(), "{name}:\n{report}");
+        for seed in seeds::seeds(1) {
+            let report = check(|| machine.build().unwrap(), &Options { seed, ..Options::default() });
+            println!("{name}, seed {seed}\n{report}");
+            assert!(report.passed(), "{name}, seed {seed}:\n{report}");
+        }
     }
 }

@@ -11,6 +11,8 @@ mod embedding;
 mod kernel;
 mod linear;
 mod norm;
+#[path = "../support/seeds.rs"]
+mod seeds;
 mod step;
 
 use std::sync::Mutex;
@@ -20,9 +22,6 @@ use kernel::{Fault, Planted};
 use minigpt_core::OpKind;
 use minigpt_core::conformance::{Options, check};
 
-/// With how many seeds each fault must be found, in place of 2.
-const SEEDS: &str = "MINIGPT_SEEDS";
-
 fn catalogue() -> Vec<&'static Fault> {
     [linear::FAULTS, norm::FAULTS, attention::FAULTS, embedding::FAULTS, step::FAULTS]
         .into_iter()
@@ -30,8 +29,9 @@ fn catalogue() -> Vec<&'static Fault> {
         .collect()
 }
 
-fn seeds() -> u64 {
-    std::env::var(SEEDS).map_or(2, |seeds| seeds.parse().expect("MINIGPT_SEEDS is a number"))
+/// Those with which each fault must be found.
+fn seeds() -> core::ops::RangeInclusive<u64> {
+    seeds::seeds(2)
 }
 
 /// Whether the suite with this seed finds the fault, and names the op.
@@ -55,7 +55,7 @@ fn without_a_fault_the_suite_passes() {
     for kind in OpKind::ALL {
         let sound = Fault { name: "none", op: *kind, plant: |kernel, op| kernel.run(*op) };
         let options = Options { ops: core::slice::from_ref(kind), model: false, ..Options::default() };
-        for seed in 1..=seeds() {
+        for seed in seeds() {
             let report = check(|| Planted::new(sound), &Options { seed, ..options.clone() });
             assert!(report.passed(), "seed {seed}:\n{report}");
         }
@@ -74,7 +74,7 @@ fn the_suite_finds_every_fault_and_names_its_op() {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 while let Some(fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let missed: Vec<u64> = (1..=seeds).filter(|&seed| !is_found(fault, seed)).collect();
+                    let missed: Vec<u64> = seeds.clone().filter(|&seed| !is_found(fault, seed)).collect();
                     let place = faults.iter().position(|other| std::ptr::eq(*other, *fault));
                     found.lock().expect("no thread panics")[place.expect("it is one of them")] = missed;
                 }
@@ -82,9 +82,10 @@ fn the_suite_finds_every_fault_and_names_its_op() {
         }
     });
     let missed = found.into_inner().expect("no thread panics");
+    let all = *seeds.end();
     for (fault, missed) in faults.iter().zip(&missed) {
-        let times = seeds - missed.len() as u64;
-        println!("{times:>3} of {seeds}  {:<18} {}", fault.op.name(), fault.name);
+        let times = all - missed.len() as u64;
+        println!("{times:>3} of {all}  {:<18} {}", fault.op.name(), fault.name);
     }
     let escaped: Vec<String> = faults
         .iter()
