@@ -5,8 +5,8 @@
 //! MINIGPT_SEEDS=20 cargo test -p minigpt-cpu --test conformance -- --nocapture   # twenty times as many cases
 //! ```
 
-#[path = "support/seeds.rs"]
-mod seeds;
+#[path = "support/runs.rs"]
+mod runs;
 
 use minigpt_core::conformance::{Options, check, crosses_threads};
 use minigpt_cpu::{Builder, Cpu, Isa};
@@ -29,11 +29,11 @@ fn machines() -> Vec<(String, Builder)> {
 
 #[test]
 fn every_instruction_set_and_number_of_threads_conforms() {
-    for (name, machine) in machines() {
-        for seed in seeds::seeds(1) {
+    runs::on_every_core(&machines(), |(name, machine)| {
+        for seed in runs::seeds(1) {
             let report = check(|| machine.build().unwrap(), &Options { seed, ..Options::default() });
             println!("{name}, seed {seed}\n{report}");
             assert!(report.passed(), "{name}, seed {seed}:\n{report}");
         }
-    }
+    });
 }

@@ -11,12 +11,9 @@ mod embedding;
 mod kernel;
 mod linear;
 mod norm;
-#[path = "../support/seeds.rs"]
-mod seeds;
+#[path = "../support/runs.rs"]
+mod runs;
 mod step;
-
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kernel::{Fault, Planted};
 use minigpt_core::OpKind;
@@ -31,7 +28,7 @@ fn catalogue() -> Vec<&'static Fault> {
 
 /// Those with which each fault must be found.
 fn seeds() -> core::ops::RangeInclusive<u64> {
-    seeds::seeds(2)
+    runs::seeds(2)
 }
 
 /// Whether the suite with this seed finds the fault, and names the op.
@@ -69,19 +66,8 @@ fn the_suite_finds_every_fault_and_names_its_op() {
     assert!(
         faults.len() >= 60 && OpKind::ALL.iter().all(|kind| faults.iter().any(|fault| fault.op == *kind))
     );
-    let (next, found) = (AtomicUsize::new(0), Mutex::new(vec![Vec::new(); faults.len()]));
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                while let Some(fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let missed: Vec<u64> = seeds.clone().filter(|&seed| !is_found(fault, seed)).collect();
-                    let place = faults.iter().position(|other| std::ptr::eq(*other, *fault));
-                    found.lock().expect("no thread panics")[place.expect("it is one of them")] = missed;
-                }
-            });
-        }
-    });
-    let missed = found.into_inner().expect("no thread panics");
+    let missed: Vec<Vec<u64>> =
+        runs::on_every_core(&faults, |fault| seeds.clone().filter(|&seed| !is_found(fault, seed)).collect());
     let all = *seeds.end();
     for (fault, missed) in faults.iter().zip(&missed) {
         let times = all - missed.len() as u64;
