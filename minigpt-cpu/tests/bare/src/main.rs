@@ -1,4 +1,4 @@
-//! The conformance suite on tiny shapes: on a microcontroller, in WebAssembly, and on the host.
+//! The conformance suite on small shapes: on a microcontroller, in WebAssembly, and on the host. `.ci/run` says how.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
