@@ -7,6 +7,7 @@
 //! ```
 
 mod attention;
+mod corners;
 mod embedding;
 mod kernel;
 mod linear;
@@ -20,7 +21,7 @@ use minigpt_core::OpKind;
 use minigpt_core::conformance::{Options, check};
 
 fn catalogue() -> Vec<&'static Fault> {
-    [linear::FAULTS, norm::FAULTS, attention::FAULTS, embedding::FAULTS, step::FAULTS]
+    [linear::FAULTS, norm::FAULTS, attention::FAULTS, embedding::FAULTS, step::FAULTS, corners::FAULTS]
         .into_iter()
         .flatten()
         .collect()
