@@ -247,6 +247,9 @@ pub struct AttentionForward {
 }
 
 /// The gradient of [`AttentionForward`].
+///
+/// Where an operand has a number that is not finite, so has the loss, and the step is skipped: which parts of the gradient
+/// are then finite is not promised.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionBackward {
     /// (B, T, 3C).

@@ -7,7 +7,7 @@ use minigpt_core::op::AttentionCached;
 
 use super::forward::QUERIES_PER_TASK;
 use super::tile::{
-    Head, MAX_LANES, MAX_QUERIES, Packed, Work, padded, queries, score_row, softmax_row, take,
+    Head, MAX_LANES, MAX_QUERIES, Packed, Work, is_finite, padded, queries, score_row, softmax_row, take,
 };
 use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
@@ -98,8 +98,11 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Tiled<'_> {
         let (padded, width) = (padded::<V>(d_head), queries::<V>());
         let rows = take(&mut scratch, width * padded);
         let mut work = Work::new::<V>(&mut scratch, d_head);
-        for first in (start..end).step_by(width) {
-            let count = width.min(end - first);
+        let new = self.0.past * d_head..;
+        let behind = &self.0.head(batch, head).values[new][start * d_head..end * d_head];
+        let step = if is_finite::<V>(t, behind) { width } else { 1 };
+        for first in (start..end).step_by(step) {
+            let count = step.min(end - first);
             if count < width {
                 rows.fill(0.0);
             }

@@ -6,7 +6,7 @@
 use minigpt_core::op::AttentionForward;
 
 use super::ahead::Ahead;
-use super::tile::{Drop, Head, MAX_LANES, MAX_QUERIES, Packed, Work, padded, queries, take};
+use super::tile::{Drop, Head, MAX_LANES, MAX_QUERIES, Packed, Work, is_finite, padded, queries, take};
 use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
 use crate::context::{Context, Job};
@@ -64,8 +64,7 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
         }
         let packed = Packed { stride: width * padded, ..packed };
         let behind = |g: usize| &values[g * size + start * padded..(g + 1) * size];
-        // A tile has queries that do not see all its keys, and gives those the weight 0. That makes nothing of a value, but
-        // for one that is not finite: then each query is a tile of its own, of the keys that it sees.
+        // Where a value is not finite, each query is a tile of its own, of the keys that it sees.
         let finite = (0..group).all(|g| is_finite::<V>(t, behind(g)));
         let step = if finite { width } else { 1 };
         let portions = if self.threads == 0 || !finite { 0 } else { group * time.div_ceil(width) * PORTIONS };
@@ -93,15 +92,6 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
             }
         }
     }
-}
-
-/// Whether all numbers are, in whole vectors.
-#[inline(always)]
-fn is_finite<V: Vector>(t: V::Token, x: &[f32]) -> bool {
-    let zero = V::splat(t, 0.0);
-    // 0 for numbers, and NaN once one is not finite.
-    let nothing = x.chunks_exact(V::LANES).fold(zero, |nothing, x| V::load(t, x).mul_add(zero, nothing));
-    nothing.sum() == 0.0
 }
 
 /// Scratch of a thread, for a task of `group` heads.

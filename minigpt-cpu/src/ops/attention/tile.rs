@@ -501,3 +501,16 @@ pub(super) fn softmax_row<V: Vector>(t: V::Token, scores: &mut [f32]) -> f32 {
     }
     sum.sum()
 }
+
+/// Whether all of these values are finite. Where one is not, a tile must not have queries that do not see it: it gives
+/// what they do not see the weight 0, and that makes nothing of finite values alone.
+#[inline(always)]
+pub(super) fn is_finite<V: Vector>(t: V::Token, values: &[f32]) -> bool {
+    let zero = V::splat(t, 0.0);
+    let mut nothing = zero;
+    for at in (0..values.len()).step_by(V::LANES) {
+        // 0 for numbers, and NaN once one is not finite.
+        nothing = load::<V>(t, values, at).mul_add(zero, nothing);
+    }
+    nothing.sum() == 0.0
+}
