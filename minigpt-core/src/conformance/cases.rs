@@ -1,7 +1,8 @@
 //! Every op on random shapes, on a backend and on the oracle.
 //!
-//! A case is run four times: on NaN, so that whatever the kernel keeps is broken; then the case before again, on NaN too,
-//! which has other shapes; then as it is, which is compared with the oracle; and once more, which must give the same bits.
+//! A case is run five times: on NaN, so that whatever the kernel keeps is broken; then the case before again, on NaN too,
+//! which has other shapes; then as it is, which is compared with the oracle; on NaN again; and once more as it is, which came
+//! by other routes and must give the same bits.
 
 mod attention;
 mod embedding;
@@ -89,7 +90,8 @@ fn run<B: Backend>(
     truth.oracle.run(&true_op).map_err(|error| format!("the oracle refused {true_op:?}: {error}"))?;
 
     let mut places = Rng::new(draw.rng.clone().next_u32().into(), Stream::User);
-    let placed = Placed::new(backend, &truth.asked, &mut places);
+    let aligned = draw.is_even() || places.below(4) == 0;
+    let placed = Placed::new(backend, &truth.asked, aligned, &mut places);
     let mut placed = placed.map_err(|error| describe(&error))?;
     let op = build(&mut draw.clone(), &mut placed);
     let told = |error: B::Error| format!("{} in {op:?}", describe(&error));
@@ -103,23 +105,24 @@ fn run<B: Backend>(
     // That one may have fallen back where this does not.
     backend.sync().map_err(told)?;
     let counted = backend.fallback_count(op.kind());
-    let mut results = Vec::new();
-    for _ in 0..2 {
-        placed.fill(backend, false).map_err(told)?;
-        backend.run(&op).map_err(told)?;
-        results.push(placed.read(backend).map_err(told)?);
-    }
+    placed.fill(backend, false).map_err(told)?;
+    backend.run(&op).map_err(told)?;
+    let result = placed.read(backend).map_err(told)?;
+    placed.fill(backend, true).map_err(told)?;
+    backend.run(&op).map_err(told)?;
+    placed.fill_in_parts(backend, &mut places).map_err(told)?;
+    backend.run(&op).map_err(told)?;
+    let again = placed.read(backend).map_err(told)?;
     let fell_back = backend.fallback_count(op.kind()).zip(counted).map(|(now, before)| now > before);
     line.ran(&op, fell_back);
 
     let operands = op.operands().map_err(|error| format!("{error} in {op:?}"))?;
-    let (again, result) = (results.pop().unwrap_or_default(), results.pop().unwrap_or_default());
     compare::<B::Elem>(&placed, &result, (&op, &operands), (&true_op, &mut truth), line)?;
     if let Some(touched) = placed.touched(&result, &operands) {
         return Err(format!("{touched}: {op:?}"));
     }
     if result != again {
-        return Err(format!("the same op twice gives other bits: {op:?}"));
+        return Err(format!("the same op, again, gives other bits: {op:?}"));
     }
     placed.fill(backend, true).map_err(told)?;
     if let Some((_, placed)) = before.replace((op, placed)) {
@@ -141,20 +144,42 @@ fn compare<R: Real>(
         if mine.access == Access::Read {
             continue;
         }
-        let (found, oracle) = (placed.numbers::<R>(held, mine.span), truth.read(theirs.span));
-        // A tenth of the loss is not made good by a large gradient: scalars are compared one by one. Counters are right or
-        // wrong, not near.
-        let each = if mine.name == "scalars" { 1 } else { mine.span.len };
+        let (mut found, mut oracle) = (placed.numbers::<R>(held, mine.span), truth.read(theirs.span));
+        if found.len() != oracle.len() || found.len() != mine.span.len {
+            return Err(format!(
+                "{} has {} numbers, {} of the oracle's",
+                mine.name,
+                found.len(),
+                oracle.len()
+            ));
+        }
+        // Counters are right or wrong, not near.
         let exact = mine.span.dtype == Dtype::U32;
-        for (part, (found, oracle)) in found.chunks(each.max(1)).zip(oracle.chunks(each.max(1))).enumerate() {
-            // A probability less one has the digits of one, and so has the logarithm of a number near one.
-            let floor = if matches!(mine.name, "d_logits" | "losses") { 0.1 } else { FLOOR };
+        let mut note = |place: usize, floor: f64, found: &[f64], oracle: &[f64]| {
             let (e, i) = error_above(floor, found, oracle);
             let e = if exact && e > 0.0 { f64::INFINITY } else { e };
             line.note(e, || {
-                let place = part * each + i;
-                format!("{}[{place}] {:.7e}, oracle {:.7e}; {}", mine.name, found[i], oracle[i], sizes(op))
+                let (name, place) = (mine.name, place + i);
+                format!("{name}[{place}] {:.7e}, oracle {:.7e}; {}", found[i], oracle[i], sizes(op))
             });
+        };
+        // A probability less one has the digits of one, and so has the logarithm of a number near one.
+        let floor = if matches!(mine.name, "d_logits" | "losses") { 0.1 } else { FLOOR };
+        // A tenth of the loss is not made good by a large gradient: scalars are compared one by one.
+        let each = if mine.name == "scalars" { 1 } else { mine.span.len.max(1) };
+        for (part, (found, oracle)) in found.chunks(each).zip(oracle.chunks(each)).enumerate() {
+            note(part * each, floor, found, oracle);
+        }
+        // The gradient beside that of the target is a probability, small where the vocabulary is large, and is compared with
+        // the others of its row.
+        if let (Op::CrossEntropy(loss), "d_logits") = (true_op, mine.name) {
+            let rows = found.chunks_mut(loss.vocab).zip(oracle.chunks_mut(loss.vocab));
+            for ((row, (found, oracle)), target) in rows.enumerate().zip(truth.read(loss.targets)) {
+                if let Some(place) = oracle.get_mut(target as usize) {
+                    (*place, found[target as usize]) = (0.0, 0.0);
+                    note(row * loss.vocab, 1e-6, found, oracle);
+                }
+            }
         }
     }
     Ok(())
@@ -257,9 +282,10 @@ fn dropout_if(wanted: bool, draw: &mut Draw, memory: &mut dyn Memory) -> Option<
     }
     let site = draw.below(20) as u32;
     let counters = counters(draw);
-    // Also where a slice of a batch begins, and beyond 32 bits.
-    let first = u64::from(site + 1) * 0x1_2345_6789;
-    Some(Dropout { probability: 0.25, site, first, counters: memory.span(counter::LEN, counters) })
+    // Where a slice of a batch begins: beyond 32 bits, and across the ends of them and of those of a word of draws.
+    let first = draw.turn(&[u64::from(site + 1) * 0x1_2345_6789, (1 << 32) - 3, 0, (1 << 34) - 3]);
+    let probability = draw.turn(&[0.25, 0.1, 0.6]);
+    Some(Dropout { probability, site, first, counters: memory.span(counter::LEN, counters) })
 }
 
 /// The results that the forward op leaves for its gradient.

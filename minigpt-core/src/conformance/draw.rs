@@ -1,8 +1,10 @@
 //! What a case is drawn from: random numbers, but shapes and variants by plan, so that no seed leaves one out.
 //!
 //! A run of [`CASES`] cases is made of blocks of nine. In a block each pair of dimensions meets at every pair of levels
-//! (small, middling, large), by an orthogonal array of strength two; the remainders by 16 go round all 16 for every
-//! dimension; and of the variants the first block has none, the second all, and the others half of them, in all pairs.
+//! (small, middling, large), by an orthogonal array of strength two; and of the variants the first block has none, the second
+//! all, and the others half of them, in all pairs. Every fourth case is even: all its sizes are whole tiles, at every pair of
+//! levels too. In the others the remainders by 16 go round all 16 for every dimension. In one case all dimensions are large,
+//! and one is tall: of more rows than 16 bits count.
 
 use alloc::vec::Vec;
 
@@ -14,8 +16,8 @@ pub(super) const CASES: usize = 36;
 /// Cases of a block.
 const BLOCK: u64 = 9;
 
-/// Sizes that a dimension may have, by level: small ones up to the first number, middling ones up to the second, and large
-/// ones between the third and the fourth.
+/// Sizes that a dimension may have, by level: small ones up to the first number, middling ones mostly up to the second and
+/// sometimes up to the third, and large ones from the third to the fourth.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes(pub(super) usize, pub(super) usize, pub(super) usize, pub(super) usize);
 
@@ -56,6 +58,23 @@ impl Draw {
         from[self.below(from.len())]
     }
 
+    /// Whether all sizes are whole tiles, as models have them, and all operands aligned.
+    pub(super) fn is_even(&self) -> bool {
+        self.case % 4 == 3
+    }
+
+    /// Whether there are more rows than 16 bits count: in one case of a run.
+    pub(super) fn is_tall(&self) -> bool {
+        self.case == 22
+    }
+
+    /// The number of rows of a matrix with this width, and the width: a tall one is narrow, of at least `narrowest`.
+    pub(super) fn rows(&mut self, sizes: Sizes, widths: Sizes, narrowest: usize) -> (usize, usize) {
+        let (rows, width) = (self.size(sizes), self.size(widths).max(narrowest));
+        let tall = 65_536 + 1 + self.below(4000);
+        if self.is_tall() { (tall, narrowest + width % 5) } else { (rows, width) }
+    }
+
     /// Each of these in turn, from case to case, and with every level of the first three dimensions: one of two, three, four
     /// or eight.
     pub(super) fn turn<T: Copy>(&self, of: &[T]) -> T {
@@ -84,8 +103,10 @@ impl Draw {
     fn level(&mut self) -> (u64, u64) {
         let dimension = u64::from(self.dimensions);
         self.dimensions += 1;
-        // Another labelling of the levels for each seed, and in each block another one of what meets where two are large.
-        let (row, shift) = (self.case % BLOCK, self.fixed(100 + dimension) + self.block());
+        // Another labelling of the levels for each seed, and in each block another one of what meets where two are large; the
+        // even cases are one array among themselves.
+        let block = if self.is_even() { 0 } else { self.block() };
+        let (row, shift) = (self.case % BLOCK, self.fixed(100 + dimension) + block);
         let (a, b) = (row / 3, row % 3);
         let level = match dimension % 4 {
             0 => a,
@@ -93,24 +114,32 @@ impl Draw {
             2 => a + b,
             _ => a + 2 * b,
         };
-        (dimension, (level + shift) % 3)
+        let all_large = self.case == 17;
+        (dimension, if all_large { 2 } else { (level + shift) % 3 })
     }
 
     /// The size of the next dimension.
     pub(super) fn size(&mut self, Sizes(small, middling, from, to): Sizes) -> usize {
         let (dimension, level) = self.level();
-        let step = 2 * self.fixed(200 + dimension) + 1;
-        let remainder = (self.case * step + self.fixed(300 + dimension)) % 16;
         let (low, high) = match level {
             0 => (1, small),
-            1 => (small + 1, middling),
+            1 if self.below(2) == 0 => (small + 1, middling),
+            1 => (small + 1, from - 1),
             _ => (from, to),
         };
-        // The sizes in the range that leave this remainder; if there are none, any.
-        let first = low + (remainder as usize + 16 - low % 16) % 16;
+        // The sizes in the range that are whole tiles, or leave this remainder; if there are none, any.
+        let (first, unit) = if self.is_even() {
+            let mut tiles = [64, 16, 8, 4, 2].into_iter();
+            let unit = tiles.find(|&unit| low.next_multiple_of(unit) <= high).unwrap_or(1);
+            (low.next_multiple_of(unit), unit)
+        } else {
+            let step = 2 * self.fixed(200 + dimension) + 1;
+            let remainder = ((self.case - self.case / 4) * step + self.fixed(300 + dimension)) % 16;
+            (low + (remainder as usize + 16 - low % 16) % 16, 16)
+        };
         let size = match first > high {
             true => low + self.below(high + 1 - low),
-            false => first + 16 * self.below((high - first) / 16 + 1),
+            false => first + unit * self.below((high - first) / unit + 1),
         };
         // Where there is to be little work, nothing is long.
         size.min((8 * self.work.isqrt()).max(2))
@@ -134,31 +163,32 @@ mod tests {
 
     #[test]
     fn a_run_has_every_pair_of_levels_and_every_remainder() {
+        let level = |size: usize| match size {
+            0..=33 => 0,
+            34..520 => 1,
+            _ => 2,
+        };
         for seed in 0..20 {
-            let (mut pairs, mut remainders) = ([[false; 9]; 6], [[false; 16]; 3]);
+            // Of all cases, and of the even ones.
+            let (mut pairs, mut remainders) = ([[[false; 9]; 3]; 2], [[false; 16]; 3]);
+            let mut all_large = false;
             for number in 0..CASES {
                 let mut draw = case(seed, number);
-                let level = |size: usize| {
-                    if size <= 33 {
-                        0
-                    } else if size <= 130 {
-                        1
-                    } else {
-                        2
-                    }
-                };
                 let sizes: [usize; 3] = core::array::from_fn(|_| draw.size(SIZES));
                 for (pair, (i, j)) in [(0, 1), (0, 2), (1, 2)].into_iter().enumerate() {
-                    pairs[pair][3 * level(sizes[i]) + level(sizes[j])] = true;
+                    let met = 3 * level(sizes[i]) + level(sizes[j]);
+                    pairs[0][pair][met] = true;
+                    pairs[1][pair][met] |= draw.is_even();
                 }
-                sizes.iter().zip(&mut remainders).for_each(|(size, seen)| seen[size % 16] = true);
+                if draw.is_even() {
+                    assert!(sizes.iter().all(|size| size % 16 == 0), "seed {seed}, case {number}: {sizes:?}");
+                } else {
+                    sizes.iter().zip(&mut remainders).for_each(|(size, seen)| seen[size % 16] = true);
+                }
+                all_large |= sizes.iter().all(|&size| level(size) == 2);
             }
-            assert!(pairs[..3].iter().flatten().all(|&met| met), "seed {seed}: {pairs:?}");
-            let large = |number: usize| {
-                let mut draw = case(seed, number);
-                (0..3).all(|_| draw.size(SIZES) > 130)
-            };
-            assert!((0..CASES).any(large), "seed {seed}: never are all three large");
+            assert!(pairs.iter().flatten().flatten().all(|&met| met), "seed {seed}: {pairs:?}");
+            assert!(all_large, "seed {seed}: never are all three large");
             assert!(remainders.iter().flatten().all(|&met| met), "seed {seed}: {remainders:?}");
         }
     }

@@ -77,10 +77,12 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The numbers of the cases. Few are drawn from all over the plan of many, so that they too have some of the variants.
+    /// The numbers of the cases. They go through the plan in leaps, so that a few are of all its parts.
     fn numbers(&self) -> impl Iterator<Item = u64> {
-        let (cases, all) = (self.cases as u64, draw::CASES as u64);
-        (0..cases).map(move |case| if cases < all { case * all / cases } else { case })
+        const ALL: u64 = draw::CASES as u64;
+        // It has no factor in common with `ALL`, so the leaps come everywhere; the first four end in different blocks.
+        const LEAP: u64 = 25;
+        (0..self.cases as u64).map(|case| case / ALL * ALL + case % ALL * LEAP % ALL)
     }
 }
 
@@ -95,13 +97,15 @@ pub struct Line {
     pub worst: f64,
     /// The bound that it is held to.
     pub bound: f64,
-    /// Where the worst error was, or what failed.
+    /// Where the worst error was.
     pub place: String,
-    /// Whether a case failed outright: an error where none was due, or none where one was.
-    pub failed: bool,
+    /// What failed outright, if anything: an error where none was due, none where one was, a write outside of what the op
+    /// may write. The first of all cases.
+    pub failure: Option<String>,
     /// In how many cases the backend's own kernel ran, and in how many the reference; `None` where nobody counts.
     pub kernels: Option<(usize, usize)>,
-    /// The dimensions of the case with the most work.
+    /// The dimensions of the case with the most work, among those in which the backend's own kernel ran, or among all where
+    /// nobody counts.
     pub largest: String,
     /// How much work that was.
     most: u64,
@@ -115,7 +119,7 @@ impl Line {
             worst: 0.0,
             bound,
             place: String::new(),
-            failed: false,
+            failure: None,
             kernels: None,
             largest: String::new(),
             most: 0,
@@ -124,7 +128,7 @@ impl Line {
 
     /// Whether it keeps its bound.
     pub fn passed(&self) -> bool {
-        !self.failed && self.cases > 0 && self.worst <= self.bound
+        self.failure.is_none() && self.cases > 0 && self.worst <= self.bound
     }
 
     fn note(&mut self, error: f64, place: impl FnOnce() -> String) {
@@ -142,16 +146,13 @@ impl Line {
             *(if fell_back { reference } else { own }) += 1;
         }
         let work = op.flops().max(op.bytes());
-        if work > self.most {
+        if work > self.most && fell_back != Some(true) {
             (self.most, self.largest) = (work, cases::sizes(op));
         }
     }
 
     fn fail(&mut self, what: impl Into<String>) {
-        if !self.failed {
-            self.failed = true;
-            self.place = what.into();
-        }
+        self.failure.get_or_insert_with(|| what.into());
     }
 }
 
@@ -184,6 +185,9 @@ impl fmt::Display for Report {
                 "{:<34} {:>5} {own:>8} {:>10.2e} {:>10.0e} {verdict:<6} {:<34} {}",
                 line.name, line.cases, line.worst, line.bound, line.largest, line.place
             )?;
+            if let Some(failure) = &line.failure {
+                writeln!(f, "    {failure}")?;
+            }
         }
         writeln!(f, "own: in so many cases the backend's own kernel ran, in the others the reference")
     }

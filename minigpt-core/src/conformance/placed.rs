@@ -110,15 +110,22 @@ pub(super) struct Placed {
     buffers: Vec<Buffer>,
     /// What each buffer is to hold before the op.
     images: Vec<Vec<u8>>,
-    /// The same with NaN for every number.
+    /// The same with NaN for every number, and 0 for every word.
     broken: Vec<Vec<u8>>,
+    /// As large as the largest, for what comes by way of another buffer.
+    staging: Buffer,
     spans: Vec<Span>,
     next: usize,
 }
 
 impl Placed {
-    /// Places what was asked for; fails as the backend does.
-    pub(super) fn new<B: Backend>(backend: &mut B, asked: &[Asked], rng: &mut Rng) -> Result<Self, B::Error> {
+    /// Places what was asked for, at multiples of the guard if it is to be aligned; fails as the backend does.
+    pub(super) fn new<B: Backend>(
+        backend: &mut B,
+        asked: &[Asked],
+        aligned: bool,
+        rng: &mut Rng,
+    ) -> Result<Self, B::Error> {
         let count = 1 + rng.below(3) as usize;
         let mut images: Vec<Vec<u8>> = vec![Vec::new(); count];
         let mut order: Vec<usize> = (0..asked.len()).collect();
@@ -128,20 +135,22 @@ impl Placed {
         let unplaced = Span { buffer: Buffer(0), dtype: Dtype::U32, offset: 0, len: 0 };
         let mut spans = vec![unplaced; asked.len()];
         let mut homes = vec![0; asked.len()];
-        let mut breaks: Vec<(usize, usize, usize)> = Vec::new();
+        let mut breaks: Vec<(usize, usize, Vec<u8>)> = Vec::new();
         for place in order {
             let (home, asked) = (rng.below(count as u64) as usize, &asked[place]);
             let image = &mut images[home];
             let (dtype, bytes) = asked.bytes::<B::Elem>();
             // Anywhere that the type allows: often not where a vector would like it.
             let (elements, size) = dtype.unit();
-            let align = if elements == 1 { size } else { 2 };
+            let align = match elements {
+                _ if aligned => GUARD,
+                1 => size,
+                _ => 2,
+            };
             let offset = (image.len() + GUARD + rng.below(128) as usize).next_multiple_of(align);
             guard::<B::Elem>(image, offset);
             image.extend_from_slice(&bytes);
-            if matches!(asked.contents, Contents::Numbers(_)) {
-                breaks.push((home, offset, bytes.len()));
-            }
+            breaks.push((home, offset, asked.broken::<B::Elem>(bytes.len())));
             spans[place] = Span { buffer: Buffer(0), dtype, offset, len: asked.len };
             homes[place] = home;
         }
@@ -152,16 +161,33 @@ impl Placed {
             buffers.push(backend.alloc(image.len())?);
         }
         let mut broken = images.clone();
-        for (home, offset, len) in breaks {
-            let nan = nan::<B::Elem>();
-            for bytes in broken[home][offset..offset + len].chunks_exact_mut(nan.len()) {
-                bytes.copy_from_slice(&nan);
-            }
+        for (home, offset, bytes) in breaks {
+            broken[home][offset..offset + bytes.len()].copy_from_slice(&bytes);
         }
         for (span, home) in spans.iter_mut().zip(homes) {
             span.buffer = buffers[home];
         }
-        Ok(Placed { buffers, images, broken, spans, next: 0 })
+        let largest = images.iter().map(Vec::len).max().unwrap_or(0);
+        let staging = backend.alloc(largest)?;
+        Ok(Placed { buffers, images, broken, staging, spans, next: 0 })
+    }
+
+    /// The same as [`fill`](Placed::fill) for what is not broken, by other routes: the first part of each buffer, up to any
+    /// word, is written, and the rest copied from another buffer.
+    pub(super) fn fill_in_parts<B: Backend>(&self, backend: &mut B, rng: &mut Rng) -> Result<(), B::Error> {
+        for (&buffer, image) in self.buffers.iter().zip(&self.images) {
+            let cut = 4 * rng.below(image.len() as u64 / 4 + 1) as usize;
+            let part = |buffer, from: usize, to: usize| Span {
+                buffer,
+                dtype: Dtype::U32,
+                offset: from,
+                len: (to - from) / 4,
+            };
+            backend.write(part(self.staging, 0, image.len()), image)?;
+            backend.write(part(buffer, 0, cut), &image[..cut])?;
+            backend.copy(part(self.staging, cut, image.len()), part(buffer, cut, image.len()))?;
+        }
+        Ok(())
     }
 
     /// Writes what the buffers are to hold before the op, with NaN for all numbers if `broken`.
@@ -183,6 +209,7 @@ impl Placed {
     }
 
     pub(super) fn release<B: Backend>(self, backend: &mut B) -> Result<(), B::Error> {
+        backend.release(self.staging)?;
         self.buffers.into_iter().try_for_each(|buffer| backend.release(buffer))
     }
 
@@ -245,6 +272,17 @@ impl Memory for Placed {
 }
 
 impl Asked {
+    /// So many bytes of what makes a result wrong if anything keeps it.
+    fn broken<R: Real>(&self, bytes: usize) -> Vec<u8> {
+        match &self.contents {
+            Contents::Numbers(_) => nan::<R>().repeat(bytes / size_of::<R>()),
+            // The first of a vocabulary, and counters that have not counted.
+            Contents::Words(_) => vec![0; bytes],
+            // NaN, or a block with a scale that is NaN.
+            Contents::Stored(..) => vec![0xff; bytes],
+        }
+    }
+
     /// As the backend stores it.
     fn bytes<R: Real>(&self) -> (Dtype, Vec<u8>) {
         match &self.contents {

@@ -10,7 +10,7 @@ type Shape = (usize, usize, usize, usize, f64);
 
 /// Shape of an attention op.
 fn shape(draw: &mut Draw) -> Shape {
-    let (time, d_head) = (draw.size(Sizes(33, 100, 257, 330)), draw.size(Sizes(24, 100, 129, 256)));
+    let (time, d_head) = (draw.size(Sizes(33, 100, 257, 330)), draw.size(Sizes(24, 128, 129, 256)));
     let heads = draw.size(Sizes(2, 5, 6, 8));
     let (batch, time, heads, d_head) = within(draw.work, (1 + draw.below(3), time, heads, d_head));
     (batch, time, heads, d_head, scale(draw, d_head))
@@ -37,19 +37,22 @@ fn scale(draw: &mut Draw, d_head: usize) -> f64 {
     draw.pick(&[1.0, 1.0, 0.7]) / libm::sqrt(d_head as f64)
 }
 
-/// Queries, keys and values: normal numbers; in some cases with scores whose exponentials overflow, and in some with what is
-/// no number at the last position, which concerns no query before it.
-fn qkv(draw: &mut Draw, (batch, time, heads, d_head, scale): Shape) -> Vec<f64> {
+/// Queries, keys and values, and what stands in front of each query and key if the scores are large.
+type Qkv = (Vec<f64>, Option<f64>);
+
+/// Normal numbers; in some cases with scores whose exponentials overflow, and in some with what is no number at the last
+/// position, which concerns no query before it.
+fn qkv(draw: &mut Draw, (batch, time, heads, d_head, scale): Shape) -> Qkv {
     let (large, broken) = (draw.variant(), draw.variant());
     let width = heads * d_head;
     let mut values = draw.normals(batch * time * 3 * width, 1.0);
     // Wide heads add up so many numbers beside a large one that nothing in f32 keeps the differences.
-    if large && d_head <= 40 {
+    let large = (large && d_head <= 40).then(|| f64::from(libm::sqrt(95.0 / scale) as f32));
+    if let Some(most) = large {
         // All keys alike in one place, and so are the queries: the scores are large, and their differences are not.
-        let most = libm::sqrt(95.0 / scale);
         for row in values.chunks_exact_mut(3 * width) {
             for head in 0..2 * heads {
-                row[head * d_head] = f64::from(most as f32);
+                row[head * d_head] = most;
             }
         }
     }
@@ -59,7 +62,7 @@ fn qkv(draw: &mut Draw, (batch, time, heads, d_head, scale): Shape) -> Vec<f64> 
             values[row + which * width + width - 1] = f64::NAN;
         }
     }
-    values
+    (values, large)
 }
 
 pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
@@ -81,7 +84,7 @@ pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 pub(super) fn forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let shape = shape(draw);
     // Whether nothing times what is no number is nothing, where a weight is dropped, nobody has said.
-    let (mut values, dropped) = (qkv(draw, shape), draw.variant());
+    let ((mut values, _), dropped) = (qkv(draw, shape), draw.variant());
     if dropped {
         values.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = 0.5);
     }
@@ -114,8 +117,18 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let mut at = Recording::new(draw.rng.clone());
     let shape = shape(draw);
     let (batch, time, heads, d_head, scale) = shape;
-    let values = draw.normals(batch * time * 3 * heads * d_head, 1.2);
-    let dropped = draw.variant();
+    let (mut values, width) = (draw.normals(batch * time * 3 * heads * d_head, 1.2), heads * d_head);
+    let (dropped, rising) = (draw.variant(), draw.variant());
+    if rising && d_head <= 40 {
+        // A key has the larger scores the later it is: those that a query does not see are beyond all that it does.
+        let most = libm::sqrt(120.0 / scale);
+        for (place, row) in values.chunks_exact_mut(3 * width).enumerate() {
+            let part = (place % time + 1) as f64 / time as f64;
+            for head in 0..heads {
+                (row[head * d_head], row[width + head * d_head]) = (most, most * part);
+            }
+        }
+    }
     let Op::AttentionForward(forward) = forward_of(draw, &mut at, shape, (values, dropped)) else {
         unreachable!("forward makes an AttentionForward")
     };
@@ -147,7 +160,7 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 }
 
 pub(super) fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let (past, d_head) = (draw.size(Sizes(33, 130, 513, 600)), draw.size(Sizes(24, 100, 129, 256)));
+    let (past, d_head) = (draw.size(Sizes(33, 130, 513, 600)), draw.size(Sizes(24, 128, 129, 256)));
     let (heads, batch) = (1 + draw.below(4), 1 + draw.below(3));
     // One token at a time, as in decoding, several, or a whole prompt.
     let time = draw.turn(&[1, 5, 70]);
@@ -158,21 +171,24 @@ pub(super) fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let past = past.min(draw.work / (batch * heads * d_head * 20));
     let capacity = past + time + spare;
     let scale = scale(draw, d_head);
-    let cache = |draw: &mut Draw| {
+    let (qkv, large) = qkv(draw, (batch, time, heads, d_head, scale));
+    let cache = |draw: &mut Draw, front: Option<f64>| {
         // What the cache holds from `past` on is nothing that anybody may read before it is written.
         let mut values = draw.normals(batch * heads * capacity * d_head, 1.0);
         for (place, row) in values.chunks_exact_mut(d_head).enumerate() {
             if place % capacity >= past {
                 row.fill(f64::NAN);
+            } else if let Some(front) = front {
+                row[0] = front;
             }
         }
         Fill::Values(values)
     };
     let size = batch * heads * capacity * d_head;
     AttentionCached {
-        qkv: memory.span(batch * time * 3 * heads * d_head, Fill::Normal(1.0)),
-        keys: memory.span(size, cache(draw)),
-        values: memory.span(size, cache(draw)),
+        qkv: memory.span(qkv.len(), Fill::Values(qkv)),
+        keys: memory.span(size, cache(draw, large)),
+        values: memory.span(size, cache(draw, None)),
         out: memory.span(batch * time * heads * d_head, Fill::Poison),
         past,
         capacity,
@@ -188,7 +204,7 @@ pub(super) fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 pub(super) fn scores(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let shape = shape(draw);
     let (batch, time, heads, d_head, scale) = shape;
-    let values = qkv(draw, shape);
+    let (values, _) = qkv(draw, shape);
     AttentionScores {
         qkv: memory.span(values.len(), Fill::Values(values)),
         scores: memory.span(batch * heads * time * time, Fill::Poison),

@@ -6,7 +6,7 @@ use crate::op::*;
 /// Forward or backward.
 pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     // At a width of 2 or 3 the gradient is a small difference of large numbers, in any arithmetic.
-    let (rows, width) = (draw.size(Sizes(33, 130, 257, 400)), 4 + draw.size(Sizes(33, 130, 1030, 1200)));
+    let (rows, width) = draw.rows(Sizes(33, 130, 257, 400), Sizes(33, 130, 1030, 1200), 5);
     let rows = rows.min(draw.work.div_ceil(width));
     // The larger one is seen in the result.
     let eps = if draw.variant() { 1e-5 } else { 0.5 };

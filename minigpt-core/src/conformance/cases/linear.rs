@@ -5,10 +5,16 @@ use crate::backend::Dtype;
 use crate::config::Activation;
 use crate::op::*;
 
-/// Shape of a linear op: rows, d_in, d_out. In half of the cases that have few rows it is one, as in decoding.
+/// Shape of a linear op: rows, d_in, d_out. In half of the cases that have few rows, and in some that are wide both ways, it is
+/// one, as in decoding.
 pub(super) fn shape(draw: &mut Draw) -> (usize, usize, usize) {
     let (mut rows, mut d_in, mut d_out) = (draw.size(SIZES), draw.size(SIZES), draw.size(SIZES));
-    if rows <= 33 && draw.turn(&[true, false]) {
+    if draw.is_tall() {
+        return (65_536 + 1 + rows, d_in % 7 + 1, d_out % 7 + 1);
+    }
+    if draw.variant() && d_in.min(d_out) >= SIZES.2 {
+        rows = 1;
+    } else if rows <= 33 && draw.turn(&[true, false]) {
         rows = 1;
         // And a head as wide as vocabularies are.
         if d_in <= 33 {
@@ -41,7 +47,7 @@ pub(super) fn forward_with(
     let y = memory.span(n, if residual && in_place { Fill::Normal(1.0) } else { Fill::Poison });
     let mut x = draw.normals(rows * d_in, 1.0);
     // What is no number in one row is no matter of the others.
-    if broken && !with_activation {
+    if broken {
         let place = draw.below(x.len());
         x[place] = f64::NAN;
     }
@@ -76,6 +82,15 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     // Not both: that is no op.
     let (with_activation, accumulate) =
         draw.turn(&[(false, false), (true, false), (false, true), (false, true)]);
+    let mut inputs = draw.normals(rows * d_in, 1.5);
+    // Some where a careless exponential overflows, and some at the corner of ReLU.
+    for (place, input) in inputs.iter_mut().enumerate() {
+        match place % 7 {
+            0 => *input *= 40.0,
+            3 => *input = 0.0,
+            _ => {}
+        }
+    }
     // Of accumulation there is nothing to see without it.
     let with_d_x = accumulate || with_activation || draw.below(4) > 0;
     LinearBackward {
@@ -88,7 +103,7 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         accumulate,
         activate: with_activation.then(|| Activate {
             activation: activation(draw),
-            input: Some(memory.span(rows * d_in, Fill::Normal(1.5))),
+            input: Some(memory.span(rows * d_in, Fill::Values(inputs))),
         }),
         d_weight: memory.span(d_out * d_in, Fill::Normal(1.0)),
         d_bias: with_bias.then(|| memory.span(d_out, Fill::Normal(1.0))),
@@ -104,12 +119,17 @@ fn activation(draw: &Draw) -> Activation {
 }
 
 pub(super) fn activation_forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let (rows, width) = (draw.size(SIZES), draw.size(SIZES));
+    let (rows, width) = draw.rows(SIZES, SIZES, 1);
     let rows = rows.min((draw.work / 20).div_ceil(width)).max(1);
     let mut x = draw.normals(rows * width, 2.0);
     // Some so large that a careless exponential overflows.
     for place in (0..x.len()).step_by(7) {
         x[place] *= 40.0;
+    }
+    // What is no number must be seen behind it.
+    if draw.variant() {
+        let place = draw.below(x.len());
+        x[place] = f64::NAN;
     }
     ActivationForward {
         x: memory.span(rows * width, Fill::Values(x)),

@@ -19,7 +19,7 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
     };
     let mut recording = Recording::new(rng.clone());
     ask(&mut recording);
-    let placed = Placed::new(backend, &recording.asked, &mut rng).and_then(|placed| {
+    let placed = Placed::new(backend, &recording.asked, false, &mut rng).and_then(|placed| {
         placed.fill(backend, false)?;
         Ok(placed)
     });

@@ -50,7 +50,7 @@ fn run<B: Backend>(backend: &mut B, mut draw: Draw) -> Result<(), String> {
     let mut recording = Recording::new(draw.rng.clone());
     build(&mut recording);
     let mut places = Rng::new(draw.rng.next_u32().into(), Stream::User);
-    let mut placed = Placed::new(backend, &recording.asked, &mut places).map_err(told)?;
+    let mut placed = Placed::new(backend, &recording.asked, draw.is_even(), &mut places).map_err(told)?;
     let (layer, alone) = build(&mut placed);
     placed.fill(backend, false).map_err(told)?;
     backend.run(&layer.into()).map_err(told)?;

@@ -8,7 +8,7 @@ use crate::op::*;
 use crate::train::schedule::{Decay, Schedule};
 
 pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let (rows, vocab) = (draw.size(Sizes(33, 130, 257, 400)), 1 + draw.size(Sizes(33, 1100, 40_000, 50_256)));
+    let (rows, vocab) = draw.rows(Sizes(33, 130, 257, 400), Sizes(33, 1100, 40_000, 50_257), 2);
     // An exponential is worth some multiply-adds.
     let vocab = vocab.min((draw.work / 20).max(2));
     let rows = rows.min(draw.work / 20 / vocab).max(1);
@@ -35,6 +35,10 @@ pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         // In the first row, which counts.
         values[draw.below(vocab)] = number;
     }
+    if draw.variant() && rows > 1 {
+        // Whatever an ignored row holds.
+        values[vocab + draw.below(vocab)] = f64::NAN;
+    }
     let logits = memory.span(rows * vocab, Fill::Values(values));
     // The loss must show what is broken; what the gradient then is does not matter.
     let with_gradient = with_gradient && broken == 0;
@@ -53,11 +57,13 @@ pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     .into()
 }
 
-/// How many numbers: few, some thousands, or more than 65,536.
+/// How many numbers: few, some thousands, or more than 65,536, and once more than 262,144.
 fn count(draw: &mut Draw) -> usize {
-    let thousands = draw.size(Sizes(2, 40, 529, 1100));
-    // Any remainder, beside what the thousands leave.
-    (125 * (thousands - 1) + 1 + draw.below(124)).min(draw.work)
+    let parts = draw.size(Sizes(2, 40, 529, 1100));
+    let many = if draw.is_tall() { 262_144 } else { 0 };
+    // Any remainder, beside what the parts leave; or whole tiles.
+    let rest = if draw.is_even() { 0 } else { 1 + draw.below(124) };
+    (many + 128 * (parts - 1) + rest).clamp(1, draw.work)
 }
 
 pub(super) fn squared_norm(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
@@ -86,11 +92,21 @@ pub(super) fn next_draw(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 }
 
 pub(super) fn finish_step(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let broken = draw.turn(&[0, 1, 2, 2]);
+    let broken = draw.turn(&[Some(0), None, Some(1), Some(2), None, Some(3), Some(4), None]);
     let mut scalars = draw.normals(scalar::LEN, 1.0);
-    scalars[scalar::LOSS_SUM] = if broken == 0 { f64::NAN } else { 1234.5 };
+    scalars[scalar::LOSS_SUM] = 1234.5;
     scalars[scalar::TARGETS] = 500.0;
-    scalars[scalar::GRAD_SQUARED] = if broken == 1 { f64::INFINITY } else { 9e5 * draw.rng.uniform() };
+    scalars[scalar::GRAD_SQUARED] = 9e5 * draw.rng.uniform();
+    if let Some(broken) = broken {
+        let (place, value) = [
+            (scalar::LOSS_SUM, f64::NAN),
+            (scalar::GRAD_SQUARED, f64::INFINITY),
+            (scalar::GRAD_SQUARED, f64::NAN),
+            (scalar::LOSS_SUM, f64::INFINITY),
+            (scalar::TARGETS, 0.0),
+        ][broken];
+        scalars[place] = value;
+    }
     let decay = draw.pick(&[Decay::Constant, Decay::Linear, Decay::Cosine]);
     FinishStep {
         scalars: memory.span(scalar::LEN, Fill::Values(scalars)),
