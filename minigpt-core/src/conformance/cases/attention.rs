@@ -168,7 +168,7 @@ pub(super) fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let past = if draw.variant() { 0 } else { past };
     let spare = if draw.variant() { 0 } else { 1 + draw.below(9) };
     // The cache is read and written as a whole, and as it is large gives way.
-    let past = past.min(draw.work / (batch * heads * d_head * 20));
+    let past = past.min((draw.work / (batch * heads * d_head * 20)).max(3));
     let capacity = past + time + spare;
     let scale = scale(draw, d_head);
     let (qkv, large) = qkv(draw, (batch, time, heads, d_head, scale));

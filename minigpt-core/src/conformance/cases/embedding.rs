@@ -2,16 +2,16 @@
 
 use alloc::vec::Vec;
 
-use super::{Draw, Fill, Memory, Sizes, dropout, weight};
+use super::{Draw, Fill, Memory, STORED, Sizes, dropout, stored};
 use crate::op::*;
 
 /// Forward or backward.
 pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (time, vocab) = (draw.size(Sizes(33, 100, 129, 200)), draw.size(Sizes(33, 1000, 40_000, 50_257)));
     let d_model = draw.size(Sizes(33, 130, 257, 400));
-    // A large vocabulary is narrow.
+    // A large vocabulary is narrow: each entry is written and compared some times.
     let vocab = vocab.min(draw.work);
-    let d_model = if vocab > 33_000 { d_model % 40 + 1 } else { d_model }.min(draw.work.div_ceil(vocab));
+    let d_model = d_model.min((draw.work / 16).div_ceil(vocab)).max(1);
     let time = time.min(draw.work.div_ceil(d_model));
     let (with_positions, batch) = (!draw.variant(), 1 + draw.below(3));
     let start = if draw.variant() { 0 } else { 1 + draw.below(4) };
@@ -24,9 +24,15 @@ pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op
     }
     let tokens = memory.span(rows, Fill::Words(tokens));
     if kind == OpKind::EmbeddingForward {
+        // In half of the cases in fewer bits.
+        let [f16, bf16, q8, q4] = STORED.map(Some);
+        let dtype = draw.turn(&[None, f16, None, bf16, None, q8, None, q4]);
         return EmbeddingForward {
             tokens,
-            token_embedding: weight(draw, memory, vocab, d_model, 1.0),
+            token_embedding: match dtype {
+                Some(dtype) => stored(draw, memory, dtype, vocab, d_model, 1.0),
+                None => memory.span(vocab * d_model, Fill::Normal(1.0)),
+            },
             position_embedding: with_positions
                 .then(|| memory.span((start + time + 2) * d_model, Fill::Normal(1.0))),
             out: memory.span(rows * d_model, Fill::Poison),

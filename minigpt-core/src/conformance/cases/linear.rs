@@ -1,6 +1,6 @@
 //! Random linear layers.
 
-use super::{Draw, Fill, Memory, SIZES, dropout, stored, weight};
+use super::{Draw, Fill, Memory, SIZES, dropout, stored};
 use crate::backend::Dtype;
 use crate::config::Activation;
 use crate::op::*;
@@ -55,7 +55,7 @@ pub(super) fn forward_with(
         x: memory.span(rows * d_in, Fill::Values(x)),
         weight: match dtype {
             Some(dtype) => stored(draw, memory, dtype, d_out, d_in, 0.5),
-            None => weight(draw, memory, d_out, d_in, 0.5),
+            None => memory.span(d_out * d_in, Fill::Normal(0.5)),
         },
         bias: with_bias.then(|| memory.span(d_out, Fill::Normal(1.0))),
         activate: with_activation.then(|| Activate {

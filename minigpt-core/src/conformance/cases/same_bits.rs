@@ -13,9 +13,10 @@ use crate::rng::{Rng, Stream};
 /// [`ActivationForward`] of the input that a [`LinearForward`] kept gives the bits of its result.
 pub(in crate::conformance) fn check<B: Backend>(backend: &mut B, options: &Options, line: &mut Line) {
     for case in options.numbers() {
-        if options.stop_early && !line.passed() && line.cases > 0 {
+        if options.stop_early && line.failure.is_some() {
             break;
         }
+        line.cases += 1;
         let draw = Draw::new(options.seed, 1000, case, options.work);
         if let Err(what) = run(backend, draw) {
             line.fail(format!("case {case}: {what}"));
@@ -61,7 +62,10 @@ fn run<B: Backend>(backend: &mut B, mut draw: Draw) -> Result<(), String> {
     let verdict = if same {
         Ok(())
     } else {
-        Err(format!("{activation:?} alone gives other bits than in a linear layer, of {rows} x {d_out}"))
+        Err(format!(
+            "{activation:?} alone gives other bits than in a linear layer, of {rows} x {d_out}: both kernels must \
+             compute it in the same way"
+        ))
     };
     placed.release(backend).map_err(told)?;
     verdict

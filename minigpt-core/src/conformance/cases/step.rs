@@ -10,8 +10,8 @@ use crate::train::schedule::{Decay, Schedule};
 pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, vocab) = draw.rows(Sizes(33, 130, 257, 400), Sizes(33, 1100, 40_000, 50_257), 2);
     // An exponential is worth some multiply-adds.
-    let vocab = vocab.min((draw.work / 20).max(2));
-    let rows = rows.min(draw.work / 20 / vocab).max(1);
+    let vocab = vocab.min((draw.work / 40).max(24));
+    let rows = rows.min(draw.work / 40 / vocab).max(1);
     // Large logits overflow a softmax that does not subtract the largest first.
     let deviation = if draw.variant() { 60.0 } else { 2.0 };
     let (with_gradient, with_losses) =
