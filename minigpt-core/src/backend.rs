@@ -201,7 +201,8 @@ pub trait Backend {
     /// Its own error type.
     type Error: BackendError;
 
-    /// A new buffer of `bytes` bytes, all zero, aligned to 64 bytes.
+    /// A new buffer of `bytes` bytes, all zero, aligned as the backend's own kernels want it: those of this project to 64
+    /// bytes.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`] if it does not fit; never an abort.
@@ -248,25 +249,29 @@ pub trait Backend {
 
     /// Runs one op. The default is the reference, by way of [`read`](Backend::read) and [`write`](Backend::write).
     ///
+    /// A kernel comes after three checks: [`Op::check`], which finds descriptors that do not fit together; that each span lies
+    /// in its buffer; and that tokens and targets are in the vocabulary. What there is no kernel for is passed on to
+    /// [`reference::run`](crate::reference::run()), which does the same.
+    ///
     /// # Errors
     /// If the descriptor is invalid ([`Op::check`]) or the device fails.
     fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
         crate::reference::run(self, op)
     }
 
-    /// Told each time an op falls back to the reference, so that a test can count.
+    /// Told by [`reference::run`](crate::reference::run()) that an op falls back to it, to be counted.
     fn fell_back(&mut self, op: OpKind) {
         let _ = op;
     }
 
-    /// How often an op of this kind has fallen back, if the backend counts.
+    /// How often an op of this kind has [fallen back](Backend::fell_back), if the backend counts.
     fn fallback_count(&self, op: OpKind) -> Option<u64> {
         let _ = op;
         None
     }
 
-    /// The kinds of ops of which the backend has a kernel of its own, if only for some descriptors. One that never runs is
-    /// a failure of the suite behind the feature `conformance`.
+    /// The kinds of ops of which the backend has a kernel of its own, if only for some descriptors. One that never runs, or
+    /// runs and is not among them, is a failure of the suite behind the feature `conformance`.
     fn kernels(&self) -> &'static [OpKind] {
         &[]
     }

@@ -352,7 +352,8 @@ pub struct CrossEntropy {
     pub vocab: usize,
 }
 
-/// The sum of the squares of `x`, written to [`scalar::GRAD_SQUARED`](super::scalar::GRAD_SQUARED).
+/// The sum of the squares of `x`, written to [`scalar::GRAD_SQUARED`](super::scalar::GRAD_SQUARED): of so many numbers that it
+/// needs partial sums, or f64.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SquaredNorm {
     /// Any length.
