@@ -8,7 +8,7 @@ use minigpt_cpu::{Cpu, Isa};
 fn every_op_conforms_on_tiny_shapes() {
     let options = Options {
         cases: if cfg!(miri) { 4 } else { 36 },
-        work: if cfg!(miri) { 60 } else { 2000 },
+        work: if cfg!(miri) { 24 } else { 2000 },
         model: !cfg!(miri),
         ..Options::default()
     };
