@@ -9,10 +9,10 @@ use crate::op::*;
 /// one, as in decoding.
 pub(super) fn shape(draw: &mut Draw) -> (usize, usize, usize) {
     let (mut rows, mut d_in, mut d_out) = (draw.size(SIZES), draw.size(SIZES), draw.size(SIZES));
+    let vector = draw.variant();
     if draw.is_tall() {
-        return (65_536 + 1 + rows, d_in % 7 + 1, d_out % 7 + 1);
-    }
-    if draw.variant() && d_in.min(d_out) >= SIZES.2 {
+        (rows, d_in, d_out) = (65_536 + 1 + rows, d_in % 7 + 1, d_out % 7 + 1);
+    } else if vector && d_in.min(d_out) >= SIZES.2 {
         rows = 1;
     } else if rows <= 33 && draw.turn(&[true, false]) {
         rows = 1;
