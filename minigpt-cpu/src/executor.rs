@@ -233,6 +233,3 @@ mod team {
 
 #[cfg(all(test, feature = "std", not(loom)))]
 mod tests;
-
-#[cfg(all(test, feature = "std", loom))]
-mod loom;

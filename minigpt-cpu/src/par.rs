@@ -11,5 +11,8 @@ pub(crate) use loan::Loan;
 pub(crate) use parts::{Chain, Chunks, Either, Grid, Parts, PerWorker, Tile, for_each};
 pub(crate) use views::{Views, floats};
 
-#[cfg(all(test, feature = "std"))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests;
+
+#[cfg(all(test, feature = "std", loom))]
+mod loom;

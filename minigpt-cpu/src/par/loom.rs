@@ -10,8 +10,8 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
 use loom::thread;
 
-use super::Executor;
-use crate::par::Loan;
+use super::Loan;
+use crate::executor::Executor;
 
 fn in_every_order(changes: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut model = Builder::new();
