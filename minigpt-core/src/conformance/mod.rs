@@ -51,8 +51,7 @@ pub const FLOOR: f64 = 1e-3;
 /// How thorough to be.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Which ops. The basic methods, and that invalid ops are refused, are checked apart from them; with none of them and
-    /// without `model` that is all.
+    /// Which ops. The basic methods and the refusal of invalid ops are always checked.
     pub ops: &'static [OpKind],
     /// Cases per op. With 36, the default, every pair of sizes and every variant is met, whatever the seed.
     pub cases: usize,
@@ -81,10 +80,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The numbers of the cases. They go through the plan in leaps, so that a few are of all its parts.
+    /// The numbers of the cases. They go through the plan in leaps: the first is without variants, the second has some, the
+    /// third has all, and the fourth is even.
     fn numbers(&self) -> impl Iterator<Item = u64> {
         const ALL: u64 = draw::CASES as u64;
-        // It has no factor in common with `ALL`, so the leaps come everywhere; the first four end in different blocks.
+        // It has no factor in common with `ALL`, so the leaps come everywhere.
         const LEAP: u64 = 25;
         (0..self.cases as u64).map(|case| case / ALL * ALL + case % ALL * LEAP % ALL)
     }

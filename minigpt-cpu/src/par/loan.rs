@@ -67,7 +67,7 @@ impl Loan {
     /// Whether a loan other than `seen` is open. If it is not, the next lender sees from inside `own` whatever this thread
     /// wrote before it asked: both change the gate, if only in name, so one of the two comes first.
     pub(crate) fn is_open(&self, seen: u64) -> bool {
-        // A load would not come first or second.
+        // A load has no place in that order, so it would not do.
         let gate = self.gate.fetch_or(0, AcqRel);
         gate & Self::OPEN != 0 && gate & Self::NUMBER != seen
     }

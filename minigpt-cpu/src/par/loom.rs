@@ -1,5 +1,4 @@
-//! The team in every order that its threads may take, as far as some changes of turn where none is due reach: `.ci/run`
-//! says how to run it.
+//! The team in all orders that its threads may take with up to two or three preemptions. `.ci/run` says how to run it.
 
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 use std::vec::Vec;
@@ -13,9 +12,9 @@ use loom::thread;
 use super::Loan;
 use crate::executor::Executor;
 
-fn in_every_order(changes: usize, run: impl Fn() + Sync + Send + 'static) {
+fn in_every_order(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut model = Builder::new();
-    model.preemption_bound = Some(changes);
+    model.preemption_bound = Some(preemptions);
     model.check(run);
 }
 
@@ -89,8 +88,8 @@ fn who_falls_asleep_is_seen_or_sees_the_loan() {
 
 /// Each task of each region runs once, its work is there when the region ends, and the team ends: it neither sleeps through
 /// a region nor through its own end.
-fn regions(changes: usize, threads: usize, regions: &'static [usize]) {
-    in_every_order(changes, move || {
+fn regions(preemptions: usize, threads: usize, regions: &'static [usize]) {
+    in_every_order(preemptions, move || {
         let mut executor = Executor::team(threads).unwrap();
         for &tasks in regions {
             let done: Vec<Watched> = (0..tasks).map(|_| Watched(UnsafeCell::new(0))).collect();

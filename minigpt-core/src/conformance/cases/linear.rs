@@ -126,7 +126,7 @@ pub(super) fn activation_forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op
     for place in (0..x.len()).step_by(7) {
         x[place] *= 40.0;
     }
-    // What is no number must be seen behind it.
+    // NaN must come through.
     if draw.variant() {
         let place = draw.below(x.len());
         x[place] = f64::NAN;

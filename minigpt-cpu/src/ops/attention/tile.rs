@@ -502,8 +502,8 @@ pub(super) fn softmax_row<V: Vector>(t: V::Token, scores: &mut [f32]) -> f32 {
     sum.sum()
 }
 
-/// Whether all of these values are finite. Where one is not, a tile must not have queries that do not see it: it gives
-/// what they do not see the weight 0, and that makes nothing of finite values alone.
+/// Whether all of these values are finite. If one is not, each query must be a tile of its own: a tile gives the weight 0 to
+/// a value that a query does not see, and 0 times a value is 0 only if the value is finite.
 #[inline(always)]
 pub(super) fn is_finite<V: Vector>(t: V::Token, values: &[f32]) -> bool {
     let zero = V::splat(t, 0.0);
