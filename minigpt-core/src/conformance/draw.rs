@@ -3,7 +3,7 @@
 //! A run of [`CASES`] cases is made of blocks of nine. In a block each pair of dimensions meets at every pair of levels
 //! (small, middling, large), by an orthogonal array of strength two; and of the variants the first block has none, the second
 //! all, and the others half of them, in all pairs. Every fourth case is even: all its sizes are whole tiles, at every pair of
-//! levels too. In the others the remainders by 16 go round all 16 for every dimension. In one case all dimensions are large,
+//! levels too. In the others the remainders by 16 go round all 16 for every dimension. In two cases all dimensions are large,
 //! and one is tall: of more rows than 16 bits count.
 
 use alloc::vec::Vec;
@@ -16,8 +16,8 @@ pub(super) const CASES: usize = 36;
 /// Cases of a block.
 const BLOCK: u64 = 9;
 
-/// Sizes that a dimension may have, by level: small ones up to the first number, middling ones mostly up to the second and
-/// sometimes up to the third, and large ones from the third to the fourth.
+/// Sizes that a dimension may have, by level: small ones up to the first number, middling ones now up to the second and now
+/// between the second and the third, and large ones from the third to the fourth.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes(pub(super) usize, pub(super) usize, pub(super) usize, pub(super) usize);
 
@@ -68,6 +68,11 @@ impl Draw {
         self.case == 22
     }
 
+    /// Whether all dimensions are large, and each as small as large ones are: then no other has to give way for the work.
+    pub(super) fn is_large(&self) -> bool {
+        self.case == 34
+    }
+
     /// The number of rows of a matrix with this width, and the width: a tall one is narrow, of at least `narrowest`.
     pub(super) fn rows(&mut self, sizes: Sizes, widths: Sizes, narrowest: usize) -> (usize, usize) {
         let (rows, width) = (self.size(sizes), self.size(widths).max(narrowest));
@@ -99,8 +104,9 @@ impl Draw {
         }
     }
 
-    /// The level of the next dimension: 0, 1 or 2.
-    fn level(&mut self) -> (u64, u64) {
+    /// The number of the next dimension; its level: 0, 1 or 2; and a number that goes round by threes among the cases of a
+    /// block that have this level.
+    fn level(&mut self) -> (u64, u64, u64) {
         let dimension = u64::from(self.dimensions);
         self.dimensions += 1;
         // Another labelling of the levels for each seed, and in each block another one of what meets where two are large; the
@@ -108,23 +114,25 @@ impl Draw {
         let block = if self.is_even() { 0 } else { self.block() };
         let (row, shift) = (self.case % BLOCK, self.fixed(100 + dimension) + block);
         let (a, b) = (row / 3, row % 3);
-        let level = match dimension % 4 {
-            0 => a,
-            1 => b,
-            2 => a + b,
-            _ => a + 2 * b,
+        let (level, turn) = match dimension % 4 {
+            0 => (a, b),
+            1 => (b, a),
+            2 => (a + b, a),
+            _ => (a + 2 * b, a),
         };
-        let all_large = self.case == 17;
-        (dimension, if all_large { 2 } else { (level + shift) % 3 })
+        let all_large = self.case == 17 || self.is_large();
+        (dimension, if all_large { 2 } else { (level + shift) % 3 }, turn + block + self.fixed(400 + dimension))
     }
 
     /// The size of the next dimension.
     pub(super) fn size(&mut self, Sizes(small, middling, from, to): Sizes) -> usize {
-        let (dimension, level) = self.level();
+        let (dimension, level, turn) = self.level();
         let (low, high) = match level {
             0 => (1, small),
-            1 if self.below(2) == 0 => (small + 1, middling),
-            1 => (small + 1, from - 1),
+            1 if self.is_even() => (small + 1, from - 1),
+            1 if turn % 2 == 0 || middling + 1 == from => (small + 1, middling),
+            1 => (middling + 1, from - 1),
+            _ if self.is_large() => (from, from + (to - from) / 8),
             _ => (from, to),
         };
         // The sizes in the range that are whole tiles, or leave this remainder; if there are none, any.
@@ -137,9 +145,11 @@ impl Draw {
             let remainder = ((self.case - self.case / 4) * step + self.fixed(300 + dimension)) % 16;
             (low + (remainder as usize + 16 - low % 16) % 16, 16)
         };
-        let size = match first > high {
-            true => low + self.below(high + 1 - low),
-            false => first + unit * self.below((high - first) / unit + 1),
+        let size = match (high + unit).checked_sub(first).map(|room| room / unit) {
+            None | Some(0) => low + self.below(high + 1 - low),
+            // Of two or three tiles, each has its turn.
+            Some(tiles @ 1..4) if self.is_even() => first + unit * (turn as usize % tiles),
+            Some(count) => first + unit * self.below(count),
         };
         // Where there is to be little work, nothing is long.
         size.min((8 * self.work.isqrt()).max(2))
@@ -190,6 +200,26 @@ mod tests {
             assert!(pairs.iter().flatten().flatten().all(|&met| met), "seed {seed}: {pairs:?}");
             assert!(all_large, "seed {seed}: never are all three large");
             assert!(remainders.iter().flatten().all(|&met| met), "seed {seed}: {remainders:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_has_middling_sizes_of_both_kinds_and_each_of_few_tiles() {
+        for seed in 0..20 {
+            let (mut between, mut tiles) = ([false; 3], [[false; 2]; 3]);
+            for number in 0..CASES {
+                let (mut draw, mut heads) = (case(seed, number), case(seed, number));
+                for dimension in 0..3 {
+                    between[dimension] |= (131..520).contains(&draw.size(SIZES)) && !draw.is_even();
+                    match heads.size(Sizes(24, 128, 129, 256)) {
+                        64 => tiles[dimension][0] = true,
+                        128 => tiles[dimension][1] = true,
+                        _ => {}
+                    }
+                }
+            }
+            assert!(between.iter().all(|&met| met), "seed {seed}: {between:?}");
+            assert!(tiles.iter().flatten().all(|&met| met), "seed {seed}: {tiles:?}");
         }
     }
 

@@ -12,7 +12,7 @@ pub(super) fn shape(draw: &mut Draw) -> (usize, usize, usize) {
     let vector = draw.variant();
     if draw.is_tall() {
         (rows, d_in, d_out) = (65_536 + 1 + rows, d_in % 7 + 1, d_out % 7 + 1);
-    } else if vector && d_in.min(d_out) >= SIZES.2 {
+    } else if vector && d_in.min(d_out) >= SIZES.2 && !draw.is_large() {
         rows = 1;
     } else if rows <= 33 && draw.turn(&[true, false]) {
         rows = 1;
@@ -21,12 +21,20 @@ pub(super) fn shape(draw: &mut Draw) -> (usize, usize, usize) {
             d_out = 50_257.min(draw.work);
         }
     }
+    // Whole tiles stay whole ones: where there is too much work, rows and what is large are as small as that may be.
+    let tile = 64;
+    if draw.is_even() && rows >= tile && tile * d_in * d_out > draw.work {
+        let least = |size: usize| if size >= SIZES.2 { SIZES.2.next_multiple_of(tile) } else { size };
+        (rows, d_in, d_out) = (tile, least(d_in), least(d_out));
+    }
     // The widths give way only where one row is too much.
     while d_in * d_out > draw.work {
         let widest = if d_in > d_out { &mut d_in } else { &mut d_out };
         *widest = widest.div_ceil(2);
     }
-    (rows.min(draw.work / (d_in * d_out)), d_in, d_out)
+    let most = draw.work / (d_in * d_out);
+    let most = if draw.is_even() && most >= tile { most / tile * tile } else { most };
+    (rows.min(most), d_in, d_out)
 }
 
 pub(super) fn forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
