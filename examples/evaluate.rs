@@ -110,14 +110,14 @@ impl OnBackend for Run<'_> {
         let windows = EvalWindows::new(tokens, context)?;
         let at_once = (AT_ONCE / context).max(1);
         memory::check_logits(&backend, checkpoint.config(), at_once)?;
-        let mut model = Model::load(backend, &checkpoint)?;
+        let model = Model::load(backend, &checkpoint)?;
         stop.take_over()?;
         let progress = Progress::new("evaluating", windows.len() as u64, Unit::Windows);
         let tell = |done: usize| {
             progress.at(done as u64, "");
             !stop.asked()
         };
-        let evaluation = Evaluation::of(&mut model, tokenizer, &windows, at_once, &tell)?;
+        let evaluation = Evaluation::of(&model, tokenizer, &windows, at_once, &tell)?;
         progress.done();
         match options.json {
             true => {

@@ -69,8 +69,8 @@ impl OnBackend for Generation<'_, '_> {
         let prompt = options.prompt.read(tokenizer, start, &mut terminal.input)?;
         let prefill = if options.interactive { checkpoint.config().context } else { prompt.tokens.len() };
         memory::check_decoding(&backend, checkpoint.config(), prefill)?;
-        let mut model = Model::load(backend, &checkpoint)?;
-        let mut writer = Writer::new(&mut model, tokenizer, start, prefill)?;
+        let model = Model::load(backend, &checkpoint)?;
+        let mut writer = Writer::new(&model, tokenizer, start, prefill)?;
         let seed = options.sampling.seed.resolve();
         if options.interactive {
             let interrupts = Interrupts::new()?;

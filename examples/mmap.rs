@@ -61,7 +61,7 @@ fn run(options: &Options, mut terminal: Terminal<'_>) -> Outcome<()> {
     memory::check_decoding_in_place(&cpu, checkpoint.config(), prefill)?;
     // What lies between is not opening: the prompt, and how much memory there is.
     let begun = Instant::now();
-    let mut model = Model::borrow(cpu, &checkpoint)?;
+    let model = Model::borrow(cpu, &checkpoint)?;
     let opening = mapping + begun.elapsed();
     let _ = writeln!(
         terminal.log,
@@ -70,7 +70,7 @@ fn run(options: &Options, mut terminal: Terminal<'_>) -> Outcome<()> {
         opening.as_secs_f64() * 1e3,
         model.copied_bytes()
     );
-    let mut writer = Writer::new(&mut model, tokenizer, start, prefill)?;
+    let mut writer = Writer::new(&model, tokenizer, start, prefill)?;
     let ways = (&options.sampling, options.sampling.seed.resolve(), 1);
     samples(&mut writer, &prompt, ways, &limits, &mut terminal)
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use minigpt_core::checkpoint::Checkpoint;
+use minigpt_core::plan::Logits;
 use minigpt_core::{
-    Backend, Decoder, GptConfig, Model, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
+    Backend, Decoder, GptConfig, Model, Plan, Real, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
 };
 use minigpt_examples::memory::Remedy;
 use minigpt_examples::options::{
@@ -55,6 +56,9 @@ struct Options {
     /// Print a line of JSON for each timing and no tables.
     #[arg(long)]
     json: bool,
+    /// Time nothing: print what runs, op by op, with the sizes, bytes and operations of each.
+    #[arg(long, conflicts_with_all = ["json", "seconds"])]
+    program: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -196,6 +200,11 @@ fn peak_mb() -> Option<f64> {
     memory::peak().map(|bytes| rounded(bytes as f64 / f64::from(1 << 20), 1))
 }
 
+/// The program of a plan as a table.
+fn print_program(what: &str, plan: &Plan) -> Outcome<()> {
+    say(format_args!("{what}\n{}\n", plan.program()?))
+}
+
 struct Step<'a>(&'a Subject<'a>);
 
 impl OnBackend for Step<'_> {
@@ -209,10 +218,14 @@ impl OnBackend for Step<'_> {
         let settings = TrainConfig { batch, time: context, recompute, ..TrainConfig::constant(1e-3) };
         let remedy =
             Remedy { batch: "name it with --batch", model: "profile a smaller model or a shorter context" };
+        if options.program {
+            let plan = settings.plan(&subject.config, &backend)?;
+            let what = format!("a training step of {}, batch {batch}", subject.name);
+            return print_program(&what, &plan);
+        }
         memory::check_training(&backend, &subject.config, &settings, 0, &remedy)?;
-        let model = subject.model(Profiled::new(backend))?;
-        let parameters = model.parameter_count();
-        let mut trainer = Trainer::new(model, settings)?;
+        let mut trainer = Trainer::new(&subject.model(Profiled::new(backend))?, settings)?;
+        let parameters = trainer.model().parameter_count();
         let mut rng = minigpt_core::rng::Rng::new(1, minigpt_core::rng::Stream::User);
         let tokens: Vec<u32> = (0..context * 64 + 1).map(|_| rng.below(vocab as u64) as u32).collect();
         let windows = Windows::new(&tokens, context)?;
@@ -224,7 +237,7 @@ impl OnBackend for Step<'_> {
         for _ in 0..2 {
             step(&mut trainer)?;
         }
-        trainer.model_mut().backend_mut().reset();
+        trainer.model().device().inspect(Profiled::reset);
         let mut last = first;
         let times = times(options.seconds, || {
             last = step(&mut trainer)?;
@@ -255,9 +268,12 @@ impl OnBackend for Step<'_> {
         for (name, bytes) in bytes.categories().into_iter().filter(|(_, bytes)| *bytes > 0) {
             say(format_args!("  {name:<14}{:>12}", human(bytes)))?;
         }
-        let backend = trainer.model().backend();
-        say(format_args!("  {:<14}{:>12}\n", "workspace", human(backend.workspace_bytes(trainer.plan()))))?;
-        let (costs, bytes) = (backend.costs(), bytes.total());
+        let (costs, workspace) = trainer
+            .model()
+            .device()
+            .inspect(|backend| (backend.costs(), trainer.plan().workspace_bytes(backend)));
+        say(format_args!("  {:<14}{:>12}\n", "workspace", human(workspace)))?;
+        let bytes = bytes.total();
         // The training goes first, so that the measurement of reading has room.
         drop(trainer);
         table(&costs, times.iter().sum(), times.len(), &Ceilings::measure(threads(options), bytes)?)
@@ -322,24 +338,29 @@ impl OnBackend for Generation<'_> {
         const TOKENS: usize = 500;
         let subject = self.0;
         let options = subject.options;
+        if options.program {
+            let context = subject.config.context;
+            let plan = Plan::inference(&subject.config, B::Elem::DTYPE, 1, 1, Logits::Last, context)?;
+            return print_program(&format!("a token of {}, with an empty cache", subject.name), &plan);
+        }
         memory::check_decoding(&backend, &subject.config, subject.config.context)?;
-        let mut model = subject.model(Profiled::new(backend))?;
+        let model = subject.model(Profiled::new(backend))?;
         let context = model.config().context;
-        let mut decoder = Decoder::new(&mut model, context)?;
+        let mut decoder = Decoder::new(&model, context)?;
         let settings =
             SampleConfig { temperature: 0.8, top_k: Some(200), seed: 1, ..SampleConfig::default() };
         let mut sampler = Sampler::new(settings, subject.config.vocab_size)?;
-        let mut generate = |model: &mut Model<Profiled<B>>, count: usize| -> Outcome<()> {
+        let mut generate = |count: usize| -> Outcome<()> {
             decoder.reset();
-            decoder.feed(model, &[0])?;
-            for token in decoder.generate(model, &mut sampler).take(count) {
+            decoder.feed(&[0])?;
+            for token in decoder.generate(&mut sampler).take(count) {
                 token?;
             }
             Ok(())
         };
-        generate(&mut model, 16)?;
-        model.backend_mut().reset();
-        let times = times(options.seconds, || generate(&mut model, TOKENS))?;
+        generate(16)?;
+        model.device().inspect(Profiled::reset);
+        let times = times(options.seconds, || generate(TOKENS))?;
         let speed = |time: Duration| TOKENS as f64 / time.as_secs_f64();
         let (median, best) = (speed(times[times.len() / 2]), speed(times[0]));
         if options.json {
@@ -353,6 +374,7 @@ impl OnBackend for Generation<'_> {
         }
         say(format_args!("decoding, one sequence: {median:.1} tokens/s (best {best:.1}); a token:\n"))?;
         let ceilings = Ceilings::measure(threads(options), decoder.plan().bytes.total())?;
-        table(&model.backend().costs(), times.iter().sum(), times.len() * TOKENS, &ceilings)
+        let costs = model.device().inspect(Profiled::costs);
+        table(&costs, times.iter().sum(), times.len() * TOKENS, &ceilings)
     }
 }

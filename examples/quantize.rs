@@ -135,7 +135,7 @@ fn extras_of<'a>(checkpoint: &'a Checkpoint<'a>) -> Extras<'a> {
 fn quantized(exact: &[u8], dtype: Dtype, out: Option<&Path>) -> Outcome<Vec<u8>> {
     let exact = open(exact)?;
     let extras = extras_of(&exact);
-    let mut small = Model::borrow(Cpu::new()?, &exact)?.quantized(Cpu::new()?, dtype)?;
+    let small = Model::borrow(Cpu::new()?, &exact)?.quantized(Cpu::new()?, dtype)?;
     if let Some(path) = out {
         small.save(path, &extras)?;
     }
@@ -148,7 +148,7 @@ fn quantized(exact: &[u8], dtype: Dtype, out: Option<&Path>) -> Outcome<Vec<u8>>
 /// speed of f32.
 fn loss_of(file: &[u8], windows: &EvalWindows<'_>) -> Outcome<f64> {
     let model = Model::load(Cpu::new()?, &open(file)?)?;
-    Ok(Trainer::new(model, evaluation(windows.time()))?.evaluate(windows)?)
+    Ok(Trainer::new(&model, evaluation(windows.time()))?.evaluate(windows)?)
 }
 
 /// Nothing is kept for a backward pass that there is not.

@@ -22,20 +22,25 @@ struct Text {
     model: Model<Cpu<'static>>,
     decoder: Decoder<Cpu<'static>>,
     sampler: Sampler,
-    /// As many bytes as a token reads.
+    /// As many bytes as a token reads, on the reader.
     as_many: Span,
     prompt: Vec<u32>,
 }
 
 impl Text {
-    fn new(exact: &mut Model<Cpu<'static>>, dtype: Dtype, cpu: Cpu<'static>) -> Result<Text, Failure> {
-        let mut model = exact.quantized(cpu, dtype)?;
+    fn new(
+        exact: &Model<Cpu<'static>>,
+        dtype: Dtype,
+        cpu: Cpu<'static>,
+        reader: &mut Cpu<'static>,
+    ) -> Result<Text, Failure> {
+        let model = exact.quantized(cpu, dtype)?;
         let config = model.config().clone();
         let len = bytes_per_token(&model).div_ceil(4);
-        let buffer = model.backend_mut().alloc(len * 4).map_err(Error::Backend)?;
+        let buffer = reader.alloc(len * 4).map_err(Error::Backend)?;
         let as_many = Span { buffer, dtype: Dtype::F32, offset: 0, len };
-        model.backend_mut().fill(as_many, 1.0).map_err(Error::Backend)?;
-        let decoder = Decoder::new(&mut model, config.context)?;
+        reader.fill(as_many, 1.0).map_err(Error::Backend)?;
+        let decoder = Decoder::new(&model, config.context)?;
         let settings =
             SampleConfig { temperature: 0.8, top_k: Some(200), seed: 1, ..SampleConfig::default() };
         let sampler = Sampler::new(settings, config.vocab_size)?;
@@ -48,9 +53,9 @@ impl Text {
     fn token(&mut self) -> Result<f64, Failure> {
         let (from, count) = generated(self.model.config());
         self.decoder.reset();
-        self.decoder.feed(&mut self.model, &self.prompt[..from])?;
+        self.decoder.feed(&self.prompt[..from])?;
         // The first one has its logits already.
-        let mut text = self.decoder.generate(&mut self.model, &mut self.sampler);
+        let mut text = self.decoder.generate(&mut self.sampler);
         text.next().transpose()?;
         let mut result = Ok(());
         let time = seconds(|| result = text.take(count).try_for_each(|token| token.map(|_| ())));
@@ -58,10 +63,9 @@ impl Text {
     }
 
     /// Seconds for reading what a token reads.
-    fn reading(&mut self) -> Result<f64, Failure> {
-        let span = self.as_many;
+    fn reading(&self, reader: &mut Cpu<'static>) -> Result<f64, Failure> {
         let mut result = Ok(0.0);
-        let time = seconds(|| result = self.model.backend_mut().read_through(span));
+        let time = seconds(|| result = reader.read_through(self.as_many));
         result.map(|_| time).map_err(Error::Backend)
     }
 
@@ -69,7 +73,7 @@ impl Text {
     fn prefill(&mut self) -> Result<f64, Failure> {
         self.decoder.reset();
         let mut result = Ok(());
-        let time = seconds(|| result = self.decoder.feed(&mut self.model, &self.prompt));
+        let time = seconds(|| result = self.decoder.feed(&self.prompt));
         result.map(|()| time)
     }
 }
@@ -82,8 +86,8 @@ fn generated(config: &GptConfig) -> (usize, usize) {
 /// What a token has to read: the weights, and the keys and values of a cache as long as it is on average.
 fn bytes_per_token(model: &Model<Cpu<'static>>) -> usize {
     let config = model.config();
-    let weights = model.parameters().map(|(tensor, span)| {
-        let bytes = span.bytes().unwrap_or(0);
+    let weights = model.parameters().map(|(tensor, dtype)| {
+        let bytes = dtype.bytes(tensor.rows * dtype.padded(tensor.cols)).unwrap_or(0);
         let looked_up = tensor.name == "wpe.weight" || tensor.name == "wte.weight" && !config.tied_embeddings;
         if looked_up { bytes / tensor.rows } else { bytes }
     });
@@ -130,10 +134,11 @@ pub struct Decoding {
 /// If the models do not fit into memory.
 pub fn measure(shape: &Shape, threads: usize, rounds: usize) -> Result<(Vec<Decoding>, f64), Failure> {
     let cpu = || Cpu::builder().threads(threads).build().map_err(Error::Backend);
-    let mut exact = Model::new(cpu()?, shape.config.clone(), 1)?;
+    let exact = Model::new(cpu()?, shape.config.clone(), 1)?;
+    let mut reader = cpu()?;
     let mut texts = FORMATS
         .into_iter()
-        .map(|dtype| Text::new(&mut exact, dtype, cpu()?))
+        .map(|dtype| Text::new(&exact, dtype, cpu()?, &mut reader))
         .collect::<Result<Vec<_>, _>>()?;
     let mut times = vec![Vec::new(); FORMATS.len()];
     let mut readings = times.clone();
@@ -143,7 +148,7 @@ pub fn measure(shape: &Shape, threads: usize, rounds: usize) -> Result<(Vec<Deco
         // The first round is not counted.
         let keep = |times: &mut Vec<f64>, time| times.extend((round > 0).then_some(time));
         for (i, text) in texts.iter_mut().enumerate() {
-            keep(&mut readings[i], text.reading()?);
+            keep(&mut readings[i], text.reading(&mut reader)?);
             keep(&mut times[i], text.token()?);
             keep(&mut prefills[i], text.prefill()?);
         }
@@ -161,7 +166,7 @@ pub fn measure(shape: &Shape, threads: usize, rounds: usize) -> Result<(Vec<Deco
             prefill: median(&prefills[i]),
             of_sgemm: Ratio::of(&prefill_gflops, &products),
             prefill_gflops,
-            fallbacks: text.model.backend().fallbacks(),
+            fallbacks: text.model.device().inspect(Cpu::fallbacks),
         }
     });
     Ok((decodings.collect(), median(&products)))

@@ -3,7 +3,7 @@
 use minigpt_core::backend::{write_elems, write_u32};
 use minigpt_core::op::{
     self, Activate, AdamW, AttentionBackward, AttentionForward, CrossEntropy, EmbeddingBackward,
-    EmbeddingForward, LayerNormBackward, LayerNormForward, LinearBackward, LinearForward, SquaredNorm,
+    EmbeddingForward, Fill, LayerNormBackward, LayerNormForward, LinearBackward, LinearForward, SquaredNorm,
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Backend, Dtype, Op, Plan, Span};
@@ -214,8 +214,9 @@ pub fn ops<B: Backend<Elem = f32>>(
     let plan = Plan::training(config, Dtype::F32, batch, time).expect("the shape is valid");
     let (len, decayed) = (plan.parameter_span, plan.decayed);
     let (params, grads, m) = (new.floats(len)?, new.floats(len)?, new.floats(len)?);
-    let v = new.span(Dtype::F32, len)?;
+    let (v, zeroed) = (new.span(Dtype::F32, len)?, new.span(Dtype::F32, len)?);
     let (beta1, beta2, eps, weight_decay) = (0.9, 0.99, 1e-8, 0.1);
+    all.push(("fill", Fill { to: zeroed, value: 0.0 }.into()));
     all.push(("squared norm", SquaredNorm { x: grads, scalars }.into()));
     all.push((
         "AdamW",

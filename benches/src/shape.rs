@@ -1,7 +1,8 @@
 //! [`Shape`]: the models that the benchmarks run.
 
+use minigpt_core::config::TrainConfig;
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::train::{TrainConfig, Trainer};
+use minigpt_core::train::Trainer;
 use minigpt_core::{Backend, Decoder, Error, GptConfig, Model, Recompute, SampleConfig, Sampler, Windows};
 
 /// A model and the batch that it is trained with.
@@ -97,7 +98,7 @@ impl<B: Backend> Training<B> {
         let model = Model::new(backend, shape.config.clone(), 1)?;
         let (batch, time) = (shape.batch, shape.time);
         let settings = TrainConfig { batch, time, recompute, ..TrainConfig::constant(1e-3) };
-        Ok(Training { trainer: Trainer::new(model, settings)?, text: shape.text(), time: shape.time })
+        Ok(Training { trainer: Trainer::new(&model, settings)?, text: shape.text(), time: shape.time })
     }
 
     /// One step: windows drawn, forward, backward, clipping, update; waits for it. Gives the loss.
@@ -119,7 +120,6 @@ impl<B: Backend> Training<B> {
 /// One sequence in the making, sampled at temperature 0.8 from the 200 likeliest tokens, from random weights.
 #[derive(Debug)]
 pub struct Generation<B: Backend> {
-    model: Model<B>,
     decoder: Decoder<B>,
     sampler: Sampler,
 }
@@ -130,13 +130,13 @@ impl<B: Backend> Generation<B> {
     /// # Errors
     /// If it does not fit into memory.
     pub fn new(shape: &Shape, backend: B) -> Result<Self, Error<B::Error>> {
-        let mut model = Model::new(backend, shape.config.clone(), 1)?;
-        let mut decoder = Decoder::new(&mut model, shape.config.context)?;
-        decoder.feed(&mut model, &[0])?;
+        let model = Model::new(backend, shape.config.clone(), 1)?;
+        let mut decoder = Decoder::new(&model, shape.config.context)?;
+        decoder.feed(&[0])?;
         let settings =
             SampleConfig { temperature: 0.8, top_k: Some(200), seed: 1, ..SampleConfig::default() };
         let sampler = Sampler::new(settings, shape.config.vocab_size).expect("the settings are valid");
-        Ok(Generation { model, decoder, sampler })
+        Ok(Generation { decoder, sampler })
     }
 
     /// Generates so many tokens.
@@ -144,7 +144,7 @@ impl<B: Backend> Generation<B> {
     /// # Panics
     /// If the backend fails.
     pub fn tokens(&mut self, count: usize) {
-        for token in self.decoder.generate(&mut self.model, &mut self.sampler).take(count) {
+        for token in self.decoder.generate(&mut self.sampler).take(count) {
             token.expect("the backend works");
         }
     }

@@ -56,7 +56,7 @@ impl Evaluation {
     /// # Errors
     /// If a token is not in the vocabulary, or memory does not suffice.
     pub fn of<B: Backend>(
-        model: &mut Model<B>,
+        model: &Model<B>,
         tokenizer: &AnyTokenizer,
         windows: &EvalWindows<'_>,
         at_once: usize,
@@ -209,11 +209,11 @@ mod tests {
             d_ff: 16,
             ..GptConfig::new(tokenizer.vocab_size(), 6)
         };
-        let model = || Model::new(Reference::<f32>::new(), config.clone(), 3).unwrap();
+        let model = Model::new(Reference::<f32>::new(), config, 3).unwrap();
         let windows = EvalWindows::new(&tokens, 6).unwrap();
-        let evaluation = Evaluation::of(&mut model(), tokenizer, &windows, at_once, &|_| true).unwrap();
+        let evaluation = Evaluation::of(&model, tokenizer, &windows, at_once, &|_| true).unwrap();
         let settings = TrainConfig { batch: 4, time: 6, ..TrainConfig::constant(0.0) };
-        (evaluation, Trainer::new(model(), settings).unwrap().evaluate(&windows).unwrap())
+        (evaluation, Trainer::new(&model, settings).unwrap().evaluate(&windows).unwrap())
     }
 
     #[test]

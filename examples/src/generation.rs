@@ -82,7 +82,7 @@ pub struct Limits {
 /// A model that writes.
 #[derive(Debug)]
 pub struct Writer<'a, B: Backend> {
-    model: &'a mut Model<B>,
+    context: usize,
     tokenizer: &'a AnyTokenizer,
     /// The token that a text begins behind where nobody says another.
     start: u32,
@@ -90,18 +90,14 @@ pub struct Writer<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Writer<'a, B> {
-    /// Where nobody says what to go on from, it is `start`. It takes in prompts of which up to `prefill` tokens go through the model at once.
+    /// Where nobody says what to go on from, it is `start`. It takes in prompts of which up to `prefill` tokens go through
+    /// the model at once.
     ///
     /// # Errors
     /// If memory does not suffice.
-    pub fn new(
-        model: &'a mut Model<B>,
-        tokenizer: &'a AnyTokenizer,
-        start: u32,
-        prefill: usize,
-    ) -> Outcome<Self> {
+    pub fn new(model: &Model<B>, tokenizer: &'a AnyTokenizer, start: u32, prefill: usize) -> Outcome<Self> {
         let decoder = Decoder::new(model, prefill)?;
-        Ok(Writer { model, tokenizer, start, decoder })
+        Ok(Writer { context: model.config().context, tokenizer, start, decoder })
     }
 
     /// Shows the model these tokens.
@@ -109,7 +105,7 @@ impl<'a, B: Backend> Writer<'a, B> {
     /// # Errors
     /// If the backend fails.
     pub fn read(&mut self, tokens: &[u32]) -> Outcome<()> {
-        Ok(self.decoder.feed(self.model, tokens)?)
+        Ok(self.decoder.feed(tokens)?)
     }
 
     /// Forgets everything.
@@ -138,7 +134,7 @@ impl<'a, B: Backend> Writer<'a, B> {
         let (mut bytes, mut filter) = (Vec::new(), StopFilter::new(&limits.stops));
         let mut count = 0;
         let mut write = |bytes: &[u8]| written(out.write_all(bytes).and_then(|()| out.flush()));
-        for token in self.decoder.generate(self.model, sampler).take(limits.tokens) {
+        for token in self.decoder.generate(sampler).take(limits.tokens) {
             count += 1;
             bytes.clear();
             self.tokenizer.decode_into(token?, &mut bytes)?;
@@ -221,8 +217,7 @@ pub fn samples<B: Backend>(
     terminal: &mut Terminal<'_>,
 ) -> Outcome<()> {
     let Terminal { out, log, .. } = terminal;
-    let context = writer.model.config().context;
-    if let Some(cut) = cut(prompt.tokens.len(), context) {
+    if let Some(cut) = cut(prompt.tokens.len(), writer.context) {
         let _ = writeln!(log, "{cut}");
     }
     for sample in 0..samples {
@@ -323,7 +318,7 @@ pub fn converse<B: Backend>(
         if tokens.is_empty() && !writer.has_read() {
             tokens = vec![writer.start];
         }
-        if let Some(cut) = cut(tokens.len(), writer.model.config().context) {
+        if let Some(cut) = cut(tokens.len(), writer.context) {
             let _ = writeln!(log, "{cut}");
         }
         if !tokens.is_empty() {
@@ -353,7 +348,7 @@ mod tests {
 
     fn model() -> Model<Reference<f32>> {
         let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(10, CONTEXT) };
-        let mut model = Model::new(Reference::new(), config, 5).unwrap();
+        let model = Model::new(Reference::new(), config, 5).unwrap();
         let names: Vec<String> = model.parameters().map(|(tensor, _)| tensor.name.clone()).collect();
         let mut rng = Rng::new(1, Stream::User);
         // So that what it writes depends on what it has read.
@@ -384,8 +379,8 @@ mod tests {
 
     /// What is written, and what is said of it.
     fn written(text: &str, seed: u64, count: u32, limits: &Limits) -> (String, String) {
-        let (mut model, tokenizer) = (model(), letters());
-        let mut writer = Writer::new(&mut model, &tokenizer, 0, 4).unwrap();
+        let tokenizer = letters();
+        let mut writer = Writer::new(&model(), &tokenizer, 0, 4).unwrap();
         let (mut out, mut log) = (Vec::new(), Vec::new());
         let mut terminal = Terminal { input: &mut &b""[..], out: &mut out, log: &mut log };
         samples(&mut writer, &prompt(text), (&sampling(), seed, count), limits, &mut terminal).unwrap();
@@ -450,8 +445,8 @@ mod tests {
 
     #[test]
     fn a_setting_without_meaning_names_its_flag() {
-        let (mut model, tokenizer) = (model(), letters());
-        let mut writer = Writer::new(&mut model, &tokenizer, 0, 4).unwrap();
+        let tokenizer = letters();
+        let mut writer = Writer::new(&model(), &tokenizer, 0, 4).unwrap();
         let options = SamplingOptions { temperature: -1.0, ..sampling() };
         let mut terminal = Terminal { input: &mut &b""[..], out: &mut Vec::new(), log: &mut Vec::new() };
         let error = samples(&mut writer, &prompt("a"), (&options, 1, 1), &limits(1, &[]), &mut terminal);
@@ -460,8 +455,8 @@ mod tests {
 
     /// What is written, and what is said.
     fn conversation(input: &str, escapes: bool) -> (String, String) {
-        let (mut model, tokenizer) = (model(), letters());
-        let mut writer = Writer::new(&mut model, &tokenizer, 0, 4).unwrap();
+        let tokenizer = letters();
+        let mut writer = Writer::new(&model(), &tokenizer, 0, 4).unwrap();
         let (mut out, mut log) = (Vec::new(), Vec::new());
         // Without draws, which would go on from one answer to the next.
         let config = SampleConfig { temperature: 0.0, ..sampling().config(1) };

@@ -190,7 +190,7 @@ struct Needs(Vec<(&'static str, usize)>);
 
 impl Needs {
     fn of<B: Backend>(backend: &B, plan: &Plan) -> Needs {
-        Needs(plan.bytes.categories().to_vec()).and("workspace", backend.workspace_bytes(plan))
+        Needs(plan.bytes.categories().to_vec()).and("workspace", plan.workspace_bytes(backend))
     }
 
     fn of_training<B: Backend>(backend: &B, config: &GptConfig, training: &TrainConfig) -> Outcome<Needs> {
@@ -345,8 +345,8 @@ mod tests {
         let settings = |batch| TrainConfig { batch, time: 256, ..TrainConfig::constant(1e-3) };
         let at_once = |batch| settings(batch).sequences_at_once(&backend);
         assert_eq!([3, 4, 9, 10].map(at_once), [3, 4, 3, 4]);
-        let plan = settings(3).plan(&config, &backend).unwrap();
-        let room = plan.bytes.total() + backend.workspace_bytes(&plan) + settings(9).token_bytes(&backend);
+        let plan = settings(9).plan(&config, &backend).unwrap();
+        let room = plan.bytes.total() + plan.workspace_bytes(&backend) + settings(9).token_bytes(&backend);
         let fits = |batch| {
             let fits = training_fits(&backend, &config, &settings(batch), (0, room), &CHANGE);
             fits.map_err(|error| error.to_string())

@@ -323,7 +323,7 @@ mod tests {
             model(&config).save(path, &Extras::default()).unwrap();
         }
         let settings = TrainConfig { time: 2, ..TrainConfig::constant(0.1) };
-        let mut trainer = Trainer::new(model(&config), settings).unwrap();
+        let trainer = Trainer::new(&model(&config), settings).unwrap();
         trainer.save(&training, &Extras::default()).unwrap();
         for out in [&plain, &new] {
             check_out(out, &source).unwrap();
@@ -352,7 +352,7 @@ mod tests {
         model(&config).save(&source, &Extras::default()).unwrap();
         let settings = TrainConfig { time: 2, ..TrainConfig::constant(0.1) };
         let mut whole = Vec::new();
-        Trainer::new(model(&config), settings).unwrap().write(&mut whole, &Extras::default()).unwrap();
+        Trainer::new(&model(&config), settings).unwrap().write(&mut whole, &Extras::default()).unwrap();
         let check = |bytes: &[u8]| {
             fs::write(&out, bytes).unwrap();
             check_out(&out, &source).map_err(|error| error.to_string())

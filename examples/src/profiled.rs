@@ -1,8 +1,9 @@
 //! [`Profiled`]: any backend, with a clock on every op; and [`Ceilings`]: what the machine could do at most.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use minigpt_core::{Backend, Buffer, Dtype, Op, OpKind, Plan, Span};
+use minigpt_core::{Backend, Buffer, Dtype, Op, OpKind, Span};
 use minigpt_cpu::Cpu;
 
 use crate::Outcome;
@@ -91,18 +92,19 @@ impl Ceilings {
 #[derive(Debug)]
 pub struct Profiled<B> {
     inner: B,
-    costs: Vec<Cost>,
+    /// In a cell, because who looks at a backend on a device has it shared.
+    costs: RefCell<Vec<Cost>>,
 }
 
 impl<B: Backend> Profiled<B> {
     /// `inner`, with all accounts empty.
     pub fn new(inner: B) -> Self {
-        Profiled { inner, costs: vec![Cost::default(); OpKind::ALL.len()] }
+        Profiled { inner, costs: RefCell::new(vec![Cost::default(); OpKind::ALL.len()]) }
     }
 
     /// Empties all accounts.
-    pub fn reset(&mut self) {
-        self.costs.fill(Cost::default());
+    pub fn reset(&self) {
+        self.costs.borrow_mut().fill(Cost::default());
     }
 
     /// The kinds of op that ran, the costliest first.
@@ -110,7 +112,7 @@ impl<B: Backend> Profiled<B> {
         let mut costs: Vec<(OpKind, Cost)> = OpKind::ALL
             .iter()
             .copied()
-            .zip(self.costs.iter().copied())
+            .zip(self.costs.borrow().iter().copied())
             .filter(|(_, cost)| cost.calls > 0)
             .collect();
         costs.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.time));
@@ -127,7 +129,7 @@ impl<B: Backend> Backend for Profiled<B> {
         self.inner.run(op)?;
         self.inner.sync()?;
         let time = begun.elapsed();
-        if let Some(cost) = self.costs.get_mut(op.kind() as usize) {
+        if let Some(cost) = self.costs.get_mut().get_mut(op.kind() as usize) {
             cost.calls += 1;
             cost.time += time;
             cost.flops += op.flops();
@@ -172,12 +174,12 @@ impl<B: Backend> Backend for Profiled<B> {
         self.inner.rows_at_once()
     }
 
-    fn workspace_bytes(&self, plan: &Plan) -> usize {
-        self.inner.workspace_bytes(plan)
+    fn workspace_bytes(&self, ops: &[Op]) -> usize {
+        self.inner.workspace_bytes(ops)
     }
 
-    fn reserve(&mut self, plan: &Plan) -> Result<(), B::Error> {
-        self.inner.reserve(plan)
+    fn reserve(&mut self, bytes: usize) -> Result<(), B::Error> {
+        self.inner.reserve(bytes)
     }
 }
 
@@ -210,22 +212,24 @@ mod tests {
         let windows = Windows::new(&tokens, 8).unwrap();
         let config = GptConfig { layers: 2, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(7, 8) };
         let settings = TrainConfig { batch: 2, time: 8, ..TrainConfig::constant(1e-2) };
-        let mut plain =
-            Trainer::new(Model::new(Reference::<f32>::new(), config.clone(), 1).unwrap(), settings.clone())
-                .unwrap();
-        let mut profiled =
-            Trainer::new(Model::new(Profiled::new(Reference::<f32>::new()), config, 1).unwrap(), settings)
-                .unwrap();
+        let model = Model::new(Reference::<f32>::new(), config.clone(), 1).unwrap();
+        let mut plain = Trainer::new(&model, settings.clone()).unwrap();
+        let model = Model::new(Profiled::new(Reference::<f32>::new()), config, 1).unwrap();
+        let mut profiled = Trainer::new(&model, settings).unwrap();
         for _ in 0..3 {
             plain.step(&windows).unwrap();
             profiled.step(&windows).unwrap();
         }
         assert_eq!(plain.metrics().unwrap(), profiled.metrics().unwrap());
-        let costs = profiled.model().backend().costs();
+        let costs = model.device().inspect(Profiled::costs);
         let calls = |kind| costs.iter().find(|(k, _)| *k == kind).map_or(0, |(_, cost)| cost.calls);
         // Four linear layers in each of two blocks, and the head.
         assert_eq!((calls(OpKind::LinearForward), calls(OpKind::LinearBackward)), (27, 27));
         assert_eq!((calls(OpKind::AdamW), calls(OpKind::AttentionForward)), (3, 6));
+        // A step begins with gradients, the loss and the number of targets at zero.
+        assert_eq!(calls(OpKind::Fill), 9);
         assert!(costs.windows(2).all(|pair| pair[0].1.time >= pair[1].1.time));
+        model.device().inspect(Profiled::reset);
+        assert!(model.device().inspect(Profiled::costs).is_empty());
     }
 }

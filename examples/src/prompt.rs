@@ -187,7 +187,7 @@ mod tests {
                 ..GptConfig::new(tokenizer.vocab_size(), 2)
             };
             let mut file = Vec::new();
-            let mut model = Model::new(Reference::<f32>::new(), config, 1).unwrap();
+            let model = Model::new(Reference::<f32>::new(), config, 1).unwrap();
             model.write(&mut file, &Extras { tokenizer: Some(&tokenizer), metadata }).unwrap();
             tokenizer.decode(&[default_start(&Checkpoint::open(&file).unwrap(), &tokenizer)]).unwrap()
         };

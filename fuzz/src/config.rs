@@ -3,7 +3,7 @@
 use arbitrary::{Result, Unstructured};
 use minigpt_core::plan::{ALIGN, Logits, Region};
 use minigpt_core::{
-    ConfigError, Decoder, Dtype, Error, GptConfig, Model, Plan, Recompute, Reference, ReferenceError,
+    ConfigError, Decoder, Dtype, Error, GptConfig, Model, Plan, Real, Recompute, Reference, ReferenceError,
     TrainConfig, Trainer, Windows,
 };
 
@@ -28,14 +28,18 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
     let budget = draw::dimension(u)?;
     let recompute = *u.choose(&[Recompute::Cheap, Recompute::Blocks, Recompute::Nothing])?;
     let train = |batch| Plan::training_with(&config, elem, batch, time, recompute);
-    let largest = || Plan::largest_batch(&config, elem, time, recompute, budget, |_| 0);
+    let settings = TrainConfig { time, recompute, ..TrainConfig::constant(1e-3) };
+    let largest = match elem {
+        Dtype::F64 => largest_batch::<f64>,
+        _ => largest_batch::<f32>,
+    };
     let valid = config.validate();
     if let Err(error) = valid {
         let _ = error.to_string();
         // Compared as text, because the number that it names may be NaN.
         let refused = train(batch).expect_err("the config is not valid");
         assert_eq!(refused.to_string(), error.to_string());
-        assert_eq!(largest(), None);
+        assert_eq!(largest(&config, &settings, budget), None);
         return Ok(());
     }
     if config.layers > LAYERS {
@@ -60,11 +64,7 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
             Err(error) => panic!("a valid config is refused: {error}"),
         }
     }
-    if let Some(largest) = largest() {
-        let bytes = |batch| train(batch).map(|plan| plan.bytes.total());
-        assert!(bytes(largest).is_ok_and(|bytes| bytes <= budget));
-        assert!(bytes(largest + 1).map_or(true, |bytes| bytes > budget));
-    }
+    largest(&config, &settings, budget);
     // A decoder has room for the whole context.
     let decoding = Plan::inference(&config, elem, 1, time, Logits::Last, config.context);
     if let ([Ok(training), ..], Ok(decoding)) = (plans, decoding)
@@ -74,6 +74,20 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
             .unwrap_or_else(|error| panic!("{training:?} does not run: {error}"));
     }
     Ok(())
+}
+
+/// The largest batch that fits into `budget`, which does fit, and the next one does not.
+fn largest_batch<R: Real>(config: &GptConfig, settings: &TrainConfig, budget: usize) -> Option<usize> {
+    let backend = Reference::<R>::new();
+    let largest = settings.largest_batch(config, &backend, budget)?;
+    let fits = |batch| {
+        let settings = TrainConfig { batch, ..settings.clone() };
+        let tokens = settings.token_bytes(&backend);
+        let plan = settings.plan(config, &backend);
+        plan.is_ok_and(|plan| plan.bytes.total().checked_add(tokens).is_some_and(|bytes| bytes <= budget))
+    };
+    assert!(fits(largest) && !fits(largest + 1), "{largest}");
+    Some(largest)
 }
 
 /// Every region lies in its buffer, those of parameters side by side, and the sums are those of their parts.
@@ -151,12 +165,12 @@ fn run(
     recompute: Recompute,
 ) -> core::result::Result<(), Error<ReferenceError>> {
     let tokens: Vec<u32> = (0..time as u32 + 2).map(|token| token % config.vocab_size as u32).collect();
-    let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
-    let mut decoder = Decoder::new(&mut model, time)?;
-    decoder.feed(&mut model, &tokens)?;
-    decoder.release(&mut model)?;
+    let model = Model::new(Reference::<f32>::new(), config, 1)?;
+    let mut decoder = Decoder::new(&model, time)?;
+    decoder.feed(&tokens)?;
+    drop(decoder);
     let settings = TrainConfig { batch, time, recompute, ..TrainConfig::constant(1e-3) };
-    let mut trainer = Trainer::new(model, settings)?;
+    let mut trainer = Trainer::new(&model, settings)?;
     trainer.step(&Windows::new(&tokens, time)?)?;
     assert_eq!(trainer.metrics()?.step, 1);
     Ok(())

@@ -1,7 +1,7 @@
 //! Numbers and configs from the fuzzer's bytes: mostly those that mean something, at times any.
 
 use arbitrary::{Result, Unstructured};
-use minigpt_core::train::schedule::{Decay, Schedule};
+use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::{Activation, AttentionScale, GptConfig, Norm, Position, Recompute, TrainConfig};
 
 /// One of the values that settings have, or any float.

@@ -3,8 +3,7 @@
 use core::convert::Infallible;
 
 use arbitrary::{Result, Unstructured};
-use minigpt_core::checkpoint::{self, Contents, Limits, Role, SaveError, TensorSpec, Training};
-use minigpt_core::train::TrainState;
+use minigpt_core::checkpoint::{self, Contents, Limits, Role, SaveError, TensorSpec, TrainState, Training};
 use minigpt_core::{AnyTokenizer, ByteTokenizer, CharTokenizer, Checkpoint, Dtype};
 
 use super::draw;

@@ -2,9 +2,8 @@
 
 use core::convert::Infallible;
 
-use minigpt_core::checkpoint::{self, Contents, TensorSpec, Training};
+use minigpt_core::checkpoint::{self, Contents, TensorSpec, TrainState, Training};
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::train::TrainState;
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, Norm, Plan, Position,
     TrainConfig,

@@ -1,9 +1,14 @@
-//! [`GptConfig`]: the shape of a model, and everything that the experiments vary.
+//! [`GptConfig`]: the shape of a model, and everything that the experiments vary. [`TrainConfig`]: how it is trained.
 //!
 //! An ablation is a value here and not a fork of the code: the position encoding, where the norm stands, the
 //! scale of the attention scores, whether there are residual connections, and so on.
 
+pub mod schedule;
+mod training;
+
 use core::fmt;
+
+pub use training::{Recompute, TrainConfig};
 
 /// How a position enters the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

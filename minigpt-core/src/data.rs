@@ -4,14 +4,11 @@
 //! is taught the token that follows it (teacher forcing). [`split`] sets text aside for evaluation, [`Windows`]
 //! draws training windows at random, and [`EvalWindows`] walks over the rest. All of them take [`Tokens`] of any width.
 
-mod tokens;
-
-pub use tokens::{TokenBuf, Tokens};
-
 use core::fmt;
 use core::ops::Range;
 
 use crate::rng::{self, Stream, philox4x32};
+use crate::tokenizer::Tokens;
 
 /// Splits a corpus by position: the first `(fraction * n) as usize` of its n tokens train, the rest evaluate.
 ///

@@ -3,11 +3,11 @@
 use alloc::string::String;
 use core::fmt;
 
-use crate::backend::{BackendError, Dtype, ErrorKind};
+use crate::backend::{BackendError, ErrorKind};
 use crate::checkpoint::LoadError;
 use crate::config::ConfigError;
 use crate::data::DataError;
-use crate::op::InvalidOp;
+use crate::memory::{Dtype, InvalidOp};
 use crate::sample::SampleError;
 
 /// Why something could not be done; `E` is the backend's own error.
@@ -58,7 +58,7 @@ pub enum Error<E> {
     EmptyPrompt,
     /// A number in the training settings has no meaning.
     Setting {
-        /// The field of [`TrainConfig`](crate::train::TrainConfig).
+        /// The field of [`TrainConfig`](crate::TrainConfig).
         field: &'static str,
         /// What it must be.
         must: &'static str,
@@ -76,8 +76,8 @@ pub enum Error<E> {
         /// The format.
         dtype: Dtype,
     },
-    /// A decoder was used with another model than the one that made it.
-    OtherModel,
+    /// A step is to be finished to which no micro-batch was added.
+    EmptyStep,
 }
 
 impl<E: BackendError> Error<E> {
@@ -166,7 +166,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
                 "row {row}, column {col} of {tensor} is not finite or too large for {dtype:?}: choose another format \
                  (bf16 reaches as far as f32), or an earlier checkpoint if the training has gone wrong"
             ),
-            Error::OtherModel => f.write_str("another model made this decoder: use it with that one, or make a new one"),
+            Error::EmptyStep => f.write_str("there is no gradient to update by: call micro_step before finish_step"),
         }
     }
 }

@@ -19,7 +19,7 @@
 //!     GptConfig { layers: 1, heads: 2, d_model: 32, d_ff: 64, ..GptConfig::new(tokenizer.vocab_size(), 16) };
 //! let model = Model::new(Reference::<f32>::new(), config, 1)?;
 //! let settings = TrainConfig { batch: 4, time: 16, ..TrainConfig::constant(1e-2) };
-//! let mut trainer = Trainer::new(model, settings)?;
+//! let mut trainer = Trainer::new(&model, settings)?;
 //! for _ in 0..60 {
 //!     trainer.step(&windows)?;
 //! }
@@ -33,10 +33,10 @@
 //! let checkpoint = Checkpoint::open_verified(&file)?;
 //! let tokenizer = checkpoint.tokenizer().ok_or("no tokenizer")?;
 //! let mut model = Model::load(Reference::<f32>::new(), &checkpoint)?;
-//! let mut decoder = Decoder::new(&mut model, 16)?;
-//! decoder.feed(&mut model, &tokenizer.encode("to be")?)?;
+//! let mut decoder = Decoder::new(&model, 16)?;
+//! decoder.feed(&tokenizer.encode("to be")?)?;
 //! let mut sampler = Sampler::new(SampleConfig::greedy(), tokenizer.vocab_size())?;
-//! let tokens: Vec<u32> = decoder.generate(&mut model, &mut sampler).take(7).collect::<Result<_, _>>()?;
+//! let tokens: Vec<u32> = decoder.generate(&mut sampler).take(7).collect::<Result<_, _>>()?;
 //! assert_eq!(tokenizer.decode(&tokens)?.len(), 7);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -88,6 +88,7 @@ pub mod config;
 pub mod conformance;
 pub mod data;
 pub mod error;
+pub mod memory;
 pub mod model;
 pub mod op;
 pub mod plan;
@@ -98,16 +99,21 @@ pub mod sample;
 pub mod tokenizer;
 pub mod train;
 
-pub use backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Imported, Span};
+pub use backend::{Backend, BackendError, Device, ErrorKind, Import, Imported, Reference, ReferenceError};
 pub use checkpoint::Checkpoint;
-pub use config::{Activation, AttentionScale, ConfigError, GptConfig, Norm, Position};
-pub use data::{DataError, EvalWindows, TokenBuf, Tokens, Windows};
+pub use config::schedule::{Decay, Schedule};
+pub use config::{
+    Activation, AttentionScale, ConfigError, GptConfig, Norm, Position, Recompute, TrainConfig,
+};
+pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;
+pub use memory::{Buffer, Dtype, InvalidOp, Span};
 pub use model::{Decoder, Model};
-pub use op::{InvalidOp, Op, OpKind};
-pub use plan::{Plan, Recompute};
+pub use op::{Op, OpKind};
+pub use plan::Plan;
 pub use real::Real;
-pub use reference::{Reference, ReferenceError};
 pub use sample::{SampleConfig, SampleError, Sampler};
-pub use tokenizer::{AnyTokenizer, ByteTokenizer, CharTokenizer, StreamDecoder, Tokenizer, TokenizerError};
-pub use train::{TrainConfig, Trainer};
+pub use tokenizer::{
+    AnyTokenizer, ByteTokenizer, CharTokenizer, StreamDecoder, TokenBuf, Tokenizer, TokenizerError, Tokens,
+};
+pub use train::Trainer;

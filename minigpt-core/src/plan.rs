@@ -8,13 +8,13 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::backend::{Buffer, Dtype, Span};
-use crate::config::{ConfigError, GptConfig, Norm, Position};
+use crate::config::{ConfigError, GptConfig, Norm, Position, Recompute};
+use crate::memory::{Buffer, Dtype, Span};
 use crate::op::{counter, scalar};
 
 mod activations;
 
-pub use activations::{Activations, BackwardActivations, BlockActivations, NormActivations, Recompute};
+pub use activations::{Activations, BackwardActivations, BlockActivations, NormActivations};
 
 /// Regions begin at multiples of this many bytes: a cache line, and the widest vector.
 pub const ALIGN: usize = 64;
@@ -248,11 +248,8 @@ pub enum Purpose {
 /// let plan = Plan::training(&config, Dtype::F32, 12, 64)?;
 /// assert_eq!(plan.parameter_count, 804_096);
 /// assert_eq!(plan.bytes.gradients, 4 * plan.parameter_count);
-/// let budget = 64 << 20;
-/// let fits = |recompute| Plan::largest_batch(&config, Dtype::F32, 64, recompute, budget, |_| 0);
-/// let (batch, larger) = (fits(Recompute::Nothing).unwrap(), fits(Recompute::Blocks).unwrap());
-/// assert!(Plan::training(&config, Dtype::F32, batch, 64)?.bytes.total() <= budget);
-/// assert!(larger > 2 * batch);
+/// let frugal = Plan::training_with(&config, Dtype::F32, 12, 64, Recompute::Blocks)?;
+/// assert!(frugal.bytes.activations < plan.bytes.activations / 2);
 /// # Ok::<(), minigpt_core::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -265,8 +262,11 @@ pub struct Plan {
     pub purpose: Purpose,
     /// What the backward pass computes again. Training only.
     pub recompute: Recompute,
-    /// B, at most.
+    /// B, at most: sequences that go through the model at once.
     pub batch: usize,
+    /// Sequences whose tokens there is room for: in training those of a whole micro-batch, which goes through the model in
+    /// slices of `batch`.
+    pub sequences: usize,
     /// T, at most.
     pub time: usize,
     /// Every parameter.
@@ -285,9 +285,9 @@ pub struct Plan {
     pub backward: Option<BackwardActivations>,
     /// One for each layer, in the cache buffer, if there is one.
     pub caches: Vec<CacheRegions>,
-    /// Input tokens (B, T), in the state buffer.
+    /// Input tokens (sequences, T), in the state buffer.
     pub tokens: Region,
-    /// Targets (B, T), in the state buffer.
+    /// Targets (sequences, T), in the state buffer.
     pub targets: Region,
     /// [`scalar`]s, in the state buffer.
     pub scalars: Region,
@@ -364,7 +364,22 @@ impl Plan {
         time: usize,
         recompute: Recompute,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, elem, Purpose::Training, recompute, batch, time)
+        Plan::training_in_slices(config, elem, batch, batch, time, recompute)
+    }
+
+    /// As [`training_with`](Plan::training_with), for batches of `sequences` of which `batch` go through the model at once.
+    ///
+    /// # Errors
+    /// As [`training`](Plan::training).
+    pub fn training_in_slices(
+        config: &GptConfig,
+        elem: Dtype,
+        sequences: usize,
+        batch: usize,
+        time: usize,
+        recompute: Recompute,
+    ) -> Result<Plan, ConfigError> {
+        Plan::new(config, elem, Purpose::Training, recompute, sequences, batch, time)
     }
 
     /// A plan to run the model over at most `batch` sequences of `time` tokens at once.
@@ -380,24 +395,7 @@ impl Plan {
         cache: usize,
     ) -> Result<Plan, ConfigError> {
         let purpose = Purpose::Inference { logits, cache };
-        Plan::new(config, elem, purpose, Recompute::default(), batch, time)
-    }
-
-    /// The largest batch whose training plan, with the backend's `workspace` for it, takes at most `budget` bytes;
-    /// `None` if not even one sequence fits or the config is invalid. It is for so many sequences at once; a trainer
-    /// may pass a larger batch in slices: [`TrainConfig::largest_batch`](crate::TrainConfig::largest_batch).
-    pub fn largest_batch(
-        config: &GptConfig,
-        elem: Dtype,
-        time: usize,
-        recompute: Recompute,
-        budget: usize,
-        workspace: impl Fn(&Plan) -> usize,
-    ) -> Option<usize> {
-        largest(|batch| {
-            Plan::training_with(config, elem, batch, time, recompute)
-                .is_ok_and(|plan| plan.bytes.total().saturating_add(workspace(&plan)) <= budget)
-        })
+        Plan::new(config, elem, purpose, Recompute::default(), batch, batch, time)
     }
 
     fn new(
@@ -405,6 +403,7 @@ impl Plan {
         elem: Dtype,
         purpose: Purpose,
         recompute: Recompute,
+        sequences: usize,
         batch: usize,
         time: usize,
     ) -> Result<Plan, ConfigError> {
@@ -452,8 +451,8 @@ impl Plan {
         }
 
         let mut state = Layout::new(Dtype::U32, "tokens");
-        let tokens = state.push(&[batch, time])?;
-        let targets = state.push(&[batch, if training { time } else { 0 }])?;
+        let tokens = state.push(&[sequences, time])?;
+        let targets = state.push(&[sequences, if training { time } else { 0 }])?;
         let counters = state.push(&[counter::LEN])?;
         state.unit = unit;
         let scalars = state.push(&[scalar::LEN])?;
@@ -475,6 +474,7 @@ impl Plan {
             purpose,
             recompute,
             batch,
+            sequences,
             time,
             parameters,
             parameter_count,
@@ -507,26 +507,6 @@ impl Plan {
             .saturating_add(attention)
             .saturating_mul(sequences as u64)
     }
-}
-
-/// The largest number from 1 on that fits; what is larger than one that does not, does not either, and nothing above
-/// half of `usize::MAX` does.
-pub(crate) fn largest(fits: impl Fn(usize) -> bool) -> Option<usize> {
-    if !fits(1) {
-        return None;
-    }
-    let mut fitting = 1;
-    while fits(fitting * 2) {
-        fitting *= 2;
-    }
-    let mut step = fitting;
-    while step > 0 {
-        if fits(fitting + step) {
-            fitting += step;
-        }
-        step /= 2;
-    }
-    Some(fitting)
 }
 
 type ParameterPlan = (Parameters<Tensor>, usize, usize, usize);

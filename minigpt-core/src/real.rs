@@ -11,7 +11,7 @@ use core::iter::Sum;
 use num_traits::NumAssign;
 use num_traits::float::FloatCore;
 
-use crate::backend::Dtype;
+use crate::memory::Dtype;
 
 /// A real number of the reference maths: `f32` or `f64`.
 ///

@@ -84,7 +84,7 @@ fn every_golden_file_is_tested() {
 }
 
 /// The CRC-32 of the logits' little-endian bytes.
-fn logits_of<B: Backend>(mut model: Model<B>) -> u32 {
+fn logits_of<B: Backend>(model: Model<B>) -> u32 {
     let logits = model.logits(&TOKENS, 1, TOKENS.len()).unwrap();
     assert!(logits.iter().all(|x| x.to_f64().is_finite()));
     let size = size_of::<B::Elem>();

@@ -68,7 +68,7 @@ fn a_context_that_its_bytes_do_not_justify_is_refused_before_memory_is_asked_for
     for position in [Position::None, Position::Rotary, Position::Sinusoidal] {
         let config =
             GptConfig { layers: 1, heads: 1, d_model: 8, d_ff: 8, position, ..GptConfig::new(5, 64) };
-        let mut model = Model::new(Reference::<f32>::new(), config.clone(), 1).unwrap();
+        let model = Model::new(Reference::<f32>::new(), config.clone(), 1).unwrap();
         let mut file = Vec::new();
         model.write(&mut file, &Extras::default()).unwrap();
         // As a stranger would: a context of 2^20 in place of 64, in a header whose checksum is right.

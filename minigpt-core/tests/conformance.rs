@@ -2,7 +2,7 @@
 
 mod backends;
 
-use backends::{Deferred, SixMethods};
+use backends::{Deferred, SevenMethods};
 use minigpt_core::conformance::{Options, Report, check, crosses_threads};
 use minigpt_core::data::Windows;
 use minigpt_core::{
@@ -33,8 +33,8 @@ fn reference_conforms_in_both_precisions() {
 }
 
 #[test]
-fn six_methods_make_a_backend() {
-    passes("SixMethods", &check(SixMethods::default, &few()));
+fn seven_methods_make_a_backend() {
+    passes("SevenMethods", &check(SevenMethods::default, &few()));
 }
 
 #[test]
@@ -54,6 +54,9 @@ impl<F: FnMut(&mut Reference<f32>, &Op) -> Result<(), ReferenceError>> Backend f
 
     fn alloc(&mut self, bytes: usize) -> Result<minigpt_core::Buffer, Self::Error> {
         self.inner.alloc(bytes)
+    }
+    fn release(&mut self, buffer: minigpt_core::Buffer) -> Result<(), Self::Error> {
+        self.inner.release(buffer)
     }
     fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> {
         self.inner.write(to, bytes)
@@ -118,7 +121,7 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
 fn every_op_that_is_wrong_is_found() {
     use OpKind::*;
     // A result that is wrong, and an operand that was to be read only.
-    const CASES: [(OpKind, &[&str]); 17] = [
+    const CASES: [(OpKind, &[&str]); 18] = [
         (EmbeddingForward, &["out", "token_embedding", "position_embedding"]),
         (EmbeddingBackward, &["d_token_embedding", "d_position_embedding", "d_out"]),
         (LayerNormForward, &["y", "mean", "rstd", "x"]),
@@ -136,6 +139,7 @@ fn every_op_that_is_wrong_is_found() {
         (NextDraw, &["counters"]),
         (FinishStep, &["scalars", "counters"]),
         (AdamW, &["params", "m", "v", "grads", "scalars"]),
+        (Fill, &["to"]),
     ];
     assert!(CASES.iter().map(|(wrong, _)| wrong).eq(OpKind::ALL));
     for (wrong, operands) in &CASES {
@@ -216,14 +220,14 @@ fn a_step_only_enqueues() {
     let settings = TrainConfig { batch: 2, time: 8, ..TrainConfig::constant(1e-2) };
 
     let model = Model::new(Deferred::default(), config.clone(), 3).unwrap();
-    let mut late = Trainer::new(model, settings.clone()).unwrap();
+    let mut late = Trainer::new(&model, settings.clone()).unwrap();
     for _ in 0..10 {
         late.step(&windows).unwrap();
     }
     // Nothing has been waited for: ten whole steps are in the queue.
-    assert!(late.model().backend().longest_queue > 10 * 40);
+    assert!(late.model().device().inspect(|backend| backend.longest_queue) > 10 * 40);
 
-    let mut early = Trainer::new(Model::new(Reference::<f32>::new(), config, 3).unwrap(), settings).unwrap();
+    let mut early = Trainer::new(&Model::new(Reference::<f32>::new(), config, 3).unwrap(), settings).unwrap();
     for _ in 0..10 {
         early.step(&windows).unwrap();
     }
@@ -233,14 +237,14 @@ fn a_step_only_enqueues() {
 #[test]
 fn fallbacks_are_counted() {
     let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 8, ..GptConfig::new(5, 8) };
-    let mut model = Model::new(SixMethods::default(), config, 3).unwrap();
+    let model = Model::new(SevenMethods::default(), config, 3).unwrap();
     model.logits(&[1, 2], 1, 2).unwrap();
     // Embedding, two norms and the last, four linear layers, attention, head.
-    assert_eq!(model.backend().fallbacks, 10);
+    assert_eq!(model.device().inspect(|backend| backend.fallbacks), 10);
 }
 
 /// A backend that claims kernels that it has not, or does not count.
-struct Boastful<const COUNTS: bool>(SixMethods);
+struct Boastful<const COUNTS: bool>(SevenMethods);
 
 impl<const COUNTS: bool> Backend for Boastful<COUNTS> {
     type Elem = f32;
@@ -248,6 +252,9 @@ impl<const COUNTS: bool> Backend for Boastful<COUNTS> {
 
     fn alloc(&mut self, bytes: usize) -> Result<minigpt_core::Buffer, Self::Error> {
         self.0.alloc(bytes)
+    }
+    fn release(&mut self, buffer: minigpt_core::Buffer) -> Result<(), Self::Error> {
+        self.0.release(buffer)
     }
     fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> {
         self.0.write(to, bytes)
@@ -279,18 +286,18 @@ impl<const COUNTS: bool> Backend for Boastful<COUNTS> {
 fn a_kernel_that_never_ran_is_a_failure_and_the_report_says_what_did() {
     let options = Options { ops: &[OpKind::SquaredNorm, OpKind::NextDraw], model: false, ..few() };
     for report in [
-        check(|| Boastful::<true>(SixMethods::default()), &options),
-        check(|| Boastful::<false>(SixMethods::default()), &options),
+        check(|| Boastful::<true>(SevenMethods::default()), &options),
+        check(|| Boastful::<false>(SevenMethods::default()), &options),
     ] {
         let failed: Vec<&str> =
             report.lines.iter().filter(|line| !line.passed()).map(|line| &*line.name).collect();
         assert_eq!(failed, ["SquaredNorm"], "{report}");
         assert!(report.to_string().contains("it never ran, or nobody counted"), "{report}");
     }
-    let report = check(|| Boastful::<true>(SixMethods::default()), &options);
+    let report = check(|| Boastful::<true>(SevenMethods::default()), &options);
     assert_eq!(report.lines[1].kernels, Some((0, 3)));
     assert_eq!(report.lines[1].largest, "", "of the kernel, which never ran: {report}");
-    let uncounted = check(SixMethods::default, &options);
+    let uncounted = check(SevenMethods::default, &options);
     assert_eq!(uncounted.lines[1].kernels, None);
     assert!(uncounted.lines[1].largest.starts_with("n "), "{uncounted}");
 }

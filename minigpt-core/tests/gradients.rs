@@ -39,12 +39,12 @@ impl Case {
 
     /// A trainer that has taken in the batch once. Always fresh, so that dropout masks are the same.
     fn forward_backward(&self) -> Trainer<Reference<f64>> {
-        let mut model = Model::new(Reference::<f64>::new(), self.config.clone(), 0).unwrap();
+        let model = Model::new(Reference::<f64>::new(), self.config.clone(), 0).unwrap();
         for (name, values) in &self.parameters {
             assert!(model.set_parameter(name, values).unwrap());
         }
         let settings = TrainConfig { batch: BATCH, time: self.config.context, ..TrainConfig::constant(0.0) };
-        let mut trainer = Trainer::new(model, settings).unwrap();
+        let mut trainer = Trainer::new(&model, settings).unwrap();
         trainer.micro_step(&self.inputs, &self.targets).unwrap();
         trainer
     }

@@ -32,11 +32,11 @@ fn file(model: &mut Small) -> Vec<u8> {
 #[test]
 fn logits_stay_as_near_as_the_format_allows() {
     for tied in [true, false] {
-        let mut exact = model(config(tied));
+        let exact = model(config(tied));
         let oracle = exact.logits(&tokens(), 1, 12).unwrap();
         let spread = oracle.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         for (dtype, bound) in NARROW.into_iter().zip([1e-3, 1e-2, 2e-2, 0.3]) {
-            let mut small = exact.quantized(Reference::new(), dtype).unwrap();
+            let small = exact.quantized(Reference::new(), dtype).unwrap();
             let found = small.logits(&tokens(), 1, 12).unwrap();
             let worst = found.iter().zip(&oracle).fold(0.0f32, |m, (x, y)| m.max((x - y).abs())) / spread;
             assert!(worst > 0.0 && worst < bound, "{dtype:?}, tied {tied}: {worst}");
@@ -48,9 +48,9 @@ fn logits_stay_as_near_as_the_format_allows() {
 fn only_matrices_without_the_learned_positions_are_narrow() {
     for dtype in NARROW {
         let small = model(config(false)).quantized(Reference::new(), dtype).unwrap();
-        for (tensor, span) in small.parameters() {
+        for (tensor, stored) in small.parameters() {
             let matrix = tensor.rows > 1 && tensor.name != "wpe.weight";
-            assert_eq!(span.dtype, if matrix { dtype } else { Dtype::F32 }, "{}", tensor.name);
+            assert_eq!(stored, if matrix { dtype } else { Dtype::F32 }, "{}", tensor.name);
         }
     }
 }
@@ -62,10 +62,10 @@ fn a_checkpoint_keeps_every_bit_borrowed_or_loaded() {
         let logits = small.logits(&tokens(), 1, 12).unwrap();
         let file = file(&mut small);
         let checkpoint = Checkpoint::open_verified(&file).unwrap();
-        let mut borrowed = Model::borrow(Reference::<f32>::new(), &checkpoint).unwrap();
+        let borrowed = Model::borrow(Reference::<f32>::new(), &checkpoint).unwrap();
         assert_eq!(borrowed.logits(&tokens(), 1, 12).unwrap(), logits, "{dtype:?}");
         // Widened, because every such number is an f32.
-        let mut loaded = Model::load(Reference::<f32>::new(), &checkpoint).unwrap();
+        let loaded = Model::load(Reference::<f32>::new(), &checkpoint).unwrap();
         assert_eq!(loaded.logits(&tokens(), 1, 12).unwrap(), logits, "{dtype:?}");
         // What was rounded once stays as it is; only the scale of nibbles is chosen anew.
         if dtype != Dtype::Q4_0 {
@@ -88,7 +88,7 @@ fn files_shrink_as_the_formats_promise() {
 
 #[test]
 fn a_weight_that_does_not_fit_is_named() {
-    let mut broken = model(config(true));
+    let broken = model(config(true));
     let name = "h.1.mlp.c_fc.weight";
     let mut weights = broken.parameter(name).unwrap().unwrap();
     weights[3 * 40 + 34] = f32::NAN;
@@ -102,10 +102,10 @@ fn a_weight_that_does_not_fit_is_named() {
 
 #[test]
 fn narrow_models_are_not_trained_and_unknown_formats_are_refused() {
-    let mut exact = model(config(true));
+    let exact = model(config(true));
     let small = exact.quantized(Reference::new(), Dtype::Q8_0).unwrap();
     let settings = TrainConfig { batch: 1, time: 4, ..TrainConfig::constant(1e-3) };
-    assert_eq!(Trainer::new(small, settings).unwrap_err(), Error::Frozen);
+    assert_eq!(Trainer::new(&small, settings).unwrap_err(), Error::Frozen);
     for dtype in [Dtype::U32, Dtype::F64] {
         let refused = exact.quantized(Reference::new(), dtype).unwrap_err();
         let Error::Backend(ReferenceError::Op(InvalidOp::Dtype { found, .. })) = refused else {
@@ -114,6 +114,6 @@ fn narrow_models_are_not_trained_and_unknown_formats_are_refused() {
         assert_eq!(found, dtype);
     }
     // In its own number type it is a copy.
-    let mut copy = exact.quantized(Reference::new(), Dtype::F32).unwrap();
+    let copy = exact.quantized(Reference::new(), Dtype::F32).unwrap();
     assert_eq!(copy.logits(&tokens(), 1, 12).unwrap(), exact.logits(&tokens(), 1, 12).unwrap());
 }

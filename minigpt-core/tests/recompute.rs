@@ -24,7 +24,7 @@ fn settings(config: &GptConfig, recompute: Recompute) -> TrainConfig {
 /// A checkpoint and every gradient after three steps: weights, moments and counters.
 fn trained<R: Real>(config: &GptConfig, recompute: Recompute) -> (Vec<u8>, Vec<Vec<R>>, f64) {
     let model = Model::new(Reference::<R>::new(), config.clone(), 5).unwrap();
-    let mut trainer = Trainer::new(model, settings(config, recompute)).unwrap();
+    let mut trainer = Trainer::new(&model, settings(config, recompute)).unwrap();
     let text = text(config.vocab_size);
     let windows = Windows::new(&text, config.context).unwrap();
     for _ in 0..3 {
@@ -62,7 +62,7 @@ fn a_run_may_go_on_with_another_setting_and_gives_the_same_bits() {
     let mut ends = Vec::new();
     for (first, then) in [(0, 0), (0, 2), (2, 1), (1, 2)] {
         let model = Model::new(Reference::<f32>::new(), config.clone(), 5).unwrap();
-        let mut trainer = Trainer::new(model, settings(&config, ALL[first])).unwrap();
+        let mut trainer = Trainer::new(&model, settings(&config, ALL[first])).unwrap();
         for _ in 0..3 {
             trainer.step(&windows).unwrap();
         }
@@ -113,7 +113,7 @@ fn many_words(batch: usize) -> (Trainer<Reference<f64>>, Vec<u32>) {
     let (vocab, time) = (5000, 4);
     let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(vocab, time) };
     let settings = TrainConfig { batch, time, ..TrainConfig::constant(1e-2) };
-    let trainer = Trainer::new(Model::new(Reference::new(), config, 5).unwrap(), settings).unwrap();
+    let trainer = Trainer::new(&Model::new(Reference::new(), config, 5).unwrap(), settings).unwrap();
     (trainer, (0..301).map(|i| i * 17 % vocab as u32).collect())
 }
 

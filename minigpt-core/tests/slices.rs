@@ -15,7 +15,7 @@ fn train(dropout: f64, recompute: Recompute, rows: usize) -> (Vec<(f64, f64)>, u
     let settings =
         TrainConfig { batch: 7, time: TIME, accumulation: 2, recompute, ..TrainConfig::constant(1e-2) };
     let model = Model::new(Small::<f64>::new(usize::MAX, rows), config, 1).unwrap();
-    let mut trainer = Trainer::new(model, settings).unwrap();
+    let mut trainer = Trainer::new(&model, settings).unwrap();
     let text: Vec<u32> = (0..100).map(|i| i * i % 11).collect();
     let windows = Windows::new(&text, TIME).unwrap();
     let steps = (0..3).map(|_| {

@@ -1,11 +1,11 @@
 //! What the trainer promises, on the reference backend.
 
 use minigpt_core::checkpoint::Checkpoint;
+use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::data::{EvalWindows, Windows};
 use minigpt_core::model::Extras;
 use minigpt_core::op::IGNORE;
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::train::schedule::{Decay, Schedule};
 use minigpt_core::{
     CharTokenizer, Decoder, Error, GptConfig, Model, Reference, SampleConfig, Sampler, TrainConfig, Trainer,
 };
@@ -31,7 +31,7 @@ fn settings() -> TrainConfig {
 }
 
 fn trainer(config: GptConfig, settings: TrainConfig) -> Trainer<Reference<f32>> {
-    Trainer::new(Model::new(Reference::new(), config, 3).unwrap(), settings).unwrap()
+    Trainer::new(&Model::new(Reference::new(), config, 3).unwrap(), settings).unwrap()
 }
 
 fn saved(trainer: &mut Trainer<Reference<f32>>) -> Vec<u8> {
@@ -125,24 +125,24 @@ fn a_step_that_is_not_finite_changes_no_weight_and_is_counted() {
     let mut trainer = trainer(small(), settings());
     trainer.step(&windows).unwrap();
     let name = "h.0.mlp.c_fc.weight";
-    let healthy = trainer.model_mut().parameter(name).unwrap().unwrap();
+    let healthy = trainer.model().parameter(name).unwrap().unwrap();
     let mut broken = healthy.clone();
     broken[7] = f32::NAN;
-    trainer.model_mut().set_parameter(name, &broken).unwrap();
-    let other = trainer.model_mut().parameter("wte.weight").unwrap().unwrap();
+    trainer.model().set_parameter(name, &broken).unwrap();
+    let other = trainer.model().parameter("wte.weight").unwrap().unwrap();
     for _ in 0..3 {
         trainer.step(&windows).unwrap();
     }
     let metrics = trainer.metrics().unwrap();
     assert!(metrics.loss.is_nan());
     assert_eq!((metrics.step, metrics.skipped, metrics.skipped_in_a_row), (4, 3, 3));
-    assert_eq!(trainer.model_mut().parameter("wte.weight").unwrap().unwrap(), other);
-    trainer.model_mut().set_parameter(name, &healthy).unwrap();
+    assert_eq!(trainer.model().parameter("wte.weight").unwrap().unwrap(), other);
+    trainer.model().set_parameter(name, &healthy).unwrap();
     trainer.step(&windows).unwrap();
     let metrics = trainer.metrics().unwrap();
     assert!(metrics.loss.is_finite());
     assert_eq!((metrics.step, metrics.skipped, metrics.skipped_in_a_row), (5, 3, 0));
-    assert_ne!(trainer.model_mut().parameter("wte.weight").unwrap().unwrap(), other);
+    assert_ne!(trainer.model().parameter("wte.weight").unwrap().unwrap(), other);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn evaluation_is_the_mean_over_all_windows_and_disturbs_nothing() {
     assert!(saved(&mut quiet) == saved(&mut watched), "evaluation changed the run");
 
     // The same by hand, from the logits. 7 windows: two full batches of three, and one alone.
-    let mut model = trainer(GptConfig { dropout: 0.2, ..small() }, settings()).into_model();
+    let model = trainer(GptConfig { dropout: 0.2, ..small() }, settings()).into_model();
     let mut fresh = trainer(GptConfig { dropout: 0.2, ..small() }, settings());
     assert_eq!(eval.len(), 7);
     let by_trainer = fresh.evaluate(&eval).unwrap();
@@ -196,12 +196,12 @@ fn it_learns_a_text_that_can_be_learnt() {
     assert!(loss < 0.65, "{loss}");
     let checkpoint = saved(&mut trainer);
     let opened = Checkpoint::open(&checkpoint).unwrap();
-    let mut copied = Model::load(Reference::<f32>::new(), &opened).unwrap();
-    let mut borrowed = Model::borrow(Reference::<f32>::new(), &opened).unwrap();
-    let logits = trainer.model_mut().logits(&text[..8], 1, 8).unwrap();
+    let copied = Model::load(Reference::<f32>::new(), &opened).unwrap();
+    let borrowed = Model::borrow(Reference::<f32>::new(), &opened).unwrap();
+    let logits = trainer.model().logits(&text[..8], 1, 8).unwrap();
     assert_eq!(copied.logits(&text[..8], 1, 8).unwrap(), logits);
     assert_eq!(borrowed.logits(&text[..8], 1, 8).unwrap(), logits);
-    assert!(matches!(Trainer::new(borrowed, settings()), Err(Error::Frozen)));
+    assert!(matches!(Trainer::new(&borrowed, settings()), Err(Error::Frozen)));
     // Another number type is converted where it is copied, and refused at once where it would be borrowed.
     assert!(Model::load(Reference::<f64>::new(), &opened).is_ok());
     let error = Model::borrow(Reference::<f64>::new(), &opened).unwrap_err();
@@ -219,7 +219,7 @@ fn it_learns_a_text_that_can_be_learnt() {
 #[test]
 fn bad_settings_and_bad_batches_are_errors() {
     let model = || Model::new(Reference::<f32>::new(), small(), 1).unwrap();
-    let refused = |settings| Trainer::new(model(), settings).err().map(|error| error.to_string());
+    let refused = |settings| Trainer::new(&model(), settings).err().map(|error| error.to_string());
     assert_eq!(
         refused(TrainConfig { time: 9, ..settings() }).unwrap(),
         "9 tokens in a sequence are more than the context of 8: use shorter sequences or a model with a longer context"
@@ -255,12 +255,9 @@ fn bad_settings_and_bad_batches_are_errors() {
     assert!(matches!(trainer.step(&longer), Err(Error::BatchLength { found: 27, expected: 24 })));
     let longer = EvalWindows::new(&tokens, 9).unwrap();
     assert!(matches!(trainer.evaluate(&longer), Err(Error::BatchLength { found: 9, expected: 8 })));
-    let mut decoder = Decoder::new(trainer.model_mut(), 8).unwrap();
-    assert!(matches!(decoder.feed(trainer.model_mut(), &[]), Err(Error::EmptyPrompt)));
-    assert!(matches!(
-        decoder.feed(trainer.model_mut(), &[0, 99]),
-        Err(Error::Token { token: 99, index: 1, .. })
-    ));
+    let mut decoder = Decoder::new(trainer.model(), 8).unwrap();
+    assert!(matches!(decoder.feed(&[]), Err(Error::EmptyPrompt)));
+    assert!(matches!(decoder.feed(&[0, 99]), Err(Error::Token { token: 99, index: 1, .. })));
 }
 
 #[test]
@@ -296,9 +293,9 @@ fn a_saved_file_is_what_was_written() {
     let extras = Extras { tokenizer: None, metadata: &[("note", "a test")] };
     trainer.save(&run, &extras).unwrap();
     assert!(minigpt_core::checkpoint::load(&run).unwrap() == saved(&mut trainer));
-    trainer.model_mut().save(&weights, &extras).unwrap();
+    trainer.model().save(&weights, &extras).unwrap();
     let mut bytes = Vec::new();
-    trainer.model_mut().write(&mut bytes, &extras).unwrap();
+    trainer.model().write(&mut bytes, &extras).unwrap();
     assert!(minigpt_core::checkpoint::load(&weights).unwrap() == bytes);
     std::fs::remove_dir_all(&folder).unwrap();
 }
@@ -315,29 +312,28 @@ fn a_step_in_the_making_is_not_saved() {
 }
 
 #[test]
-fn a_decoder_is_refused_by_another_model() {
-    let model = || Model::new(Reference::<f32>::new(), small(), 1).unwrap();
-    let (mut first, mut second) = (model(), model());
-    let mut decoder = Decoder::new(&mut first, 8).unwrap();
-    assert!(matches!(decoder.feed(&mut second, &[1]), Err(Error::OtherModel)));
-    // A model that moves is still the same.
-    let mut moved = first;
-    decoder.feed(&mut moved, &[1]).unwrap();
-    assert!(matches!(decoder.release(&mut second), Err(Error::OtherModel)));
+fn a_step_without_a_batch_is_refused_and_counts_for_nothing() {
+    let mut trainer = trainer(small(), settings());
+    assert!(matches!(trainer.finish_step(), Err(Error::EmptyStep)));
+    let batch = text(25);
+    trainer.micro_step(&batch[..24], &batch[1..]).unwrap();
+    trainer.finish_step().unwrap();
+    assert!(matches!(trainer.finish_step(), Err(Error::EmptyStep)));
+    assert_eq!(trainer.metrics().unwrap().step, 1);
 }
 
 #[test]
 fn generation_goes_on_where_it_stopped() {
-    let mut model = Model::new(Reference::<f32>::new(), small(), 1).unwrap();
-    let mut run = |pieces: &[usize]| {
+    let model = Model::new(Reference::<f32>::new(), small(), 1).unwrap();
+    let run = |pieces: &[usize]| {
         let mut sampler = Sampler::new(SampleConfig { seed: 3, ..SampleConfig::default() }, 11).unwrap();
-        let mut decoder = Decoder::new(&mut model, 8).unwrap();
-        decoder.feed(&mut model, &[1, 2]).unwrap();
+        let mut decoder = Decoder::new(&model, 8).unwrap();
+        decoder.feed(&[1, 2]).unwrap();
         let mut tokens: Vec<u32> = Vec::new();
         for &piece in pieces {
-            tokens.extend(decoder.generate(&mut model, &mut sampler).take(piece).map(Result::unwrap));
+            tokens.extend(decoder.generate(&mut sampler).take(piece).map(Result::unwrap));
         }
-        decoder.feed(&mut model, &[5]).unwrap();
+        decoder.feed(&[5]).unwrap();
         assert!(decoder.recent().ends_with(&[&tokens[15..], &[5]].concat()));
         (tokens, decoder.logits().to_vec())
     };
@@ -347,22 +343,21 @@ fn generation_goes_on_where_it_stopped() {
 #[test]
 fn a_prompt_longer_than_the_context_is_seen_as_far_as_the_context_reaches() {
     let text = text(30);
-    let mut model = trainer(small(), settings()).into_model();
+    let model = trainer(small(), settings()).into_model();
     let context = model.config().context;
     for more in [1, 2, context, 2 * context + 1] {
         let prompt = &text[..context + more];
         for before in [0, 3] {
-            let mut decoder = Decoder::new(&mut model, 3).unwrap();
+            let mut decoder = Decoder::new(&model, 3).unwrap();
             if before > 0 {
-                decoder.feed(&mut model, &text[..before]).unwrap();
+                decoder.feed(&text[..before]).unwrap();
             }
-            decoder.feed(&mut model, prompt).unwrap();
+            decoder.feed(prompt).unwrap();
             assert_eq!(decoder.window(), &prompt[more..]);
             let full = model.logits(&prompt[more..], 1, context).unwrap();
             for (found, expected) in decoder.logits().iter().zip(&full[(context - 1) * 11..]) {
                 assert!((found - expected).abs() < 1e-5, "{found} {expected}");
             }
-            decoder.release(&mut model).unwrap();
         }
     }
 }

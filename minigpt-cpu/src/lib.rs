@@ -112,8 +112,8 @@ mod sync;
 
 use alloc::string::String;
 
-use minigpt_core::backend::{Import, Imported, import_by_copy};
-use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Plan, Span, reference};
+use minigpt_core::backend::{Import, Imported, fall_back, import_by_copy};
+use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Span};
 
 use arch::Simd;
 use context::{Context, Machine, Scratch, Team};
@@ -365,7 +365,7 @@ impl Backend for Cpu<'_> {
             scratch: &mut self.scratch,
             team: Team { executor: &mut self.executor, simd: self.simd },
         };
-        if ops::run(&mut context, op)? { Ok(()) } else { reference::run(self, op) }
+        if ops::run(&mut context, op)? { Ok(()) } else { fall_back(self, op) }
     }
 
     fn fell_back(&mut self, op: OpKind) {
@@ -388,12 +388,14 @@ impl Backend for Cpu<'_> {
         1024
     }
 
-    fn workspace_bytes(&self, plan: &Plan) -> usize {
-        context::whole_lines(ops::scratch_floats(plan, self.machine())).saturating_mul(4)
+    fn workspace_bytes(&self, ops: &[Op]) -> usize {
+        // They use it in turn, so the largest need counts.
+        let most = ops.iter().map(|op| ops::scratch_floats(op, self.machine())).max().unwrap_or(0);
+        context::whole_lines(most).saturating_mul(4)
     }
 
-    fn reserve(&mut self, plan: &Plan) -> Result<(), CpuError> {
-        self.scratch.floats(ops::scratch_floats(plan, self.machine())).map(|_| ())
+    fn reserve(&mut self, bytes: usize) -> Result<(), CpuError> {
+        self.scratch.floats(bytes.div_ceil(4)).map(|_| ())
     }
 }
 

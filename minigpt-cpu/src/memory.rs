@@ -6,6 +6,7 @@
 
 use alloc::vec::Vec;
 
+use minigpt_core::memory::BufferTable;
 use minigpt_core::{Buffer, InvalidOp};
 
 use crate::error::CpuError;
@@ -41,23 +42,17 @@ pub(crate) enum Storage<'a> {
     },
     /// The program's, on a little-endian processor, aligned to four bytes.
     Borrowed(&'a [u8]),
-    /// Released.
-    Gone,
 }
 
 /// All buffers, by number.
 #[derive(Debug, Default)]
 pub(crate) struct Memory<'a> {
-    buffers: Vec<Storage<'a>>,
+    buffers: BufferTable<Storage<'a>>,
 }
 
 impl<'a> Memory<'a> {
-    fn push(&mut self, storage: Storage<'a>) -> Result<Buffer, CpuError> {
-        let bytes = size_of::<Storage<'_>>();
-        let number = u32::try_from(self.buffers.len()).map_err(|_| CpuError::OutOfMemory { bytes })?;
-        self.buffers.try_reserve(1).map_err(|_| CpuError::OutOfMemory { bytes })?;
-        self.buffers.push(storage);
-        Ok(Buffer(number))
+    fn insert(&mut self, storage: Storage<'a>) -> Result<Buffer, CpuError> {
+        self.buffers.insert(storage).map_err(|_| CpuError::OutOfMemory { bytes: size_of::<Storage<'_>>() })
     }
 
     /// A new zeroed buffer.
@@ -65,20 +60,19 @@ impl<'a> Memory<'a> {
         let lines = lines(bytes)?;
         // There, bytes are reached by way of the word that they are in.
         let bytes = if cfg!(target_endian = "big") { bytes.next_multiple_of(4) } else { bytes };
-        self.push(Storage::Owned { lines, bytes })
+        self.insert(Storage::Owned { lines, bytes })
     }
 
     /// A buffer that is the program's own memory; `None` if this processor cannot use it as it lies.
     pub(crate) fn borrow(&mut self, bytes: &'a [u8]) -> Option<Result<Buffer, CpuError>> {
         let usable = cfg!(target_endian = "little") && bytes.as_ptr().addr().is_multiple_of(4);
-        usable.then(|| self.push(Storage::Borrowed(bytes)))
+        usable.then(|| self.insert(Storage::Borrowed(bytes)))
     }
 
-    /// Frees a buffer. Its number is not used again.
+    /// Frees a buffer.
     pub(crate) fn release(&mut self, buffer: Buffer) -> Result<(), CpuError> {
-        let storage = self.storage(buffer, "buffer")?;
-        *storage = Storage::Gone;
-        Ok(())
+        let none = InvalidOp::OutOfBounds { operand: "buffer", end: 0, size: 0 };
+        self.buffers.remove(buffer).map(drop).ok_or(none.into())
     }
 
     /// The storage of a live buffer.
@@ -87,9 +81,6 @@ impl<'a> Memory<'a> {
         buffer: Buffer,
         operand: &'static str,
     ) -> Result<&mut Storage<'a>, CpuError> {
-        match self.buffers.get_mut(buffer.0 as usize) {
-            None | Some(Storage::Gone) => Err(InvalidOp::OutOfBounds { operand, end: 0, size: 0 }.into()),
-            Some(storage) => Ok(storage),
-        }
+        self.buffers.get_mut(buffer).ok_or(InvalidOp::OutOfBounds { operand, end: 0, size: 0 }.into())
     }
 }

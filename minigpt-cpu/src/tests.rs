@@ -1,8 +1,11 @@
 use super::*;
-use minigpt_core::GptConfig;
 use minigpt_core::backend::{BackendError, ErrorKind, read_elems, read_u32, write_elems, write_u32};
-use minigpt_core::op::{AttentionScores, Dropout, LinearBackward, LinearForward, NextDraw, counter};
+use minigpt_core::op::{
+    AttentionBackward, AttentionCached, AttentionForward, AttentionScores, CrossEntropy, Dropout,
+    LayerNormBackward, LinearBackward, LinearForward, NextDraw, SquaredNorm, counter, scalar,
+};
 use std::string::ToString;
+use std::vec::Vec;
 
 fn span(buffer: Buffer, dtype: Dtype, offset: usize, len: usize) -> Span {
     Span { buffer, dtype, offset, len }
@@ -187,66 +190,131 @@ fn the_draw_number_carries_into_its_high_word() {
 }
 
 #[test]
-fn what_is_reserved_for_a_plan_is_what_it_declares_and_is_enough() {
-    let config =
-        GptConfig { heads: 2, d_model: 24, d_ff: 520, layers: 1, dropout: 0.1, ..GptConfig::new(97, 10) };
-    let plan = Plan::training(&config, Dtype::F32, 2, 10).unwrap();
+fn what_an_op_says_of_its_scratch_is_what_it_takes() {
+    let (rows, time, heads, d_head) = (20, 10, 3, 8);
     for isa in Isa::available() {
-        let mut cpu = Cpu::builder().isa(isa).build().unwrap();
-        cpu.reserve(&plan).unwrap();
-        let reserved = cpu.scratch.bytes();
-        assert!(reserved > 0);
-        assert_eq!(reserved, cpu.workspace_bytes(&plan));
+        let mut cpu = Cpu::builder().isa(isa).threads(2).build().unwrap();
         let buffer = cpu.alloc(1 << 20).unwrap();
-        let counters = span(buffer, Dtype::U32, 0, counter::LEN);
-        let dropout = Some(Dropout { probability: 0.1, site: 0, first: 0, counters });
-        let mut needed = 0;
-        for (d_out, d_in, dropout) in
-            [(72, 24, None), (24, 24, dropout), (520, 24, None), (24, 520, dropout), (97, 24, None)]
+        let mut end = 64;
+        let mut place = |len: usize| {
+            let place = span(buffer, Dtype::F32, end, len);
+            end += (4 * len).next_multiple_of(64);
+            place
+        };
+        let dropout = Some(Dropout {
+            probability: 0.1,
+            site: 0,
+            first: 0,
+            counters: span(buffer, Dtype::U32, 0, counter::LEN),
+        });
+        let mut ops: Vec<Op> = Vec::new();
+        for (d_out, d_in, dropout) in [(72, 24, None), (24, 24, dropout), (520, 24, None), (24, 520, dropout)]
         {
-            let rows = 20;
-            let mut end = 64;
-            let mut place = |len: usize| {
-                let place = span(buffer, Dtype::F32, end, len);
-                end += 4 * len;
-                place
-            };
+            let (x, weight, y) = (place(rows * d_in), place(d_out * d_in), place(rows * d_out));
             let forward = LinearForward {
-                x: place(rows * d_in),
-                weight: place(d_out * d_in),
+                x,
+                weight,
                 bias: None,
                 activate: None,
                 dropout,
-                residual: None,
-                y: place(rows * d_out),
+                residual: Some(y),
+                y,
                 rows,
                 d_in,
                 d_out,
             };
+            let [d_x, d_weight] = [place(rows * d_in), place(d_out * d_in)];
             let backward = LinearBackward {
-                x: forward.x,
-                weight: forward.weight,
-                d_y: forward.y,
+                x,
+                weight,
+                d_y: y,
                 dropout,
-                d_x: Some(place(rows * d_in)),
+                d_x: Some(d_x),
                 accumulate: false,
                 activate: None,
-                d_weight: place(d_out * d_in),
+                d_weight,
                 d_bias: None,
                 rows,
                 d_in,
                 d_out,
             };
-            for op in [Op::from(forward), Op::from(backward)] {
-                cpu.run(&op).unwrap();
-                assert_eq!(cpu.scratch.bytes(), reserved, "{isa} {op:?}");
-                let mut bare = Cpu::builder().isa(isa).build().unwrap();
-                bare.alloc(1 << 20).unwrap();
-                bare.run(&op).unwrap();
-                needed = needed.max(bare.scratch.bytes());
-            }
+            let one =
+                LinearForward { rows: 1, x: x.first(d_in), y: y.first(d_out), residual: None, ..forward };
+            ops.extend([Op::from(forward), one.into(), backward.into()]);
         }
-        let declared = ops::linear::scratch_floats(&plan, cpu.machine());
-        assert_eq!(needed, 4 * context::whole_lines(declared), "{isa}");
+        let width = heads * d_head;
+        let [qkv, d_qkv] = [(); 2].map(|()| place(rows * 3 * width));
+        let [out, d_out, keys, values] = [(); 4].map(|()| place(rows * width));
+        let (lse, batch, scale) = (place(rows * heads), 2, 0.3);
+        ops.extend::<[Op; 4]>([
+            AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout }.into(),
+            AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout }
+                .into(),
+            AttentionCached {
+                qkv,
+                keys,
+                values,
+                out,
+                past: 0,
+                capacity: time,
+                batch,
+                time,
+                heads,
+                d_head,
+                scale,
+            }
+            .into(),
+            AttentionCached {
+                qkv: qkv.first(batch * 3 * width),
+                keys,
+                values,
+                out: out.first(batch * width),
+                past: 4,
+                capacity: time,
+                batch,
+                time: 1,
+                heads,
+                d_head,
+                scale,
+            }
+            .into(),
+        ]);
+        let [weight, d_weight] = [(); 2].map(|()| place(width));
+        let [mean, rstd] = [(); 2].map(|()| place(rows));
+        ops.push(
+            LayerNormBackward {
+                x: out,
+                weight,
+                mean,
+                rstd,
+                d_y: d_out,
+                d_x: d_out,
+                accumulate: false,
+                d_weight,
+                d_bias: None,
+                rows,
+                width,
+            }
+            .into(),
+        );
+        let (targets, scalars) = (Span { dtype: Dtype::U32, ..place(rows) }, place(scalar::LEN));
+        let (logits, losses) = (place(rows * 5), None);
+        ops.push(CrossEntropy { logits, targets, d_logits: None, losses, scalars, rows, vocab: 5 }.into());
+        ops.push(SquaredNorm { x: qkv, scalars }.into());
+
+        let mut enough = Cpu::builder().isa(isa).threads(2).build().unwrap();
+        let whole = enough.workspace_bytes(&ops);
+        enough.reserve(whole).unwrap();
+        assert_eq!(enough.scratch.bytes(), whole);
+        enough.alloc(1 << 20).unwrap();
+        for op in &ops {
+            let said = cpu.workspace_bytes(core::slice::from_ref(op));
+            let mut fresh = Cpu::builder().isa(isa).threads(2).build().unwrap();
+            fresh.alloc(1 << 20).unwrap();
+            fresh.run(op).unwrap();
+            assert_eq!((fresh.scratch.bytes(), fresh.fallbacks()), (said, 0), "{isa} {op:?}");
+            enough.run(op).unwrap();
+            assert_eq!(enough.scratch.bytes(), whole, "{isa} {op:?}");
+        }
     }
 }

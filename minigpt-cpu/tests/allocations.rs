@@ -8,7 +8,8 @@ mod heap;
 use std::hint::black_box;
 
 use heap::allocations;
-use minigpt_core::train::{TrainConfig, Trainer};
+use minigpt_core::config::TrainConfig;
+use minigpt_core::train::Trainer;
 use minigpt_core::{Decoder, GptConfig, Model, Windows};
 use minigpt_cpu::Cpu;
 
@@ -32,13 +33,12 @@ fn neither_training_nor_decoding_allocates() {
     let windows = Windows::new(&text, time).unwrap();
     let cpu = Cpu::builder().threads(3).build().unwrap();
     let settings = TrainConfig { batch: 9, time, ..TrainConfig::constant(1e-3) };
-    let mut trainer = Trainer::new(Model::new(cpu, config, 1).unwrap(), settings).unwrap();
+    let mut trainer = Trainer::new(&Model::new(cpu, config, 1).unwrap(), settings).unwrap();
     assert_eq!(allocations(|| (0..200).for_each(|_| trainer.step(&windows).unwrap())), 0);
 
-    let mut model = trainer.into_model();
-    let mut decoder = Decoder::new(&mut model, 16).unwrap();
+    let model = trainer.into_model();
+    let mut decoder = Decoder::new(&model, 16).unwrap();
     // The window slides four times on the way.
-    let decoded =
-        allocations(|| text[..200].iter().for_each(|&token| decoder.feed(&mut model, &[token]).unwrap()));
+    let decoded = allocations(|| text[..200].iter().for_each(|&token| decoder.feed(&[token]).unwrap()));
     assert_eq!(decoded, 0);
 }

@@ -38,9 +38,9 @@ fn cpu<'a>() -> Cpu<'a> {
 /// The first tokens that a model generates, greedily.
 fn generate(model: &mut Model<Cpu<'_>>, prompt: &[u32], len: usize) -> Vec<u32> {
     let mut decoder = Decoder::new(model, 4).unwrap();
-    decoder.feed(model, prompt).unwrap();
+    decoder.feed(prompt).unwrap();
     let mut sampler = Sampler::new(SampleConfig::greedy(), model.config().vocab_size).unwrap();
-    decoder.generate(model, &mut sampler).take(len).collect::<Result<_, _>>().unwrap()
+    decoder.generate(&mut sampler).take(len).collect::<Result<_, _>>().unwrap()
 }
 
 #[test]
@@ -89,13 +89,13 @@ fn several_texts_take_turns_on_one_model() {
 
     let vocab = model.config().vocab_size;
     let mut texts = prompts.map(|prompt| {
-        let mut decoder = Decoder::new(&mut model, 4).unwrap();
-        decoder.feed(&mut model, prompt).unwrap();
+        let mut decoder = Decoder::new(&model, 4).unwrap();
+        decoder.feed(prompt).unwrap();
         (decoder, Sampler::new(SampleConfig::greedy(), vocab).unwrap(), Vec::new())
     });
     for _ in 0..20 {
         for (decoder, sampler, text) in &mut texts {
-            text.push(decoder.generate(&mut model, sampler).next().unwrap().unwrap());
+            text.push(decoder.generate(sampler).next().unwrap().unwrap());
         }
     }
     assert_eq!(texts.map(|(_, _, text)| text), alone);

@@ -32,32 +32,32 @@ fn every_weight_format_prefills_and_decodes_without_falling_back() {
             bias: true,
             ..GptConfig::new(33, 16)
         };
-        let mut exact = Model::new(Reference::<f32>::new(), config, 3).unwrap();
+        let exact = Model::new(Reference::<f32>::new(), config, 3).unwrap();
         let text: Vec<u32> = (0..12).map(|i| i * 7 % 33).collect();
         for dtype in FORMATS {
-            let mut small = exact.quantized(Reference::new(), dtype).unwrap();
+            let small = exact.quantized(Reference::new(), dtype).unwrap();
             let mut file = Vec::new();
             small.write(&mut file, &Extras::default()).unwrap();
             let checkpoint = Checkpoint::open_verified(&file).unwrap();
-            let mut wide = Model::load(Reference::<f64>::new(), &checkpoint).unwrap();
+            let wide = Model::load(Reference::<f64>::new(), &checkpoint).unwrap();
             let oracle = wide.logits(&text, 1, text.len()).unwrap();
             let last = |n: usize| &oracle[(n - 1) * 33..n * 33];
             for isa in Isa::available() {
                 let what = format!("{dtype:?} of width {d_model} on {isa}");
                 let cpu = Cpu::builder().isa(isa).build().unwrap();
-                let mut model = Model::borrow(cpu, &checkpoint).unwrap();
+                let model = Model::borrow(cpu, &checkpoint).unwrap();
                 check(&what, &model.logits(&text, 1, text.len()).unwrap(), &oracle);
-                let mut decoder = Decoder::new(&mut model, 8).unwrap();
+                let mut decoder = Decoder::new(&model, 8).unwrap();
                 // A piece of many rows, one of few, then token by token.
                 let mut fed = 0;
                 for piece in [7, 3, 1, 1] {
-                    decoder.feed(&mut model, &text[fed..fed + piece]).unwrap();
+                    decoder.feed(&text[fed..fed + piece]).unwrap();
                     fed += piece;
                     check(&what, decoder.logits(), last(fed));
                 }
                 // A big-endian processor leaves narrow weights to the reference.
                 if cfg!(target_endian = "little") {
-                    assert_eq!(model.backend().fallbacks(), 0, "{what}");
+                    assert_eq!(model.device().inspect(Cpu::fallbacks), 0, "{what}");
                 }
             }
         }

@@ -12,7 +12,7 @@ fn logits_are_within_a_ten_thousandth_of_pytorchs_on_every_instruction_set() {
     for golden in load::all() {
         let largest = golden.logits.values.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
         for isa in Isa::available() {
-            let mut model = golden.model(Cpu::builder().isa(isa).build().unwrap());
+            let model = golden.model(Cpu::builder().isa(isa).build().unwrap());
             let logits = model.logits(&golden.tokens[0], golden.batch, golden.time).unwrap();
             assert_eq!(logits.len(), golden.logits.values.len());
             for (i, (found, expected)) in logits.into_iter().zip(&golden.logits.values).enumerate() {

@@ -4,8 +4,9 @@
 #[path = "../../minigpt-core/tests/support/heap.rs"]
 mod heap;
 
-use minigpt_core::train::{TrainConfig, Trainer};
-use minigpt_core::{Backend, GptConfig, Model, Recompute, Windows};
+use minigpt_core::config::TrainConfig;
+use minigpt_core::train::Trainer;
+use minigpt_core::{GptConfig, Model, Recompute, Windows};
 use minigpt_cpu::Cpu;
 
 #[test]
@@ -20,14 +21,15 @@ fn the_plan_and_the_workspace_are_the_memory_that_training_takes() {
         let cpu = Cpu::builder().threads(2).build().unwrap();
         let settings = TrainConfig { batch, time, recompute, ..TrainConfig::constant(1e-3) };
         let (taken, trainer) = heap::peak(|| {
-            let mut trainer = Trainer::new(Model::new(cpu, config, 1).unwrap(), settings).unwrap();
+            let mut trainer = Trainer::new(&Model::new(cpu, config, 1).unwrap(), settings).unwrap();
             for _ in 0..2 {
                 trainer.step(&windows).unwrap();
             }
             trainer
         });
         let (taken, plan) = (taken as f64, trainer.plan());
-        let promised = (plan.bytes.total() + trainer.model().backend().workspace_bytes(plan)) as f64;
+        let scratch = trainer.model().device().inspect(|cpu| plan.workspace_bytes(cpu));
+        let promised = (plan.bytes.total() + scratch) as f64;
         assert!(
             (taken / promised - 1.0).abs() < 0.02,
             "{recompute:?}, {batch}: {promised} bytes were promised, {taken} were taken"

@@ -1,9 +1,9 @@
 //! Whole trainings and decodings of models so small and odd that every op works at its edges, alone and side by side.
 #![cfg(feature = "std")]
 
-use minigpt_core::config::{Activation, Norm, Position};
+use minigpt_core::config::{Activation, Norm, Position, TrainConfig};
 use minigpt_core::model::Extras;
-use minigpt_core::train::{TrainConfig, Trainer};
+use minigpt_core::train::Trainer;
 use minigpt_core::{Decoder, GptConfig, Model, Windows};
 use minigpt_cpu::{Cpu, Isa};
 
@@ -44,20 +44,20 @@ fn run(isa: Isa, threads: usize, config: &GptConfig, batch: usize) -> (Vec<u8>, 
     let cpu = Cpu::builder().isa(isa).threads(threads).build().unwrap();
     let model = Model::new(cpu, config.clone(), 1).unwrap();
     let settings = TrainConfig { batch, time, ..TrainConfig::constant(1e-2) };
-    let mut trainer = Trainer::new(model, settings).unwrap();
+    let mut trainer = Trainer::new(&model, settings).unwrap();
     for _ in 0..STEPS {
         trainer.step(&windows).unwrap();
     }
     assert!(trainer.metrics().unwrap().loss.is_finite());
     let mut file = Vec::new();
     trainer.write(&mut file, &Extras::default()).unwrap();
-    let mut model = trainer.into_model();
-    let mut decoder = Decoder::new(&mut model, 3).unwrap();
-    decoder.feed(&mut model, &text[..time - 2]).unwrap();
+    let model = trainer.into_model();
+    let mut decoder = Decoder::new(&model, 3).unwrap();
+    decoder.feed(&text[..time - 2]).unwrap();
     for &token in &text[time - 2..time + 2] {
-        decoder.feed(&mut model, &[token]).unwrap();
+        decoder.feed(&[token]).unwrap();
     }
-    assert_eq!(model.backend().fallbacks(), 0);
+    assert_eq!(model.device().inspect(Cpu::fallbacks), 0);
     (file, decoder.logits().to_vec())
 }
 

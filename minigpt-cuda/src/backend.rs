@@ -1,6 +1,7 @@
 //! [`Cuda`]: the [`Backend`], the same in both builds; what differs is the [`Device`] under it.
 
-use minigpt_core::op::{InvalidOp, OpKind};
+use minigpt_core::memory::{BufferTable, InvalidOp};
+use minigpt_core::op::OpKind;
 use minigpt_core::{Backend, Buffer, Dtype, Import, Span};
 
 use crate::CudaError;
@@ -15,7 +16,7 @@ use crate::device::{Device, Memory};
 #[derive(Debug)]
 pub struct Cuda {
     // Before `device`, so that buffers are freed while their context lives.
-    buffers: Vec<Option<Memory>>,
+    buffers: BufferTable<Memory>,
     device: Device,
     fallbacks: u64,
 }
@@ -40,7 +41,7 @@ impl Cuda {
     /// }
     /// ```
     pub fn new(ordinal: u32) -> Result<Self, CudaError> {
-        Ok(Cuda { buffers: Vec::new(), device: Device::open(ordinal)?, fallbacks: 0 })
+        Ok(Cuda { buffers: BufferTable::new(), device: Device::open(ordinal)?, fallbacks: 0 })
     }
 
     /// The device's name.
@@ -86,13 +87,11 @@ impl Backend for Cuda {
     type Error = CudaError;
 
     fn alloc(&mut self, bytes: usize) -> Result<Buffer, CudaError> {
-        let host_full = |_| CudaError::OutOfMemory { bytes, free: 0 };
-        self.buffers.try_reserve(1).map_err(host_full)?;
-        let index = u32::try_from(self.buffers.len()).map_err(|_| CudaError::Unsupported {
-            what: "a CUDA backend can hand out 2^32 buffers in its life, and they are used up: open a new one",
-        })?;
-        self.buffers.push(Some(self.device.alloc(bytes)?));
-        Ok(Buffer(index))
+        let memory = self.device.alloc(bytes)?;
+        self.buffers.insert(memory).or_else(|memory| {
+            self.device.release(memory)?;
+            Err(InvalidOp::HostMemory { operand: "buffers", bytes: size_of::<Memory>() }.into())
+        })
     }
 
     fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), CudaError> {
@@ -134,11 +133,8 @@ impl Backend for Cuda {
     }
 
     fn release(&mut self, buffer: Buffer) -> Result<(), CudaError> {
-        let slot = usize::try_from(buffer.0).ok().and_then(|index| self.buffers.get_mut(index));
-        match slot.and_then(Option::take) {
-            Some(memory) => self.device.release(memory),
-            None => Err(CudaError::NoBuffer { buffer }),
-        }
+        let memory = self.buffers.remove(buffer).ok_or(CudaError::NoBuffer { buffer })?;
+        self.device.release(memory)
     }
 
     fn fell_back(&mut self, _: OpKind) {
@@ -150,12 +146,11 @@ impl Import<'_> for Cuda {}
 
 /// The memory that a span lies in, and the span's size in bytes.
 fn locate<'m>(
-    buffers: &'m [Option<Memory>],
+    buffers: &'m BufferTable<Memory>,
     operand: &'static str,
     span: Span,
 ) -> Result<(&'m Memory, usize), CudaError> {
-    let memory = usize::try_from(span.buffer.0).ok().and_then(|index| buffers.get(index)?.as_ref());
-    let memory = memory.ok_or(CudaError::NoBuffer { buffer: span.buffer })?;
+    let memory = buffers.get(span.buffer).ok_or(CudaError::NoBuffer { buffer: span.buffer })?;
     let bytes = span.bytes().ok_or(InvalidOp::Overflow { operand })?;
     let end = span.offset.checked_add(bytes).ok_or(InvalidOp::Overflow { operand })?;
     if end > memory.len() {

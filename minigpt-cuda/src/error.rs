@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use minigpt_core::op::InvalidOp;
+use minigpt_core::memory::InvalidOp;
 use minigpt_core::{BackendError, Buffer, ErrorKind};
 
 /// An error of the CUDA backend.
@@ -74,7 +74,7 @@ impl fmt::Display for CudaError {
             CudaError::OutOfMemory { bytes, free } => write!(
                 f,
                 "{bytes} bytes do not fit the CUDA device, which has {free} free: use a smaller batch or context \
-                 (`Plan` tells the largest batch for a number of bytes), or end other programs that use the device"
+                 (`TrainConfig::largest_batch` says what fits), or end other programs that use the device"
             ),
             CudaError::Invalid(error) => error.fmt(f),
             CudaError::NoBuffer { buffer } => {

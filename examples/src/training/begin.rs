@@ -146,7 +146,7 @@ pub(super) fn begin<B: Backend>(
         None => Model::new(backend, config, seed),
     };
     let model = model.map_err(|error| flags::error(&error))?;
-    let trainer = Trainer::new(model, training).map_err(|error| flags::error(&error))?;
+    let trainer = Trainer::new(&model, training).map_err(|error| flags::error(&error))?;
     if let Some(aside) = folder.set_earlier_run_aside()? {
         say(format_args!("the run that was here is now in {}", aside.display()))?;
     }

@@ -119,7 +119,7 @@ impl OnBackend for Training<'_> {
             say(summary)?;
             signals.give_back();
             if options.interactive {
-                converse(&mut session.into_model(), &corpus)?;
+                converse(&session.into_model(), &corpus)?;
             }
         }
         Ok(end)
@@ -127,7 +127,7 @@ impl OnBackend for Training<'_> {
 }
 
 /// What the model writes on from what is typed.
-fn converse<B: Backend>(model: &mut Model<B>, corpus: &Corpus) -> Outcome<()> {
+fn converse<B: Backend>(model: &Model<B>, corpus: &Corpus) -> Outcome<()> {
     let context = model.config().context;
     let mut writer = Writer::new(model, &corpus.tokenizer, corpus.start(), context)?;
     let config = SampleConfig { temperature: 0.8, seed: 1, ..SampleConfig::default() };

@@ -1,7 +1,7 @@
 //! The library's choices as they are written on the command line.
 
 use clap::ValueEnum;
-use minigpt_core::train::schedule::Decay;
+use minigpt_core::config::schedule::Decay;
 use minigpt_core::{Activation, Norm, Position};
 
 /// A set of numbers that belong together.

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser};
-use minigpt_core::train::schedule::{Decay, Schedule};
+use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::{GptConfig, Recompute, TrainConfig};
 
 use super::folder::Pace;

@@ -295,19 +295,17 @@ impl<'a, B: Backend> Session<'a, B> {
     }
 
     /// What the model writes now.
-    fn sample(&mut self) -> Outcome<String> {
+    fn sample(&self) -> Outcome<String> {
         if self.pace.sample == 0 {
             return Ok(String::new());
         }
         let tokenizer = &self.run.tokenizer;
         let mut sampler =
             Sampler::new(SampleConfig { seed: 1, ..SampleConfig::default() }, tokenizer.vocab_size())?;
-        let model = self.trainer.model_mut();
-        let mut decoder = Decoder::new(model, 1)?;
-        decoder.feed(model, &[self.run.start])?;
+        let mut decoder = Decoder::new(self.trainer.model(), 1)?;
+        decoder.feed(&[self.run.start])?;
         let tokens: Vec<u32> =
-            decoder.generate(model, &mut sampler).take(self.pace.sample).collect::<Result<_, _>>()?;
-        decoder.release(model)?;
+            decoder.generate(&mut sampler).take(self.pace.sample).collect::<Result<_, _>>()?;
         Ok(tokenizer.decode(&tokens)?.trim_matches('\n').into())
     }
 
@@ -334,7 +332,7 @@ impl<'a, B: Backend> Session<'a, B> {
         Ok(self.run.folder.run.keep_last(step, self.run.keep)?)
     }
 
-    fn write(&mut self, path: &Path) -> Outcome<()> {
+    fn write(&self, path: &Path) -> Outcome<()> {
         let best = self.best.iter().flat_map(Best::metadata);
         let text = [
             ("corpus_sha256", self.run.sha256.clone()),

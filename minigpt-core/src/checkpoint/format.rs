@@ -5,13 +5,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::TrainState;
 use super::{Fault, Role, Training};
-use crate::backend::Dtype;
-use crate::config::{Activation, AttentionScale, ConfigError, GptConfig, Norm, Position};
+use crate::config::schedule::{Decay, Schedule};
+use crate::config::{
+    Activation, AttentionScale, ConfigError, GptConfig, Norm, Position, Recompute, TrainConfig,
+};
+use crate::memory::Dtype;
 use crate::op::counter;
 use crate::plan;
-use crate::train::schedule::{Decay, Schedule};
-use crate::train::{TrainConfig, TrainState};
 
 pub(super) const MAGIC: [u8; 4] = *b"MGPT";
 
@@ -388,7 +390,7 @@ impl TryFrom<WireTraining> for Training {
             eps: wire.eps,
             weight_decay: wire.weight_decay,
             seed: wire.seed,
-            recompute: plan::Recompute::default(),
+            recompute: Recompute::default(),
         };
         Ok(Training {
             config,

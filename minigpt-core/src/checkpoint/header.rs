@@ -11,8 +11,8 @@ use super::format::{
     TENS, TOKN, TRAN, VERSION, WireConfig, WireTensor, WireTokenizer, WireTraining, crc32, tensor_bytes,
 };
 use super::{Fault, Limits, LoadError, Role, Training};
-use crate::backend::Dtype;
 use crate::config::GptConfig;
+use crate::memory::Dtype;
 use crate::plan::{Logits, Plan};
 use crate::tokenizer::{AnyTokenizer, ByteTokenizer, CharTokenizer, Tokenizer};
 

@@ -1,8 +1,7 @@
 //! [`Limits`]: what a stranger's checkpoint may ask for.
 
 use super::Fault;
-use crate::config::{GptConfig, Position};
-use crate::train::TrainConfig;
+use crate::config::{GptConfig, Position, TrainConfig};
 
 /// The largest checkpoint that is opened. A small machine sets them lower, and a program that trusts its files higher.
 ///

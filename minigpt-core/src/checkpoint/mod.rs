@@ -173,7 +173,8 @@ pub use read::{Checkpoint, TensorView};
 pub use stream::Stream;
 pub use write::{Contents, TensorSpec, write};
 
-use crate::train::{TrainConfig, TrainState};
+use crate::config::TrainConfig;
+use crate::op::counter;
 
 /// What a tensor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -191,4 +192,13 @@ pub struct Training {
     pub config: TrainConfig,
     /// How far it has come.
     pub state: TrainState,
+}
+
+/// What a run must remember besides parameters and moments: as much as a checkpoint needs to continue bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainState {
+    /// The device counters, see [`counter`].
+    pub counters: [u32; counter::LEN],
+    /// How many training windows have been drawn.
+    pub windows_drawn: u64,
 }

@@ -13,7 +13,7 @@
 
 use half::{bf16, f16};
 
-use crate::backend::{Dtype, QUANT_BLOCK};
+use crate::memory::{Dtype, QUANT_BLOCK};
 
 /// Stores a row of a weight as `dtype`. `bytes` is as long as `dtype` makes the row, padded to whole blocks; the padding
 /// is zeros.

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use super::format::{ALIGN, crc32};
 use super::header::{Entry, Header};
 use super::{Fault, Limits, LoadError, Role, Training};
-use crate::backend::Dtype;
 use crate::config::GptConfig;
+use crate::memory::Dtype;
 use crate::tokenizer::AnyTokenizer;
 
 /// A tensor of a checkpoint, in place.

@@ -7,8 +7,8 @@ use super::format::{ALIGN, CHUNK, PREFIX, chunk_of};
 use super::header::{Entry, Header};
 use super::read::check_padding;
 use super::{Fault, Limits, LoadError, Read, StreamError, Training};
-use crate::backend::Dtype;
 use crate::config::GptConfig;
+use crate::memory::Dtype;
 use crate::tokenizer::AnyTokenizer;
 
 /// A checkpoint that is read from a file, a memory card or a socket, and never lies in memory as a whole.

@@ -13,8 +13,8 @@ use super::format::{
 };
 use super::header::Header;
 use super::{Fault, Limits, Role, SaveError, Training, Write};
-use crate::backend::Dtype;
 use crate::config::GptConfig;
+use crate::memory::Dtype;
 use crate::plan::Plan;
 use crate::tokenizer::AnyTokenizer;
 

@@ -1,12 +1,11 @@
-//! The six methods that every backend has.
+//! The seven methods that every backend has.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Line, describe};
-use crate::backend::{
-    Backend, BackendError, Dtype, ErrorKind, Span, read_elems, read_u32, write_elems, write_u32,
-};
+use crate::backend::{Backend, BackendError, ErrorKind, read_elems, read_u32, write_elems, write_u32};
+use crate::memory::{Dtype, Span};
 use crate::real::Real;
 
 pub(super) fn check<B: Backend>(backend: &mut B) -> Line {
@@ -91,7 +90,7 @@ fn refuses_nonsense<B: Backend>(backend: &mut B, line: &mut Line) {
     let beyond = Span { len: 17, ..span };
     let late = Span { offset: 60, len: 2, ..span };
     let huge = Span { len: usize::MAX / 2, ..span };
-    let nowhere = Span { buffer: crate::Buffer(u32::MAX), ..span };
+    let nowhere = Span { buffer: crate::memory::Buffer(u64::MAX), ..span };
     let mut invalid = |claim, result: Result<(), B::Error>| {
         let refused = result.is_err_and(|error| error.kind() == ErrorKind::Invalid);
         expect(line, claim, refused);

@@ -25,7 +25,8 @@ pub(super) use same_bits::check as check_same_bits;
 use super::draw::{Draw, Sizes};
 use super::placed::{Fill, Memory, Placed, Recording};
 use super::{FLOOR, Line, Options, describe, error_above};
-use crate::backend::{Backend, Dtype, Span};
+use crate::backend::Backend;
+use crate::memory::{Dtype, Span};
 use crate::op::*;
 use crate::real::Real;
 use crate::rng::{Rng, Stream};
@@ -163,7 +164,7 @@ fn compare<R: Real>(
             let e = if exact && e > 0.0 { f64::INFINITY } else { e };
             line.note(e, || {
                 let (name, place) = (mine.name, place + i);
-                format!("{name}[{place}] {:.7e}, oracle {:.7e}; {}", found[i], oracle[i], sizes(op))
+                format!("{name}[{place}] {:.7e}, oracle {:.7e}; {}", found[i], oracle[i], op.sizes())
             });
         };
         // A probability less one has the digits of one, and so have the logarithm of a number near one, and GELU of a number
@@ -193,40 +194,6 @@ fn compare<R: Real>(
         }
     }
     Ok(())
-}
-
-/// The dimensions of an op, for people.
-pub(super) fn sizes(op: &Op) -> String {
-    let of = |names: &[(&str, usize)]| {
-        let parts: Vec<String> = names.iter().map(|(name, size)| format!("{name} {size}")).collect();
-        parts.join(", ")
-    };
-    match op {
-        Op::EmbeddingForward(op) => {
-            of(&[("B", op.batch), ("T", op.time), ("C", op.d_model), ("V", op.vocab)])
-        }
-        Op::EmbeddingBackward(op) => {
-            of(&[("B", op.batch), ("T", op.time), ("C", op.d_model), ("V", op.vocab)])
-        }
-        Op::LayerNormForward(op) => of(&[("rows", op.rows), ("C", op.width)]),
-        Op::LayerNormBackward(op) => of(&[("rows", op.rows), ("C", op.width)]),
-        Op::LinearForward(op) => of(&[("rows", op.rows), ("in", op.d_in), ("out", op.d_out)]),
-        Op::LinearBackward(op) => of(&[("rows", op.rows), ("in", op.d_in), ("out", op.d_out)]),
-        Op::ActivationForward(op) => of(&[("rows", op.rows), ("width", op.width)]),
-        Op::Rotary(op) => of(&[("B", op.batch), ("T", op.time), ("H", op.heads), ("D", op.d_head)]),
-        Op::AttentionForward(op) => of(&[("B", op.batch), ("T", op.time), ("H", op.heads), ("D", op.d_head)]),
-        Op::AttentionBackward(op) => {
-            of(&[("B", op.batch), ("T", op.time), ("H", op.heads), ("D", op.d_head)])
-        }
-        Op::AttentionCached(op) => {
-            of(&[("B", op.batch), ("past", op.past), ("T", op.time), ("H", op.heads), ("D", op.d_head)])
-        }
-        Op::AttentionScores(op) => of(&[("B", op.batch), ("T", op.time), ("H", op.heads), ("D", op.d_head)]),
-        Op::CrossEntropy(op) => of(&[("rows", op.rows), ("V", op.vocab)]),
-        Op::SquaredNorm(op) => of(&[("n", op.x.len)]),
-        Op::AdamW(op) => of(&[("n", op.params.len)]),
-        Op::NextDraw(_) | Op::FinishStep(_) => String::new(),
-    }
 }
 
 /// The types that hold a weight in fewer bits.
@@ -316,5 +283,6 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::NextDraw => step::next_draw(draw, memory),
         OpKind::FinishStep => step::finish_step(draw, memory),
         OpKind::AdamW => step::adamw(draw, memory),
+        OpKind::Fill => step::fill(draw, memory),
     }
 }

@@ -121,7 +121,11 @@ impl Draw {
             _ => (a + 2 * b, a),
         };
         let all_large = self.case == 17 || self.is_large();
-        (dimension, if all_large { 2 } else { (level + shift) % 3 }, turn + block + self.fixed(400 + dimension))
+        (
+            dimension,
+            if all_large { 2 } else { (level + shift) % 3 },
+            turn + block + self.fixed(400 + dimension),
+        )
     }
 
     /// The size of the next dimension.

@@ -1,7 +1,7 @@
 //! The suite by which any backend proves itself against [`Reference<f64>`](crate::Reference).
 //!
 //! [`check`] runs every op on the backend and on the oracle, from the same numbers, linear layers also with weights of every
-//! narrow type; then the six basic methods, a short training, and cached decoding. The result is a [`Report`]: the worst
+//! narrow type; then the seven basic methods, a short training, and cached decoding. The result is a [`Report`]: the worst
 //! error of each op beside its bound, how often the backend's own kernel ran and how large it got, to print and to assert
 //! on.
 //!
@@ -38,12 +38,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::backend::{Backend, BackendError, Dtype};
+use crate::backend::{Backend, BackendError};
 use crate::error::Error;
-use crate::model::{Decoder, Model};
+use crate::memory::Dtype;
 use crate::op::{Op, OpKind};
 use crate::real::Real;
-use crate::train::Trainer;
 
 /// Below this magnitude, errors are absolute in units of it.
 pub const FLOOR: f64 = 1e-3;
@@ -151,7 +150,7 @@ impl Line {
         }
         let work = op.flops().max(op.bytes());
         if work > self.most && fell_back != Some(true) {
-            (self.most, self.largest) = (work, cases::sizes(op));
+            (self.most, self.largest) = (work, format!("{}", op.sizes()));
         }
     }
 
@@ -280,12 +279,24 @@ pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Repo
 
 /// Compiles only for a backend of which all that a program keeps may be sent to other threads and shared with them, as the
 /// reference's may: `const _: () = conformance::crosses_threads::<MyBackend>();`
+#[cfg(feature = "std")]
 pub const fn crosses_threads<B>()
 where
     B: Backend + Send + Sync,
-    Model<B>: Send + Sync,
-    Decoder<B>: Send + Sync,
-    Trainer<B>: Send + Sync,
+    crate::backend::Device<B>: Send + Sync,
+    crate::model::Model<B>: Send + Sync,
+    crate::model::Decoder<B>: Send + Sync,
+    crate::train::Trainer<B>: Send + Sync,
+    Error<B::Error>: Send + Sync + 'static,
+{
+}
+
+/// Compiles only for a backend that may itself be sent to other threads and shared with them. What lives on its
+/// [`Device`](crate::Device) stays on one thread without the feature `std`.
+#[cfg(not(feature = "std"))]
+pub const fn crosses_threads<B>()
+where
+    B: Backend + Send + Sync,
     Error<B::Error>: Send + Sync + 'static,
 {
 }

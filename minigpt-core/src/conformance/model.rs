@@ -6,14 +6,14 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Line, error};
-use crate::backend::{Backend, BackendError, Dtype};
-use crate::config::{Activation, AttentionScale, GptConfig, Norm, Position};
+use crate::backend::{Backend, BackendError, Reference};
+use crate::config::{Activation, AttentionScale, GptConfig, Norm, Position, TrainConfig};
 use crate::error::Error;
+use crate::memory::Dtype;
 use crate::model::{Decoder, Model};
 use crate::real::Real;
-use crate::reference::Reference;
 use crate::rng::{Rng, Stream};
-use crate::train::{TrainConfig, Trainer};
+use crate::train::Trainer;
 
 const STEPS: usize = 8;
 
@@ -87,7 +87,7 @@ fn random_tokens(seed: u64, len: usize, vocab: usize) -> Vec<u32> {
 
 /// A trainer whose weights are spread widely enough that every part of the model matters.
 fn trainer<B: Backend>(backend: B, config: &GptConfig) -> Result<Trainer<B>, Error<B::Error>> {
-    let mut model = Model::new(backend, config.clone(), 7)?;
+    let model = Model::new(backend, config.clone(), 7)?;
     let mut rng = Rng::new(8, Stream::User);
     let names: Vec<String> = model.parameters().map(|(tensor, _)| tensor.name.clone()).collect();
     for name in names {
@@ -98,7 +98,7 @@ fn trainer<B: Backend>(backend: B, config: &GptConfig) -> Result<Trainer<B>, Err
             .collect();
         model.set_parameter(&name, &spread)?;
     }
-    Trainer::new(model, settings(config.context))
+    Trainer::new(&model, settings(config.context))
 }
 
 type Run = (Vec<(String, Vec<f64>)>, Vec<f64>);
@@ -159,14 +159,14 @@ fn decodes<B: Backend>(backend: B, config: GptConfig, name: &str, line: &mut Lin
     let vocab = config.vocab_size;
     let context = config.context;
     let text = random_tokens(3, 6 * context + 2, vocab);
-    let mut model = trainer(backend, &config).map_err(told)?.into_model();
-    let mut decoder = Decoder::new(&mut model, 4).map_err(told)?;
+    let model = trainer(backend, &config).map_err(told)?.into_model();
+    let mut decoder = Decoder::new(&model, 4).map_err(told)?;
     let pieces =
         [1, 1, 1, 3, 1, 2, 1, 1, 1, 1, 5, 1, 4, 1, 1, 1, 1, 1, context + 1, 1, context, context - 1, 1];
     let (mut fed, mut seen) = (0, 0);
     for piece in pieces {
         let end = text.len().min(fed + piece);
-        decoder.feed(&mut model, &text[fed..end]).map_err(told)?;
+        decoder.feed(&text[fed..end]).map_err(told)?;
         seen = crate::model::window_length(seen + end - fed, context).max(context.min(end - fed));
         fed = end;
         let window = decoder.window().to_vec();
@@ -190,9 +190,9 @@ fn decodes<B: Backend>(backend: B, config: GptConfig, name: &str, line: &mut Lin
     }
     let mut unknown = vec![0; 2];
     unknown[1] = vocab as u32;
-    match decoder.feed(&mut model, &unknown) {
+    match decoder.feed(&unknown) {
         Err(Error::Token { index: 1, .. }) => {}
         other => return Err(format!("an unknown token gives {other:?}")),
     }
-    decoder.release(&mut model).map_err(told)
+    Ok(())
 }

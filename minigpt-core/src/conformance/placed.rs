@@ -6,10 +6,10 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::backend::{Backend, Buffer, Dtype, Span, read_elems, read_u32, write_elems, write_u32};
+use crate::backend::{Backend, Reference, read_elems, read_u32, write_elems, write_u32};
+use crate::memory::{Buffer, Dtype, Span};
 use crate::op::{Access, Operand, Operands};
 use crate::real::Real;
-use crate::reference::Reference;
 use crate::rng::Rng;
 
 /// What a span holds before the op runs.
@@ -88,7 +88,7 @@ impl Memory for Recording {
         };
         let bytes = dtype.bytes(len).unwrap_or(0).max(1);
         let Ok(buffer) = self.oracle.alloc(bytes) else {
-            return Span { buffer: Buffer(u32::MAX), dtype, offset: 0, len };
+            return Span { buffer: Buffer(u64::MAX), dtype, offset: 0, len };
         };
         let span = Span { buffer, dtype, offset: 0, len };
         // The oracle refuses none of it.
@@ -267,7 +267,7 @@ impl Memory for Placed {
     fn span(&mut self, len: usize, _: Fill) -> Span {
         let span = self.spans.get(self.next).copied();
         self.next += 1;
-        span.unwrap_or(Span { buffer: Buffer(u32::MAX), dtype: Dtype::U32, offset: 0, len })
+        span.unwrap_or(Span { buffer: Buffer(u64::MAX), dtype: Dtype::U32, offset: 0, len })
     }
 }
 

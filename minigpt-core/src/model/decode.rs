@@ -2,11 +2,11 @@
 
 use alloc::vec::Vec;
 
-use super::{Model, Pass, Workspace, check_tokens, forward, stage};
-use crate::backend::{Backend, zeros};
+use super::{Model, Pass, Workspace, check_tokens, stage};
+use crate::backend::{Backend, submit};
 use crate::config::ConfigError;
 use crate::error::Error;
-use crate::op::InvalidOp;
+use crate::memory::{InvalidOp, zeros};
 use crate::plan::{Logits, Plan};
 use crate::real::Real;
 use crate::sample::Sampler;
@@ -35,31 +35,30 @@ pub fn window_length(fed: usize, context: usize) -> usize {
 
 /// The state of one text in the making: which tokens the model has seen, and the cache of their keys and values.
 ///
-/// A decoder belongs to the model that made it, but does not borrow it: many decoders can take turns on one model. If
-/// the model learns meanwhile, [`reset`](Decoder::reset) it: its cache is of the old weights.
+/// A decoder holds a handle on the model that it was made for: any number of them can take turns on one model, each with its
+/// own text. If the model learns meanwhile, [`reset`](Decoder::reset) it: its cache is of the old weights.
 ///
 /// ```
 /// use minigpt_core::{Decoder, GptConfig, Model, Reference};
 /// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(5, 4) };
-/// let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
-/// let mut decoder = Decoder::new(&mut model, 4)?;
-/// decoder.feed(&mut model, &[0, 1, 2, 3, 4, 0])?;
+/// let model = Model::new(Reference::<f32>::new(), config, 1)?;
+/// let mut decoder = Decoder::new(&model, 4)?;
+/// decoder.feed(&[0, 1, 2, 3, 4, 0])?;
 /// assert_eq!(decoder.window(), &[2, 3, 4, 0]); // of a long prompt, what the context holds
-/// decoder.feed(&mut model, &[1])?;
+/// decoder.feed(&[1])?;
 /// assert_eq!(decoder.window(), &[0, 1]); // past the context: the last half, and what comes from here on
 /// assert_eq!(decoder.logits().len(), 5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Decoder<B: Backend> {
-    workspace: Workspace,
+    model: Model<B>,
+    workspace: Workspace<B>,
     /// The latest tokens, of which the last `seen` are in the cache: at least a context of them, at most two.
     history: Vec<u32>,
     seen: usize,
     /// Generated, but not fed yet.
     pending: Option<u32>,
-    /// Which model made it, see [`Model::identity`].
-    model: usize,
     staging: Vec<u8>,
     logit_bytes: Vec<u8>,
     logits: Vec<B::Elem>,
@@ -71,7 +70,7 @@ impl<B: Backend> Decoder<B> {
     ///
     /// # Errors
     /// If the cache and the activations do not fit in memory, or `prefill` is 0.
-    pub fn new(model: &mut Model<B>, prefill: usize) -> Result<Self, Error<B::Error>> {
+    pub fn new(model: &Model<B>, prefill: usize) -> Result<Self, Error<B::Error>> {
         let config = model.config();
         let (context, vocab) = (config.context, config.vocab_size);
         let plan = Plan::inference(config, B::Elem::DTYPE, 1, prefill.min(context), Logits::Last, context)?;
@@ -82,10 +81,9 @@ impl<B: Backend> Decoder<B> {
         let staging = zeros("staging", plan.time * 4)?;
         let logit_bytes = zeros("logits", vocab * size_of::<B::Elem>())?;
         let logits = zeros("logits", vocab)?;
-        // Last, so that nothing stays on the device if the host has no room.
-        let workspace = Workspace::new(model.backend_mut(), plan)?;
-        let model = model.identity();
-        Ok(Decoder { workspace, history, seen: 0, pending: None, model, staging, logit_bytes, logits })
+        let workspace = Workspace::inference(model, plan)?;
+        let model = model.clone();
+        Ok(Decoder { model, workspace, history, seen: 0, pending: None, staging, logit_bytes, logits })
     }
 
     /// The tokens that the next prediction rests on.
@@ -120,31 +118,28 @@ impl<B: Backend> Decoder<B> {
     /// goes before them.
     ///
     /// # Errors
-    /// If `tokens` is empty or has one that is not in the vocabulary, or another model made this decoder: then it is as
-    /// it was. If the backend fails: then it is as if [`reset`](Decoder::reset).
-    pub fn feed(&mut self, model: &mut Model<B>, tokens: &[u32]) -> Result<(), Error<B::Error>> {
+    /// If `tokens` is empty or has one that is not in the vocabulary: then it is as it was. If the backend fails: then it is
+    /// as if [`reset`](Decoder::reset).
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if model.identity() != self.model {
-            return Err(Error::OtherModel);
-        }
-        check_tokens(tokens, model.config().vocab_size)?;
+        check_tokens(tokens, self.model.config().vocab_size)?;
         if let Some(generated) = self.pending.take() {
-            self.append(model, &[generated])?;
+            self.append(&[generated])?;
         }
-        self.append(model, tokens)
+        self.append(tokens)
     }
 
-    fn append(&mut self, model: &mut Model<B>, tokens: &[u32]) -> Result<(), Error<B::Error>> {
-        let context = model.config().context;
+    fn append(&mut self, tokens: &[u32]) -> Result<(), Error<B::Error>> {
+        let context = self.model.config().context;
         // A window that is not full has all its tokens in the cache, so it counts on from its own length.
         let one_by_one = window_length(self.seen + tokens.len(), context);
         let length = one_by_one.max(tokens.len().min(context));
         let start = if length == self.seen + tokens.len() { self.seen } else { 0 };
         self.remember(tokens, 2 * context);
         self.seen = length;
-        let result = self.run(model, start);
+        let result = self.run(start);
         if result.is_err() {
             self.reset();
         }
@@ -162,22 +157,19 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Runs the window from position `start` on.
-    fn run(&mut self, model: &mut Model<B>, mut start: usize) -> Result<(), B::Error> {
-        let workspace = &self.workspace;
+    fn run(&mut self, mut start: usize) -> Result<(), B::Error> {
         let window = &self.history[self.history.len() - self.seen..];
+        let mut backend = self.model.device().lock();
         while start < window.len() {
-            let end = window.len().min(start + workspace.plan.time);
+            let end = window.len().min(start + self.workspace.plan.time);
             let piece = &window[start..end];
-            let bytes = stage(piece, &mut self.staging);
-            model.backend_mut().write(workspace.tokens(piece.len()), bytes)?;
-            let last = end == window.len();
-            let logits = last.then_some(Logits::Last);
-            let pass = Pass { batch: 1, time: piece.len(), start, dropout: None, before: 0, logits };
-            forward(model, workspace, &pass)?;
+            let pass = Pass { start, ..self.workspace.pass(&self.model, 1, piece.len()) };
+            backend.write(pass.tokens(), stage(piece, &mut self.staging))?;
+            let is_last = end == window.len();
+            submit(&mut *backend, |sink| if is_last { pass.infer(sink) } else { pass.forward(sink) })?;
             start = end;
         }
-        let span = workspace.activation(workspace.plan.activations.logits, self.logits.len());
-        model.backend_mut().read(span, &mut self.logit_bytes)?;
+        backend.read(self.workspace.logits(), &mut self.logit_bytes)?;
         let size = size_of::<B::Elem>();
         for (logit, bytes) in self.logits.iter_mut().zip(self.logit_bytes.chunks_exact(size)) {
             *logit = B::Elem::from_le_slice(bytes);
@@ -190,19 +182,6 @@ impl<B: Backend> Decoder<B> {
         &self.logits
     }
 
-    /// Gives its buffers back to the backend.
-    ///
-    /// # Errors
-    /// If another model made this decoder.
-    pub fn release(self, model: &mut Model<B>) -> Result<(), Error<B::Error>> {
-        if model.identity() != self.model {
-            return Err(Error::OtherModel);
-        }
-        self.workspace.release(model.backend_mut()).map_err(Error::Backend)
-    }
-}
-
-impl<B: Backend> Decoder<B> {
     /// What comes next, token by token, without end; `sampler` chooses, and its repetition penalty looks at the
     /// decoder's [recent](Decoder::recent) tokens.
     ///
@@ -212,16 +191,16 @@ impl<B: Backend> Decoder<B> {
     /// ```
     /// use minigpt_core::{Decoder, GptConfig, Model, Reference, SampleConfig, Sampler};
     /// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(5, 4) };
-    /// let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
+    /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
     /// let mut sampler = Sampler::new(SampleConfig { seed: 7, ..SampleConfig::default() }, 5)?;
-    /// let mut decoder = Decoder::new(&mut model, 4)?;
-    /// decoder.feed(&mut model, &[0])?;
-    /// let text: Vec<u32> = decoder.generate(&mut model, &mut sampler).take(20).collect::<Result<_, _>>()?;
+    /// let mut decoder = Decoder::new(&model, 4)?;
+    /// decoder.feed(&[0])?;
+    /// let text: Vec<u32> = decoder.generate(&mut sampler).take(20).collect::<Result<_, _>>()?;
     /// assert_eq!(text.len(), 20);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn generate<'a>(&'a mut self, model: &'a mut Model<B>, sampler: &'a mut Sampler) -> Generate<'a, B> {
-        Generate { decoder: self, model, sampler, failed: false }
+    pub fn generate<'a>(&'a mut self, sampler: &'a mut Sampler) -> Generate<'a, B> {
+        Generate { decoder: self, sampler, failed: false }
     }
 }
 
@@ -229,7 +208,6 @@ impl<B: Backend> Decoder<B> {
 #[derive(Debug)]
 pub struct Generate<'a, B: Backend> {
     decoder: &'a mut Decoder<B>,
-    model: &'a mut Model<B>,
     sampler: &'a mut Sampler,
     failed: bool,
 }
@@ -249,11 +227,8 @@ impl<B: Backend> Iterator for Generate<'_, B> {
 
 impl<B: Backend> Generate<'_, B> {
     fn step(&mut self) -> Result<u32, Error<B::Error>> {
-        if self.model.identity() != self.decoder.model {
-            return Err(Error::OtherModel);
-        }
         if let Some(last) = self.decoder.pending.take() {
-            self.decoder.append(self.model, &[last])?;
+            self.decoder.append(&[last])?;
         }
         if self.decoder.seen == 0 {
             return Err(Error::EmptyPrompt);

@@ -2,18 +2,19 @@
 
 use alloc::vec::Vec;
 
-use crate::backend::{Backend, Dtype, Span, write_elems, zeros};
+use crate::backend::{Backend, Device, write_elems};
 use crate::checkpoint::{self, Read, Stream, StreamError, TensorView};
 use crate::error::Error;
-use crate::op::InvalidOp;
+use crate::memory::{Dtype, InvalidOp, Span, zeros};
 use crate::reference::weights::decode_weight;
 
 /// Writes a stored tensor to `to`, whatever it is stored as.
 pub(crate) fn write_tensor<B: Backend>(
-    backend: &mut B,
+    device: &Device<B>,
     tensor: &TensorView<'_>,
     to: Span,
 ) -> Result<(), Error<B::Error>> {
+    let backend = &mut *device.lock();
     let place = Place { to, dtype: tensor.dtype, cols: tensor.cols };
     if place.dtype == to.dtype {
         return place.write(backend, 0, tensor.bytes);
@@ -70,11 +71,11 @@ pub(crate) type Places = Vec<Option<Place>>;
 /// Reads all tensors of a stream; tensor `i` goes to `places[i]`, or nowhere.
 pub(crate) fn read_into<B: Backend, R: Read>(
     stream: Stream<'_, R>,
-    backend: &mut B,
+    device: &Device<B>,
     places: &[Option<Place>],
 ) -> Result<(), StreamError<R::Error, Error<B::Error>>> {
     stream.read_tensors(|i, offset, bytes| match &places[i] {
-        Some(place) => place.write(backend, offset, bytes),
+        Some(place) => place.write(&mut *device.lock(), offset, bytes),
         None => Ok(()),
     })
 }

@@ -3,14 +3,14 @@
 use alloc::vec::Vec;
 
 use super::place::{Place, Places, nowhere, read_into, write_tensor};
-use super::{Model, out_of_memory};
-use crate::backend::{Backend, Buffer, Dtype, Import, Imported, Span, zeros};
+use super::{Laid, Model, out_of_memory};
+use crate::backend::{Allocation, Backend, Device, Import, Imported};
 use crate::checkpoint::{
     self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write,
 };
 use crate::config::{ConfigError, GptConfig};
 use crate::error::Error;
-use crate::op::InvalidOp;
+use crate::memory::{Buffer, Dtype, InvalidOp, Span, zeros};
 use crate::plan::{Logits, Parameters, Plan, Tensor};
 use crate::real::Real;
 use crate::reference::weights::decode_weight;
@@ -48,12 +48,12 @@ impl Saved {
     /// Streams it to `out`.
     pub(crate) fn write<B: Backend, W: Write>(
         &self,
-        backend: &mut B,
+        device: &Device<B>,
         out: W,
         extras: &Extras<'_>,
     ) -> Result<(), SaveError<Error<B::Error>, W::Error>> {
         checkpoint::write(out, &self.contents(extras), |tensor, offset, bytes| {
-            read_tensor(backend, self.spans[tensor], offset, bytes)
+            read_tensor(&mut *device.lock(), self.spans[tensor], offset, bytes)
         })
     }
 
@@ -61,12 +61,12 @@ impl Saved {
     #[cfg(feature = "std")]
     pub(crate) fn save<B: Backend>(
         &self,
-        backend: &mut B,
+        device: &Device<B>,
         path: &std::path::Path,
         extras: &Extras<'_>,
     ) -> Result<(), SaveError<Error<B::Error>, checkpoint::FileError>> {
         checkpoint::save(path, &self.contents(extras), |tensor, offset, bytes| {
-            read_tensor(backend, self.spans[tensor], offset, bytes)
+            read_tensor(&mut *device.lock(), self.spans[tensor], offset, bytes)
         })
     }
 }
@@ -97,28 +97,29 @@ fn is_readable<E: Real>(plan: &Plan, parameter: &Tensor, dtype: Dtype) -> bool {
 /// `spans`, of which there are as many as the plan has parameters, in its order.
 fn in_order(plan: &Plan, spans: Vec<Span>) -> Parameters<Span> {
     let mut next = spans.into_iter();
-    let nowhere = Span { buffer: Buffer(u32::MAX), dtype: Dtype::U32, offset: 0, len: 0 };
+    let nowhere = Span { buffer: Buffer(u64::MAX), dtype: Dtype::U32, offset: 0, len: 0 };
     plan.parameters.map(|_| next.next().unwrap_or(nowhere))
 }
 
-/// A copy of a parameter on another backend, stored as `dtype`. Row by row: blocks never straddle rows.
+/// A copy of a parameter on a device, stored as `dtype`. Row by row: blocks never straddle rows.
 fn convert<B: Backend>(
-    source: &mut B,
+    source: &Device<B>,
     tensor: &Tensor,
     from: Span,
-    target: &mut B,
+    target: &Device<B>,
     dtype: Dtype,
-) -> Result<Span, Error<B::Error>> {
+) -> Result<(Span, Allocation<B>), Error<B::Error>> {
     let too_large = InvalidOp::Overflow { operand: "weight" };
     let row_bytes = |dtype: Dtype| dtype.bytes(dtype.padded(tensor.cols)).ok_or(too_large);
     let (mut stored, mut bytes) =
         (zeros("row", row_bytes(from.dtype)?)?, zeros::<u8>("row", row_bytes(dtype)?)?);
     let mut row: Vec<f64> = zeros("row", tensor.cols)?;
     let needed = bytes.len().checked_mul(tensor.rows).ok_or(too_large)?;
-    let buffer = target.alloc(needed).map_err(|error| out_of_memory(needed, error))?;
+    let allocation = target.alloc(needed).map_err(|error| out_of_memory(needed, error))?;
     let padded = dtype.padded(tensor.cols);
+    let to = allocation.span(dtype, tensor.rows * padded);
     for i in 0..tensor.rows {
-        read_tensor(source, from, i * stored.len(), &mut stored)?;
+        read_tensor(&mut *source.lock(), from, i * stored.len(), &mut stored)?;
         decode_weight(&stored, from.dtype, &mut row, 1, tensor.cols);
         checkpoint::encode_row(&row, dtype, &mut bytes).map_err(|col| Error::Unfit {
             tensor: tensor.name.clone(),
@@ -126,10 +127,10 @@ fn convert<B: Backend>(
             col,
             dtype,
         })?;
-        let to = Span { buffer, dtype, offset: i * bytes.len(), len: padded };
-        target.write(to, &bytes).map_err(Error::Backend)?;
+        let row = Span { offset: i * bytes.len(), len: padded, ..to };
+        target.lock().write(row, &bytes).map_err(Error::Backend)?;
     }
-    Ok(Span { buffer, dtype, offset: 0, len: tensor.rows * padded })
+    Ok((to, allocation))
 }
 
 impl<B: Backend> Model<B> {
@@ -138,13 +139,12 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     /// If the checkpoint is damaged or its tensors do not fit its config, or memory does not suffice.
-    pub fn load(backend: B, checkpoint: &Checkpoint<'_>) -> Result<Self, Error<B::Error>> {
+    pub fn load(device: impl Into<Device<B>>, checkpoint: &Checkpoint<'_>) -> Result<Self, Error<B::Error>> {
         checkpoint.verify()?;
         let tensors = checkpoint.parameters()?;
-        let mut model = Self::empty(backend, checkpoint.config().clone())?;
-        let spans: Vec<Span> = model.parameters().map(|(_, span)| span).collect();
-        for (tensor, span) in tensors.iter().zip(spans) {
-            write_tensor(model.backend_mut(), tensor, span)?;
+        let model = Self::empty(&device.into(), checkpoint.config().clone())?;
+        for (tensor, (_, span)) in tensors.iter().zip(model.spans()) {
+            write_tensor(model.device(), tensor, span)?;
         }
         Ok(model)
     }
@@ -158,35 +158,40 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// If the stream ends early, is damaged or does not fit its config, or memory does not suffice.
     pub fn load_from<R: Read>(
-        backend: B,
+        device: impl Into<Device<B>>,
         stream: Stream<'_, R>,
     ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
-        let (mut model, places) = Self::awaiting(backend, &stream).map_err(StreamError::Load)?;
-        read_into(stream, model.backend_mut(), &places)?;
+        let (model, places) = Self::awaiting(&device.into(), &stream).map_err(StreamError::Load)?;
+        read_into(stream, model.device(), &places)?;
         Ok(model)
     }
 
     /// A model without weights, and the places that those of `stream` have in it.
-    fn awaiting<R: Read>(mut backend: B, stream: &Stream<'_, R>) -> Result<(Self, Places), Error<B::Error>> {
+    fn awaiting<R: Read>(
+        device: &Device<B>,
+        stream: &Stream<'_, R>,
+    ) -> Result<(Self, Places), Error<B::Error>> {
         let parameters = stream.parameters()?;
         let mut places = nowhere(stream.tensors())?;
         let model = if parameters.iter().all(|coming| coming.dtype == B::Elem::DTYPE) {
-            Self::empty(backend, stream.config().clone())?
+            Self::empty(device, stream.config().clone())?
         } else {
             let plan = Plan::inference(stream.config(), B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
-            let mut spans = Vec::with_capacity(parameters.len());
+            let (mut spans, mut owned) =
+                (Vec::with_capacity(parameters.len()), Vec::with_capacity(parameters.len()));
             for (coming, parameter) in parameters.iter().zip(plan.parameters.list()) {
                 let kept = is_readable::<B::Elem>(&plan, parameter, coming.dtype);
                 let dtype = if kept { coming.dtype } else { B::Elem::DTYPE };
                 let len = parameter.rows * dtype.padded(parameter.cols);
                 let bytes = dtype.bytes(len).ok_or(ConfigError::TooLarge { field: "parameters" })?;
-                let buffer = backend.alloc(bytes).map_err(|error| out_of_memory(bytes, error))?;
-                spans.push(Span { buffer, dtype, offset: 0, len });
+                let allocation = device.alloc(bytes).map_err(|error| out_of_memory(bytes, error))?;
+                spans.push(allocation.span(dtype, len));
+                owned.push(allocation);
             }
             let spans = in_order(&plan, spans);
-            Self::with_spans(backend, plan, spans, None)?
+            Self::over(device, Laid { plan, spans, owned, trainable: None, copied: 0 })?
         };
-        for (coming, (_, to)) in parameters.iter().zip(model.parameters()) {
+        for (coming, (_, to)) in parameters.iter().zip(model.spans()) {
             places[coming.tensor] = Some(Place { to, dtype: coming.dtype, cols: coming.cols });
         }
         Ok((model, places))
@@ -215,21 +220,25 @@ impl<B: Backend> Model<B> {
     ///
     /// let checkpoint = Checkpoint::open_verified(&MODEL.0)?;
     /// let tokenizer = checkpoint.tokenizer().ok_or("no tokenizer")?;
-    /// let mut model = Model::borrow(Reference::<f32>::new(), &checkpoint)?;
-    /// let mut decoder = Decoder::new(&mut model, 16)?;
-    /// decoder.feed(&mut model, &tokenizer.encode("a small model")?)?;
+    /// let model = Model::borrow(Reference::<f32>::new(), &checkpoint)?;
+    /// let mut decoder = Decoder::new(&model, 16)?;
+    /// decoder.feed(&tokenizer.encode("a small model")?)?;
     /// let mut sampler = Sampler::new(SampleConfig::greedy(), tokenizer.vocab_size())?;
-    /// let tokens: Vec<u32> = decoder.generate(&mut model, &mut sampler).take(19).collect::<Result<_, _>>()?;
+    /// let tokens: Vec<u32> = decoder.generate(&mut sampler).take(19).collect::<Result<_, _>>()?;
     /// assert_eq!(tokenizer.decode(&tokens)?, " speaks from flash.");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn borrow<'a>(mut backend: B, checkpoint: &Checkpoint<'a>) -> Result<Self, Error<B::Error>>
+    pub fn borrow<'a>(
+        device: impl Into<Device<B>>,
+        checkpoint: &Checkpoint<'a>,
+    ) -> Result<Self, Error<B::Error>>
     where
         B: Import<'a>,
     {
+        let device = device.into();
         let tensors = checkpoint.parameters()?;
         let plan = Plan::inference(checkpoint.config(), B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
-        let mut spans = Vec::with_capacity(tensors.len());
+        let (mut spans, mut owned) = (Vec::with_capacity(tensors.len()), Vec::with_capacity(tensors.len()));
         let mut copied = 0;
         for (tensor, parameter) in tensors.iter().zip(plan.parameters.list()) {
             if !is_readable::<B::Elem>(&plan, parameter, tensor.dtype) {
@@ -238,20 +247,19 @@ impl<B: Backend> Model<B> {
                 let (expected, found) = (B::Elem::DTYPE, tensor.dtype);
                 return Err(InvalidOp::Dtype { operand, expected, found }.into());
             }
-            let imported = backend.import(tensor.bytes).map_err(Error::Backend)?;
+            let imported = device.lock().import(tensor.bytes).map_err(Error::Backend)?;
             if let Imported::Copied(_) = imported {
                 copied += tensor.bytes.len();
             }
-            let len = tensor.rows * tensor.dtype.padded(tensor.cols);
-            spans.push(Span { buffer: imported.buffer(), dtype: tensor.dtype, offset: 0, len });
+            let allocation = device.own(imported.buffer());
+            spans.push(allocation.span(tensor.dtype, tensor.rows * tensor.dtype.padded(tensor.cols)));
+            owned.push(allocation);
         }
         let spans = in_order(&plan, spans);
-        let mut model = Self::with_spans(backend, plan, spans, None)?;
-        model.copied = copied;
-        Ok(model)
+        Self::over(&device, Laid { plan, spans, owned, trainable: None, copied })
     }
 
-    /// The same model on `backend` with its matrices stored as `dtype`: F16, Bf16, Q8_0, Q4_0, or the backend's own
+    /// The same model on a device, its own or another, with its matrices stored as `dtype`: F16, Bf16, Q8_0, Q4_0, or the backend's own
     /// number type. To be run or [written](Model::write), not trained. Vectors (biases and the weights of norms) and
     /// learned positions stay in the backend's number type. A row that does not fill its last block of 32 is padded.
     ///
@@ -264,28 +272,30 @@ impl<B: Backend> Model<B> {
     /// ```
     /// use minigpt_core::{Dtype, GptConfig, Model, Reference};
     /// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(5, 4) };
-    /// let mut model = Model::new(Reference::<f32>::new(), config, 1)?;
-    /// let mut small = model.quantized(Reference::new(), Dtype::Q8_0)?;
+    /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
+    /// let small = model.quantized(model.device(), Dtype::Q8_0)?;
     /// let (exact, near) = (model.logits(&[0, 1, 2], 1, 3)?, small.logits(&[0, 1, 2], 1, 3)?);
     /// assert!(exact.iter().zip(&near).all(|(a, b)| (a - b).abs() < 0.01));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn quantized(&mut self, mut backend: B, dtype: Dtype) -> Result<Self, Error<B::Error>> {
-        let elem = B::Elem::DTYPE;
+    pub fn quantized(&self, device: impl Into<Device<B>>, dtype: Dtype) -> Result<Self, Error<B::Error>> {
+        let (device, elem) = (device.into(), B::Elem::DTYPE);
         if !is_narrow(dtype) && dtype != elem {
             return Err(InvalidOp::Dtype { operand: "a matrix", expected: elem, found: dtype }.into());
         }
-        let plan = Plan::inference(&self.config, elem, 1, 1, Logits::Last, 0)?;
+        let plan = Plan::inference(self.config(), elem, 1, 1, Logits::Last, 0)?;
         let kept = |tensor: &Tensor| {
             !tensor.is_matrix() || Some(tensor) == plan.parameters.position_embedding.as_ref()
         };
-        let mut spans = Vec::with_capacity(plan.parameters.list().len());
-        for (tensor, from) in plan.parameters.list().into_iter().zip(self.spans.list()) {
+        let (mut spans, mut owned) = (Vec::new(), Vec::new());
+        for (tensor, from) in self.spans() {
             let dtype = if kept(tensor) { elem } else { dtype };
-            spans.push(convert(&mut self.backend, tensor, *from, &mut backend, dtype)?);
+            let (span, allocation) = convert(self.device(), tensor, from, &device, dtype)?;
+            spans.push(span);
+            owned.push(allocation);
         }
         let spans = in_order(&plan, spans);
-        Self::with_spans(backend, plan, spans, None)
+        Self::over(&device, Laid { plan, spans, owned, trainable: None, copied: 0 })
     }
 
     /// Writes a checkpoint of the weights, for inference.
@@ -293,11 +303,11 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// If the backend or `out` fails, or the extras do not fit the model.
     pub fn write<W: Write>(
-        &mut self,
+        &self,
         out: W,
         extras: &Extras<'_>,
     ) -> Result<(), SaveError<Error<B::Error>, W::Error>> {
-        self.saved().write(&mut self.backend, out, extras)
+        self.saved().write(self.device(), out, extras)
     }
 
     /// [`write`](Model::write) to a file, atomically: see [`checkpoint::save`].
@@ -306,22 +316,22 @@ impl<B: Backend> Model<B> {
     /// If the backend or the disk fails; what was at `path` is still there then.
     #[cfg(feature = "std")]
     pub fn save(
-        &mut self,
+        &self,
         path: impl AsRef<std::path::Path>,
         extras: &Extras<'_>,
     ) -> Result<(), SaveError<Error<B::Error>, checkpoint::FileError>> {
-        self.saved().save(&mut self.backend, path.as_ref(), extras)
+        self.saved().save(self.device(), path.as_ref(), extras)
     }
 
     fn saved(&self) -> Saved {
         let (tensors, spans) = self
-            .parameters()
+            .spans()
             .map(|(tensor, span)| {
                 let role = checkpoint::Role::Parameter;
                 let (name, rows, cols) = (tensor.name.clone(), tensor.rows, tensor.cols);
                 (TensorSpec { name, role, dtype: span.dtype, rows, cols }, span)
             })
             .unzip();
-        Saved { config: self.config.clone(), training: None, tensors, spans }
+        Saved { config: self.config().clone(), training: None, tensors, spans }
     }
 }

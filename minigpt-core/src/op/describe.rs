@@ -1,8 +1,8 @@
 //! Which operands each op has, and how long they must be.
 
 use super::descriptors::*;
-use super::{Access, InvalidOp, Operand, OperandKind, counter, scalar};
-use crate::backend::Span;
+use super::{Access, Operand, OperandKind, counter, scalar};
+use crate::memory::{InvalidOp, Span};
 
 /// Collects operands and checks their lengths.
 struct Describe<'a> {
@@ -304,5 +304,11 @@ impl AdamW {
         d.elem("params", self.params, Update, &[n])?;
         d.elem("m", self.m, Update, &[n])?;
         d.elem("v", self.v, Update, &[n])
+    }
+}
+
+impl Fill {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        Describe { visit }.elem("to", self.to, Write, &[self.to.len])
     }
 }

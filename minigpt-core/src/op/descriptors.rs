@@ -1,8 +1,7 @@
 //! What each op is told: spans and dimensions.
 
-use crate::backend::Span;
 use crate::config::Activation;
-use crate::train::schedule::Schedule;
+use crate::memory::Span;
 
 /// Inverted dropout: elements are dropped with `probability`, the others are divided by 1 - `probability`.
 ///
@@ -369,17 +368,15 @@ pub struct NextDraw {
     pub counters: Span,
 }
 
-/// Closes a step on the device: turns sums into means, decides whether the step is finite, clips, looks up the
-/// learning rate, and advances the counters. Computed in f64 on every backend.
+/// Closes a step on the device: turns sums into means, decides whether the step is finite, clips, and advances the
+/// counters. Computed in f64 on every backend.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FinishStep {
-    /// The device scalars: reads `LOSS_SUM`, `TARGETS` and `GRAD_SQUARED`, writes the rest, and sets `LOSS_SUM`
-    /// and `TARGETS` back to 0.
+    /// The device scalars: reads `LOSS_SUM`, `TARGETS` and `GRAD_SQUARED`, writes the rest but the learning rate, and
+    /// sets `LOSS_SUM` and `TARGETS` back to 0.
     pub scalars: Span,
     /// The device counters.
     pub counters: Span,
-    /// The learning rate by step.
-    pub schedule: Schedule,
     /// The largest norm of the mean gradient; a larger one is scaled down to it. Infinite: never.
     pub clip: f64,
     /// Decay of the first moment.
@@ -412,4 +409,13 @@ pub struct AdamW {
     pub eps: f64,
     /// Decoupled weight decay; multiplied by the learning rate.
     pub weight_decay: f64,
+}
+
+/// Sets every element to one value: what a program clears.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fill {
+    /// Written: any length, of the backend's number type.
+    pub to: Span,
+    /// The value.
+    pub value: f64,
 }

@@ -8,12 +8,14 @@
 
 mod describe;
 mod descriptors;
-mod invalid;
+mod program;
+mod sizes;
 
-use crate::backend::{Dtype, Span};
+use crate::memory::{Dtype, InvalidOp, Span};
 
 pub use descriptors::*;
-pub use invalid::InvalidOp;
+pub use program::{Name, Program, Sink, Step};
+pub use sizes::Sizes;
 
 /// A target that counts neither in the loss nor in the gradient.
 pub const IGNORE: u32 = u32::MAX;
@@ -32,7 +34,7 @@ pub mod scalar {
     pub const GRAD_NORM: usize = 4;
     /// What AdamW multiplies the summed gradient by: clip factor / targets. 0 in a step that is skipped.
     pub const GRAD_SCALE: usize = 5;
-    /// Learning rate of the last finished step.
+    /// Learning rate, written by the host before the step that it is for ends.
     pub const LEARNING_RATE: usize = 6;
     /// 1 - beta1^t for update number t.
     pub const CORRECTION1: usize = 7;
@@ -150,6 +152,8 @@ ops! {
     FinishStep,
     /// See [`struct@AdamW`].
     AdamW,
+    /// See [`struct@Fill`].
+    Fill,
 }
 
 /// What an op does with a span.
@@ -324,7 +328,7 @@ impl Op {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Buffer;
+    use crate::memory::Buffer;
 
     fn attention(batch: usize, past: usize, time: usize) -> Op {
         let qkv = Span { buffer: Buffer(0), dtype: Dtype::F64, offset: 0, len: usize::MAX / 8 };

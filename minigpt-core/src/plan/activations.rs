@@ -3,42 +3,7 @@
 use alloc::vec::Vec;
 
 use super::{Layout, Logits, Region};
-use crate::config::{ConfigError, GptConfig, Norm};
-
-/// What the backward pass computes again instead of finding it where the forward pass left it.
-///
-/// It trades time for bytes and changes no bit of a loss, a gradient or a weight: an op that runs again has the same
-/// operands, and dropout masks are functions of counters. So it belongs to the machine and not to the run, like the
-/// number of threads: a checkpoint does not hold it, and a run may go on with another.
-///
-/// What it costs and saves in a model of 6 layers, 6 heads, width 384, context 256 and batch 8, in f32 on two cores of
-/// an AMD EPYC (Zen 4, AVX-512), by `profile --shape M --mode step --threads 2 --recompute ...` of the examples.
-/// Parameters, gradients and moments take 172 MB of each; time is the median of five runs' ratios to `Nothing`, and
-/// varies by 5 % from run to run:
-///
-/// | | activations | time of a step |
-/// |---|---|---|
-/// | `Nothing` | 163 MB | 1 |
-/// | `Cheap` | 111 MB | 1.04 |
-/// | `Blocks` | 40 MB | 1.23 |
-///
-/// On small models, where an op's time is the hand-over to threads, `Cheap` costs more: an estimated 1.05 at
-/// `--shape S`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Recompute {
-    /// Nothing: everything is kept.
-    #[default]
-    Nothing,
-    /// What one pass over memory computes: the results of activations, and of norms that come first. Only what came
-    /// out of a matrix product or of attention is kept. Norms that come last make the residual stream itself, which is
-    /// kept: then it is the activations alone.
-    Cheap,
-    /// Each block keeps nothing but its input. The backward pass runs the block forward again (Chen et al. 2016,
-    /// "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174), but for the last block, which has just
-    /// run, and the last linear layer of each, whose result nothing needs.
-    Blocks,
-}
+use crate::config::{ConfigError, GptConfig, Norm, Recompute};
 
 /// Statistics that layer norm keeps for its gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +15,7 @@ pub struct NormActivations {
 }
 
 /// What a block computes. Where no norm stands between two of them they are the same region. In inference all blocks
-/// share theirs; in training they share what is computed [again](Recompute).
+/// share theirs; in training they share what is computed [again](crate::Recompute).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockActivations {
     /// The block's input: (B, T, C).

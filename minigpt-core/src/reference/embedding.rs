@@ -25,7 +25,7 @@ use crate::real::Real;
 /// Embeds `tokens`, which must be below V. `position_embedding` begins at the first token's position: (T, C).
 ///
 /// # Panics
-/// If a slice does not fit its shape or a token is outside the table; [`run`](super::run) checks both.
+/// If a slice does not fit its shape or a token is outside the table; [`fall_back`](crate::backend::fall_back) checks both.
 ///
 /// ```
 /// use minigpt_core::reference::embedding::embedding_forward;

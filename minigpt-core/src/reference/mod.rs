@@ -23,12 +23,11 @@
 //! it gives the same bits on every machine, because sums run in one fixed order, nothing fuses a multiplication
 //! with an addition, and the transcendental functions are `libm`'s.
 //!
-//! [`run`] is the bridge to the ops: it carries a backend's memory to these functions and back. [`Reference`] is the
-//! backend that does nothing else.
+//! [`fall_back`](crate::backend::fall_back) is the bridge to the ops: it carries a backend's memory to these functions and
+//! back. [`Reference`](crate::Reference) is the backend that does nothing else.
 
 pub mod activation;
 pub mod attention;
-mod backend;
 #[cfg(test)]
 mod check;
 pub mod cross_entropy;
@@ -39,11 +38,7 @@ pub mod linear;
 pub mod optimizer;
 pub mod position;
 pub mod rotary;
-mod run;
 pub mod weights;
-
-pub use backend::{Reference, ReferenceError};
-pub use run::run;
 
 use crate::real::Real;
 

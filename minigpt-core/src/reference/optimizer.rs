@@ -34,7 +34,6 @@
 
 use crate::op::{counter, scalar};
 use crate::real::Real;
-use crate::train::schedule::Schedule;
 
 /// What is added to the norm before the clip divides by it.
 const CLIP_EPS: f64 = 1e-6;
@@ -78,19 +77,11 @@ fn add_u64(counters: &mut [u32], low: usize, amount: u64) {
 
 /// Closes a step: see [`FinishStep`](crate::op::FinishStep). Computed in f64; each result is rounded once.
 ///
-/// The learning rate is that of [`counter::STEP`] before it is advanced; the bias corrections are those of update
-/// number [`counter::UPDATES`] + 1. TARGETS are added to the count of tokens whether or not the step is skipped.
+/// The bias corrections are those of update number [`counter::UPDATES`] + 1. TARGETS are added to the count of tokens whether or not the step is skipped.
 ///
 /// # Panics
 /// If `scalars` is shorter than [`scalar::LEN`] or `counters` than [`counter::LEN`].
-pub fn finish_step<R: Real>(
-    scalars: &mut [R],
-    counters: &mut [u32],
-    schedule: &Schedule,
-    clip: f64,
-    beta1: f64,
-    beta2: f64,
-) {
+pub fn finish_step<R: Real>(scalars: &mut [R], counters: &mut [u32], clip: f64, beta1: f64, beta2: f64) {
     let targets = scalars[scalar::TARGETS].to_f64();
     let loss = scalars[scalar::LOSS_SUM].to_f64() / targets;
     let norm = libm::sqrt(scalars[scalar::GRAD_SQUARED].to_f64()) / targets;
@@ -103,7 +94,6 @@ pub fn finish_step<R: Real>(
         (scalar::LOSS, loss),
         (scalar::GRAD_NORM, norm),
         (scalar::GRAD_SCALE, if apply { factor / targets } else { 0.0 }),
-        (scalar::LEARNING_RATE, schedule.learning_rate(counters[counter::STEP])),
         (scalar::CORRECTION1, 1.0 - libm::pow(beta1, update)),
         (scalar::CORRECTION2, 1.0 - libm::pow(beta2, update)),
         (scalar::APPLY, if apply { 1.0 } else { 0.0 }),
@@ -181,10 +171,6 @@ pub fn adamw<R: Real>(
 mod tests {
     use super::super::check::assert_close;
     use super::*;
-    use crate::train::schedule::Decay;
-
-    const SCHEDULE: Schedule =
-        Schedule { peak: 0.01, floor: 0.001, warmup: 4, steps: 10, decay: Decay::Linear };
 
     /// 4 targets, a mean loss of 2.5 and a mean gradient of norm 3.
     fn start() -> ([f64; scalar::LEN], [u32; counter::LEN]) {
@@ -203,12 +189,12 @@ mod tests {
     }
 
     #[test]
-    fn a_finite_step_gives_means_clip_rate_and_corrections() {
+    fn a_finite_step_gives_means_clip_and_corrections() {
         let (mut scalars, mut counters) = start();
-        finish_step(&mut scalars, &mut counters, &SCHEDULE, 0.75, 0.5, 0.75);
+        finish_step(&mut scalars, &mut counters, 0.75, 0.5, 0.75);
         let factor = 0.75 / (3.0 + 1e-6);
-        // Step 7 is half-way from 4 to 10; this is update 3.
-        let expected = [0.0, 0.0, 144.0, 2.5, 3.0, factor / 4.0, 0.0055, 1.0 - 0.125, 1.0 - 0.421875, 1.0];
+        // The host's learning rate stays; this is update 3.
+        let expected = [0.0, 0.0, 144.0, 2.5, 3.0, factor / 4.0, 0.125, 1.0 - 0.125, 1.0 - 0.421875, 1.0];
         assert_close(&scalars[..10], &expected, 1e-15);
         assert_eq!(scalars[10..], [0.125; 6]);
         let mut after = [77; counter::LEN];
@@ -226,7 +212,7 @@ mod tests {
     fn a_gradient_below_the_clip_is_only_divided_by_the_targets() {
         for clip in [3.1, f64::INFINITY] {
             let (mut scalars, mut counters) = start();
-            finish_step(&mut scalars, &mut counters, &SCHEDULE, clip, 0.9, 0.99);
+            finish_step(&mut scalars, &mut counters, clip, 0.9, 0.99);
             assert_eq!(scalars[scalar::GRAD_SCALE], 0.25);
         }
     }
@@ -235,7 +221,7 @@ mod tests {
     fn a_gradient_of_zero_is_a_step_like_any_other() {
         let (mut scalars, mut counters) = start();
         scalars[scalar::GRAD_SQUARED] = 0.0;
-        finish_step(&mut scalars, &mut counters, &SCHEDULE, 1.0, 0.9, 0.99);
+        finish_step(&mut scalars, &mut counters, 1.0, 0.9, 0.99);
         assert_eq!((scalars[scalar::GRAD_SCALE], scalars[scalar::APPLY]), (0.25, 1.0));
     }
 
@@ -251,10 +237,10 @@ mod tests {
             let (mut scalars, mut counters) = start();
             scalars[place] = value;
             let targets = scalars[scalar::TARGETS] as u32;
-            finish_step(&mut scalars, &mut counters, &SCHEDULE, 1.0, 0.9, 0.99);
+            finish_step(&mut scalars, &mut counters, 1.0, 0.9, 0.99);
             assert_eq!(scalars[scalar::APPLY], 0.0);
             assert_eq!(scalars[scalar::GRAD_SCALE], 0.0);
-            assert_eq!(scalars[scalar::LEARNING_RATE], SCHEDULE.learning_rate(7));
+            assert_eq!(scalars[scalar::LEARNING_RATE], 0.125);
             assert_eq!((scalars[scalar::LOSS_SUM], scalars[scalar::TARGETS]), (0.0, 0.0));
             assert_eq!(scalars[scalar::LOSS].is_finite(), place == scalar::GRAD_SQUARED);
             assert_eq!(counters[counter::STEP], 8);
@@ -269,7 +255,7 @@ mod tests {
     fn no_targets_is_skipped_even_with_sums_of_zero() {
         let mut scalars = [0.0f64; scalar::LEN];
         let mut counters = [0; counter::LEN];
-        finish_step(&mut scalars, &mut counters, &SCHEDULE, 1.0, 0.9, 0.99);
+        finish_step(&mut scalars, &mut counters, 1.0, 0.9, 0.99);
         assert_eq!(scalars[scalar::APPLY], 0.0);
         assert_eq!(counters[counter::SKIPPED], 1);
         assert_eq!(counters[counter::TOKENS], 0);
@@ -279,7 +265,7 @@ mod tests {
     fn counters_stay_at_their_end() {
         let (mut scalars, _) = start();
         let mut counters = [u32::MAX; counter::LEN];
-        finish_step(&mut scalars, &mut counters, &SCHEDULE, 1.0, 0.9, 0.99);
+        finish_step(&mut scalars, &mut counters, 1.0, 0.9, 0.99);
         assert_eq!(counters[counter::STEP], u32::MAX);
         assert_eq!(counters[counter::UPDATES], u32::MAX);
         assert_eq!(scalars[scalar::CORRECTION1], 1.0);

@@ -18,7 +18,7 @@
 
 use half::{bf16, f16};
 
-use crate::backend::{Dtype, QUANT_BLOCK};
+use crate::memory::{Dtype, QUANT_BLOCK};
 use crate::real::Real;
 
 /// Element `index` of a stored weight, counting the padding of rows.

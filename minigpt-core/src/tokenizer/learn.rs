@@ -4,8 +4,8 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::TokenBuf;
 use super::{CharTokenizer, TokenizerError};
-use crate::data::TokenBuf;
 
 /// Learns the characters of a text and encodes it, in one pass: the text comes in pieces and is never held as a whole.
 ///

@@ -9,12 +9,14 @@ mod char;
 mod error;
 mod learn;
 mod stream;
+mod tokens;
 
 pub use byte::ByteTokenizer;
 pub use char::CharTokenizer;
 pub use error::TokenizerError;
 pub use learn::CharLearner;
 pub use stream::StreamDecoder;
+pub use tokens::{TokenBuf, Tokens};
 
 use alloc::string::String;
 use alloc::vec::Vec;

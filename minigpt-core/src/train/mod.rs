@@ -1,73 +1,72 @@
-//! Training: the optimizer's settings, the learning rate's schedule, and the trainer.
+//! Training: what it takes, and the trainer.
 
-pub mod schedule;
+mod program;
 mod trainer;
 
 pub use trainer::{Metrics, Trainer};
 
-use crate::backend::Backend;
-use crate::config::{ConfigError, GptConfig};
-use crate::op::counter;
-use crate::plan::{Plan, Recompute, largest};
+use crate::backend::{Backend, workspace_bytes};
+use crate::config::{ConfigError, GptConfig, TrainConfig};
+use crate::memory::{Dtype, InvalidOp, Span};
+use crate::model::{Buffers, Flow, Gradients, Pass, Weights};
+use crate::op::{Program, Sink};
+use crate::plan::{Plan, Purpose};
 use crate::real::Real;
-use schedule::Schedule;
 
-/// How to train. Plain data, kept in checkpoints, so that a run can be resumed from its checkpoint alone.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TrainConfig {
-    /// Sequences per micro-batch (B). More than keep the backend busy go through the model in
-    /// [slices](TrainConfig::sequences_at_once), so that memory does not grow with them.
-    pub batch: usize,
-    /// Tokens per sequence (T), at most the model's context.
-    pub time: usize,
-    /// Micro-batches per step, whose gradients are summed.
-    pub accumulation: usize,
-    /// The learning rate.
-    pub schedule: Schedule,
-    /// The largest norm of the gradient; a larger one is scaled down to it. Infinite: never.
-    pub clip: f64,
-    /// Decay of AdamW's first moment.
-    pub beta1: f64,
-    /// Decay of AdamW's second moment.
-    pub beta2: f64,
-    /// Added to the root of AdamW's second moment.
-    pub eps: f64,
-    /// Decoupled weight decay of matrices.
-    pub weight_decay: f64,
-    /// Seed of the windows and the dropout masks.
-    pub seed: u64,
-    /// What the backward pass computes again. The one setting that checkpoints do not hold: it changes no result.
-    pub recompute: Recompute,
-}
+impl Plan {
+    /// What a pass of this plan does, op by op, in memory that does not exist yet: a pass over all that it has room for, or
+    /// one step of training with one micro-batch.
+    ///
+    /// # Errors
+    /// If the host has no memory for the list.
+    ///
+    /// ```
+    /// use minigpt_core::{Dtype, GptConfig, Plan};
+    /// let config = GptConfig { layers: 1, ..GptConfig::new(65, 64) };
+    /// let program = Plan::training(&config, Dtype::F32, 12, 64)?.program()?;
+    /// let names: Vec<String> = program.steps().iter().map(|step| step.name.to_string()).collect();
+    /// assert_eq!(names[..3], ["gradients", "sums", "sums"]);
+    /// assert!(names.iter().any(|name| name == "h.0.attention.qkv"));
+    /// println!("{program}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn program(&self) -> Result<Program, InvalidOp> {
+        self.planned(|whole| Program::collect(|sink| self.emit(sink, whole)))
+    }
 
-/// What a run must remember besides parameters and moments: as much as a checkpoint needs to continue bit for bit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TrainState {
-    /// The device counters, see [`counter`].
-    pub counters: [u32; counter::LEN],
-    /// How many training windows have been drawn.
-    pub windows_drawn: u64,
+    /// Bytes of scratch that it takes on `backend`, beyond the plan's own [bytes](Plan::bytes).
+    pub fn workspace_bytes<B: Backend>(&self, backend: &B) -> usize {
+        // One slice of each size says it for all.
+        let batch = self.batch + self.sequences % self.batch;
+        self.planned(|whole| workspace_bytes(backend, |sink| self.emit(sink, &Pass { batch, ..*whole })))
+    }
+
+    /// Hands `f` the largest pass, in memory that does not exist yet.
+    fn planned<T>(&self, f: impl FnOnce(&Pass<'_>) -> T) -> T {
+        let weights = Weights::planned(self);
+        let whole = Pass::whole(self, &weights, Buffers::planned(self));
+        f(&Pass { batch: self.sequences, dropout: self.purpose == Purpose::Training, ..whole })
+    }
+
+    fn emit(&self, sink: &mut Sink<'_>, whole: &Pass<'_>) -> Flow {
+        let Some(buffers) = &self.backward else { return whole.infer(sink) };
+        let [grads, m, v, params] = Buffers::TRAINED.map(|buffer| Span {
+            buffer,
+            dtype: self.elem,
+            offset: 0,
+            len: self.parameter_span,
+        });
+        let parameters = &self.parameters.map(|tensor| tensor.region.on(grads.buffer, self.elem));
+        let scalars = self.scalars.on(whole.buffers.state, self.elem);
+        let counters = self.counters.on(whole.buffers.state, Dtype::U32);
+        program::begin_step(sink, grads, scalars)?;
+        program::micro_step(sink, whole, scalars, counters, &Gradients { parameters, buffers })?;
+        let update = program::Update { params, grads, m, v, decayed: self.decayed, scalars, counters };
+        program::update(sink, &update, &TrainConfig::constant(0.0))
+    }
 }
 
 impl TrainConfig {
-    /// One micro-batch of one sequence per step, a constant learning rate, nanoGPT's AdamW (betas 0.9 and 0.99, decay
-    /// 0.1, clipping at 1), and sequences of 64 tokens: a beginning for `..` syntax.
-    pub const fn constant(learning_rate: f64) -> Self {
-        TrainConfig {
-            batch: 1,
-            time: 64,
-            accumulation: 1,
-            schedule: Schedule::constant(learning_rate),
-            clip: 1.0,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            seed: 1337,
-            recompute: Recompute::Nothing,
-        }
-    }
-
     /// How many of a batch's sequences go through the model at once on `backend`: what to plan memory for. Their
     /// gradients are summed, as those of micro-batches are, and dropout drops what it would of the whole. The slices are
     /// as even as can be, and depend on shapes and the kind of backend alone.
@@ -83,11 +82,11 @@ impl TrainConfig {
     /// As [`Plan::training`].
     pub fn plan<B: Backend>(&self, model: &GptConfig, backend: &B) -> Result<Plan, ConfigError> {
         let at_once = self.sequences_at_once(backend);
-        Plan::training_with(model, B::Elem::DTYPE, at_once, self.time, self.recompute)
+        Plan::training_in_slices(model, B::Elem::DTYPE, self.batch, at_once, self.time, self.recompute)
     }
 
-    /// Bytes that a [`Trainer`] takes for tokens, in the program's memory beside the [plan](TrainConfig::plan): those of
-    /// a micro-batch with their targets, and one or the other of a slice on their way to the backend.
+    /// Bytes that a [`Trainer`] takes for tokens in the program's own memory, beside the [plan](TrainConfig::plan): those of
+    /// a micro-batch with their targets, and one or the other of a slice on their way to the device.
     pub fn token_bytes<B: Backend>(&self, backend: &B) -> usize {
         self.countable_token_bytes(backend).unwrap_or(usize::MAX)
     }
@@ -116,8 +115,8 @@ impl TrainConfig {
             let settings = TrainConfig { batch, ..self.clone() };
             let tokens = settings.countable_token_bytes(backend)?;
             let plan = settings.plan(model, backend).ok()?;
-            let workspace = backend.workspace_bytes(&plan);
-            let needed = plan.bytes.total().saturating_add(workspace).saturating_add(tokens);
+            let needed =
+                plan.bytes.total().saturating_add(plan.workspace_bytes(backend)).saturating_add(tokens);
             Some(batch).filter(|_| needed <= budget)
         };
         // A larger batch may go in more and smaller slices, and so need less. But among batches of as many slices the
@@ -130,29 +129,6 @@ impl TrainConfig {
         let last = largest(|last| last <= most && before.checked_add(last).and_then(fits).is_some())?;
         Some(before + last)
     }
-
-    /// The first setting that has no meaning, and what it must be.
-    pub(crate) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
-        let Schedule { peak, floor, .. } = self.schedule;
-        let rate = |x: f64| x.is_finite() && x >= 0.0;
-        let unit = |x: f64| (0.0..1.0).contains(&x);
-        let rules = [
-            (self.batch > 0, "batch", "at least 1"),
-            (self.time > 0, "time", "at least 1"),
-            (self.accumulation > 0, "accumulation", "at least 1"),
-            (rate(peak), "schedule.peak", "a finite number, 0 or above"),
-            (rate(floor), "schedule.floor", "a finite number, 0 or above"),
-            (self.clip > 0.0, "clip", "above 0 (infinite: never clip)"),
-            (unit(self.beta1), "beta1", "at least 0 and below 1"),
-            (unit(self.beta2), "beta2", "at least 0 and below 1"),
-            (self.eps.is_finite() && self.eps > 0.0, "eps", "above 0, such as 1e-8"),
-            (rate(self.weight_decay), "weight_decay", "a finite number, 0 or above"),
-        ];
-        match rules.into_iter().find(|(holds, _, _)| !holds) {
-            Some((_, field, must)) => Err((field, must)),
-            None => Ok(()),
-        }
-    }
 }
 
 /// How many sequences may go through the model at once, whatever the batch.
@@ -160,43 +136,29 @@ fn most_at_once<B: Backend>(backend: &B, time: usize) -> usize {
     (backend.rows_at_once() / time.max(1)).max(1)
 }
 
+/// The largest number from 1 on that fits; what is larger than one that does not, does not either, and nothing above
+/// half of `usize::MAX` does.
+fn largest(fits: impl Fn(usize) -> bool) -> Option<usize> {
+    if !fits(1) {
+        return None;
+    }
+    let mut fitting = 1;
+    while fits(fitting * 2) {
+        fitting *= 2;
+    }
+    let mut step = fitting;
+    while step > 0 {
+        if fits(fitting + step) {
+            fitting += step;
+        }
+        step /= 2;
+    }
+    Some(fitting)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_setting_without_meaning_is_named() {
-        let good = || TrainConfig { batch: 2, ..TrainConfig::constant(1e-3) };
-        assert_eq!(good().validate(), Ok(()));
-        let refused = |config: TrainConfig| config.validate().err().map(|(field, _)| field);
-        let rate = |peak, floor| Schedule { peak, floor, ..Schedule::constant(0.0) };
-        for (config, field) in [
-            (TrainConfig { batch: 0, ..good() }, "batch"),
-            (TrainConfig { time: 0, ..good() }, "time"),
-            (TrainConfig { accumulation: 0, ..good() }, "accumulation"),
-            (TrainConfig { schedule: rate(-1.0, 0.0), ..good() }, "schedule.peak"),
-            (TrainConfig { schedule: rate(f64::INFINITY, 0.0), ..good() }, "schedule.peak"),
-            (TrainConfig { schedule: rate(1.0, f64::NAN), ..good() }, "schedule.floor"),
-            (TrainConfig { clip: 0.0, ..good() }, "clip"),
-            (TrainConfig { clip: f64::NAN, ..good() }, "clip"),
-            (TrainConfig { beta1: 1.0, ..good() }, "beta1"),
-            (TrainConfig { beta2: -0.1, ..good() }, "beta2"),
-            (TrainConfig { eps: 0.0, ..good() }, "eps"),
-            (TrainConfig { eps: f64::INFINITY, ..good() }, "eps"),
-            (TrainConfig { weight_decay: -0.1, ..good() }, "weight_decay"),
-            (TrainConfig { weight_decay: f64::INFINITY, ..good() }, "weight_decay"),
-        ] {
-            assert_eq!(refused(config), Some(field));
-        }
-        for config in [
-            TrainConfig { batch: 1, time: 1, accumulation: 1, ..good() },
-            TrainConfig { schedule: rate(0.0, 0.0), ..good() },
-            TrainConfig { clip: f64::INFINITY, ..good() },
-            TrainConfig { beta1: 0.0, beta2: 0.0, weight_decay: 0.0, ..good() },
-        ] {
-            assert_eq!(config.validate(), Ok(()));
-        }
-    }
 
     /// A backend that takes so many rows at once.
     #[derive(Debug)]
@@ -207,6 +169,9 @@ mod tests {
         type Error = crate::ReferenceError;
         fn alloc(&mut self, bytes: usize) -> Result<crate::Buffer, Self::Error> {
             Err(crate::ReferenceError::OutOfMemory { bytes })
+        }
+        fn release(&mut self, _: crate::Buffer) -> Result<(), Self::Error> {
+            Ok(())
         }
         fn write(&mut self, _: crate::Span, _: &[u8]) -> Result<(), Self::Error> {
             Ok(())
@@ -226,8 +191,10 @@ mod tests {
         fn rows_at_once(&self) -> usize {
             self.0
         }
-        fn workspace_bytes(&self, plan: &Plan) -> usize {
-            100 * plan.batch
+        fn workspace_bytes(&self, ops: &[crate::Op]) -> usize {
+            let of =
+                |op: &crate::Op| if let crate::Op::LinearForward(op) = op { 100 * (op.rows / 8) } else { 0 };
+            ops.iter().map(of).max().unwrap_or(0)
         }
     }
 
@@ -243,7 +210,8 @@ mod tests {
                 assert_eq!(plan.batch, settings.sequences_at_once(&backend));
                 // Of 8 tokens: the batch's, its targets, and what is on its way to the backend.
                 let tokens = (batch + batch + plan.batch) * 8 * 4;
-                plan.bytes.total() + backend.workspace_bytes(&plan) + tokens
+                assert_eq!(plan.workspace_bytes(&backend), 100 * plan.batch);
+                plan.bytes.total() + 100 * plan.batch + tokens
             };
             let least = needs(1);
             let largest = |budget| settings(7).largest_batch(&config, &backend, budget);
@@ -273,14 +241,5 @@ mod tests {
         assert_eq!(at_once(3, 7, 0), 1);
         assert_eq!(at_once(usize::MAX, 1, usize::MAX), usize::MAX);
         assert_eq!(at_once(0, 0, 1024), 0);
-    }
-
-    #[test]
-    fn a_constant_rate_comes_with_the_usual_settings() {
-        let config = TrainConfig::constant(1e-3);
-        assert_eq!((config.batch, config.time, config.accumulation), (1, 64, 1));
-        assert_eq!(config.schedule, Schedule::constant(1e-3));
-        assert_eq!((config.beta1, config.beta2, config.eps), (0.9, 0.99, 1e-8));
-        assert_eq!((config.weight_decay, config.clip), (0.1, 1.0));
     }
 }

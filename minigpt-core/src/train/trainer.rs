@@ -4,16 +4,16 @@ mod storage;
 
 use alloc::vec::Vec;
 
-use super::{TrainConfig, TrainState};
-use crate::backend::{Backend, Buffer, Span, read_elems, read_u32, zeros};
-use crate::config::ConfigError;
+use super::program;
+use crate::backend::{Allocation, Backend, read_elems, read_u32, submit};
+use crate::checkpoint::TrainState;
+use crate::config::{ConfigError, Recompute, TrainConfig};
 use crate::data::{EvalWindows, Windows};
 use crate::error::Error;
-use crate::model::{
-    Gradients, Model, Pass, Workspace, backward, check_tokens, forward, loss, out_of_memory, stage,
-};
-use crate::op::{AdamW, Dropout, FinishStep, NextDraw, SquaredNorm, counter, scalar};
-use crate::plan::{BackwardActivations, Parameters, Plan, Recompute};
+use crate::memory::{Span, zeros};
+use crate::model::{Gradients, Model, Pass, Workspace, check_tokens, out_of_memory, stage};
+use crate::op::{counter, scalar};
+use crate::plan::{BackwardActivations, Parameters, Plan};
 use crate::real::Real;
 
 /// What the last finished step was like.
@@ -41,11 +41,11 @@ pub struct Metrics {
 /// [`metrics`](Trainer::metrics) waits. A step whose loss or gradient is not finite changes nothing but the counters.
 ///
 /// ```
-/// use minigpt_core::{GptConfig, Model, Reference, data::Windows, train::{TrainConfig, Trainer}};
+/// use minigpt_core::{GptConfig, Model, Reference, TrainConfig, Trainer, Windows};
 /// let config = GptConfig { layers: 1, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(4, 8) };
 /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
 /// let settings = TrainConfig { batch: 4, time: 8, ..TrainConfig::constant(1e-2) };
-/// let mut trainer = Trainer::new(model, settings)?;
+/// let mut trainer = Trainer::new(&model, settings)?;
 ///
 /// let text: Vec<u32> = (0..100).map(|i| i % 4).collect();
 /// let windows = Windows::new(&text, 8)?;
@@ -61,14 +61,15 @@ pub struct Metrics {
 pub struct Trainer<B: Backend> {
     model: Model<B>,
     config: TrainConfig,
-    workspace: Workspace,
+    workspace: Workspace<B>,
     backward: BackwardActivations,
-    params: Span,
-    grads: Span,
-    m: Span,
-    v: Span,
+    grads: Allocation<B>,
+    m: Allocation<B>,
+    v: Allocation<B>,
     gradients: Parameters<Span>,
     windows_drawn: u64,
+    /// Steps finished, as the device counts them.
+    steps: u32,
     /// Micro-batches since the last finished step.
     pending: usize,
     inputs: Vec<u32>,
@@ -77,49 +78,51 @@ pub struct Trainer<B: Backend> {
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Allocates gradients, moments and activations.
+    /// Allocates gradients, moments and activations on the model's device. The model stays yours: generate from it, or save
+    /// it, between steps.
     ///
     /// # Errors
     /// If a setting has no meaning, the weights are borrowed, or memory does not suffice.
-    pub fn new(mut model: Model<B>, config: TrainConfig) -> Result<Self, Error<B::Error>> {
+    pub fn new(model: &Model<B>, config: TrainConfig) -> Result<Self, Error<B::Error>> {
         config.validate().map_err(|(field, must)| Error::Setting { field, must })?;
-        let params = model.trainable().ok_or(Error::Frozen)?;
+        let device = model.device();
+        model.trainable().ok_or(Error::Frozen)?;
         let tokens = config.batch.checked_mul(config.time).ok_or(ConfigError::TooLarge { field: "batch" })?;
         let frugal = TrainConfig { recompute: Recompute::Blocks, ..config.clone() };
-        let [plan, frugal] = [&config, &frugal].map(|config| config.plan(model.config(), model.backend()));
-        let (plan, frugal) = (plan?, frugal?);
-        let slice = plan.batch * plan.time;
-        let backward = plan.backward.ok_or(Error::Frozen)?;
-        let backend = model.backend_mut();
-        let needs = |plan: &Plan| plan.bytes.total().saturating_add(backend.workspace_bytes(plan));
-        let (needed, less) = (needs(&plan), needs(&frugal));
+        let needs = |config: &TrainConfig| {
+            device.inspect(|backend| {
+                let plan = config.plan(model.config(), backend)?;
+                let scratch = plan.workspace_bytes(backend);
+                Ok::<_, ConfigError>((plan, scratch))
+            })
+        };
+        let ((plan, scratch), (frugal, frugal_scratch)) = (needs(&config)?, needs(&frugal)?);
+        let total = |plan: &Plan, scratch| plan.bytes.total().saturating_add(scratch);
+        let (needed, less) = (total(&plan, scratch), total(&frugal, frugal_scratch));
         let advised = |error| match error {
             Error::Memory { needed, source, .. } => {
                 Error::Memory { needed, recomputing: Some(less).filter(|&less| less < needed), source }
             }
             other => other,
         };
-        let all = |buffer: Buffer| Span { buffer, ..params };
-        let mut attempt = || -> Result<_, B::Error> {
-            let grads = backend.alloc(plan.bytes.gradients)?;
-            // One buffer for each moment keeps every span aligned to its start.
-            let m = backend.alloc(plan.bytes.optimizer / 2)?;
-            let v = backend.alloc(plan.bytes.optimizer / 2)?;
-            Ok((all(grads), all(m), all(v)))
-        };
-        let (grads, m, v) = attempt().map_err(|error| advised(out_of_memory(needed, error)))?;
-        let gradients = plan.parameters.map(|tensor| tensor.region.on(grads.buffer, B::Elem::DTYPE));
-        let workspace = Workspace::new(backend, plan).map_err(advised)?;
+        let slice = plan.batch * plan.time;
+        let backward = plan.backward.ok_or(Error::Frozen)?;
+        let take = |bytes| device.alloc(bytes).map_err(|error| advised(out_of_memory(needed, error)));
+        let grads = take(plan.bytes.gradients)?;
+        // One buffer for each moment keeps every span aligned to its start.
+        let (m, v) = (take(plan.bytes.optimizer / 2)?, take(plan.bytes.optimizer / 2)?);
+        let gradients = plan.parameters.map(|tensor| tensor.region.on(grads.buffer(), B::Elem::DTYPE));
+        let workspace = Workspace::new(device, plan, scratch).map_err(advised)?;
         let mut trainer = Trainer {
-            model,
+            model: model.clone(),
             workspace,
             backward,
-            params,
             grads,
             m,
             v,
             gradients,
             windows_drawn: 0,
+            steps: 0,
             pending: 0,
             inputs: zeros("inputs", tokens)?,
             targets: zeros("targets", tokens)?,
@@ -147,21 +150,14 @@ impl<B: Backend> Trainer<B> {
         &self.model
     }
 
-    /// The model in training, to generate from.
-    pub fn model_mut(&mut self) -> &mut Model<B> {
-        &mut self.model
+    /// The model, trained. Gradients, moments and activations are given back to the device.
+    pub fn into_model(self) -> Model<B> {
+        self.model
     }
 
-    /// The model, trained. Gradients, moments and activations are given back to the backend.
-    pub fn into_model(self) -> Model<B> {
-        let Trainer { mut model, workspace, grads, m, v, .. } = self;
-        let backend = model.backend_mut();
-        // A backend that will not take a buffer back keeps it until it is dropped: no reason to lose the model.
-        let _ = workspace.release(backend);
-        for span in [grads, m, v] {
-            let _ = backend.release(span.buffer);
-        }
-        model
+    /// What there is of all parameters in a buffer of their layout, as one span.
+    fn whole(&self, of: &Allocation<B>) -> Span {
+        of.span(B::Elem::DTYPE, self.workspace.plan.parameter_span)
     }
 
     /// One step on random windows of a text: `accumulation` micro-batches, then the update.
@@ -221,69 +217,67 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn enqueue_micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
-        if self.pending == 0 {
-            let (grads, scalars) = (self.grads, self.workspace.scalars());
-            let backend = self.model.backend_mut();
-            backend.fill(grads, 0.0)?;
-            // Zero after a finished step, but not after one that was dropped.
-            for sum in [scalar::LOSS_SUM, scalar::TARGETS] {
-                backend.fill(scalars.slice(sum, 1), 0.0)?;
+        self.write_tokens(inputs, targets)?;
+        let (scalars, counters, grads) =
+            (self.workspace.scalars(), self.workspace.counters(), self.whole(&self.grads));
+        let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward };
+        let whole =
+            Pass { dropout: true, ..self.workspace.pass(&self.model, self.config.batch, self.config.time) };
+        submit(&mut *self.model.device().lock(), |sink| {
+            if self.pending == 0 {
+                program::begin_step(sink, grads, scalars)?;
             }
-        }
-        let counters = self.workspace.counters();
-        self.model.backend_mut().run(&NextDraw { counters }.into())?;
-        let at_once = self.workspace.plan.batch;
-        let rows = at_once * self.config.time;
-        for (i, (inputs, targets)) in inputs.chunks(rows).zip(targets.chunks(rows)).enumerate() {
-            self.enqueue_slice(inputs, targets, i * at_once)?;
+            program::micro_step(sink, &whole, scalars, counters, &gradients)
+        })
+    }
+
+    /// Brings a batch, or the first sequences of one, to the device.
+    fn write_tokens(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
+        let pass = self.workspace.pass(&self.model, inputs.len() / self.config.time, self.config.time);
+        let mut backend = self.model.device().lock();
+        for (tokens, to) in [(inputs, pass.tokens()), (targets, pass.targets())] {
+            let piece = self.staging.len() / 4;
+            for (i, tokens) in tokens.chunks(piece).enumerate() {
+                backend.write(to.slice(i * piece, tokens.len()), stage(tokens, &mut self.staging))?;
+            }
         }
         Ok(())
     }
 
-    /// As many sequences as the plan has room for, or fewer, `before` sequences behind the batch's first.
-    fn enqueue_slice(&mut self, inputs: &[u32], targets: &[u32], before: usize) -> Result<(), B::Error> {
-        let (rows, time) = (inputs.len(), self.config.time);
-        let batch = rows / time;
-        let probability = self.model.config().dropout;
+    /// What an update reads and changes, if the model can be trained.
+    fn update(&self) -> Option<program::Update> {
+        let [grads, m, v] = [&self.grads, &self.m, &self.v].map(|of| self.whole(of));
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let dropout = (probability > 0.0).then_some(Dropout { probability, site: 0, first: 0, counters });
-        let pass = Pass { batch, time, start: 0, dropout, before, logits: None };
-        let backend = self.model.backend_mut();
-        backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
-        backend.write(self.workspace.targets(rows), stage(targets, &mut self.staging))?;
-        forward(&mut self.model, &self.workspace, &pass)?;
-        let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward };
-        loss(&mut self.model, &self.workspace, &pass, scalars, Some(gradients))?;
-        backward(&mut self.model, &self.workspace, &pass, gradients)
+        let decayed = self.workspace.plan.decayed;
+        self.model.trainable().map(|params| program::Update {
+            params,
+            grads,
+            m,
+            v,
+            decayed,
+            scalars,
+            counters,
+        })
     }
 
     /// Closes the step: clips the gradient and updates the parameters.
     ///
     /// # Errors
-    /// If the backend fails.
+    /// If no micro-batch was added to it, or the backend fails.
     pub fn finish_step(&mut self) -> Result<(), Error<B::Error>> {
-        let TrainConfig { schedule, clip, beta1, beta2, eps, weight_decay, .. } = self.config;
-        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let ops = [
-            SquaredNorm { x: self.grads, scalars }.into(),
-            FinishStep { scalars, counters, schedule, clip, beta1, beta2 }.into(),
-            AdamW {
-                params: self.params,
-                grads: self.grads,
-                m: self.m,
-                v: self.v,
-                scalars,
-                decayed: self.workspace.plan.decayed,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            }
-            .into(),
-        ];
-        for op in &ops {
-            self.model.backend_mut().run(op).map_err(Error::Backend)?;
+        if self.pending == 0 {
+            return Err(Error::EmptyStep);
         }
+        let mut rate = [0; size_of::<u64>()];
+        B::Elem::from_f64(self.config.schedule.learning_rate(self.steps)).to_le_slice(&mut rate);
+        let (rate, to) =
+            (&rate[..size_of::<B::Elem>()], self.workspace.scalars().slice(scalar::LEARNING_RATE, 1));
+        let update = self.update().ok_or(Error::Frozen)?;
+        let mut backend = self.model.device().lock();
+        backend.write(to, rate).map_err(Error::Backend)?;
+        submit(&mut *backend, |sink| program::update(sink, &update, &self.config)).map_err(Error::Backend)?;
+        // The device's counter stops there too.
+        self.steps = self.steps.saturating_add(1);
         self.pending = 0;
         Ok(())
     }
@@ -293,12 +287,12 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// If the backend failed.
     pub fn metrics(&mut self) -> Result<Metrics, Error<B::Error>> {
-        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let backend = self.model.backend_mut();
-        let scalars = read_elems(backend, scalars).map_err(Error::Backend)?;
-        let counters = read_u32(backend, counters).map_err(Error::Backend)?;
+        let mut backend = self.model.device().lock();
+        let scalars = read_elems(&mut *backend, self.workspace.scalars()).map_err(Error::Backend)?;
+        let counters = read_u32(&mut *backend, self.workspace.counters()).map_err(Error::Backend)?;
+        self.steps = counters[counter::STEP];
         Ok(Metrics {
-            step: counters[counter::STEP],
+            step: self.steps,
             loss: scalars[scalar::LOSS].to_f64(),
             grad_norm: scalars[scalar::GRAD_NORM].to_f64(),
             learning_rate: scalars[scalar::LEARNING_RATE].to_f64(),
@@ -324,7 +318,7 @@ impl<B: Backend> Trainer<B> {
             result?;
             // Summed on the host in f64: an f32 sum over a whole split would lose digits.
             let scalars = self.workspace.evaluation();
-            let values = read_elems(self.model.backend_mut(), scalars).map_err(Error::Backend)?;
+            let values = read_elems(&mut *self.model.device().lock(), scalars).map_err(Error::Backend)?;
             sum += values[scalar::LOSS_SUM].to_f64();
             targets_seen += values[scalar::TARGETS].to_f64();
         }
@@ -351,14 +345,11 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn enqueue_evaluation(&mut self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), B::Error> {
-        let (rows, scalars) = (inputs.len(), self.workspace.evaluation());
-        let backend = self.model.backend_mut();
-        backend.fill(scalars, 0.0)?;
-        backend.write(self.workspace.tokens(rows), stage(inputs, &mut self.staging))?;
-        backend.write(self.workspace.targets(rows), stage(targets, &mut self.staging))?;
-        let pass = Pass { batch, time: self.config.time, start: 0, dropout: None, before: 0, logits: None };
-        forward(&mut self.model, &self.workspace, &pass)?;
-        loss(&mut self.model, &self.workspace, &pass, scalars, None)
+        self.write_tokens(inputs, targets)?;
+        let pass = self.workspace.pass(&self.model, batch, self.config.time);
+        submit(&mut *self.model.device().lock(), |sink| {
+            program::evaluation(sink, &pass, self.workspace.evaluation())
+        })
     }
 
     /// The gradient that the step in the making, or the last one, has for the parameter called `name`: the sum over
@@ -370,7 +361,7 @@ impl<B: Backend> Trainer<B> {
         let tensors = self.workspace.plan.parameters.list();
         let place = tensors.iter().position(|tensor| tensor.name == name);
         let Some(span) = place.map(|i| *self.gradients.list()[i]) else { return Ok(None) };
-        read_elems(self.model.backend_mut(), span).map(Some).map_err(Error::Backend)
+        read_elems(&mut *self.model.device().lock(), span).map(Some).map_err(Error::Backend)
     }
 }
 

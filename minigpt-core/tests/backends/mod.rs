@@ -1,9 +1,11 @@
-//! Two backends that prove what the trait asks for: one has the six required methods and nothing else, the other
+//! Two backends that prove what the trait asks for: one has the seven required methods and nothing else, the other
 //! behaves like a device, which does its work later.
 
 use std::fmt;
 
-use minigpt_core::{Backend, BackendError, Buffer, Dtype, ErrorKind, InvalidOp, Op, Span, reference};
+use minigpt_core::backend::fall_back;
+use minigpt_core::memory::BufferTable;
+use minigpt_core::{Backend, BackendError, Buffer, Dtype, ErrorKind, InvalidOp, Op, Span};
 
 /// What can go wrong on either.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,18 +40,18 @@ impl BackendError for TestError {
     }
 }
 
-/// The six methods over plain vectors: every op falls back to the reference.
+/// The seven methods over plain vectors: every op falls back to the reference.
 #[derive(Debug, Default)]
-pub(crate) struct SixMethods {
-    buffers: Vec<Vec<u8>>,
+pub(crate) struct SevenMethods {
+    buffers: BufferTable<Vec<u8>>,
     pub(crate) fallbacks: usize,
 }
 
-impl SixMethods {
+impl SevenMethods {
     fn place(&mut self, span: Span, operand: &'static str) -> Result<&mut [u8], TestError> {
         let bytes = span.bytes().ok_or(InvalidOp::Overflow { operand })?;
         let end = span.offset.checked_add(bytes).ok_or(InvalidOp::Overflow { operand })?;
-        let buffer = self.buffers.get_mut(span.buffer.0 as usize);
+        let buffer = self.buffers.get_mut(span.buffer);
         let size = buffer.as_ref().map_or(0, |buffer| buffer.len());
         let place = buffer.and_then(|buffer| buffer.get_mut(span.offset..end));
         place.ok_or(TestError::Invalid(InvalidOp::OutOfBounds { operand, end, size }))
@@ -60,7 +62,7 @@ fn same_length(operand: &'static str, expected: usize, found: usize) -> Result<(
     if expected == found { Ok(()) } else { Err(InvalidOp::Length { operand, expected, found }.into()) }
 }
 
-impl Backend for SixMethods {
+impl Backend for SevenMethods {
     type Elem = f32;
     type Error = TestError;
 
@@ -68,8 +70,12 @@ impl Backend for SixMethods {
         let mut buffer = Vec::new();
         buffer.try_reserve_exact(bytes).map_err(|_| TestError::Full { bytes })?;
         buffer.resize(bytes, 0);
-        self.buffers.push(buffer);
-        Ok(Buffer(self.buffers.len() as u32 - 1))
+        self.buffers.insert(buffer).map_err(|_| TestError::Full { bytes })
+    }
+
+    fn release(&mut self, buffer: Buffer) -> Result<(), TestError> {
+        let none = InvalidOp::OutOfBounds { operand: "buffer", end: 0, size: 0 };
+        self.buffers.remove(buffer).map(drop).ok_or(TestError::Invalid(none))
     }
 
     fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), TestError> {
@@ -124,7 +130,7 @@ enum Work {
 /// Takes every piece of work at once and does none of it before `sync` or `read`.
 #[derive(Default)]
 pub(crate) struct Deferred {
-    device: SixMethods,
+    device: SevenMethods,
     queue: Vec<Work>,
     /// The longest that the queue has been.
     pub(crate) longest_queue: usize,
@@ -144,6 +150,12 @@ impl Backend for Deferred {
 
     fn alloc(&mut self, bytes: usize) -> Result<Buffer, TestError> {
         self.device.alloc(bytes)
+    }
+
+    fn release(&mut self, buffer: Buffer) -> Result<(), TestError> {
+        // What is queued may use it.
+        self.sync()?;
+        self.device.release(buffer)
     }
 
     fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), TestError> {
@@ -170,7 +182,7 @@ impl Backend for Deferred {
                 Work::Write(to, bytes) => self.device.write(to, &bytes),
                 Work::Copy(from, to) => self.device.copy(from, to),
                 Work::Fill(to, value) => self.device.fill(to, value),
-                Work::Run(op) => reference::run(&mut self.device, &op),
+                Work::Run(op) => fall_back(&mut self.device, &op),
             }?;
         }
         Ok(())

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-use minigpt_core::train::{TrainConfig, Trainer};
+use minigpt_core::config::TrainConfig;
+use minigpt_core::train::Trainer;
 use minigpt_core::{Activation, AttentionScale, Backend, GptConfig, Model, Norm, Position, Real};
 use serde_json::Value;
 
@@ -152,7 +153,7 @@ impl Golden {
 impl Golden {
     /// The golden model on `backend`, with its initial parameters.
     pub(crate) fn model<B: Backend>(&self, backend: B) -> Model<B> {
-        let mut model = Model::new(backend, self.config.clone(), 0).unwrap();
+        let model = Model::new(backend, self.config.clone(), 0).unwrap();
         for (parameter, tensor) in &self.params {
             let values: Vec<B::Elem> = tensor.values.iter().map(|&x| B::Elem::from_f64(x)).collect();
             assert!(model.set_parameter(parameter, &values).unwrap(), "{}: {parameter}", self.name);
@@ -174,7 +175,7 @@ impl Golden {
             weight_decay,
             ..TrainConfig::constant(learning_rate)
         };
-        Trainer::new(self.model(backend), config).unwrap()
+        Trainer::new(&self.model(backend), config).unwrap()
     }
 
     /// Step `i` of the golden training, in as many micro-batches as `trainer` was made for.

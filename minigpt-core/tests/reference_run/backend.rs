@@ -1,8 +1,7 @@
-//! What a backend sees of `reference::run`, and the reference as a backend.
+//! What a backend sees of `backend::fall_back`, and the reference as a backend.
 
-use minigpt_core::backend::{read_elems, read_u32, write_elems};
+use minigpt_core::backend::{Reference, ReferenceError, read_elems, read_u32, write_elems};
 use minigpt_core::op::*;
-use minigpt_core::reference::{Reference, ReferenceError};
 use minigpt_core::{
     Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Imported, InvalidOp, OpKind, Span,
 };
@@ -18,6 +17,9 @@ impl Backend for Hollow {
     type Error = ReferenceError;
     fn alloc(&mut self, _: usize) -> Result<Buffer, ReferenceError> {
         Ok(Buffer(0))
+    }
+    fn release(&mut self, _: Buffer) -> Result<(), ReferenceError> {
+        Ok(())
     }
     fn write(&mut self, _: Span, _: &[u8]) -> Result<(), ReferenceError> {
         Ok(())

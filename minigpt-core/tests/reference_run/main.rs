@@ -1,4 +1,4 @@
-//! `reference::run` carries memory: every op through the `Reference` backend changes exactly the bytes that the
+//! `backend::fall_back` carries memory: every op through the `Reference` backend changes exactly the bytes that the
 //! slice function's results belong in, and a wrong descriptor changes none.
 
 mod attention;

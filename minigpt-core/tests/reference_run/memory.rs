@@ -1,9 +1,8 @@
 //! Operands among noise, and what an op must leave as it was.
 
-use minigpt_core::backend::{read_elems, write_elems, write_u32};
+use minigpt_core::backend::{Reference, ReferenceError, read_elems, write_elems, write_u32};
 use minigpt_core::op::*;
 use minigpt_core::reference::dropout::Mask;
-use minigpt_core::reference::{Reference, ReferenceError};
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Span};
 

@@ -5,7 +5,6 @@ use minigpt_core::backend::{read_elems, read_u32, write_elems};
 use minigpt_core::op::*;
 use minigpt_core::reference::cross_entropy::cross_entropy;
 use minigpt_core::reference::optimizer::*;
-use minigpt_core::train::schedule::Schedule;
 
 use super::memory::Memory;
 
@@ -40,7 +39,7 @@ fn cross_entropy_may_write_over_its_logits() {
 #[test]
 fn a_step_is_closed_and_applied() {
     let mut memory = Memory::new();
-    let (schedule, clip, beta1, beta2) = (Schedule::constant(0.1), 1.0, 0.9, 0.99);
+    let (clip, beta1, beta2) = (1.0, 0.9, 0.99);
     let (grads_span, grads) = memory.random(9);
     let (params_span, mut params) = memory.random(9);
     let (m_span, mut m) = memory.random(9);
@@ -48,6 +47,7 @@ fn a_step_is_closed_and_applied() {
     let v_span = memory.put(&v);
     let mut scalars = vec![0.0; scalar::LEN];
     (scalars[scalar::LOSS_SUM], scalars[scalar::TARGETS]) = (8.0, 4.0);
+    scalars[scalar::LEARNING_RATE] = 0.1;
     let scalars_span = memory.put(&scalars);
     let mut counters = vec![3; counter::LEN];
     let counters_span = memory.put_u32(&counters);
@@ -62,8 +62,8 @@ fn a_step_is_closed_and_applied() {
     memory.backend.run(&NextDraw { counters: counters_span }.into()).unwrap();
     assert_eq!(read_u32(&mut memory.backend, counters_span).unwrap(), counters);
 
-    finish_step(&mut scalars, &mut counters, &schedule, clip, beta1, beta2);
-    let finish = FinishStep { scalars: scalars_span, counters: counters_span, schedule, clip, beta1, beta2 };
+    finish_step(&mut scalars, &mut counters, clip, beta1, beta2);
+    let finish = FinishStep { scalars: scalars_span, counters: counters_span, clip, beta1, beta2 };
     memory.backend.run(&finish.into()).unwrap();
     assert_eq!(read_elems(&mut memory.backend, scalars_span).unwrap(), scalars);
     assert_eq!(read_u32(&mut memory.backend, counters_span).unwrap(), counters);
@@ -86,4 +86,12 @@ fn a_step_is_closed_and_applied() {
 
     write_elems(&mut memory.backend, scalars_span.slice(scalar::APPLY, 1), &[0.0]).unwrap();
     memory.expect(update, &[]);
+}
+
+#[test]
+fn a_stretch_is_filled_and_nothing_beside_it() {
+    let mut memory = Memory::new();
+    let (span, mut values) = memory.random(9);
+    values[2..7].fill(0.75);
+    memory.expect(Fill { to: span.slice(2, 5), value: 0.75 }, &[(span, &values)]);
 }

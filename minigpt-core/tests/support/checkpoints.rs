@@ -2,10 +2,10 @@
 
 use std::convert::Infallible;
 
-use minigpt_core::checkpoint::{self, Contents, TensorSpec, Training};
+use minigpt_core::checkpoint::{self, Contents, TensorSpec, TrainState, Training};
+use minigpt_core::config::TrainConfig;
+use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::op::counter;
-use minigpt_core::train::schedule::{Decay, Schedule};
-use minigpt_core::train::{TrainConfig, TrainState};
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, Norm, Plan, Position,
     Recompute,

@@ -4,8 +4,8 @@
 use std::convert::Infallible;
 
 use half::{bf16, f16};
-use minigpt_core::backend::QUANT_BLOCK;
 use minigpt_core::checkpoint::{self, Contents, Role, TensorSpec};
+use minigpt_core::memory::QUANT_BLOCK;
 use minigpt_core::plan::Logits;
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, ByteTokenizer, CharTokenizer, Dtype, GptConfig, Norm, Plan,

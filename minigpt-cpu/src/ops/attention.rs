@@ -22,8 +22,7 @@ pub(super) use cached::cached;
 pub(super) use forward::forward;
 pub(super) use scores::scores;
 
-use minigpt_core::Plan;
-use minigpt_core::plan::Purpose;
+use minigpt_core::op::{AttentionBackward, AttentionCached, AttentionForward};
 
 use crate::context::Machine;
 
@@ -77,15 +76,20 @@ impl Shape {
     }
 }
 
-/// Scratch for all threads. Growing with the threads, it does not change what is computed.
-pub(super) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
-    let d_head = plan.config.d_head();
-    let shape = Shape { time: plan.time, heads: plan.config.heads, d_head };
-    let group = shape.heads_per_task(plan.batch);
-    let each = match plan.purpose {
-        Purpose::Training => backward::scratch_floats(plan.time, group, d_head),
-        Purpose::Inference { cache: 0, .. } => forward::scratch_floats(plan.time, group, d_head),
-        Purpose::Inference { cache, .. } => cached::scratch_floats(cache, d_head),
-    };
-    each.saturating_mul(machine.threads)
+// Scratch is for all threads. Growing with the threads, it does not change what is computed.
+
+pub(super) fn forward_scratch_floats(op: &AttentionForward, machine: Machine) -> usize {
+    let shape = Shape { time: op.time, heads: op.heads, d_head: op.d_head };
+    let group = shape.heads_per_task(op.batch);
+    forward::scratch_floats(op.time, group, op.d_head).saturating_mul(machine.threads)
+}
+
+pub(super) fn backward_scratch_floats(op: &AttentionBackward, machine: Machine) -> usize {
+    let shape = Shape { time: op.time, heads: op.heads, d_head: op.d_head };
+    let group = shape.heads_per_task(op.batch);
+    backward::scratch_floats(op.time, group, op.d_head).saturating_mul(machine.threads)
+}
+
+pub(super) fn cached_scratch_floats(op: &AttentionCached, machine: Machine) -> usize {
+    cached::scratch_floats(op).saturating_mul(machine.threads)
 }

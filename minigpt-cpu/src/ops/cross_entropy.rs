@@ -99,9 +99,9 @@ impl Rows<'_> {
     }
 }
 
-/// Scratch for `rows` rows.
-pub(super) fn scratch_floats(rows: usize) -> usize {
-    rows
+/// Scratch for the loss of each row, if it has no other place.
+pub(super) fn scratch_floats(op: &CrossEntropy) -> usize {
+    if op.losses.is_some() { 0 } else { op.rows }
 }
 
 pub(super) fn cross_entropy(context: &mut Context<'_, '_>, op: &CrossEntropy) -> Result<(), CpuError> {
@@ -118,7 +118,7 @@ pub(super) fn cross_entropy(context: &mut Context<'_, '_>, op: &CrossEntropy) ->
     let d_logits = op.d_logits.map(|d_logits| views.f32_mut("d_logits", d_logits)).transpose()?;
     let losses = match op.losses {
         Some(losses) => views.f32_mut("losses", losses)?,
-        None => context.scratch.floats(scratch_floats(op.rows))?,
+        None => context.scratch.floats(scratch_floats(op))?,
     };
     let scalars = views.f32_mut("scalars", op.scalars)?;
     let parts = (

@@ -10,11 +10,11 @@ mod widened;
 use core::ops::Range;
 
 use few_rows::FEW_ROWS;
+use minigpt_core::Activation;
 use minigpt_core::op::{LinearBackward, LinearForward};
-use minigpt_core::{Activation, Plan};
 
-use crate::arch::Vector;
 use crate::arch::tile::{Onto, Strided};
+use crate::arch::{Isa, Vector};
 use crate::context::{Context, Job, Machine, whole_lines};
 use crate::dropout::Mask;
 use crate::error::CpuError;
@@ -45,12 +45,10 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
     let activation = op.activate.map(|activate| activate.activation);
     let mut finish = Forward { bias, activation, keeps: kept.is_some(), mask, residual, d_out };
 
-    // With the residual in the result's place, the product can be added to it only if nothing stands between.
-    let apart = in_place && (activation.is_some() || mask.is_some() || kept.is_some());
-    let packed_len = if rows > FEW_ROWS { packed_floats(d_out, d_in, context.team.simd.isa()) } else { 0 };
-    let apart_len = if apart { rows * d_out } else { 0 };
-    let scratch = context.scratch.floats(whole_lines(packed_len).saturating_add(apart_len))?;
-    let (packed, before) = scratch.split_at_mut(whole_lines(packed_len));
+    let machine = context.team.machine();
+    let scratch = context.scratch.floats(forward_scratch_floats(op, machine))?;
+    let (packed, before) = scratch.split_at_mut(forward_packed_floats(op, machine.isa));
+    let apart = residual_apart(op);
     if apart {
         before.copy_from_slice(y);
         finish.residual = Some(before);
@@ -65,7 +63,7 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
         });
         return Ok(());
     }
-    let packed = &mut packed[..packed_len];
+    let packed = &mut packed[..packed_floats(d_out, d_in, machine.isa)];
     match weight {
         Weight::F32(weight) => pack_transposed(team, weight, d_in, packed),
         narrow => widened::pack_transposed(team, narrow, d_in, packed),
@@ -168,7 +166,7 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
 
     let team = &mut context.team;
     let isa = team.simd.isa();
-    let masked = context.scratch.floats(if mask.is_some() { rows * d_out } else { 0 })?;
+    let masked = context.scratch.floats(backward_scratch_floats(op))?;
     let g = match mask {
         None => d_y,
         // Three products and sums read it: dropped out once, it is not dropped out three times.
@@ -311,24 +309,25 @@ fn add_column_sums<V: Vector>(t: V::Token, g: &[f32], d_out: usize, first: usize
     }
 }
 
-/// Scratch for the linear layers of `plan`: packed operands, and gradients after dropout.
-pub(crate) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
-    let config = &plan.config;
-    let (c, f, v) = (config.d_model, config.d_ff, config.vocab_size);
-    let rows = plan.batch.saturating_mul(plan.time);
-    let training = plan.backward.is_some();
-    let mut most = 0;
-    for (d_out, d_in, dropped) in
-        [(c.saturating_mul(3), c, false), (c, c, true), (f, c, false), (c, f, true), (v, c, false)]
-    {
-        if rows > FEW_ROWS {
-            most = most.max(whole_lines(packed_floats(d_out, d_in, machine.isa)));
-        }
-        if training && dropped && config.dropout > 0.0 {
-            most = most.max(whole_lines(rows.saturating_mul(d_out)));
-        }
-    }
-    most
+/// With the residual in the result's place, the product can be added to it only if nothing stands between.
+fn residual_apart(op: &LinearForward) -> bool {
+    let between = op.dropout.is_some() || op.activate.is_some();
+    op.residual == Some(op.y) && between
+}
+
+fn forward_packed_floats(op: &LinearForward, isa: Isa) -> usize {
+    if op.rows > FEW_ROWS { whole_lines(packed_floats(op.d_out, op.d_in, isa)) } else { 0 }
+}
+
+/// Scratch of the forward pass: the packed weight, and the residual where the result takes its place.
+pub(crate) fn forward_scratch_floats(op: &LinearForward, machine: Machine) -> usize {
+    let apart = if residual_apart(op) { op.rows.saturating_mul(op.d_out) } else { 0 };
+    forward_packed_floats(op, machine.isa).saturating_add(apart)
+}
+
+/// Scratch of the backward pass: the gradient after dropout.
+pub(crate) fn backward_scratch_floats(op: &LinearBackward) -> usize {
+    if op.dropout.is_some() { op.rows.saturating_mul(op.d_out) } else { 0 }
 }
 
 #[cfg(all(test, feature = "std"))]

@@ -14,9 +14,8 @@ mod rotary;
 mod tests;
 mod weight;
 
+use minigpt_core::Op;
 use minigpt_core::op::{LinearBackward, LinearForward};
-use minigpt_core::plan::Purpose;
-use minigpt_core::{Op, Plan};
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
@@ -52,21 +51,23 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::NextDraw(op) => draw::next_draw(context, op)?,
         Op::FinishStep(op) => optimizer::finish_step(context, op)?,
         Op::AdamW(op) => optimizer::adamw(context, op)?,
+        Op::Fill(op) => context.views.f32_mut("to", op.to)?.fill(op.value as f32),
         _ => return Ok(false),
     }
     Ok(true)
 }
 
-/// How many f32 of scratch the ops of `plan` need: they use it in turn, so the largest need counts.
-pub(crate) fn scratch_floats(plan: &Plan, machine: Machine) -> usize {
-    let rows = plan.batch * plan.time;
-    let mut most = linear::scratch_floats(plan, machine)
-        .max(attention::scratch_floats(plan, machine))
-        .max(cross_entropy::scratch_floats(rows));
-    if plan.purpose == Purpose::Training {
-        most = most
-            .max(layernorm::scratch_floats(rows, plan.config.d_model))
-            .max(optimizer::scratch_floats(plan.parameter_span));
+/// How many f32 of scratch `op` needs.
+pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
+    match op {
+        Op::LinearForward(op) => linear::forward_scratch_floats(op, machine),
+        Op::LinearBackward(op) => linear::backward_scratch_floats(op),
+        Op::LayerNormBackward(op) => layernorm::scratch_floats(op.rows, op.width),
+        Op::AttentionForward(op) => attention::forward_scratch_floats(op, machine),
+        Op::AttentionBackward(op) => attention::backward_scratch_floats(op, machine),
+        Op::AttentionCached(op) => attention::cached_scratch_floats(op, machine),
+        Op::CrossEntropy(op) => cross_entropy::scratch_floats(op),
+        Op::SquaredNorm(op) => optimizer::scratch_floats(op.x.len),
+        _ => 0,
     }
-    most
 }

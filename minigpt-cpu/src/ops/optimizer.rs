@@ -54,7 +54,7 @@ pub(super) fn squared_norm(context: &mut Context<'_, '_>, op: &SquaredNorm) -> R
 pub(super) fn finish_step(context: &mut Context<'_, '_>, op: &FinishStep) -> Result<(), CpuError> {
     let scalars = context.views.f32_mut("scalars", op.scalars)?;
     let counters = context.views.u32_mut("counters", op.counters)?;
-    reference::optimizer::finish_step(scalars, counters, &op.schedule, op.clip, op.beta1, op.beta2);
+    reference::optimizer::finish_step(scalars, counters, op.clip, op.beta1, op.beta2);
     Ok(())
 }
 

@@ -3,13 +3,13 @@
 
 use std::vec::Vec;
 
-use minigpt_core::backend::{read_elems, write_elems, write_u32};
+use minigpt_core::backend::{fall_back, read_elems, write_elems, write_u32};
 use minigpt_core::op::{
     Activate, ActivationForward, AdamW, AttentionBackward, AttentionCached, AttentionForward, CrossEntropy,
     Dropout, EmbeddingForward, IGNORE, LayerNormBackward, LinearForward, SquaredNorm, counter, scalar,
 };
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Activation, Backend, Dtype, InvalidOp, Op, Span, reference};
+use minigpt_core::{Activation, Backend, Dtype, InvalidOp, Op, Span};
 
 use crate::{Cpu, CpuError, Isa};
 
@@ -72,7 +72,7 @@ fn assert_like_the_reference(tolerance: f32, make: impl Fn(&mut Bench) -> (Op, V
         let before = fast.cpu.fallbacks();
         fast.cpu.run(&op).unwrap();
         assert_eq!(fast.cpu.fallbacks(), before);
-        reference::run(&mut slow.cpu, &op).unwrap();
+        fall_back(&mut slow.cpu, &op).unwrap();
         for (i, span) in spans.into_iter().enumerate() {
             let (found, expected) = (fast.read(span), slow.read(span));
             let scale = expected.iter().fold(1e-3f32, |max, x| max.max(x.abs()));
@@ -107,7 +107,7 @@ fn attention_backward(
     d_head: usize,
 ) -> AttentionBackward {
     let forward = attention(bench, batch, time, heads, d_head);
-    reference::run(&mut bench.cpu, &forward.into()).unwrap();
+    fall_back(&mut bench.cpu, &forward.into()).unwrap();
     let AttentionForward { qkv, out, lse, scale, dropout, .. } = forward;
     let (d_out, d_qkv) = (bench.normal(out.len), bench.poison(qkv.len));
     AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout }

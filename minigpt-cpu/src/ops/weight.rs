@@ -1,7 +1,7 @@
 //! Weights as they are stored, widened in registers to exactly the numbers that
 //! [`weight_at`](minigpt_core::reference::weights::weight_at) reads.
 
-use minigpt_core::backend::QUANT_BLOCK;
+use minigpt_core::memory::QUANT_BLOCK;
 use minigpt_core::{Dtype, InvalidOp, Span};
 
 use crate::arch::Vector;

@@ -89,7 +89,6 @@ impl<'m, 'a> Views<'m, 'a> {
             Storage::Owned { lines, bytes } => (lines.as_mut_ptr().cast::<u8>(), *bytes),
             Storage::Borrowed(_) if write => return Err(InvalidOp::ReadOnly { operand }.into()),
             Storage::Borrowed(bytes) => (bytes.as_ptr().cast_mut(), bytes.len()),
-            Storage::Gone => (core::ptr::null_mut(), 0),
         };
         if end > size || address.is_null() {
             return Err(InvalidOp::OutOfBounds { operand, end, size }.into());

@@ -1,6 +1,6 @@
 //! Faults of what closes a step: the loss, the norm, the counters, the update.
 
-use minigpt_core::op::{AdamW, FinishStep, IGNORE, counter, scalar};
+use minigpt_core::op::{AdamW, Fill, FinishStep, IGNORE, counter, scalar};
 
 use crate::kernel::{Fault, faults};
 
@@ -139,11 +139,9 @@ pub(crate) const FAULTS: &[Fault] = faults! {
     }
     FinishStep {
         "the gradient is clipped only where it is not finite" => |k, op| k.run(FinishStep { clip: f64::INFINITY, ..op });
-        "the learning rate is that of the next step" => |k, op| {
-            let step = k.words(op.counters)?[counter::STEP];
+        "the host's learning rate is set back" => |k, op| {
             k.run(op)?;
-            let next = op.schedule.learning_rate(step + 1) as f32;
-            k.edit(op.scalars, |i, x| if i == scalar::LEARNING_RATE { next } else { x })
+            k.edit(op.scalars, |i, x| if i == scalar::LEARNING_RATE { 0.0 } else { x })
         };
         "the sum of the loss is not set back" => |k, op| {
             let before = k.get(op.scalars)?[scalar::LOSS_SUM];
@@ -239,5 +237,22 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         "the decay begins one parameter late" => |k, op| {
             k.run(AdamW { decayed: op.decayed.saturating_sub(1), ..op })
         };
+    }    Fill {
+        "the value is 0 whatever it is" => |k, op| k.run(Fill { value: 0.0, ..op });
+        "the last element is left as it was" => |k, op| k.run(Fill { to: op.to.first(op.to.len - 1), ..op });
+        "a tail that fills no vector of 8 is left as it was" => |k, op| {
+            k.run(Fill { to: op.to.first(op.to.len / 8 * 8), ..op })
+        };
+        "whole vectors are stored past the end" => |k, op| {
+            k.run(op)?;
+            k.write_past(op.to, op.to.len.next_multiple_of(8) - op.to.len);
+            Ok(())
+        };
+        "the offset is ignored" => |k, op| {
+            let to = k.at_zero(op.to).unwrap_or(op.to);
+            k.run(Fill { to, ..op })
+        };
+        "beyond 65,536 elements nothing is filled" => |k, op| k.run(Fill { to: op.to.first(65_536), ..op });
+        "the sign is lost" => |k, op| k.run(Fill { value: op.value.abs(), ..op });
     }
 };

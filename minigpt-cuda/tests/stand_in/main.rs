@@ -5,10 +5,9 @@ mod child;
 mod model;
 
 use child::{DRIVER, Driver, in_child};
-use minigpt_core::backend::{read_elems, read_u32, write_elems};
+use minigpt_core::backend::{Reference, read_elems, read_u32, write_elems};
 use minigpt_core::conformance::crosses_threads;
 use minigpt_core::op::{LinearForward, Op};
-use minigpt_core::reference::Reference;
 use minigpt_core::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Span};
 use minigpt_cuda::{Cuda, CudaError};
 
@@ -145,6 +144,7 @@ fn spans_outside_their_buffer_are_invalid() {
         let mut cuda = Cuda::new(0).unwrap();
         let (buffer, odd, gone) = (cuda.alloc(64).unwrap(), cuda.alloc(63).unwrap(), cuda.alloc(64).unwrap());
         cuda.release(gone).unwrap();
+        assert_ne!(cuda.alloc(64).unwrap(), gone, "a number comes once");
         let inside = words(buffer, 4);
         for bad in [
             words(buffer, 17),
@@ -154,7 +154,7 @@ fn spans_outside_their_buffer_are_invalid() {
             span(buffer, Dtype::U32, 0, usize::MAX),
             span(buffer, Dtype::U32, 2, 4),
             words(gone, 4),
-            words(Buffer(u32::MAX), 4),
+            words(Buffer(u64::MAX), 4),
         ] {
             let invalid = |result: Result<(), CudaError>| {
                 assert_eq!(result.unwrap_err().kind(), ErrorKind::Invalid, "{bad:?}");

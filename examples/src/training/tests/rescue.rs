@@ -18,7 +18,7 @@ fn followed(message: &str) -> Options {
 
 fn is_sound(bytes: &[u8]) -> bool {
     let checkpoint = Checkpoint::open_verified(bytes).unwrap();
-    let mut model = Model::load(Reference::<f32>::new(), &checkpoint).unwrap();
+    let model = Model::load(Reference::<f32>::new(), &checkpoint).unwrap();
     model.logits(&[0, 1], 1, 2).unwrap().iter().all(|logit| logit.abs() < 100.0)
 }
 

@@ -36,7 +36,7 @@ use super::{FileError, LoadFileError, RunFolderError, load_from};
 ///
 /// let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 2) };
 /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
-/// let mut trainer = Trainer::new(model, TrainConfig { batch: 1, time: 2, ..TrainConfig::constant(0.1) })?;
+/// let mut trainer = Trainer::new(&model, TrainConfig { batch: 1, time: 2, ..TrainConfig::constant(0.1) })?;
 /// for step in 1..=4 {
 ///     trainer.step(&Windows::new(&[0u32, 1, 2, 0, 1, 2], 2)?)?;
 ///     trainer.save(folder.step_path(step), &Extras::default())?;

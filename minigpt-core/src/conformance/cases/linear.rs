@@ -1,8 +1,8 @@
 //! Random linear layers.
 
 use super::{Draw, Fill, Memory, SIZES, dropout, stored};
-use crate::backend::Dtype;
 use crate::config::Activation;
+use crate::memory::Dtype;
 use crate::op::*;
 
 /// Shape of a linear op: rows, d_in, d_out. In half of the cases that have few rows, and in some that are wide both ways, it is

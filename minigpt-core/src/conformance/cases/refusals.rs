@@ -4,8 +4,9 @@ use alloc::format;
 use alloc::vec;
 
 use super::{Fill, Memory, Placed, Recording};
-use crate::backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Span};
+use crate::backend::{Backend, BackendError, ErrorKind};
 use crate::conformance::{Line, describe};
+use crate::memory::{Buffer, Dtype, Span};
 use crate::op::*;
 use crate::rng::{Rng, Stream};
 
@@ -56,7 +57,7 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
     };
     let targets =
         CrossEntropy { logits: x, targets: tokens, d_logits: None, losses: None, scalars, rows: 2, vocab: 6 };
-    let nowhere = Span { buffer: Buffer(u32::MAX), ..x };
+    let nowhere = Span { buffer: Buffer(u64::MAX), ..x };
     let beyond = Span { offset: 64 * 1024, ..x };
     let wrong: [(&str, Op); 8] = [
         ("a span too short for the dimensions", LinearForward { rows: 4, ..good }.into()),

@@ -4,8 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Draw, Fill, Memory, Sizes, counters};
-use crate::op::*;
-use crate::train::schedule::{Decay, Schedule};
+use crate::op::{AdamW, CrossEntropy, FinishStep, IGNORE, NextDraw, Op, SquaredNorm, counter, scalar};
 
 pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, vocab) = draw.rows(Sizes(33, 130, 257, 400), Sizes(33, 1100, 40_000, 50_257), 2);
@@ -107,11 +106,9 @@ pub(super) fn finish_step(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         ][broken];
         scalars[place] = value;
     }
-    let decay = draw.pick(&[Decay::Constant, Decay::Linear, Decay::Cosine]);
     FinishStep {
         scalars: memory.span(scalar::LEN, Fill::Values(scalars)),
         counters: memory.span(counter::LEN, counters(draw)),
-        schedule: Schedule { peak: 1e-3, floor: 1e-4, warmup: 10, steps: 40, decay },
         clip: if draw.variant() { f64::INFINITY } else { 1.0 },
         beta1: 0.9,
         beta2: 0.99,
@@ -151,4 +148,9 @@ pub(super) fn adamw(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         weight_decay: 0.1,
     }
     .into()
+}
+
+pub(super) fn fill(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (n, value) = (count(draw), draw.turn(&[0.0, -0.75]));
+    crate::op::Fill { to: memory.span(n, Fill::Poison), value }.into()
 }

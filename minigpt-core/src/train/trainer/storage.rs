@@ -2,13 +2,17 @@
 
 use alloc::vec::Vec;
 
-use super::{TrainConfig, TrainState, Trainer};
-use crate::backend::{Backend, read_u32, write_u32};
-use crate::checkpoint::{Checkpoint, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write};
+use super::Trainer;
+use crate::backend::{Allocation, Backend, Device, read_u32, write_u32};
+use crate::checkpoint::{
+    Checkpoint, Read, SaveError, Stream, StreamError, TensorSpec, TrainState, Training, Write,
+};
+use crate::config::TrainConfig;
 use crate::error::Error;
+use crate::memory::Span;
 use crate::model::{Extras, Model, Place, Places, Saved, nowhere, read_into, write_tensor};
 use crate::op::counter;
-use crate::plan::Region;
+use crate::real::Real;
 
 impl<B: Backend> Trainer<B> {
     /// Continues a run from a checkpoint that [`save`](Trainer::save) wrote, as if it had never stopped: on the same
@@ -16,20 +20,23 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// If the checkpoint is damaged or has no training state, or memory does not suffice.
-    pub fn resume(backend: B, checkpoint: &Checkpoint<'_>) -> Result<Self, Error<B::Error>> {
+    pub fn resume(
+        device: impl Into<Device<B>>,
+        checkpoint: &Checkpoint<'_>,
+    ) -> Result<Self, Error<B::Error>> {
         let training = checkpoint.training().ok_or(Error::NoTraining)?;
-        Self::resume_with(backend, checkpoint, training.config.clone())
+        Self::resume_with(device, checkpoint, training.config.clone())
     }
 
     /// As [`resume`](Trainer::resume), with other settings from here on: a learning rate that goes on for longer, or
     /// what a smaller machine recomputes. Weights, moments and counters are the checkpoint's.
     ///
     /// ```
-    /// # use minigpt_core::{GptConfig, Model, Reference, checkpoint::Checkpoint, model::Extras};
-    /// use minigpt_core::{Recompute, train::{TrainConfig, Trainer}};
+    /// # use minigpt_core::{Checkpoint, GptConfig, Model, Reference, model::Extras};
+    /// use minigpt_core::{Recompute, TrainConfig, Trainer};
     /// # let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 2) };
     /// # let settings = TrainConfig { time: 2, ..TrainConfig::constant(0.1) };
-    /// # let mut first = Trainer::new(Model::new(Reference::<f32>::new(), config, 1)?, settings)?;
+    /// # let first = Trainer::new(&Model::new(Reference::<f32>::new(), config, 1)?, settings)?;
     /// # let mut bytes = Vec::new();
     /// # first.write(&mut bytes, &Extras::default())?;
     /// let checkpoint = Checkpoint::open(&bytes)?;
@@ -43,19 +50,19 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// As [`resume`](Trainer::resume), and if a setting has no meaning.
     pub fn resume_with(
-        backend: B,
+        device: impl Into<Device<B>>,
         checkpoint: &Checkpoint<'_>,
         config: TrainConfig,
     ) -> Result<Self, Error<B::Error>> {
         let training = checkpoint.training().ok_or(Error::NoTraining)?;
         let moments = checkpoint.moments()?;
-        let model = Model::load(backend, checkpoint)?;
+        let model = Model::load(device, checkpoint)?;
         let state = state_under(training, &config);
-        let mut trainer = Trainer::new(model, config)?;
-        for (views, whole) in moments.iter().zip([trainer.m, trainer.v]) {
-            let regions: Vec<Region> = trainer.plan().parameters.list().iter().map(|t| t.region).collect();
-            for (view, region) in views.iter().zip(regions) {
-                write_tensor(trainer.model.backend_mut(), view, region.on(whole.buffer, whole.dtype))?;
+        let mut trainer = Trainer::new(&model, config)?;
+        for (views, moment) in moments.iter().zip([&trainer.m, &trainer.v]) {
+            for (view, tensor) in views.iter().zip(trainer.plan().parameters.list()) {
+                let to = tensor.region.on(moment.buffer(), B::Elem::DTYPE);
+                write_tensor(trainer.model.device(), view, to)?;
             }
         }
         trainer.set_state(&state)?;
@@ -68,12 +75,12 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// If the stream ends early, is damaged or has no training state, or memory does not suffice.
     pub fn resume_from<R: Read>(
-        backend: B,
+        device: impl Into<Device<B>>,
         stream: Stream<'_, R>,
     ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
         let training = stream.training().ok_or(StreamError::Load(Error::NoTraining))?;
         let config = training.config.clone();
-        Self::resume_from_with(backend, stream, config)
+        Self::resume_from_with(device, stream, config)
     }
 
     /// As [`resume_from`](Trainer::resume_from), with other settings from here on, as
@@ -83,36 +90,41 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// As [`resume_from`](Trainer::resume_from), and if a setting has no meaning.
     pub fn resume_from_with<R: Read>(
-        backend: B,
+        device: impl Into<Device<B>>,
         stream: Stream<'_, R>,
         config: TrainConfig,
     ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
-        let (mut trainer, places) = Self::awaiting(backend, &stream, config).map_err(StreamError::Load)?;
-        read_into(stream, trainer.model.backend_mut(), &places)?;
+        let (trainer, places) = Self::awaiting(&device.into(), &stream, config).map_err(StreamError::Load)?;
+        read_into(stream, trainer.model.device(), &places)?;
         Ok(trainer)
     }
 
     /// A trainer without weights and moments, and the places that those of `stream` have in it.
     fn awaiting<R: Read>(
-        backend: B,
+        device: &Device<B>,
         stream: &Stream<'_, R>,
         config: TrainConfig,
     ) -> Result<(Self, Places), Error<B::Error>> {
         let training = stream.training().ok_or(Error::NoTraining)?;
         let (parameters, [first, second]) = (stream.parameters()?, stream.moments()?);
         let mut places = nowhere(stream.tensors())?;
-        let model = Model::empty(backend, stream.config().clone())?;
+        let model = Model::empty(device, stream.config().clone())?;
         let state = state_under(training, &config);
-        let mut trainer = Trainer::new(model, config)?;
+        let mut trainer = Trainer::new(&model, config)?;
         trainer.set_state(&state)?;
-        let regions: Vec<Region> = trainer.plan().parameters.list().iter().map(|t| t.region).collect();
-        for (whole, tensors) in [(trainer.params, parameters), (trainer.m, first), (trainer.v, second)] {
-            for (coming, region) in tensors.iter().zip(&regions) {
-                let to = region.on(whole.buffer, whole.dtype);
-                places[coming.tensor] = Some(Place { to, dtype: coming.dtype, cols: coming.cols });
-            }
+        let coming = [parameters, first, second].into_iter().flatten();
+        for (coming, to) in coming.zip(trainer.saved_spans()) {
+            places[coming.tensor] = Some(Place { to, dtype: coming.dtype, cols: coming.cols });
         }
         Ok((trainer, places))
+    }
+
+    /// Where everything lies that a checkpoint holds: parameters, first moments, second moments.
+    fn saved_spans(&self) -> Vec<Span> {
+        let (params, moments) = (self.model.trainable(), [&self.m, &self.v]);
+        let buffers = params.map(|params| params.buffer).into_iter().chain(moments.map(Allocation::buffer));
+        let list = self.workspace.plan.parameters.list();
+        buffers.flat_map(|buffer| list.iter().map(move |t| t.region.on(buffer, B::Elem::DTYPE))).collect()
     }
 
     /// Writes a checkpoint from which the run can be resumed: parameters, moments, settings and counters. Only
@@ -121,11 +133,11 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// If a step is in the making, the backend or `out` fails, or the extras do not fit the model.
     pub fn write<W: Write>(
-        &mut self,
+        &self,
         out: W,
         extras: &Extras<'_>,
     ) -> Result<(), SaveError<Error<B::Error>, W::Error>> {
-        self.saved()?.write(self.model.backend_mut(), out, extras)
+        self.saved()?.write(self.model.device(), out, extras)
     }
 
     /// [`write`](Trainer::write) to a file, atomically: see [`checkpoint::save`](crate::checkpoint::save).
@@ -134,30 +146,25 @@ impl<B: Backend> Trainer<B> {
     /// If the backend or the disk fails; what was at `path` is still there then.
     #[cfg(feature = "std")]
     pub fn save(
-        &mut self,
+        &self,
         path: impl AsRef<std::path::Path>,
         extras: &Extras<'_>,
     ) -> Result<(), SaveError<Error<B::Error>, crate::checkpoint::FileError>> {
-        self.saved()?.save(self.model.backend_mut(), path.as_ref(), extras)
+        self.saved()?.save(self.model.device(), path.as_ref(), extras)
     }
 
-    fn saved<W>(&mut self) -> Result<Saved, SaveError<Error<B::Error>, W>> {
+    fn saved<W>(&self) -> Result<Saved, SaveError<Error<B::Error>, W>> {
         if self.pending > 0 {
             return Err(SaveError::Read { tensor: "the gradient".into(), error: Error::UnfinishedStep });
         }
         let state =
             self.state().map_err(|error| SaveError::Read { tensor: "the device counters".into(), error })?;
         let plan = &self.workspace.plan;
-        let list = plan.parameters.list();
-        let spans = [self.params, self.m, self.v]
-            .iter()
-            .flat_map(|whole| list.iter().map(|t| t.region.on(whole.buffer, whole.dtype)))
-            .collect();
         Ok(Saved {
             config: plan.config.clone(),
             training: Some(Training { config: self.config.clone(), state }),
             tensors: TensorSpec::training(plan),
-            spans,
+            spans: self.saved_spans(),
         })
     }
 
@@ -165,9 +172,9 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// If the backend failed.
-    pub fn state(&mut self) -> Result<TrainState, Error<B::Error>> {
+    pub fn state(&self) -> Result<TrainState, Error<B::Error>> {
         let span = self.workspace.counters();
-        let values = read_u32(self.model.backend_mut(), span).map_err(Error::Backend)?;
+        let values = read_u32(&mut *self.model.device().lock(), span).map_err(Error::Backend)?;
         let mut counters = [0; counter::LEN];
         counters.copy_from_slice(&values);
         Ok(TrainState { counters, windows_drawn: self.windows_drawn })
@@ -175,8 +182,9 @@ impl<B: Backend> Trainer<B> {
 
     pub(crate) fn set_state(&mut self, state: &TrainState) -> Result<(), Error<B::Error>> {
         let span = self.workspace.counters();
-        write_u32(self.model.backend_mut(), span, &state.counters).map_err(Error::Backend)?;
+        write_u32(&mut *self.model.device().lock(), span, &state.counters).map_err(Error::Backend)?;
         self.windows_drawn = state.windows_drawn;
+        self.steps = state.counters[counter::STEP];
         self.pending = 0;
         Ok(())
     }

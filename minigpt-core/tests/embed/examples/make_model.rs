@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let model = Model::new(Reference::<f32>::new(), config, 1)?;
     let settings = TrainConfig { batch: 8, time: 16, ..TrainConfig::constant(1e-2) };
-    let mut trainer = Trainer::new(model, settings)?;
+    let mut trainer = Trainer::new(&model, settings)?;
     for _ in 0..300 {
         trainer.step(&windows)?;
     }

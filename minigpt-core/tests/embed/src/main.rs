@@ -27,11 +27,11 @@ static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!("../model.mgpt"));
 fn speak(prompt: &str, len: usize) -> Result<String, Box<dyn Error>> {
     let checkpoint = Checkpoint::open_verified(&MODEL.0)?;
     let tokenizer = checkpoint.tokenizer().ok_or("the checkpoint has no tokenizer")?;
-    let mut model = Model::borrow(Cpu::new()?, &checkpoint)?;
-    let mut decoder = Decoder::new(&mut model, 4)?;
-    decoder.feed(&mut model, &tokenizer.encode(prompt)?)?;
+    let model = Model::borrow(Cpu::new()?, &checkpoint)?;
+    let mut decoder = Decoder::new(&model, 4)?;
+    decoder.feed(&tokenizer.encode(prompt)?)?;
     let mut sampler = Sampler::new(SampleConfig::greedy(), tokenizer.vocab_size())?;
-    let tokens: Vec<u32> = decoder.generate(&mut model, &mut sampler).take(len).collect::<Result<_, _>>()?;
+    let tokens: Vec<u32> = decoder.generate(&mut sampler).take(len).collect::<Result<_, _>>()?;
     Ok(tokenizer.decode(&tokens)?)
 }
 

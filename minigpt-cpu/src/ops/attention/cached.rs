@@ -121,11 +121,15 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Tiled<'_> {
     }
 }
 
-/// Scratch of a thread, whether or not it goes by tiles.
-pub(super) fn scratch_floats(capacity: usize, d_head: usize) -> usize {
-    let rows = d_head.next_multiple_of(MAX_LANES).saturating_mul(MAX_QUERIES);
-    let tiled = rows.saturating_add(Work::floats(d_head));
-    whole_lines(capacity).max(tiled)
+/// Scratch of a thread: for few new positions the scores of one, for more what a tile takes. At least as much as for fewer,
+/// as a decoder asks for its longest piece.
+pub(super) fn scratch_floats(op: &AttentionCached) -> usize {
+    let scores = whole_lines(op.capacity);
+    if op.time < TILED {
+        return scores;
+    }
+    let rows = op.d_head.next_multiple_of(MAX_LANES).saturating_mul(MAX_QUERIES);
+    rows.saturating_add(Work::floats(op.d_head)).max(scores)
 }
 
 pub(in crate::ops) fn cached(context: &mut Context<'_, '_>, op: &AttentionCached) -> Result<(), CpuError> {
@@ -145,7 +149,7 @@ pub(in crate::ops) fn cached(context: &mut Context<'_, '_>, op: &AttentionCached
         }
     }
 
-    let each = scratch_floats(op.capacity, op.d_head);
+    let each = scratch_floats(op);
     let threads = context.team.machine().threads;
     let scratch = context.scratch.floats(each.saturating_mul(threads))?;
     let cached = Cached {

@@ -1,7 +1,7 @@
 //! The product of a few rows with the transpose of a weight: decoding. The weight is read once, from its first byte to
 //! its last, at the speed of memory, and widened in registers.
 
-use minigpt_core::backend::QUANT_BLOCK;
+use minigpt_core::memory::QUANT_BLOCK;
 
 use crate::arch::Vector;
 use crate::context::{Job, Team};

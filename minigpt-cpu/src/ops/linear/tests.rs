@@ -1,15 +1,14 @@
 //! On every instruction set, against the reference in f64.
 
-use super::scratch_floats;
+use super::forward_scratch_floats;
 use crate::context::Machine;
 use crate::{Cpu, Isa};
 use minigpt_core::backend::{read_elems, write_elems, write_u32};
 use minigpt_core::op::{Activate, Dropout, LinearBackward, LinearForward, counter};
-use minigpt_core::plan::Logits;
 use minigpt_core::reference::dropout::Mask;
 use minigpt_core::reference::linear;
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Activation, Backend, Dtype, GptConfig, Plan, Span};
+use minigpt_core::{Activation, Backend, Dtype, Span};
 use std::vec;
 use std::vec::Vec;
 
@@ -293,13 +292,26 @@ fn any_number_of_threads_gives_the_same_bits() {
 }
 
 #[test]
-fn decoding_a_token_needs_no_scratch() {
-    let config = GptConfig::new(65, 64);
+fn one_row_needs_no_scratch_and_many_need_the_packed_weight() {
+    let span = |len| Span { buffer: minigpt_core::Buffer(0), dtype: Dtype::F32, offset: 0, len };
+    let (d_in, d_out) = (128, 512);
+    let of = |rows: usize, isa| {
+        let op = LinearForward {
+            x: span(rows * d_in),
+            weight: span(d_out * d_in),
+            bias: None,
+            activate: None,
+            dropout: None,
+            residual: None,
+            y: span(rows * d_out),
+            rows,
+            d_in,
+            d_out,
+        };
+        forward_scratch_floats(&op, Machine { threads: 2, isa })
+    };
     for isa in Isa::available() {
-        let machine = Machine { threads: 2, isa };
-        let one = Plan::inference(&config, Dtype::F32, 1, 1, Logits::Last, 64).unwrap();
-        assert_eq!(scratch_floats(&one, machine), 0);
-        let many = Plan::inference(&config, Dtype::F32, 1, 8, Logits::Last, 64).unwrap();
-        assert!(scratch_floats(&many, machine) >= config.d_model * config.d_ff);
+        assert_eq!(of(1, isa), 0);
+        assert!(of(8, isa) >= d_in * d_out);
     }
 }

@@ -9,7 +9,7 @@ use core::ops::Range;
 /// Borrowed tokens of any width. Slices, arrays and vectors of `u8`, `u16` and `u32` turn into it.
 ///
 /// ```
-/// use minigpt_core::data::Tokens;
+/// use minigpt_core::Tokens;
 /// let tokens = Tokens::from(b"abc");
 /// assert_eq!((tokens.len(), tokens.get(1)), (3, Some(98)));
 /// assert!(tokens.iter().eq([97, 98, 99]));
@@ -141,7 +141,7 @@ impl<'a> From<&'a TokenBuf> for Tokens<'a> {
 /// Tokens in a vector of the narrowest integers that have held all of them so far.
 ///
 /// ```
-/// use minigpt_core::data::TokenBuf;
+/// use minigpt_core::TokenBuf;
 /// let mut tokens = TokenBuf::new();
 /// tokens.extend_from(&[1, 2, 255])?;
 /// assert_eq!(tokens.bytes(), 3);

@@ -1,20 +1,23 @@
-//! [`run`]: carries the operands of an op from a backend's memory to the reference functions and back.
+//! [`fall_back`]: carries the operands of an op from a backend's memory to the reference functions and back.
 
 use alloc::vec::Vec;
 
-use super::activation::activate;
-use super::attention::{attention_backward, attention_cached, attention_forward, attention_scores};
-use super::cross_entropy::cross_entropy;
-use super::dropout::Mask;
-use super::embedding::{embedding_backward, embedding_forward};
-use super::layernorm::{layernorm_backward, layernorm_forward};
-use super::linear::{linear_backward, linear_forward};
-use super::optimizer::{adamw, finish_step, next_draw, squared_norm};
-use super::rotary::rotary;
-use super::weights::decode_weight;
-use crate::backend::{Backend, Span, read_elems, read_u32, write_elems, write_u32, zeros};
-use crate::op::{Access, Dropout, IGNORE, InvalidOp, Op, Operands, scalar};
+use super::{Backend, read_elems, read_u32, write_elems, write_u32};
+use crate::memory::{InvalidOp, Span, zeros};
+use crate::op::{Access, Dropout, IGNORE, Op, Operands, scalar};
 use crate::real::Real;
+use crate::reference::activation::activate;
+use crate::reference::attention::{
+    attention_backward, attention_cached, attention_forward, attention_scores,
+};
+use crate::reference::cross_entropy::cross_entropy;
+use crate::reference::dropout::Mask;
+use crate::reference::embedding::{embedding_backward, embedding_forward};
+use crate::reference::layernorm::{layernorm_backward, layernorm_forward};
+use crate::reference::linear::{linear_backward, linear_forward};
+use crate::reference::optimizer::{adamw, finish_step, next_draw, squared_norm};
+use crate::reference::rotary::rotary;
+use crate::reference::weights::decode_weight;
 
 /// Runs an op on any backend: reads its operands, computes, writes the results back.
 ///
@@ -24,7 +27,7 @@ use crate::real::Real;
 /// # Errors
 /// [`InvalidOp`] if the descriptor is wrong or a token is outside the vocabulary, and whatever error the backend
 /// has for transfers. Never a panic, whatever the descriptor says.
-pub fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
+pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
     backend.fell_back(op.kind());
     let operands = op.check(B::Elem::DTYPE)?;
     // Nothing to do; and dimensions that no span bounds could be astronomical.
@@ -305,7 +308,7 @@ pub fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error
         Op::FinishStep(op) => {
             let mut scalars = read_elems(backend, op.scalars)?;
             let mut counters = read_u32(backend, op.counters)?;
-            finish_step(&mut scalars, &mut counters, &op.schedule, op.clip, op.beta1, op.beta2);
+            finish_step(&mut scalars, &mut counters, op.clip, op.beta1, op.beta2);
             write_elems(backend, op.scalars, &scalars)?;
             write_u32(backend, op.counters, &counters)
         }
@@ -334,6 +337,7 @@ pub fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error
             write_elems(backend, op.m, &m)?;
             write_elems(backend, op.v, &v)
         }
+        Op::Fill(op) => backend.fill(op.to, op.value),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::backend::Dtype;
+use super::Dtype;
 
 /// What is wrong with an op or a transfer: a bug of the caller, told instead of a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,38 +1,41 @@
-//! [`Reference`]: the oracle, a backend of the six required methods over the reference ops.
+//! [`Reference`]: the oracle, a backend of the seven required methods over the reference ops.
 
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
 
-use crate::backend::{Backend, BackendError, Buffer, Dtype, ErrorKind, Import, Span, zeros};
-use crate::op::InvalidOp;
+use super::{Backend, BackendError, ErrorKind, Import};
+use crate::memory::{Buffer, BufferTable, Dtype, InvalidOp, Span, zeros};
 use crate::real::Real;
 
 /// The reference as a backend: host memory and plain loops. `Reference<f64>` is what others are compared with.
 ///
 /// ```
-/// use minigpt_core::backend::{Backend, Dtype, Span, read_elems, write_elems};
-/// use minigpt_core::reference::Reference;
+/// use minigpt_core::backend::{read_elems, write_elems};
+/// use minigpt_core::{Backend, Dtype, Reference, Span};
 /// let mut backend = Reference::<f64>::new();
 /// let buffer = backend.alloc(32)?;
 /// let span = Span { buffer, dtype: Dtype::F64, offset: 0, len: 4 };
 /// write_elems(&mut backend, span.slice(2, 2), &[1.5, 2.5])?;
 /// assert_eq!(read_elems(&mut backend, span)?, [0.0, 0.0, 1.5, 2.5]);
-/// # Ok::<(), minigpt_core::reference::ReferenceError>(())
+/// # Ok::<(), minigpt_core::ReferenceError>(())
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Reference<R: Real> {
-    // A buffer's number is its place. Places are not used again, so that a stale handle is an error and not
-    // another's memory.
-    buffers: Vec<Option<Vec<u8>>>,
+    buffers: BufferTable<Vec<u8>>,
     numbers: PhantomData<R>,
 }
 
 impl<R: Real> Reference<R> {
     /// A backend without buffers.
     pub const fn new() -> Self {
-        Reference { buffers: Vec::new(), numbers: PhantomData }
+        Reference { buffers: BufferTable::new(), numbers: PhantomData }
+    }
+
+    /// How many buffers it keeps a place for: as many as the most that lived at once.
+    pub fn places(&self) -> usize {
+        self.buffers.places()
     }
 }
 
@@ -95,28 +98,25 @@ impl core::error::Error for ReferenceError {
 }
 
 impl<R: Real> Reference<R> {
-    /// The index of a span's buffer and the bytes that the span covers, once both are known to exist.
-    fn locate(&self, operand: &'static str, span: Span) -> Result<(usize, Range<usize>), ReferenceError> {
-        let index = span.buffer.0 as usize;
-        let Some(Some(buffer)) = self.buffers.get(index) else {
-            return Err(ReferenceError::NoBuffer { buffer: span.buffer });
-        };
+    /// The bytes that `span` covers of its buffer, once both are known to exist.
+    fn range(&self, operand: &'static str, span: Span) -> Result<Range<usize>, ReferenceError> {
+        let buffer = self.buffers.get(span.buffer).ok_or(ReferenceError::NoBuffer { buffer: span.buffer })?;
         let end = span.bytes().and_then(|bytes| span.offset.checked_add(bytes));
         let end = end.ok_or(InvalidOp::Overflow { operand })?;
         if end > buffer.len() {
             return Err(InvalidOp::OutOfBounds { operand, end, size: buffer.len() }.into());
         }
-        Ok((index, span.offset..end))
+        Ok(span.offset..end)
     }
 
     fn bytes(&self, operand: &'static str, span: Span) -> Result<&[u8], ReferenceError> {
-        let (index, range) = self.locate(operand, span)?;
-        Ok(self.buffers[index].as_deref().map_or(&[], |buffer| &buffer[range]))
+        let range = self.range(operand, span)?;
+        Ok(self.buffers.get(span.buffer).map_or(&[], |buffer| &buffer[range]))
     }
 
     fn bytes_mut(&mut self, operand: &'static str, span: Span) -> Result<&mut [u8], ReferenceError> {
-        let (index, range) = self.locate(operand, span)?;
-        Ok(self.buffers[index].as_deref_mut().map_or(&mut [], |buffer| &mut buffer[range]))
+        let range = self.range(operand, span)?;
+        Ok(self.buffers.get_mut(span.buffer).map_or(&mut [], |buffer| &mut buffer[range]))
     }
 }
 
@@ -131,10 +131,8 @@ impl<R: Real> Backend for Reference<R> {
 
     fn alloc(&mut self, bytes: usize) -> Result<Buffer, ReferenceError> {
         let out_of_memory = ReferenceError::OutOfMemory { bytes };
-        let number = u32::try_from(self.buffers.len()).map_err(|_| out_of_memory)?;
-        self.buffers.try_reserve(1).map_err(|_| out_of_memory)?;
-        self.buffers.push(Some(zeros("alloc", bytes).map_err(|_| out_of_memory)?));
-        Ok(Buffer(number))
+        let buffer = zeros("alloc", bytes).map_err(|_| out_of_memory)?;
+        self.buffers.insert(buffer).map_err(|_| out_of_memory)
     }
 
     fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), ReferenceError> {
@@ -153,13 +151,13 @@ impl<R: Real> Backend for Reference<R> {
 
     fn copy(&mut self, from: Span, to: Span) -> Result<(), ReferenceError> {
         from.check_copy(&to)?;
-        let (source, range) = self.locate("from", from)?;
-        let (target, _) = self.locate("to", to)?;
-        if source == target {
-            if let Some(Some(buffer)) = self.buffers.get_mut(source) {
+        let range = self.range("from", from)?;
+        self.range("to", to)?;
+        if from.buffer == to.buffer {
+            if let Some(buffer) = self.buffers.get_mut(from.buffer) {
                 buffer.copy_within(range, to.offset);
             }
-        } else if let Ok([Some(source), Some(target)]) = self.buffers.get_disjoint_mut([source, target]) {
+        } else if let Some([source, target]) = self.buffers.get_pair_mut(from.buffer, to.buffer) {
             target[to.offset..][..range.len()].copy_from_slice(&source[range]);
         }
         Ok(())
@@ -185,13 +183,7 @@ impl<R: Real> Backend for Reference<R> {
     }
 
     fn release(&mut self, buffer: Buffer) -> Result<(), ReferenceError> {
-        match self.buffers.get_mut(buffer.0 as usize) {
-            Some(place @ Some(_)) => {
-                *place = None;
-                Ok(())
-            }
-            _ => Err(ReferenceError::NoBuffer { buffer }),
-        }
+        self.buffers.remove(buffer).map(drop).ok_or(ReferenceError::NoBuffer { buffer })
     }
 }
 
@@ -323,7 +315,8 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert_eq!(error.to_string(), "there is no buffer 0: it was released, or is another backend's");
         assert_eq!(read(&mut backend, b, 2), [5, 6]);
-        assert_eq!(backend.alloc(2).unwrap(), Buffer(2));
+        assert_ne!(backend.alloc(2).unwrap(), a);
+        assert_eq!(backend.read(bytes(a, 0, 2), &mut [0; 2]), Err(error));
         assert_eq!(backend.release(Buffer(3)), Err(ReferenceError::NoBuffer { buffer: Buffer(3) }));
     }
 

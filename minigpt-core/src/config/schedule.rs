@@ -15,7 +15,7 @@ pub enum Decay {
 /// Linear warm-up from near zero to `peak`, then a decay to `floor`, which it keeps.
 ///
 /// ```
-/// use minigpt_core::train::schedule::{Decay, Schedule};
+/// use minigpt_core::config::schedule::{Decay, Schedule};
 /// let schedule = Schedule { peak: 1e-3, floor: 1e-4, warmup: 100, steps: 2000, decay: Decay::Cosine };
 /// assert!(schedule.learning_rate(0) < 1.1e-5);
 /// assert!((schedule.learning_rate(100) - 1e-3).abs() < 1e-9);

@@ -1,0 +1,151 @@
+//! The attention sub-layer of a block:
+//!
+//! ```text
+//! norms first:   x -> norm -> q,k,v -> (rotary) -> attention -> projection -> (+ x)
+//! norms last:    x ->         q,k,v -> (rotary) -> attention -> projection -> (+ x) -> norm
+//! ```
+
+use super::pass::{Flow, Gradients, Pass, site};
+use crate::config::Norm;
+use crate::memory::Span;
+use crate::op::{
+    AttentionBackward, AttentionCached, AttentionForward, LayerNormBackward, LinearBackward, LinearForward,
+    Op, Rotary, Sink,
+};
+
+impl Pass<'_> {
+    pub(super) fn attention_forward(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
+        let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
+        let c = config.d_model;
+        if let (Norm::Pre, Some(norm)) = (config.norm, &w.norm1) {
+            sink.put(layer, "attention.norm", self.norm_forward(norm, a.input, a.attention_in, &a.norm1))?;
+        }
+        let (qkv, out) = (self.matrix(a.qkv, 3 * c), self.stream(a.attended));
+        sink.put(
+            layer,
+            "attention.qkv",
+            self.linear_forward(self.stream(a.attention_in), &w.qkv, qkv, [c, 3 * c]),
+        )?;
+        self.turn(sink, layer, qkv, false)?;
+        sink.put(layer, "attention", self.attend(layer, qkv, out))?;
+        let op = LinearForward {
+            dropout: self.dropout_at(site::attention_out(layer), &[self.time, c]),
+            residual: self.residual(a.input),
+            ..self.linear_forward(out, &w.attention_out, self.stream(a.attention_sum), [c, c])
+        };
+        sink.put(layer, "attention.out", op)?;
+        if let (Norm::Post, Some(norm)) = (config.norm, &w.norm1) {
+            sink.put(layer, "attention.norm", self.norm_forward(norm, a.attention_sum, a.middle, &a.norm1))?;
+        }
+        Flow::Continue(())
+    }
+
+    pub(super) fn attention_backward(
+        &self,
+        sink: &mut Sink<'_>,
+        layer: usize,
+        gradients: &Gradients<'_>,
+    ) -> Flow {
+        let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
+        let (c, g, buffers) = (config.d_model, &gradients.parameters.blocks[layer], gradients.buffers);
+        let norms = w.norm1.as_ref().zip(g.norm1.as_ref());
+        let (d_stream, d_scratch) = (self.stream(buffers.d_stream), self.stream(buffers.d_scratch));
+        let d_qkv = self.matrix(buffers.d_qkv, 3 * c);
+        if let (Norm::Post, Some(norm)) = (config.norm, norms) {
+            sink.put(
+                layer,
+                "attention.norm",
+                self.norm_backward(norm, a.attention_sum, &a.norm1, gradients),
+            )?;
+        }
+        let op = LinearBackward {
+            dropout: self.dropout_at(site::attention_out(layer), &[self.time, c]),
+            ..self.linear_backward(
+                self.stream(a.attended),
+                (&w.attention_out, &g.attention_out),
+                (d_stream, d_scratch),
+                [c, c],
+            )
+        };
+        sink.put(layer, "attention.out", op)?;
+        let op = AttentionBackward {
+            qkv: self.matrix(a.qkv, 3 * c),
+            out: self.stream(a.attended),
+            lse: self.matrix(a.lse, config.heads),
+            d_out: d_scratch,
+            d_qkv,
+            batch: self.batch,
+            time: self.time,
+            heads: config.heads,
+            d_head: config.d_head(),
+            scale: config.score_scale(),
+            dropout: self.dropout_at(site::attention(layer), &[config.heads, self.time, self.time]),
+        };
+        sink.put(layer, "attention", op)?;
+        self.turn(sink, layer, d_qkv, true)?;
+        let x = match (config.norm, norms, buffers.normed) {
+            (Norm::Pre, Some((norm, _)), Some(again)) => {
+                sink.put(layer, "attention.norm", self.norm_forward(norm, a.input, again, &a.norm1))?;
+                again
+            }
+            _ => a.attention_in,
+        };
+        let (d_x, accumulate) = self.d_sublayer_in(gradients);
+        let op = self.linear_backward(self.stream(x), (&w.qkv, &g.qkv), (d_qkv, d_x), [c, 3 * c]);
+        sink.put(layer, "attention.qkv", LinearBackward { accumulate, ..op })?;
+        if let (Norm::Pre, Some(norm)) = (config.norm, norms) {
+            let op = self.norm_backward(norm, a.input, &a.norm1, gradients);
+            let op = LayerNormBackward { d_y: d_scratch, accumulate: config.residual, ..op };
+            sink.put(layer, "attention.norm", op)?;
+        }
+        Flow::Continue(())
+    }
+
+    /// Attention over the pass's own positions, or over the cache if the plan has one.
+    fn attend(&self, layer: usize, qkv: Span, out: Span) -> Op {
+        let (config, plan) = (self.config(), self.plan);
+        let (batch, time, heads, d_head) = (self.batch, self.time, config.heads, config.d_head());
+        let scale = config.score_scale();
+        if let (Some(buffer), Some(cache)) = (self.buffers.cache, plan.caches.get(layer)) {
+            let capacity = cache.keys.len / (plan.batch * config.d_model);
+            let used = batch * capacity * config.d_model;
+            let [keys, values] =
+                [cache.keys, cache.values].map(|region| region.on(buffer, plan.elem).first(used));
+            let past = self.start;
+            return AttentionCached {
+                qkv,
+                keys,
+                values,
+                out,
+                past,
+                capacity,
+                batch,
+                time,
+                heads,
+                d_head,
+                scale,
+            }
+            .into();
+        }
+        let lse = self.matrix(self.activations(layer).lse, heads);
+        let dropout = self.dropout_at(site::attention(layer), &[heads, time, time]);
+        AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout }.into()
+    }
+
+    /// Turns queries and keys by their positions, or their gradients back, if positions are rotary.
+    fn turn(&self, sink: &mut Sink<'_>, layer: usize, qkv: Span, inverse: bool) -> Flow {
+        let Some(table) = self.rotary_table() else { return Flow::Continue(()) };
+        let (heads, d_head) = (self.config().heads, self.config().d_head());
+        let op = Rotary {
+            qkv,
+            table,
+            batch: self.batch,
+            time: self.time,
+            heads,
+            d_head,
+            start: self.start,
+            inverse,
+        };
+        sink.put(layer, "attention.rotary", op)
+    }
+}

@@ -1,0 +1,41 @@
+//! Tokens to the residual stream, and back.
+
+use super::pass::{Flow, Gradients, Pass, site};
+use crate::op::{EmbeddingBackward, EmbeddingForward, Sink};
+
+impl Pass<'_> {
+    pub(super) fn embedding_forward(&self, sink: &mut Sink<'_>) -> Flow {
+        let (config, activations) = (self.config(), &self.plan.activations);
+        let first = activations.blocks.first().map_or(activations.head_in, |block| block.input);
+        let fixed = self.weights.position_table.filter(|_| self.rotary_table().is_none());
+        let op = EmbeddingForward {
+            tokens: self.tokens(),
+            token_embedding: self.weights.parameters.token_embedding,
+            position_embedding: self.weights.parameters.position_embedding.or(fixed),
+            out: self.stream(first),
+            batch: self.batch,
+            time: self.time,
+            d_model: config.d_model,
+            vocab: config.vocab_size,
+            start: self.start,
+            dropout: self.dropout_at(site::EMBEDDING, &[self.time, config.d_model]),
+        };
+        sink.put(None, "embedding", op)
+    }
+
+    pub(super) fn embedding_backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
+        let config = self.config();
+        let op = EmbeddingBackward {
+            tokens: self.tokens(),
+            d_out: self.stream(gradients.buffers.d_stream),
+            d_token_embedding: gradients.parameters.token_embedding,
+            d_position_embedding: gradients.parameters.position_embedding,
+            batch: self.batch,
+            time: self.time,
+            d_model: config.d_model,
+            vocab: config.vocab_size,
+            dropout: self.dropout_at(site::EMBEDDING, &[self.time, config.d_model]),
+        };
+        sink.put(None, "embedding", op)
+    }
+}

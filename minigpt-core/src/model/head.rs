@@ -1,0 +1,124 @@
+//! The end of the model: the final norm, the head, and in training the loss with the head's gradient.
+
+use super::pass::{Flow, Gradients, Pass};
+use crate::memory::Span;
+use crate::op::{CrossEntropy, LayerNormBackward, LayerNormForward, LinearBackward, LinearForward, Sink};
+use crate::plan::{Affine, Logits, Region};
+
+impl Pass<'_> {
+    /// After the [forward](Pass::forward) pass: the logits that are wanted. Only the rows that they come from go through the
+    /// final norm and the head.
+    pub(crate) fn logits(&self, sink: &mut Sink<'_>, wanted: Logits) -> Flow {
+        let (pieces, rows, skip) = match wanted {
+            Logits::All => (1, self.rows(), 0),
+            Logits::Last => (self.batch, 1, self.time - 1),
+        };
+        let vocab = self.config().vocab_size;
+        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
+        for piece in 0..pieces {
+            let first = piece * self.time + skip;
+            self.final_norm_forward(sink, first, rows)?;
+            self.head_forward(sink, first, rows, logits.slice(piece * rows * vocab, rows * vocab))?;
+        }
+        Flow::Continue(())
+    }
+
+    /// After the [forward](Pass::forward) pass: adds the loss of the targets to `scalars`. With `gradients`, also begins the
+    /// backward pass: through the head, up to the final norm.
+    ///
+    /// The logits of a large vocabulary are the largest matrix of all. So the head goes over the rows piece by piece, as
+    /// many at once as the plan has room for: logits, loss, the logits' gradient in their place, and the head's gradient
+    /// from it, before the next piece takes the room.
+    pub(crate) fn loss(&self, sink: &mut Sink<'_>, scalars: Span, gradients: Option<&Gradients<'_>>) -> Flow {
+        let vocab = self.config().vocab_size;
+        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
+        self.final_norm_forward(sink, 0, self.rows())?;
+        let at_once = (logits.len / vocab).max(1);
+        for first in (0..self.rows()).step_by(at_once) {
+            let rows = at_once.min(self.rows() - first);
+            let logits = logits.first(rows * vocab);
+            self.head_forward(sink, first, rows, logits)?;
+            let targets = self.targets().slice(first, rows);
+            let d_logits = gradients.map(|_| logits);
+            sink.put(
+                None,
+                "loss",
+                CrossEntropy { logits, targets, d_logits, losses: None, scalars, rows, vocab },
+            )?;
+            if let Some(gradients) = gradients {
+                self.head_backward(sink, first, rows, logits, gradients)?;
+            }
+        }
+        Flow::Continue(())
+    }
+
+    fn final_norm_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize) -> Flow {
+        let Some(norm) = &self.weights.parameters.final_norm else { return Flow::Continue(()) };
+        let activations = &self.plan.activations;
+        let whole = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
+        let part = |span: Span, width: usize| span.slice(first * width, rows * width);
+        let op = LayerNormForward {
+            x: part(whole.x, whole.width),
+            y: part(whole.y, whole.width),
+            mean: part(whole.mean, 1),
+            rstd: part(whole.rstd, 1),
+            rows,
+            ..whole
+        };
+        sink.put(None, "final_norm", op)
+    }
+
+    /// Of all rows at once.
+    pub(super) fn final_norm_backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
+        let norms = self.weights.parameters.final_norm.as_ref().zip(gradients.parameters.final_norm.as_ref());
+        let Some(norms) = norms else { return Flow::Continue(()) };
+        let op = self.norm_backward(norms, self.last(), &self.plan.activations.final_norm, gradients);
+        sink.put(
+            None,
+            "final_norm",
+            LayerNormBackward { d_y: self.stream(gradients.buffers.d_scratch), ..op },
+        )
+    }
+
+    fn head_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize, logits: Span) -> Flow {
+        let (c, vocab) = (self.config().d_model, self.config().vocab_size);
+        let weight = *self.weights.parameters.head_weight();
+        let op = self.linear_forward(
+            self.head_in(first, rows),
+            &Affine { weight, bias: None },
+            logits,
+            [c, vocab],
+        );
+        sink.put(None, "head", LinearForward { rows, ..op })
+    }
+
+    fn head_backward(
+        &self,
+        sink: &mut Sink<'_>,
+        first: usize,
+        rows: usize,
+        d_logits: Span,
+        gradients: &Gradients<'_>,
+    ) -> Flow {
+        let (c, vocab) = (self.config().d_model, self.config().vocab_size);
+        let parameters = [&self.weights.parameters, gradients.parameters];
+        let [w, g] = parameters.map(|all| Affine { weight: *all.head_weight(), bias: None });
+        let buffers = gradients.buffers;
+        let has_norm = self.weights.parameters.final_norm.is_some();
+        let d_x = self.stream(if has_norm { buffers.d_scratch } else { buffers.d_stream });
+        let d_x = d_x.slice(first * c, rows * c);
+        let op = self.linear_backward(self.head_in(first, rows), (&w, &g), (d_logits, d_x), [c, vocab]);
+        sink.put(None, "head", LinearBackward { rows, ..op })
+    }
+
+    fn head_in(&self, first: usize, rows: usize) -> Span {
+        let c = self.config().d_model;
+        self.stream(self.plan.activations.head_in).slice(first * c, rows * c)
+    }
+
+    /// Where the last block leaves its result, or the embedding if there is no block.
+    fn last(&self) -> Region {
+        let activations = &self.plan.activations;
+        activations.blocks.last().map_or(activations.head_in, |block| block.output)
+    }
+}

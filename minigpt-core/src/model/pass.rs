@@ -1,0 +1,329 @@
+//! A pass: one run through the model, told as the list of its ops.
+//!
+//! Nothing is computed here and nothing allocated: each method puts its ops into a [`Sink`]. The files beside this one hold
+//! the parts of a model, each with its forward and its backward pass: [`embedding`](super::embedding),
+//! [`attention`](super::attention), [`feed_forward`](super::feed_forward) and [`head`](super::head).
+
+use core::ops::ControlFlow;
+
+use crate::config::{GptConfig, Norm, Position, Recompute};
+use crate::memory::{Buffer, Dtype, Span};
+use crate::op::{
+    ActivationForward, Dropout, LayerNormBackward, LayerNormForward, LinearBackward, LinearForward, Sink,
+};
+use crate::plan::{
+    Affine, BackwardActivations, BlockActivations, BlockParameters, NormActivations, Parameters, Plan,
+    Purpose, Region,
+};
+
+/// Goes on while the sink takes more.
+pub(crate) type Flow = ControlFlow<()>;
+
+/// Where a model's numbers lie.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) parameters: Parameters<Span>,
+    /// Sinusoidal (T, C) or rotary (T, D), if the config has one.
+    pub(crate) position_table: Option<Span>,
+}
+
+impl Weights {
+    /// Those of a plan, in memory that does not exist yet: to see what a pass takes.
+    pub(crate) fn planned(plan: &Plan) -> Self {
+        Weights {
+            parameters: plan.parameters.map(|tensor| tensor.region.on(Buffers::PARAMETERS, plan.elem)),
+            position_table: plan.position_table.map(|region| region.on(Buffers::CONSTANTS, plan.elem)),
+        }
+    }
+}
+
+/// The buffers in which a plan lies, besides the weights.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Buffers {
+    pub(crate) activations: Buffer,
+    /// If the plan has one.
+    pub(crate) cache: Option<Buffer>,
+    pub(crate) state: Buffer,
+}
+
+impl Buffers {
+    const PARAMETERS: Buffer = Buffer(0);
+    const CONSTANTS: Buffer = Buffer(1);
+    /// Gradients, the two moments, and the parameters.
+    pub(crate) const TRAINED: [Buffer; 4] = [Buffer(5), Buffer(6), Buffer(7), Buffers::PARAMETERS];
+
+    /// Those of a plan in memory that does not exist yet.
+    pub(crate) fn planned(plan: &Plan) -> Self {
+        let cache = (plan.bytes.cache > 0).then_some(Buffer(3));
+        Buffers { activations: Buffer(2), cache, state: Buffer(4) }
+    }
+}
+
+/// Where dropout acts: once on the embeddings, then three times in each block.
+pub(super) mod site {
+    pub(crate) const EMBEDDING: u32 = 0;
+    pub(crate) const fn attention(layer: usize) -> u32 {
+        3 * layer as u32 + 1
+    }
+    pub(crate) const fn attention_out(layer: usize) -> u32 {
+        3 * layer as u32 + 2
+    }
+    pub(crate) const fn feed_forward_out(layer: usize) -> u32 {
+        3 * layer as u32 + 3
+    }
+}
+
+/// One run through the model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pass<'p> {
+    pub(crate) plan: &'p Plan,
+    pub(crate) weights: &'p Weights,
+    pub(crate) buffers: Buffers,
+    /// B; at most the plan's.
+    pub(crate) batch: usize,
+    /// T; at most the plan's.
+    pub(crate) time: usize,
+    /// The position of the first token: how many the cache holds already.
+    pub(crate) start: usize,
+    /// How many of the plan's sequences come before the first of this pass: where tokens, targets and dropout masks begin.
+    pub(crate) before: usize,
+    /// Whether elements drop out.
+    pub(crate) dropout: bool,
+}
+
+/// Where gradients go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gradients<'g> {
+    /// Of the parameters; added to.
+    pub(crate) parameters: &'g Parameters<Span>,
+    /// Of activations.
+    pub(crate) buffers: &'g BackwardActivations,
+}
+
+impl<'p> Pass<'p> {
+    /// All that a plan has room for, from position 0 on and without dropout.
+    pub(crate) fn whole(plan: &'p Plan, weights: &'p Weights, buffers: Buffers) -> Self {
+        Pass {
+            plan,
+            weights,
+            buffers,
+            batch: plan.batch,
+            time: plan.time,
+            start: 0,
+            before: 0,
+            dropout: false,
+        }
+    }
+
+    /// The logits that the plan has room for, if it is one for inference.
+    pub(crate) fn infer(&self, sink: &mut Sink<'_>) -> Flow {
+        self.forward(sink)?;
+        match self.plan.purpose {
+            Purpose::Inference { logits, .. } => self.logits(sink, logits),
+            Purpose::Training => Flow::Continue(()),
+        }
+    }
+
+    /// The blocks: all but the final norm and the head.
+    pub(crate) fn forward(&self, sink: &mut Sink<'_>) -> Flow {
+        self.embedding_forward(sink)?;
+        for layer in 0..self.config().layers {
+            self.attention_forward(sink, layer)?;
+            self.feed_forward_forward(sink, layer)?;
+        }
+        Flow::Continue(())
+    }
+
+    /// Adds the gradient of the summed loss to that of the parameters: the forward pass in reverse. That pass and the
+    /// [loss](Pass::loss) come before it.
+    ///
+    /// One buffer, `d_stream`, carries the gradient of the residual stream from the last block to the first. A residual
+    /// connection passes it on unchanged, so each sub-layer only adds its own part to it; without residual connections
+    /// the sub-layer's part takes its place.
+    pub(crate) fn backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
+        self.final_norm_backward(sink, gradients)?;
+        for layer in (0..self.config().layers).rev() {
+            self.recompute(sink, layer)?;
+            self.feed_forward_backward(sink, layer, gradients)?;
+            self.attention_backward(sink, layer, gradients)?;
+        }
+        self.embedding_backward(sink, gradients)
+    }
+
+    /// Makes what the backward pass of a block reads and the forward pass did not keep.
+    fn recompute(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
+        let (config, a) = (self.config(), self.activations(layer));
+        match self.plan.recompute {
+            Recompute::Nothing => Flow::Continue(()),
+            // What the last block did lies where it left it, but for what is cheap.
+            Recompute::Blocks if layer + 1 < config.layers => {
+                self.attention_forward(sink, layer)?;
+                self.feed_forward_up(sink, layer)?;
+                // The norm behind the sum reads the sum.
+                if config.norm == Norm::Post {
+                    self.feed_forward_down(sink, layer)
+                } else {
+                    Flow::Continue(())
+                }
+            }
+            Recompute::Cheap | Recompute::Blocks => {
+                let Some(x) = a.pre_activation else { return Flow::Continue(()) };
+                let (rows, width) = (self.rows(), config.d_ff);
+                let (x, y) = (self.matrix(x, width), self.matrix(a.hidden, width));
+                let op = ActivationForward { x, y, activation: config.activation, rows, width };
+                sink.put(layer, "feed_forward.activation", op)
+            }
+        }
+    }
+
+    pub(super) fn config(&self) -> &'p GptConfig {
+        &self.plan.config
+    }
+
+    /// How many rows the residual stream has.
+    pub(super) fn rows(&self) -> usize {
+        self.batch * self.time
+    }
+
+    /// The parameters of block number `layer`, which is one of the model's.
+    pub(super) fn block(&self, layer: usize) -> &'p BlockParameters<Span> {
+        &self.weights.parameters.blocks[layer]
+    }
+
+    /// The places of what block number `layer` computes.
+    pub(super) fn activations(&self, layer: usize) -> &'p BlockActivations {
+        &self.plan.activations.blocks[layer]
+    }
+
+    /// As many rows of `region`, each `width` wide, as the pass has.
+    pub(super) fn matrix(&self, region: Region, width: usize) -> Span {
+        region.on(self.buffers.activations, self.plan.elem).first(self.rows() * width)
+    }
+
+    /// (B, T, C).
+    pub(super) fn stream(&self, region: Region) -> Span {
+        self.matrix(region, self.config().d_model)
+    }
+
+    /// What is added to a sub-layer's result: its input, if the config has residual connections.
+    pub(super) fn residual(&self, region: Region) -> Option<Span> {
+        self.config().residual.then(|| self.stream(region))
+    }
+
+    /// The pass's own rows of a plan's tokens or targets.
+    fn words(&self, region: Region) -> Span {
+        let skip = self.before * self.time;
+        region.on(self.buffers.state, Dtype::U32).slice(skip, self.rows())
+    }
+
+    pub(crate) fn tokens(&self) -> Span {
+        self.words(self.plan.tokens)
+    }
+
+    pub(crate) fn targets(&self) -> Span {
+        self.words(self.plan.targets)
+    }
+
+    /// The table, if positions are rotary.
+    pub(super) fn rotary_table(&self) -> Option<Span> {
+        self.weights.position_table.filter(|_| self.config().position == Position::Rotary)
+    }
+
+    /// The dropout of an op whose result has `sequence` elements for each sequence; given as dimensions.
+    pub(super) fn dropout_at(&self, site: u32, sequence: &[usize]) -> Option<Dropout> {
+        let probability = self.config().dropout;
+        // Wrapping: the masks repeat long before.
+        let first = sequence.iter().fold(self.before as u64, |first, &dim| first.wrapping_mul(dim as u64));
+        let counters = self.plan.counters.on(self.buffers.state, Dtype::U32);
+        (self.dropout && probability > 0.0).then_some(Dropout { probability, site, first, counters })
+    }
+
+    /// y = x weight^T + bias, for the fields that a layer has besides to be filled in.
+    pub(super) fn linear_forward(
+        &self,
+        x: Span,
+        w: &Affine<Span>,
+        y: Span,
+        [d_in, d_out]: [usize; 2],
+    ) -> LinearForward {
+        let (weight, bias, rows) = (w.weight, w.bias, self.rows());
+        LinearForward { x, weight, bias, activate: None, dropout: None, residual: None, y, rows, d_in, d_out }
+    }
+
+    /// Its gradient: `d_x` is written, unless told otherwise.
+    pub(super) fn linear_backward(
+        &self,
+        x: Span,
+        (w, g): (&Affine<Span>, &Affine<Span>),
+        (d_y, d_x): (Span, Span),
+        [d_in, d_out]: [usize; 2],
+    ) -> LinearBackward {
+        LinearBackward {
+            x,
+            weight: w.weight,
+            d_y,
+            dropout: None,
+            d_x: Some(d_x),
+            accumulate: false,
+            activate: None,
+            d_weight: g.weight,
+            d_bias: g.bias,
+            rows: self.rows(),
+            d_in,
+            d_out,
+        }
+    }
+
+    pub(super) fn norm_forward(
+        &self,
+        w: &Affine<Span>,
+        x: Region,
+        y: Region,
+        stats: &NormActivations,
+    ) -> LayerNormForward {
+        LayerNormForward {
+            x: self.stream(x),
+            weight: w.weight,
+            bias: w.bias,
+            y: self.stream(y),
+            mean: self.matrix(stats.mean, 1),
+            rstd: self.matrix(stats.rstd, 1),
+            rows: self.rows(),
+            width: self.config().d_model,
+            eps: self.config().norm_eps,
+        }
+    }
+
+    /// Its gradient, on the gradient of the residual stream where it lies.
+    pub(super) fn norm_backward(
+        &self,
+        (w, g): (&Affine<Span>, &Affine<Span>),
+        x: Region,
+        stats: &NormActivations,
+        gradients: &Gradients<'_>,
+    ) -> LayerNormBackward {
+        let d_stream = self.stream(gradients.buffers.d_stream);
+        LayerNormBackward {
+            x: self.stream(x),
+            weight: w.weight,
+            mean: self.matrix(stats.mean, 1),
+            rstd: self.matrix(stats.rstd, 1),
+            d_y: d_stream,
+            d_x: d_stream,
+            accumulate: false,
+            d_weight: g.weight,
+            d_bias: g.bias,
+            rows: self.rows(),
+            width: self.config().d_model,
+        }
+    }
+
+    /// Where the gradient of a sub-layer's input goes, and whether it is added there: with norms first to the norm's
+    /// backward pass, else straight to the stream.
+    pub(super) fn d_sublayer_in(&self, gradients: &Gradients<'_>) -> (Span, bool) {
+        match self.config().norm {
+            Norm::Pre => (self.stream(gradients.buffers.d_scratch), false),
+            Norm::Post | Norm::None => (self.stream(gradients.buffers.d_stream), self.config().residual),
+        }
+    }
+}

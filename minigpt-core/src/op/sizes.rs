@@ -1,0 +1,74 @@
+//! The dimensions of an op, by the letters of the crate's front page.
+
+use core::fmt;
+
+use super::Op;
+
+/// The dimensions of an op, in the order in which people name them: `rows 64, in 128, out 384`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    list: [(&'static str, usize); Sizes::MOST],
+    len: usize,
+}
+
+impl Sizes {
+    const MOST: usize = 5;
+
+    fn of<const N: usize>(names: [(&'static str, usize); N]) -> Self {
+        let mut list = [("", 0); Sizes::MOST];
+        list[..N].copy_from_slice(&names);
+        Sizes { list, len: N }
+    }
+
+    /// Name and size of each.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        self.list.iter().take(self.len).copied()
+    }
+}
+
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (name, size)) in self.iter().enumerate() {
+            write!(f, "{}{name} {size}", if i > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+impl Op {
+    /// Its dimensions; none of an op that works on a few scalars.
+    pub fn sizes(&self) -> Sizes {
+        let rows = |rows, name, width| Sizes::of([("rows", rows), (name, width)]);
+        let linear = |rows, d_in, d_out| Sizes::of([("rows", rows), ("in", d_in), ("out", d_out)]);
+        let heads =
+            |batch, time, heads, d_head| Sizes::of([("B", batch), ("T", time), ("H", heads), ("D", d_head)]);
+        let embedding = |batch, time, d_model, vocab| {
+            Sizes::of([("B", batch), ("T", time), ("C", d_model), ("V", vocab)])
+        };
+        match self {
+            Op::EmbeddingForward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
+            Op::EmbeddingBackward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
+            Op::LayerNormForward(op) => rows(op.rows, "C", op.width),
+            Op::LayerNormBackward(op) => rows(op.rows, "C", op.width),
+            Op::LinearForward(op) => linear(op.rows, op.d_in, op.d_out),
+            Op::LinearBackward(op) => linear(op.rows, op.d_in, op.d_out),
+            Op::ActivationForward(op) => rows(op.rows, "width", op.width),
+            Op::Rotary(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            Op::AttentionForward(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            Op::AttentionBackward(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            Op::AttentionCached(op) => Sizes::of([
+                ("B", op.batch),
+                ("past", op.past),
+                ("T", op.time),
+                ("H", op.heads),
+                ("D", op.d_head),
+            ]),
+            Op::AttentionScores(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            Op::CrossEntropy(op) => rows(op.rows, "V", op.vocab),
+            Op::SquaredNorm(op) => Sizes::of([("n", op.x.len)]),
+            Op::AdamW(op) => Sizes::of([("n", op.params.len)]),
+            Op::Fill(op) => Sizes::of([("n", op.to.len)]),
+            Op::NextDraw(_) | Op::FinishStep(_) => Sizes::of([]),
+        }
+    }
+}

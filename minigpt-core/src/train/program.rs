@@ -1,0 +1,65 @@
+//! The programs of training: what a step gives to the backend, op by op.
+
+use crate::config::TrainConfig;
+use crate::memory::Span;
+use crate::model::{Flow, Gradients, Pass};
+use crate::op::{AdamW, Fill, FinishStep, NextDraw, Sink, SquaredNorm, scalar};
+
+/// Before the first micro-batch of a step: sums begin at zero. The loss and the targets are zero after a finished step, but
+/// not after one that was dropped.
+pub(super) fn begin_step(sink: &mut Sink<'_>, grads: Span, scalars: Span) -> Flow {
+    sink.put(None, "gradients", Fill { to: grads, value: 0.0 })?;
+    for sum in [scalar::LOSS_SUM, scalar::TARGETS] {
+        sink.put(None, "sums", Fill { to: scalars.slice(sum, 1), value: 0.0 })?;
+    }
+    Flow::Continue(())
+}
+
+/// Adds the loss and the gradient of the batch `whole` to the sums: slice by slice, as many sequences at once as the plan has
+/// room for.
+pub(super) fn micro_step(
+    sink: &mut Sink<'_>,
+    whole: &Pass<'_>,
+    scalars: Span,
+    counters: Span,
+    gradients: &Gradients<'_>,
+) -> Flow {
+    sink.put(None, "dropout", NextDraw { counters })?;
+    let at_once = whole.plan.batch;
+    for before in (0..whole.batch).step_by(at_once) {
+        let slice = Pass { batch: at_once.min(whole.batch - before), before, ..*whole };
+        slice.forward(sink)?;
+        slice.loss(sink, scalars, Some(gradients))?;
+        slice.backward(sink, gradients)?;
+    }
+    Flow::Continue(())
+}
+
+/// What an update reads and changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Update {
+    pub(super) params: Span,
+    pub(super) grads: Span,
+    pub(super) m: Span,
+    pub(super) v: Span,
+    /// How many of the parameters, from the first on, weight decay applies to.
+    pub(super) decayed: usize,
+    pub(super) scalars: Span,
+    pub(super) counters: Span,
+}
+
+/// Closes a step: the gradient's norm, clipping, and AdamW. The learning rate lies among the scalars already.
+pub(super) fn update(sink: &mut Sink<'_>, on: &Update, config: &TrainConfig) -> Flow {
+    let Update { params, grads, m, v, decayed, scalars, counters } = *on;
+    let TrainConfig { clip, beta1, beta2, eps, weight_decay, .. } = *config;
+    sink.put(None, "norm", SquaredNorm { x: grads, scalars })?;
+    sink.put(None, "finish", FinishStep { scalars, counters, clip, beta1, beta2 })?;
+    sink.put(None, "update", AdamW { params, grads, m, v, scalars, decayed, beta1, beta2, eps, weight_decay })
+}
+
+/// The mean loss of a batch, without dropout: its sum and the number of its targets, in scalars apart from a step's.
+pub(super) fn evaluation(sink: &mut Sink<'_>, pass: &Pass<'_>, scalars: Span) -> Flow {
+    sink.put(None, "sums", Fill { to: scalars, value: 0.0 })?;
+    pass.forward(sink)?;
+    pass.loss(sink, scalars, None)
+}
