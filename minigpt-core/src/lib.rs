@@ -32,7 +32,7 @@
 //! // Load and generate, in this program or another.
 //! let checkpoint = Checkpoint::open_verified(&file)?;
 //! let tokenizer = checkpoint.tokenizer().ok_or("no tokenizer")?;
-//! let mut model = Model::load(Reference::<f32>::new(), &checkpoint)?;
+//! let model = Model::load(Reference::<f32>::new(), &checkpoint)?;
 //! let mut decoder = Decoder::new(&model, 16)?;
 //! decoder.feed(&tokenizer.encode("to be")?)?;
 //! let mut sampler = Sampler::new(SampleConfig::greedy(), tokenizer.vocab_size())?;
@@ -48,10 +48,13 @@
 //!
 //! 1. [`config`]: everything that can be varied, each with its paper.
 //! 2. [`reference`](mod@reference): each op as plain loops, with its formula and the derivation of its gradient.
-//! 3. [`model`]: how the ops make a model, forward and backward.
+//! 3. [`model`]: how the ops make a model, forward and backward; [`Plan::program`] prints them.
 //! 4. [`train`]: loss, clipping, AdamW and the learning rate.
 //! 5. [`sample`]: how a distribution becomes text.
 //! 6. [`plan`]: what it all costs in bytes.
+//!
+//! Models, trainers and decoders live on a [`Device`], which owns the backend: one of its own for a model that is given a
+//! backend, or one that any number of them share.
 //!
 //! To write a backend, read [`backend`] and [`op`], and let the `conformance` feature's suite check it.
 //!
@@ -72,6 +75,8 @@
 //!
 //! # Features
 //!
+//! - `train` (default): the [`Trainer`] and the ops that only a step runs. Without it a program that only runs models is
+//!   smaller.
 //! - `std` (default): files and `std::io` adapters for checkpoints. Everything else is there without it.
 //! - `conformance`: the suite by which a backend proves itself.
 #![no_std]
@@ -97,6 +102,7 @@ pub mod reference;
 pub mod rng;
 pub mod sample;
 pub mod tokenizer;
+#[cfg(feature = "train")]
 pub mod train;
 
 pub use backend::{Backend, BackendError, Device, ErrorKind, Import, Imported, Reference, ReferenceError};
@@ -116,4 +122,5 @@ pub use sample::{SampleConfig, SampleError, Sampler};
 pub use tokenizer::{
     AnyTokenizer, ByteTokenizer, CharTokenizer, StreamDecoder, TokenBuf, Tokenizer, TokenizerError, Tokens,
 };
+#[cfg(feature = "train")]
 pub use train::Trainer;

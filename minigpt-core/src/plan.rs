@@ -367,7 +367,8 @@ impl Plan {
         Plan::training_in_slices(config, elem, batch, batch, time, recompute)
     }
 
-    /// As [`training_with`](Plan::training_with), for batches of `sequences` of which `batch` go through the model at once.
+    /// As [`training_with`](Plan::training_with), for batches of `sequences` of which `batch` go through the model at once, or
+    /// all if that is more.
     ///
     /// # Errors
     /// As [`training`](Plan::training).
@@ -379,7 +380,7 @@ impl Plan {
         time: usize,
         recompute: Recompute,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, elem, Purpose::Training, recompute, sequences, batch, time)
+        Plan::new(config, elem, Purpose::Training, recompute, sequences, batch.min(sequences), time)
     }
 
     /// A plan to run the model over at most `batch` sequences of `time` tokens at once.

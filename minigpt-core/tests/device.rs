@@ -3,9 +3,11 @@
 #[path = "support/small.rs"]
 mod small;
 
+use minigpt_core::checkpoint::{Limits, Stream};
+use minigpt_core::model::Extras;
 use minigpt_core::{
-    Decoder, Device, EvalWindows, GptConfig, Model, Reference, ReferenceError, SampleConfig, Sampler,
-    TrainConfig, Trainer, Windows,
+    Checkpoint, Decoder, Device, Dtype, EvalWindows, GptConfig, Model, Reference, ReferenceError,
+    SampleConfig, Sampler, TrainConfig, Trainer, Windows,
 };
 use small::Small;
 
@@ -127,4 +129,47 @@ fn a_constructor_that_fails_leaves_the_device_and_the_model_usable() {
         other => panic!("{other}"),
     };
     model.logits(&[1, 2], 1, 2).unwrap();
+}
+
+#[cfg(feature = "std")]
+#[test]
+fn one_thread_trains_while_others_decode_and_drop() {
+    let text = text();
+    let (model, other) =
+        (Model::new(Reference::<f32>::new(), config(), 1).unwrap(), GptConfig { heads: 4, ..config() });
+    let still = Model::new(model.device(), other, 2).unwrap();
+    let mut trainer = Trainer::new(&model, settings()).unwrap();
+    let mut alone =
+        Trainer::new(&Model::new(Reference::<f32>::new(), config(), 1).unwrap(), settings()).unwrap();
+    let windows = Windows::new(&text, 8).unwrap();
+    let expected = spoken(&mut Decoder::new(&still, 2).unwrap(), 3);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                (0..20).for_each(|_| assert_eq!(spoken(&mut Decoder::new(&still, 2).unwrap(), 3), expected))
+            });
+        }
+        (0..20).for_each(|_| trainer.step(&windows).unwrap());
+    });
+    (0..20).for_each(|_| alone.step(&windows).unwrap());
+    assert_eq!(trainer.metrics().unwrap(), alone.metrics().unwrap());
+}
+
+#[test]
+fn a_model_that_does_not_fit_leaves_none_of_its_tensors_behind() {
+    let wide = Model::new(Small::<f32>::new(usize::MAX, usize::MAX), config(), 1).unwrap();
+    let narrow = wide.quantized(Small::new(usize::MAX, usize::MAX), Dtype::Q8_0).unwrap();
+    let mut file = Vec::new();
+    narrow.write(&mut file, &Extras::default()).unwrap();
+    let checkpoint = Checkpoint::open_verified(&file).unwrap();
+    let needed = narrow.device().inspect(Small::used);
+    for room in [needed - 1, needed / 2, needed / 7] {
+        let device = Device::new(Small::<f32>::new(room, usize::MAX));
+        let mut header = Vec::new();
+        let stream = Stream::open(&file[..], &mut header, &Limits::DEFAULT).unwrap();
+        assert!(Model::load_from(&device, stream).is_err());
+        assert!(Model::borrow(&device, &checkpoint).is_err());
+        assert!(wide.quantized(&device, Dtype::Q8_0).is_err());
+        assert_eq!(device.inspect(Small::used), 0, "{room} of {needed} bytes");
+    }
 }

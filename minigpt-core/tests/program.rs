@@ -1,17 +1,22 @@
-//! The program of a plan: what it prints is what runs, and its counts are those of the plan.
+//! The program of a plan: what it prints is what runs, its counts are those of the plan, and the scratch that is reserved for
+//! it is enough.
+
+use std::collections::BTreeMap;
 
 use minigpt_core::op::Program;
 use minigpt_core::plan::Logits;
 use minigpt_core::{
-    Backend, Buffer, Dtype, GptConfig, Model, Norm, Op, Plan, Position, Recompute, Reference, ReferenceError,
-    Span, TrainConfig, Trainer,
+    Backend, Buffer, Decoder, Dtype, EvalWindows, GptConfig, Model, Norm, Op, Plan, Position, Recompute,
+    Reference, ReferenceError, Span, TrainConfig, Trainer, Windows,
 };
 
-/// The reference, which takes 16 rows at once and remembers what it ran.
+/// The reference, which takes 16 rows at once, remembers what it ran, and refuses an op for which it has reserved too little
+/// scratch: each needs as many bytes as it reads and writes.
 #[derive(Default)]
 struct Recorder {
     inner: Reference<f32>,
     ran: Vec<Op>,
+    reserved: usize,
 }
 
 impl Backend for Recorder {
@@ -41,7 +46,18 @@ impl Backend for Recorder {
     }
     fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
         self.ran.push(*op);
+        let bytes = self.workspace_bytes(&[*op]);
+        if bytes > self.reserved {
+            return Err(ReferenceError::OutOfMemory { bytes });
+        }
         self.inner.run(op)
+    }
+    fn workspace_bytes(&self, ops: &[Op]) -> usize {
+        ops.iter().map(|op| op.bytes() as usize).max().unwrap_or(0)
+    }
+    fn reserve(&mut self, bytes: usize) -> Result<(), Self::Error> {
+        self.reserved = self.reserved.max(bytes);
+        Ok(())
     }
     fn rows_at_once(&self) -> usize {
         16
@@ -57,9 +73,21 @@ fn configs() -> Vec<GptConfig> {
     ]
 }
 
-/// What each op is and how large.
-fn shapes<'a>(ops: impl IntoIterator<Item = &'a Op>) -> Vec<String> {
-    ops.into_iter().map(|op| format!("{} {}", op.kind().name(), op.sizes())).collect()
+/// Every field of each op, with the buffers numbered in the order in which they come.
+fn told<'a>(ops: impl IntoIterator<Item = &'a Op>) -> Vec<String> {
+    let mut numbers = BTreeMap::new();
+    let mut renumbered = |op: &Op| {
+        let text = format!("{op:?}");
+        let mut parts = text.split("Buffer(");
+        let mut told = String::from(parts.next().expect("one part"));
+        for part in parts {
+            let (number, rest) = part.split_once(')').expect("a number in brackets");
+            let next = numbers.len();
+            told += &format!("Buffer({}){rest}", numbers.entry(String::from(number)).or_insert(next));
+        }
+        told
+    };
+    ops.into_iter().map(&mut renumbered).collect()
 }
 
 fn ops(program: &Program) -> impl Iterator<Item = &Op> {
@@ -77,8 +105,8 @@ fn the_program_of_a_training_plan_is_what_a_step_runs() {
             trainer.micro_step(&[3; 40], &[4; 40]).unwrap();
             trainer.finish_step().unwrap();
             let program = trainer.plan().program().unwrap();
-            let ran = model.device().inspect(|recorder| shapes(&recorder.ran));
-            assert_eq!(shapes(ops(&program)), ran);
+            let ran = model.device().inspect(|recorder| told(&recorder.ran));
+            assert_eq!(told(ops(&program)), ran);
             if recompute == Recompute::Nothing {
                 assert_eq!(program.flops(), trainer.plan().training_flops(5));
             }
@@ -93,7 +121,7 @@ fn the_program_of_an_inference_plan_is_what_a_pass_runs() {
         model.logits(&[1; 12], 2, 6).unwrap();
         let plan = Plan::inference(&config, Dtype::F32, 2, 6, Logits::All, 0).unwrap();
         let program = plan.program().unwrap();
-        assert_eq!(shapes(ops(&program)), model.device().inspect(|recorder| shapes(&recorder.ran)));
+        assert_eq!(told(ops(&program)), model.device().inspect(|recorder| told(&recorder.ran)));
     }
 }
 
@@ -129,4 +157,48 @@ fn a_program_prints_a_line_for_each_step_and_their_sums() {
         text.ends_with("FLOP") && text.contains(&format!("{:>4} steps in all", program.steps().len())),
         "{text}"
     );
+}
+
+#[test]
+fn what_is_reserved_is_enough_for_whatever_runs() {
+    let text: Vec<u32> = (0..200).map(|i| i * i % 11).collect();
+    let (windows, eval) = (Windows::new(&text, 8).unwrap(), EvalWindows::new(&text[..90], 8).unwrap());
+    for config in configs() {
+        for recompute in [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks] {
+            // Five sequences go as two, two and one; eleven evaluated ones leave one alone.
+            let settings = TrainConfig { batch: 5, time: 8, recompute, ..TrainConfig::constant(1e-3) };
+            let model = Model::new(Recorder::default(), config.clone(), 1).unwrap();
+            let mut trainer = Trainer::new(&model, settings).unwrap();
+            trainer.step(&windows).unwrap();
+            trainer.evaluate(&eval).unwrap();
+        }
+        for prefill in [1, 3, 8] {
+            let model = Model::new(Recorder::default(), config.clone(), 1).unwrap();
+            let mut decoder = Decoder::new(&model, prefill).unwrap();
+            text.chunks(5).for_each(|piece| decoder.feed(piece).unwrap());
+            let small = model.quantized(Recorder::default(), Dtype::Q8_0).unwrap();
+            Decoder::new(&small, prefill).unwrap().feed(&text[..7]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_memory_of_a_plan_is_on_no_backend() {
+    let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 4) };
+    let mut backend = Reference::<f32>::new();
+    for _ in 0..20 {
+        backend.alloc(1 << 16).unwrap();
+    }
+    let program = Plan::training(&config, Dtype::F32, 1, 4).unwrap().program().unwrap();
+    for op in ops(&program) {
+        assert!(matches!(backend.run(op), Err(ReferenceError::NoBuffer { .. })), "{op:?}");
+    }
+}
+
+#[test]
+fn a_batch_beyond_all_memory_is_planned_at_once() {
+    let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 4) };
+    let plan = Plan::training(&config, Dtype::F32, 1 << 40, 4).unwrap();
+    // As many as there are rows would take days.
+    assert!(plan.workspace_bytes(&Recorder::default()) > 1 << 40);
 }

@@ -21,7 +21,7 @@ pub(crate) struct Team<'m> {
     pub(crate) simd: Simd,
 }
 
-/// What the size of scratch may depend on besides the plan.
+/// What the size of scratch may depend on besides the op.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Machine {
     pub(crate) threads: usize,
@@ -70,13 +70,20 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// `len` numbers, 64-byte aligned, with whatever an earlier op left in them.
     ///
-    /// Grows only if [`Backend::reserve`](minigpt_core::Backend::reserve) was not called for a plan with this op.
+    /// Grows only if [`Backend::reserve`](minigpt_core::Backend::reserve) was not told of this op's.
     pub(crate) fn floats(&mut self, len: usize) -> Result<&mut [f32], CpuError> {
         let bytes = len.checked_mul(4).ok_or(CpuError::OutOfMemory { bytes: usize::MAX })?;
         if bytes > self.bytes() {
             // The old one first, so that the two never stand side by side.
-            self.lines = Vec::new();
-            self.lines = lines(bytes)?;
+            let before = core::mem::take(&mut self.lines).len() * Line::BYTES;
+            match lines(bytes) {
+                Ok(grown) => self.lines = grown,
+                Err(error) => {
+                    // Others on the device rely on what there was.
+                    self.lines = lines(before).unwrap_or_default();
+                    return Err(error);
+                }
+            }
         }
         Ok(&mut par::floats(&mut self.lines)[..len])
     }

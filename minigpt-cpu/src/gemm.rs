@@ -228,7 +228,10 @@ impl<'a> Right<'a> {
 
 /// How many f32 the packed transpose of a matrix (rows, cols) takes.
 pub(crate) const fn packed_floats(rows: usize, cols: usize, isa: Isa) -> usize {
-    rows.next_multiple_of(register_tile(isa).1).saturating_mul(cols)
+    match rows.checked_next_multiple_of(register_tile(isa).1) {
+        Some(rows) => rows.saturating_mul(cols),
+        None => usize::MAX,
+    }
 }
 
 /// Packs the transpose of a row-major matrix of `cols` columns as a right operand: its columns are the depth.

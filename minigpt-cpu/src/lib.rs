@@ -92,6 +92,8 @@
 //! Every target, held against its measurement in turns with PyTorch: `cargo bench -p minigpt-benches --bench summary`.
 //! Each kernel and each matrix product beside those of other crates: `--bench ops`.
 #![cfg_attr(not(feature = "std"), no_std)]
+// The kernels of training, which nothing calls then, and the linker drops.
+#![cfg_attr(not(feature = "train"), allow(dead_code))]
 extern crate alloc;
 #[cfg(any(feature = "std", test))]
 extern crate std;
@@ -389,8 +391,9 @@ impl Backend for Cpu<'_> {
     }
 
     fn workspace_bytes(&self, ops: &[Op]) -> usize {
-        // They use it in turn, so the largest need counts.
-        let most = ops.iter().map(|op| ops::scratch_floats(op, self.machine())).max().unwrap_or(0);
+        // They use it in turn, so the largest need counts. What is not well formed never runs.
+        let sound = ops.iter().filter(|op| op.check(Dtype::F32).is_ok());
+        let most = sound.map(|op| ops::scratch_floats(op, self.machine())).max().unwrap_or(0);
         context::whole_lines(most).saturating_mul(4)
     }
 

@@ -1,5 +1,6 @@
 //! [`Device`]: one backend, shared by everything that lives on it.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 use super::Backend;
@@ -7,27 +8,36 @@ use crate::memory::{Buffer, Dtype, Span};
 
 #[cfg(feature = "std")]
 mod shared {
-    use std::sync::{Mutex, MutexGuard, PoisonError};
+    use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
     /// What several own.
     pub(crate) type Shared<T> = alloc::sync::Arc<T>;
-    pub(super) type Guard<'a, B> = MutexGuard<'a, B>;
+    pub(super) type Guard<'a, T> = MutexGuard<'a, T>;
 
-    #[derive(Debug)]
-    pub(super) struct Lock<B>(Mutex<B>);
+    #[derive(Debug, Default)]
+    pub(super) struct Lock<T>(Mutex<T>);
 
-    impl<B> Lock<B> {
-        pub(super) fn new(backend: B) -> Self {
-            Lock(Mutex::new(backend))
+    // A panic elsewhere has left what is locked between two calls, or inside one that gave up: what it holds may be wrong
+    // then, but a second panic in a destructor would end the program.
+    impl<T> Lock<T> {
+        pub(super) fn new(content: T) -> Self {
+            Lock(Mutex::new(content))
         }
 
-        pub(super) fn lock(&self) -> Guard<'_, B> {
-            // A panic elsewhere has left the backend between two calls, or inside one that gave up: what it holds may be
-            // wrong then, but a second panic in a destructor would end the program.
+        pub(super) fn lock(&self) -> Guard<'_, T> {
             self.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
-        pub(super) fn into_inner(self) -> B {
+        /// Without waiting; `None` if somebody else has it.
+        pub(super) fn try_lock(&self) -> Option<Guard<'_, T>> {
+            match self.0.try_lock() {
+                Ok(guard) => Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            }
+        }
+
+        pub(super) fn into_inner(self) -> T {
             self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
         }
     }
@@ -39,21 +49,26 @@ mod shared {
 
     /// What several own.
     pub(crate) type Shared<T> = alloc::rc::Rc<T>;
-    pub(super) type Guard<'a, B> = RefMut<'a, B>;
+    pub(super) type Guard<'a, T> = RefMut<'a, T>;
 
-    #[derive(Debug)]
-    pub(super) struct Lock<B>(RefCell<B>);
+    #[derive(Debug, Default)]
+    pub(super) struct Lock<T>(RefCell<T>);
 
-    impl<B> Lock<B> {
-        pub(super) fn new(backend: B) -> Self {
-            Lock(RefCell::new(backend))
+    impl<T> Lock<T> {
+        pub(super) fn new(content: T) -> Self {
+            Lock(RefCell::new(content))
         }
 
-        pub(super) fn lock(&self) -> Guard<'_, B> {
+        pub(super) fn lock(&self) -> Guard<'_, T> {
             self.0.borrow_mut()
         }
 
-        pub(super) fn into_inner(self) -> B {
+        /// Without waiting; `None` if somebody else has it.
+        pub(super) fn try_lock(&self) -> Option<Guard<'_, T>> {
+            self.0.try_borrow_mut().ok()
+        }
+
+        pub(super) fn into_inner(self) -> T {
             self.0.into_inner()
         }
     }
@@ -67,7 +82,11 @@ pub(crate) use shared::Shared;
 /// scratch. What they took they give back when they are dropped; the backend itself goes with the last handle.
 ///
 /// With the feature `std` a device sits behind a lock, and goes to other threads if its backend may: each pass has it for
-/// itself. Without, a device and all that lives on it stay on one thread.
+/// itself. The lock is not a queue: a thread that trains without a pause takes it again at once, and others may wait for
+/// some of its steps. Without `std`, a device and all that lives on it stay on one thread.
+///
+/// What belongs to a device, its buffers, stays inside this crate: a program that wants to run ops of its own keeps a
+/// [`Backend`] to itself.
 ///
 /// ```
 /// use minigpt_core::{Decoder, Device, GptConfig, Model, Reference, TrainConfig, Trainer, Windows};
@@ -78,25 +97,31 @@ pub(crate) use shared::Shared;
 ///
 /// let mut trainer = Trainer::new(&model, TrainConfig { time: 4, ..TrainConfig::constant(0.1) })?;
 /// let mut decoders = [Decoder::new(&model, 4)?, Decoder::new(&other, 4)?];
-/// trainer.step(&Windows::new(&[0, 1, 2, 3, 4, 0, 1], 4)?)?;
+/// trainer.step(&Windows::new(&[0u32, 1, 2, 3, 4, 0, 1], 4)?)?;
 /// for decoder in &mut decoders {
 ///     decoder.feed(&[0, 1])?;
 /// }
 /// assert_ne!(decoders[0].logits(), decoders[1].logits());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Device<B: Backend>(Shared<shared::Lock<B>>);
+pub struct Device<B: Backend>(Shared<Inner<B>>);
+
+struct Inner<B> {
+    backend: shared::Lock<B>,
+    /// Buffers that were dropped while the backend was in use, to be given back by whoever uses it next.
+    dropped: shared::Lock<Vec<Buffer>>,
+}
 
 impl<B: Backend> Device<B> {
     /// A device of its own. Wherever a device is asked for, a backend will do as well: it becomes one.
     pub fn new(backend: B) -> Self {
-        Device(Shared::new(shared::Lock::new(backend)))
+        Device(Shared::new(Inner { backend: shared::Lock::new(backend), dropped: shared::Lock::default() }))
     }
 
     /// What `look` sees in the backend: its settings, or what it has counted.
     ///
     /// `look` must not use the device, or anything that lives on it: it would wait for itself, or panic without the feature
-    /// `std`.
+    /// `std`. It may drop what lives on it.
     ///
     /// ```
     /// use minigpt_core::{Backend, Device, Reference};
@@ -104,7 +129,7 @@ impl<B: Backend> Device<B> {
     /// assert_eq!(device.inspect(|backend| backend.rows_at_once()), usize::MAX);
     /// ```
     pub fn inspect<R>(&self, look: impl FnOnce(&B) -> R) -> R {
-        look(&self.0.lock())
+        look(&self.lock())
     }
 
     /// Waits for all work that was given so far.
@@ -112,7 +137,7 @@ impl<B: Backend> Device<B> {
     /// # Errors
     /// If any of it failed.
     pub fn sync(&self) -> Result<(), B::Error> {
-        self.0.lock().sync()
+        self.lock().sync()
     }
 
     /// The backend, if nothing else lives on the device any more; else the handle as it was.
@@ -120,12 +145,22 @@ impl<B: Backend> Device<B> {
     /// # Errors
     /// The handle, if there are others.
     pub fn into_backend(self) -> Result<B, Self> {
-        Shared::try_unwrap(self.0).map(shared::Lock::into_inner).map_err(Device)
+        drop(self.lock());
+        Shared::try_unwrap(self.0).map(|inner| inner.backend.into_inner()).map_err(Device)
     }
 
     /// The backend, for as long as the guard lives.
     pub(crate) fn lock(&self) -> shared::Guard<'_, B> {
-        self.0.lock()
+        let mut backend = self.0.backend.lock();
+        self.give_back(&mut backend);
+        backend
+    }
+
+    /// Gives back what was dropped meanwhile. A backend that will not take a buffer back keeps it until it is dropped itself.
+    fn give_back(&self, backend: &mut B) {
+        for buffer in self.0.dropped.lock().drain(..) {
+            let _ = backend.release(buffer);
+        }
     }
 
     /// `bytes` zeros, which are given back when the result is dropped.
@@ -184,8 +219,15 @@ impl<B: Backend> Allocation<B> {
 
 impl<B: Backend> Drop for Allocation<B> {
     fn drop(&mut self) {
-        // A backend that will not take a buffer back keeps it until it is dropped itself.
-        let _ = self.device.lock().release(self.buffer);
+        let mut dropped = self.device.0.dropped.lock();
+        if dropped.try_reserve(1).is_ok() {
+            dropped.push(self.buffer);
+        }
+        drop(dropped);
+        // If somebody uses the backend now, the next one gives it back: this may be inside that very use.
+        if let Some(mut backend) = self.device.0.backend.try_lock() {
+            self.device.give_back(&mut backend);
+        }
     }
 }
 
@@ -206,6 +248,19 @@ mod tests {
         drop(kept);
         let mut backend = device.into_backend().unwrap();
         assert!(backend.fill(kept_span, 1.0).is_err());
+    }
+
+    #[test]
+    fn what_is_dropped_while_the_device_is_in_use_is_given_back_by_the_next() {
+        let device = Device::new(Reference::<f32>::new());
+        let gone = device.alloc(8).unwrap();
+        let span = gone.span(Dtype::F32, 2);
+        device.inspect(|_| drop(gone));
+        assert!(device.lock().fill(span, 1.0).is_err());
+        let gone = device.alloc(8).unwrap();
+        let span = gone.span(Dtype::F32, 2);
+        device.inspect(|_| drop(gone));
+        assert!(device.into_backend().unwrap().fill(span, 1.0).is_err());
     }
 
     #[cfg(feature = "std")]

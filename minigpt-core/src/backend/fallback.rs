@@ -2,22 +2,33 @@
 
 use alloc::vec::Vec;
 
-use super::{Backend, read_elems, read_u32, write_elems, write_u32};
+#[cfg(feature = "train")]
+use super::write_u32;
+use super::{Backend, read_elems, read_u32, write_elems};
 use crate::memory::{InvalidOp, Span, zeros};
-use crate::op::{Access, Dropout, IGNORE, Op, Operands, scalar};
+use crate::op::{Access, Dropout, Op, Operands};
+#[cfg(feature = "train")]
+use crate::op::{IGNORE, scalar};
 use crate::real::Real;
-use crate::reference::activation::activate;
-use crate::reference::attention::{
-    attention_backward, attention_cached, attention_forward, attention_scores,
+#[cfg(feature = "train")]
+use crate::reference::{
+    activation::activate,
+    attention::attention_backward,
+    cross_entropy::cross_entropy,
+    embedding::embedding_backward,
+    layernorm::layernorm_backward,
+    linear::linear_backward,
+    optimizer::{adamw, finish_step, next_draw, squared_norm},
 };
-use crate::reference::cross_entropy::cross_entropy;
-use crate::reference::dropout::Mask;
-use crate::reference::embedding::{embedding_backward, embedding_forward};
-use crate::reference::layernorm::{layernorm_backward, layernorm_forward};
-use crate::reference::linear::{linear_backward, linear_forward};
-use crate::reference::optimizer::{adamw, finish_step, next_draw, squared_norm};
-use crate::reference::rotary::rotary;
-use crate::reference::weights::decode_weight;
+use crate::reference::{
+    attention::{attention_cached, attention_forward, attention_scores},
+    dropout::Mask,
+    embedding::embedding_forward,
+    layernorm::layernorm_forward,
+    linear::linear_forward,
+    rotary::rotary,
+    weights::decode_weight,
+};
 
 /// Runs an op on any backend: reads its operands, computes, writes the results back.
 ///
@@ -28,8 +39,13 @@ use crate::reference::weights::decode_weight;
 /// [`InvalidOp`] if the descriptor is wrong or a token is outside the vocabulary, and whatever error the backend
 /// has for transfers. Never a panic, whatever the descriptor says.
 pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
-    backend.fell_back(op.kind());
     let operands = op.check(B::Elem::DTYPE)?;
+    // A method that every backend has, and may do later.
+    #[cfg(feature = "train")]
+    if let Op::Fill(op) = op {
+        return backend.fill(op.to, op.value);
+    }
+    backend.fell_back(op.kind());
     // Nothing to do; and dimensions that no span bounds could be astronomical.
     if operands.iter().all(|operand| operand.access == Access::Read || operand.span.len == 0) {
         return Ok(());
@@ -59,6 +75,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
             );
             write_elems(backend, op.out, &out)
         }
+        #[cfg(feature = "train")]
         Op::EmbeddingBackward(op) => {
             let tokens = read_tokens(backend, op.tokens, op.vocab)?;
             let d_out = read_elems(backend, op.d_out)?;
@@ -101,6 +118,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
             write_elems(backend, op.mean, &mean)?;
             write_elems(backend, op.rstd, &rstd)
         }
+        #[cfg(feature = "train")]
         Op::LayerNormBackward(op) => {
             let x = read_elems(backend, op.x)?;
             let weight = read_elems(backend, op.weight)?;
@@ -155,6 +173,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
             write_optional(backend, input_span, input.as_deref())?;
             write_elems(backend, op.y, &y)
         }
+        #[cfg(feature = "train")]
         Op::LinearBackward(op) => {
             let x = read_elems(backend, op.x)?;
             let weight = read_elems(backend, op.weight)?;
@@ -183,6 +202,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
             write_elems(backend, op.d_weight, &d_weight)?;
             write_optional(backend, op.d_bias, d_bias.as_deref())
         }
+        #[cfg(feature = "train")]
         Op::ActivationForward(op) => {
             let mut values = read_elems(backend, op.x)?;
             for value in &mut values {
@@ -217,6 +237,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
             write_elems(backend, op.out, &out)?;
             write_elems(backend, op.lse, &lse)
         }
+        #[cfg(feature = "train")]
         Op::AttentionBackward(op) => {
             let qkv = read_elems(backend, op.qkv)?;
             let out = read_elems(backend, op.out)?;
@@ -269,6 +290,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
             attention_scores(&qkv, &mut scores, op.softmax, op.batch, op.time, op.heads, op.d_head, op.scale);
             write_elems(backend, op.scores, &scores)
         }
+        #[cfg(feature = "train")]
         Op::CrossEntropy(op) => {
             let targets = read_u32(backend, op.targets)?;
             check_tokens(targets.iter().copied().filter(|&target| target != IGNORE), op.vocab)?;
@@ -295,16 +317,19 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
             write_optional(backend, op.losses, losses.as_deref())?;
             write_elems(backend, op.scalars, &scalars)
         }
+        #[cfg(feature = "train")]
         Op::SquaredNorm(op) => {
             let x = read_elems(backend, op.x)?;
             let sum = B::Elem::from_f64(squared_norm(&x));
             write_elems(backend, op.scalars.slice(scalar::GRAD_SQUARED, 1), &[sum])
         }
+        #[cfg(feature = "train")]
         Op::NextDraw(op) => {
             let mut counters = read_u32(backend, op.counters)?;
             next_draw(&mut counters);
             write_u32(backend, op.counters, &counters)
         }
+        #[cfg(feature = "train")]
         Op::FinishStep(op) => {
             let mut scalars = read_elems(backend, op.scalars)?;
             let mut counters = read_u32(backend, op.counters)?;
@@ -312,6 +337,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
             write_elems(backend, op.scalars, &scalars)?;
             write_u32(backend, op.counters, &counters)
         }
+        #[cfg(feature = "train")]
         Op::AdamW(op) => {
             let scalars = read_elems(backend, op.scalars)?;
             if scalars[scalar::APPLY] == B::Elem::from_f64(0.0) {
@@ -337,6 +363,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
             write_elems(backend, op.m, &m)?;
             write_elems(backend, op.v, &v)
         }
+        #[cfg(feature = "train")]
         Op::Fill(op) => backend.fill(op.to, op.value),
     }
 }

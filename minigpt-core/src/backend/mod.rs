@@ -169,7 +169,8 @@ pub trait Backend {
     }
 
     /// Bytes of scratch that these ops need beyond their operands, given one after the other. Their buffers need not exist
-    /// yet: only types and dimensions count.
+    /// yet: only types and dimensions count. As much is enough for fewer rows, sequences and positions; and what
+    /// [`AttentionCached`](crate::op::AttentionCached) needs goes by its capacity, however many positions are past.
     fn workspace_bytes(&self, ops: &[Op]) -> usize {
         let _ = ops;
         0
@@ -222,6 +223,18 @@ pub trait Import<'a>: Backend {
 /// [`ErrorKind::OutOfMemory`] if it does not fit.
 pub fn import_by_copy<B: Backend + ?Sized>(backend: &mut B, bytes: &[u8]) -> Result<Buffer, B::Error> {
     let buffer = backend.alloc(bytes.len().next_multiple_of(4))?;
+    match fill_with(backend, buffer, bytes) {
+        Ok(()) => Ok(buffer),
+        Err(error) => {
+            // The first error is the one to tell.
+            let _ = backend.release(buffer);
+            Err(error)
+        }
+    }
+}
+
+/// Writes `bytes` to a buffer that has room for them in whole words.
+fn fill_with<B: Backend + ?Sized>(backend: &mut B, buffer: Buffer, bytes: &[u8]) -> Result<(), B::Error> {
     let (whole, rest) = bytes.as_chunks::<4>();
     let words = Span { buffer, dtype: Dtype::U32, offset: 0, len: whole.len() };
     backend.write(words, whole.as_flattened())?;
@@ -230,7 +243,7 @@ pub fn import_by_copy<B: Backend + ?Sized>(backend: &mut B, bytes: &[u8]) -> Res
         last[..rest.len()].copy_from_slice(rest);
         backend.write(Span { offset: whole.len() * 4, len: 1, ..words }, &last)?;
     }
-    Ok(buffer)
+    Ok(())
 }
 
 impl fmt::Display for ErrorKind {

@@ -99,6 +99,7 @@ impl<'h, R: Read> Stream<'h, R> {
     }
 
     /// [`Checkpoint::moments`](super::Checkpoint::moments), of which the bytes are yet to come.
+    #[cfg(feature = "train")]
     pub(crate) fn moments(&self) -> Result<[Vec<Coming>; 2], LoadError> {
         Ok(self.header.moments()?.map(|moments| self.coming(&moments)))
     }

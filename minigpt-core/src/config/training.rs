@@ -85,6 +85,7 @@ impl TrainConfig {
     }
 
     /// The first setting that has no meaning, and what it must be.
+    #[cfg(feature = "train")]
     pub(crate) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
         let Schedule { peak, floor, .. } = self.schedule;
         let rate = |x: f64| x.is_finite() && x >= 0.0;
@@ -108,7 +109,7 @@ impl TrainConfig {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests {
     use super::*;
 

@@ -5,13 +5,14 @@
 //! norms last:    x ->         q,k,v -> (rotary) -> attention -> projection -> (+ x) -> norm
 //! ```
 
-use super::pass::{Flow, Gradients, Pass, site};
+#[cfg(feature = "train")]
+use super::pass::Gradients;
+use super::pass::{Flow, Pass, site};
 use crate::config::Norm;
 use crate::memory::Span;
-use crate::op::{
-    AttentionBackward, AttentionCached, AttentionForward, LayerNormBackward, LinearBackward, LinearForward,
-    Op, Rotary, Sink,
-};
+#[cfg(feature = "train")]
+use crate::op::{AttentionBackward, LayerNormBackward, LinearBackward};
+use crate::op::{AttentionCached, AttentionForward, LinearForward, Op, Rotary, Sink};
 
 impl Pass<'_> {
     pub(super) fn attention_forward(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
@@ -40,6 +41,57 @@ impl Pass<'_> {
         Flow::Continue(())
     }
 
+    /// Attention over the pass's own positions, or over the cache if the plan has one.
+    fn attend(&self, layer: usize, qkv: Span, out: Span) -> Op {
+        let (config, plan) = (self.config(), self.plan);
+        let (batch, time, heads, d_head) = (self.batch, self.time, config.heads, config.d_head());
+        let scale = config.score_scale();
+        if let (Some(buffer), Some(cache)) = (self.buffers.cache, plan.caches.get(layer)) {
+            let capacity = cache.keys.len / (plan.batch * config.d_model);
+            let used = batch * capacity * config.d_model;
+            let [keys, values] =
+                [cache.keys, cache.values].map(|region| region.on(buffer, plan.elem).first(used));
+            let past = self.start;
+            return AttentionCached {
+                qkv,
+                keys,
+                values,
+                out,
+                past,
+                capacity,
+                batch,
+                time,
+                heads,
+                d_head,
+                scale,
+            }
+            .into();
+        }
+        let lse = self.matrix(self.activations(layer).lse, heads);
+        let dropout = self.dropout_at(site::attention(layer), &[heads, time, time]);
+        AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout }.into()
+    }
+
+    /// Turns queries and keys by their positions, or their gradients back, if positions are rotary.
+    fn turn(&self, sink: &mut Sink<'_>, layer: usize, qkv: Span, inverse: bool) -> Flow {
+        let Some(table) = self.rotary_table() else { return Flow::Continue(()) };
+        let (heads, d_head) = (self.config().heads, self.config().d_head());
+        let op = Rotary {
+            qkv,
+            table,
+            batch: self.batch,
+            time: self.time,
+            heads,
+            d_head,
+            start: self.start,
+            inverse,
+        };
+        sink.put(layer, "attention.rotary", op)
+    }
+}
+
+#[cfg(feature = "train")]
+impl Pass<'_> {
     pub(super) fn attention_backward(
         &self,
         sink: &mut Sink<'_>,
@@ -99,53 +151,5 @@ impl Pass<'_> {
             sink.put(layer, "attention.norm", op)?;
         }
         Flow::Continue(())
-    }
-
-    /// Attention over the pass's own positions, or over the cache if the plan has one.
-    fn attend(&self, layer: usize, qkv: Span, out: Span) -> Op {
-        let (config, plan) = (self.config(), self.plan);
-        let (batch, time, heads, d_head) = (self.batch, self.time, config.heads, config.d_head());
-        let scale = config.score_scale();
-        if let (Some(buffer), Some(cache)) = (self.buffers.cache, plan.caches.get(layer)) {
-            let capacity = cache.keys.len / (plan.batch * config.d_model);
-            let used = batch * capacity * config.d_model;
-            let [keys, values] =
-                [cache.keys, cache.values].map(|region| region.on(buffer, plan.elem).first(used));
-            let past = self.start;
-            return AttentionCached {
-                qkv,
-                keys,
-                values,
-                out,
-                past,
-                capacity,
-                batch,
-                time,
-                heads,
-                d_head,
-                scale,
-            }
-            .into();
-        }
-        let lse = self.matrix(self.activations(layer).lse, heads);
-        let dropout = self.dropout_at(site::attention(layer), &[heads, time, time]);
-        AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout }.into()
-    }
-
-    /// Turns queries and keys by their positions, or their gradients back, if positions are rotary.
-    fn turn(&self, sink: &mut Sink<'_>, layer: usize, qkv: Span, inverse: bool) -> Flow {
-        let Some(table) = self.rotary_table() else { return Flow::Continue(()) };
-        let (heads, d_head) = (self.config().heads, self.config().d_head());
-        let op = Rotary {
-            qkv,
-            table,
-            batch: self.batch,
-            time: self.time,
-            heads,
-            d_head,
-            start: self.start,
-            inverse,
-        };
-        sink.put(layer, "attention.rotary", op)
     }
 }

@@ -86,6 +86,11 @@ impl<B: Backend> Decoder<B> {
         Ok(Decoder { model, workspace, history, seen: 0, pending: None, staging, logit_bytes, logits })
     }
 
+    /// The model that it was made for.
+    pub fn model(&self) -> &Model<B> {
+        &self.model
+    }
+
     /// The tokens that the next prediction rests on.
     pub fn window(&self) -> &[u32] {
         &self.history[self.history.len() - self.seen..]

@@ -1,7 +1,11 @@
 //! Tokens to the residual stream, and back.
 
-use super::pass::{Flow, Gradients, Pass, site};
-use crate::op::{EmbeddingBackward, EmbeddingForward, Sink};
+#[cfg(feature = "train")]
+use super::pass::Gradients;
+use super::pass::{Flow, Pass, site};
+#[cfg(feature = "train")]
+use crate::op::EmbeddingBackward;
+use crate::op::{EmbeddingForward, Sink};
 
 impl Pass<'_> {
     pub(super) fn embedding_forward(&self, sink: &mut Sink<'_>) -> Flow {
@@ -22,7 +26,10 @@ impl Pass<'_> {
         };
         sink.put(None, "embedding", op)
     }
+}
 
+#[cfg(feature = "train")]
+impl Pass<'_> {
     pub(super) fn embedding_backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
         let config = self.config();
         let op = EmbeddingBackward {

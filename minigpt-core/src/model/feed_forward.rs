@@ -5,9 +5,13 @@
 //! norms last:    x ->         up -> activation -> down -> (+ x) -> norm
 //! ```
 
-use super::pass::{Flow, Gradients, Pass, site};
+#[cfg(feature = "train")]
+use super::pass::Gradients;
+use super::pass::{Flow, Pass, site};
 use crate::config::Norm;
-use crate::op::{Activate, LayerNormBackward, LinearBackward, LinearForward, Sink};
+use crate::op::{Activate, LinearForward, Sink};
+#[cfg(feature = "train")]
+use crate::op::{LayerNormBackward, LinearBackward};
 
 impl Pass<'_> {
     pub(super) fn feed_forward_forward(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
@@ -54,7 +58,10 @@ impl Pass<'_> {
         };
         sink.put(layer, "feed_forward.down", op)
     }
+}
 
+#[cfg(feature = "train")]
+impl Pass<'_> {
     pub(super) fn feed_forward_backward(
         &self,
         sink: &mut Sink<'_>,

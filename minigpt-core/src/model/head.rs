@@ -1,55 +1,34 @@
 //! The end of the model: the final norm, the head, and in training the loss with the head's gradient.
 
-use super::pass::{Flow, Gradients, Pass};
+#[cfg(feature = "train")]
+use super::pass::Gradients;
+use super::pass::{Flow, Pass};
 use crate::memory::Span;
-use crate::op::{CrossEntropy, LayerNormBackward, LayerNormForward, LinearBackward, LinearForward, Sink};
+#[cfg(feature = "train")]
+use crate::op::{CrossEntropy, LayerNormBackward, LinearBackward};
+use crate::op::{LayerNormForward, LinearForward, Sink};
 use crate::plan::{Affine, Logits, Region};
 
 impl Pass<'_> {
     /// After the [forward](Pass::forward) pass: the logits that are wanted. Only the rows that they come from go through the
     /// final norm and the head.
     pub(crate) fn logits(&self, sink: &mut Sink<'_>, wanted: Logits) -> Flow {
-        let (pieces, rows, skip) = match wanted {
-            Logits::All => (1, self.rows(), 0),
-            Logits::Last => (self.batch, 1, self.time - 1),
-        };
         let vocab = self.config().vocab_size;
         let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
-        for piece in 0..pieces {
-            let first = piece * self.time + skip;
-            self.final_norm_forward(sink, first, rows)?;
-            self.head_forward(sink, first, rows, logits.slice(piece * rows * vocab, rows * vocab))?;
-        }
-        Flow::Continue(())
-    }
-
-    /// After the [forward](Pass::forward) pass: adds the loss of the targets to `scalars`. With `gradients`, also begins the
-    /// backward pass: through the head, up to the final norm.
-    ///
-    /// The logits of a large vocabulary are the largest matrix of all. So the head goes over the rows piece by piece, as
-    /// many at once as the plan has room for: logits, loss, the logits' gradient in their place, and the head's gradient
-    /// from it, before the next piece takes the room.
-    pub(crate) fn loss(&self, sink: &mut Sink<'_>, scalars: Span, gradients: Option<&Gradients<'_>>) -> Flow {
-        let vocab = self.config().vocab_size;
-        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
-        self.final_norm_forward(sink, 0, self.rows())?;
-        let at_once = (logits.len / vocab).max(1);
-        for first in (0..self.rows()).step_by(at_once) {
-            let rows = at_once.min(self.rows() - first);
-            let logits = logits.first(rows * vocab);
-            self.head_forward(sink, first, rows, logits)?;
-            let targets = self.targets().slice(first, rows);
-            let d_logits = gradients.map(|_| logits);
-            sink.put(
-                None,
-                "loss",
-                CrossEntropy { logits, targets, d_logits, losses: None, scalars, rows, vocab },
-            )?;
-            if let Some(gradients) = gradients {
-                self.head_backward(sink, first, rows, logits, gradients)?;
+        match wanted {
+            Logits::All => {
+                self.final_norm_forward(sink, 0, self.rows())?;
+                self.head_forward(sink, 0, self.rows(), logits.first(self.rows() * vocab))
+            }
+            Logits::Last => {
+                for (sequence, _) in self.pieces(self.batch, 1) {
+                    let last = sequence * self.time + self.time - 1;
+                    self.final_norm_forward(sink, last, 1)?;
+                    self.head_forward(sink, last, 1, logits.slice(sequence * vocab, vocab))?;
+                }
+                Flow::Continue(())
             }
         }
-        Flow::Continue(())
     }
 
     fn final_norm_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize) -> Flow {
@@ -68,18 +47,6 @@ impl Pass<'_> {
         sink.put(None, "final_norm", op)
     }
 
-    /// Of all rows at once.
-    pub(super) fn final_norm_backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
-        let norms = self.weights.parameters.final_norm.as_ref().zip(gradients.parameters.final_norm.as_ref());
-        let Some(norms) = norms else { return Flow::Continue(()) };
-        let op = self.norm_backward(norms, self.last(), &self.plan.activations.final_norm, gradients);
-        sink.put(
-            None,
-            "final_norm",
-            LayerNormBackward { d_y: self.stream(gradients.buffers.d_scratch), ..op },
-        )
-    }
-
     fn head_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize, logits: Span) -> Flow {
         let (c, vocab) = (self.config().d_model, self.config().vocab_size);
         let weight = *self.weights.parameters.head_weight();
@@ -90,6 +57,60 @@ impl Pass<'_> {
             [c, vocab],
         );
         sink.put(None, "head", LinearForward { rows, ..op })
+    }
+
+    fn head_in(&self, first: usize, rows: usize) -> Span {
+        let c = self.config().d_model;
+        self.stream(self.plan.activations.head_in).slice(first * c, rows * c)
+    }
+
+    /// Where the last block leaves its result, or the embedding if there is no block.
+    fn last(&self) -> Region {
+        let activations = &self.plan.activations;
+        activations.blocks.last().map_or(activations.head_in, |block| block.output)
+    }
+}
+
+#[cfg(feature = "train")]
+impl Pass<'_> {
+    /// After the [forward](Pass::forward) pass: adds the loss of the targets to `scalars`. With `gradients`, also begins the
+    /// backward pass: through the head, up to the final norm.
+    ///
+    /// The logits of a large vocabulary are the largest matrix of all. So the head goes over the rows piece by piece, as
+    /// many at once as the plan has room for: logits, loss, the logits' gradient in their place, and the head's gradient
+    /// from it, before the next piece takes the room.
+    pub(crate) fn loss(&self, sink: &mut Sink<'_>, scalars: Span, gradients: Option<&Gradients<'_>>) -> Flow {
+        let vocab = self.config().vocab_size;
+        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
+        self.final_norm_forward(sink, 0, self.rows())?;
+        let at_once = (logits.len / vocab).max(1);
+        for (first, rows) in self.pieces(self.rows(), at_once) {
+            let logits = logits.first(rows * vocab);
+            self.head_forward(sink, first, rows, logits)?;
+            let targets = self.targets().slice(first, rows);
+            let d_logits = gradients.map(|_| logits);
+            sink.put(
+                None,
+                "loss",
+                CrossEntropy { logits, targets, d_logits, losses: None, scalars, rows, vocab },
+            )?;
+            if let Some(gradients) = gradients {
+                self.head_backward(sink, first, rows, logits, gradients)?;
+            }
+        }
+        Flow::Continue(())
+    }
+
+    /// Of all rows at once.
+    pub(super) fn final_norm_backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
+        let norms = self.weights.parameters.final_norm.as_ref().zip(gradients.parameters.final_norm.as_ref());
+        let Some(norms) = norms else { return Flow::Continue(()) };
+        let op = self.norm_backward(norms, self.last(), &self.plan.activations.final_norm, gradients);
+        sink.put(
+            None,
+            "final_norm",
+            LayerNormBackward { d_y: self.stream(gradients.buffers.d_scratch), ..op },
+        )
     }
 
     fn head_backward(
@@ -109,16 +130,5 @@ impl Pass<'_> {
         let d_x = d_x.slice(first * c, rows * c);
         let op = self.linear_backward(self.head_in(first, rows), (&w, &g), (d_logits, d_x), [c, vocab]);
         sink.put(None, "head", LinearBackward { rows, ..op })
-    }
-
-    fn head_in(&self, first: usize, rows: usize) -> Span {
-        let c = self.config().d_model;
-        self.stream(self.plan.activations.head_in).slice(first * c, rows * c)
-    }
-
-    /// Where the last block leaves its result, or the embedding if there is no block.
-    fn last(&self) -> Region {
-        let activations = &self.plan.activations;
-        activations.blocks.last().map_or(activations.head_in, |block| block.output)
     }
 }

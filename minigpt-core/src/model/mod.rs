@@ -37,9 +37,13 @@ use crate::reference;
 use crate::rng::{Rng, Stream};
 
 pub use decode::{Decoder, Generate, window_length};
-pub(crate) use pass::{Buffers, Flow, Gradients, Pass, Weights};
+pub(crate) use pass::{Buffers, Pass, Weights};
+#[cfg(feature = "train")]
+pub(crate) use pass::{Flow, Gradients};
+#[cfg(feature = "train")]
 pub(crate) use place::{Place, Places, nowhere, read_into, write_tensor};
 pub use storage::Extras;
+#[cfg(feature = "train")]
 pub(crate) use storage::Saved;
 pub(crate) use workspace::Workspace;
 
@@ -251,7 +255,8 @@ impl<B: Backend> Model<B> {
         read_elems(&mut *self.device().lock(), span).map(Some).map_err(Error::Backend)
     }
 
-    /// Replaces the parameter called `name`, for all handles on this model; `Ok(false)` if there is none such.
+    /// Replaces the parameter called `name`, for all handles on this model; `Ok(false)` if there is none such. Who runs the
+    /// model on another thread meanwhile may see half of it.
     ///
     /// # Errors
     /// If `values` has not as many numbers as the parameter, or the weights are borrowed.

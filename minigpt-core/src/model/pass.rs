@@ -6,14 +6,17 @@
 
 use core::ops::ControlFlow;
 
-use crate::config::{GptConfig, Norm, Position, Recompute};
+use crate::config::{GptConfig, Position};
+#[cfg(feature = "train")]
+use crate::config::{Norm, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
-use crate::op::{
-    ActivationForward, Dropout, LayerNormBackward, LayerNormForward, LinearBackward, LinearForward, Sink,
-};
+#[cfg(feature = "train")]
+use crate::op::{ActivationForward, LayerNormBackward, LinearBackward};
+use crate::op::{Dropout, LayerNormForward, LinearForward, Sink};
+#[cfg(feature = "train")]
+use crate::plan::BackwardActivations;
 use crate::plan::{
-    Affine, BackwardActivations, BlockActivations, BlockParameters, NormActivations, Parameters, Plan,
-    Purpose, Region,
+    Affine, BlockActivations, BlockParameters, NormActivations, Parameters, Plan, Purpose, Region,
 };
 
 /// Goes on while the sink takes more.
@@ -47,15 +50,18 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    const PARAMETERS: Buffer = Buffer(0);
-    const CONSTANTS: Buffer = Buffer(1);
+    // Of memory that does not exist: numbers that no backend hands out.
+    const PARAMETERS: Buffer = Buffer(u64::MAX);
+    const CONSTANTS: Buffer = Buffer(u64::MAX - 1);
     /// Gradients, the two moments, and the parameters.
-    pub(crate) const TRAINED: [Buffer; 4] = [Buffer(5), Buffer(6), Buffer(7), Buffers::PARAMETERS];
+    #[cfg(feature = "train")]
+    pub(crate) const TRAINED: [Buffer; 4] =
+        [Buffer(u64::MAX - 5), Buffer(u64::MAX - 6), Buffer(u64::MAX - 7), Buffers::PARAMETERS];
 
     /// Those of a plan in memory that does not exist yet.
     pub(crate) fn planned(plan: &Plan) -> Self {
-        let cache = (plan.bytes.cache > 0).then_some(Buffer(3));
-        Buffers { activations: Buffer(2), cache, state: Buffer(4) }
+        let cache = (plan.bytes.cache > 0).then_some(Buffer(u64::MAX - 3));
+        Buffers { activations: Buffer(u64::MAX - 2), cache, state: Buffer(u64::MAX - 4) }
     }
 }
 
@@ -89,9 +95,12 @@ pub(crate) struct Pass<'p> {
     pub(crate) before: usize,
     /// Whether elements drop out.
     pub(crate) dropout: bool,
+    /// Whether ops of the same sizes are told once: enough to see what the pass takes, however long it is.
+    pub(crate) sizes_only: bool,
 }
 
 /// Where gradients go.
+#[cfg(feature = "train")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Gradients<'g> {
     /// Of the parameters; added to.
@@ -112,6 +121,7 @@ impl<'p> Pass<'p> {
             start: 0,
             before: 0,
             dropout: false,
+            sizes_only: false,
         }
     }
 
@@ -134,46 +144,12 @@ impl<'p> Pass<'p> {
         Flow::Continue(())
     }
 
-    /// Adds the gradient of the summed loss to that of the parameters: the forward pass in reverse. That pass and the
-    /// [loss](Pass::loss) come before it.
-    ///
-    /// One buffer, `d_stream`, carries the gradient of the residual stream from the last block to the first. A residual
-    /// connection passes it on unchanged, so each sub-layer only adds its own part to it; without residual connections
-    /// the sub-layer's part takes its place.
-    pub(crate) fn backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
-        self.final_norm_backward(sink, gradients)?;
-        for layer in (0..self.config().layers).rev() {
-            self.recompute(sink, layer)?;
-            self.feed_forward_backward(sink, layer, gradients)?;
-            self.attention_backward(sink, layer, gradients)?;
-        }
-        self.embedding_backward(sink, gradients)
-    }
-
-    /// Makes what the backward pass of a block reads and the forward pass did not keep.
-    fn recompute(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
-        let (config, a) = (self.config(), self.activations(layer));
-        match self.plan.recompute {
-            Recompute::Nothing => Flow::Continue(()),
-            // What the last block did lies where it left it, but for what is cheap.
-            Recompute::Blocks if layer + 1 < config.layers => {
-                self.attention_forward(sink, layer)?;
-                self.feed_forward_up(sink, layer)?;
-                // The norm behind the sum reads the sum.
-                if config.norm == Norm::Post {
-                    self.feed_forward_down(sink, layer)
-                } else {
-                    Flow::Continue(())
-                }
-            }
-            Recompute::Cheap | Recompute::Blocks => {
-                let Some(x) = a.pre_activation else { return Flow::Continue(()) };
-                let (rows, width) = (self.rows(), config.d_ff);
-                let (x, y) = (self.matrix(x, width), self.matrix(a.hidden, width));
-                let op = ActivationForward { x, y, activation: config.activation, rows, width };
-                sink.put(layer, "feed_forward.activation", op)
-            }
-        }
+    /// The pieces, at most `most` long, that `count` is cut into: where each begins and how long it is.
+    pub(crate) fn pieces(&self, count: usize, most: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let most = most.max(1);
+        let last = count.saturating_sub(1) / most * most;
+        let step = if self.sizes_only && last > 0 { last } else { most };
+        (0..count).step_by(step).map(move |first| (first, most.min(count - first)))
     }
 
     pub(super) fn config(&self) -> &'p GptConfig {
@@ -220,10 +196,6 @@ impl<'p> Pass<'p> {
         self.words(self.plan.tokens)
     }
 
-    pub(crate) fn targets(&self) -> Span {
-        self.words(self.plan.targets)
-    }
-
     /// The table, if positions are rotary.
     pub(super) fn rotary_table(&self) -> Option<Span> {
         self.weights.position_table.filter(|_| self.config().position == Position::Rotary)
@@ -250,7 +222,76 @@ impl<'p> Pass<'p> {
         LinearForward { x, weight, bias, activate: None, dropout: None, residual: None, y, rows, d_in, d_out }
     }
 
-    /// Its gradient: `d_x` is written, unless told otherwise.
+    pub(super) fn norm_forward(
+        &self,
+        w: &Affine<Span>,
+        x: Region,
+        y: Region,
+        stats: &NormActivations,
+    ) -> LayerNormForward {
+        LayerNormForward {
+            x: self.stream(x),
+            weight: w.weight,
+            bias: w.bias,
+            y: self.stream(y),
+            mean: self.matrix(stats.mean, 1),
+            rstd: self.matrix(stats.rstd, 1),
+            rows: self.rows(),
+            width: self.config().d_model,
+            eps: self.config().norm_eps,
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+impl Pass<'_> {
+    /// Adds the gradient of the summed loss to that of the parameters: the forward pass in reverse. That pass and the
+    /// [loss](Pass::loss) come before it.
+    ///
+    /// One buffer, `d_stream`, carries the gradient of the residual stream from the last block to the first. A residual
+    /// connection passes it on unchanged, so each sub-layer only adds its own part to it; without residual connections
+    /// the sub-layer's part takes its place.
+    pub(crate) fn backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
+        self.final_norm_backward(sink, gradients)?;
+        for layer in (0..self.config().layers).rev() {
+            self.recompute(sink, layer)?;
+            self.feed_forward_backward(sink, layer, gradients)?;
+            self.attention_backward(sink, layer, gradients)?;
+        }
+        self.embedding_backward(sink, gradients)
+    }
+
+    /// Makes what the backward pass of a block reads and the forward pass did not keep.
+    fn recompute(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
+        let (config, a) = (self.config(), self.activations(layer));
+        match self.plan.recompute {
+            Recompute::Nothing => Flow::Continue(()),
+            // What the last block did lies where it left it, but for what is cheap.
+            Recompute::Blocks if layer + 1 < config.layers => {
+                self.attention_forward(sink, layer)?;
+                self.feed_forward_up(sink, layer)?;
+                // The norm behind the sum reads the sum.
+                if config.norm == Norm::Post {
+                    self.feed_forward_down(sink, layer)
+                } else {
+                    Flow::Continue(())
+                }
+            }
+            Recompute::Cheap | Recompute::Blocks => {
+                let Some(x) = a.pre_activation else { return Flow::Continue(()) };
+                let (rows, width) = (self.rows(), config.d_ff);
+                let (x, y) = (self.matrix(x, width), self.matrix(a.hidden, width));
+                let op = ActivationForward { x, y, activation: config.activation, rows, width };
+                sink.put(layer, "feed_forward.activation", op)
+            }
+        }
+    }
+
+    pub(crate) fn targets(&self) -> Span {
+        self.words(self.plan.targets)
+    }
+
+    /// The gradient of a [linear layer](Pass::linear_forward): `d_x` is written, unless told otherwise.
     pub(super) fn linear_backward(
         &self,
         x: Span,
@@ -274,27 +315,7 @@ impl<'p> Pass<'p> {
         }
     }
 
-    pub(super) fn norm_forward(
-        &self,
-        w: &Affine<Span>,
-        x: Region,
-        y: Region,
-        stats: &NormActivations,
-    ) -> LayerNormForward {
-        LayerNormForward {
-            x: self.stream(x),
-            weight: w.weight,
-            bias: w.bias,
-            y: self.stream(y),
-            mean: self.matrix(stats.mean, 1),
-            rstd: self.matrix(stats.rstd, 1),
-            rows: self.rows(),
-            width: self.config().d_model,
-            eps: self.config().norm_eps,
-        }
-    }
-
-    /// Its gradient, on the gradient of the residual stream where it lies.
+    /// The gradient of a [norm](Pass::norm_forward), on the gradient of the residual stream where it lies.
     pub(super) fn norm_backward(
         &self,
         (w, g): (&Affine<Span>, &Affine<Span>),

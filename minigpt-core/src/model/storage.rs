@@ -202,7 +202,7 @@ impl<B: Backend> Model<B> {
     /// trained. The weights are not read here, so they are not checked either: call [`Checkpoint::verify`] once on
     /// files that may be damaged.
     ///
-    /// Any number of models can borrow the same bytes, each on a backend and a thread of its own; and any number of
+    /// Any number of models can borrow the same bytes, on one device or each on its own; and any number of
     /// [`Decoder`](crate::Decoder)s can take turns on one model.
     ///
     /// Vectors (biases and the weights of norms) and learned positions must be stored in the backend's number type, other
@@ -259,9 +259,10 @@ impl<B: Backend> Model<B> {
         Self::over(&device, Laid { plan, spans, owned, trainable: None, copied })
     }
 
-    /// The same model on a device, its own or another, with its matrices stored as `dtype`: F16, Bf16, Q8_0, Q4_0, or the backend's own
-    /// number type. To be run or [written](Model::write), not trained. Vectors (biases and the weights of norms) and
-    /// learned positions stay in the backend's number type. A row that does not fill its last block of 32 is padded.
+    /// The same model on a device, its own or another, with its matrices stored as `dtype`: F16, Bf16, Q8_0, Q4_0, or the
+    /// backend's own number type. To be run or [written](Model::write), not trained. Vectors (biases and the weights of
+    /// norms) and learned positions stay in the backend's number type. A row that does not fill its last block of 32 is
+    /// padded.
     ///
     /// How numbers are rounded: [`encode_row`](checkpoint::encode_row).
     ///
@@ -301,7 +302,7 @@ impl<B: Backend> Model<B> {
     /// Writes a checkpoint of the weights, for inference.
     ///
     /// # Errors
-    /// If the backend or `out` fails, or the extras do not fit the model.
+    /// If the backend or `out` fails, the extras do not fit the model, or another handle trains it meanwhile.
     pub fn write<W: Write>(
         &self,
         out: W,

@@ -3,11 +3,17 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Buffers, Model, Pass, out_of_memory};
+use super::{Buffers, Model, Pass, Weights, out_of_memory};
 use crate::backend::{Allocation, Backend, Device, workspace_bytes};
 use crate::error::Error;
-use crate::memory::{Buffer, Dtype, Span};
-use crate::plan::Plan;
+#[cfg(feature = "train")]
+use crate::memory::Dtype;
+#[cfg(not(feature = "train"))]
+use crate::memory::InvalidOp;
+use crate::memory::{Buffer, Span};
+#[cfg(not(feature = "train"))]
+use crate::op::Program;
+use crate::plan::{Plan, Purpose};
 
 /// What a plan needs on a device besides parameters, gradients and moments.
 #[derive(Debug)]
@@ -29,10 +35,12 @@ impl<B: Backend> Workspace<B> {
             Ok(buffer)
         };
         let mut attempt = || -> Result<Buffers, B::Error> {
-            device.lock().reserve(scratch)?;
             let activations = take(plan.bytes.activations)?;
             let cache = if plan.bytes.cache > 0 { Some(take(plan.bytes.cache)?) } else { None };
-            Ok(Buffers { activations, cache, state: take(plan.bytes.state)? })
+            let state = take(plan.bytes.state)?;
+            // Last, because the backend keeps it.
+            device.lock().reserve(scratch)?;
+            Ok(Buffers { activations, cache, state })
         };
         // What did fit goes back with `owned`, so that a smaller plan can be tried.
         let buffers = attempt().map_err(|error| out_of_memory(needed, error))?;
@@ -41,7 +49,8 @@ impl<B: Backend> Workspace<B> {
 
     /// That of a plan for inference with this model.
     pub(crate) fn inference(model: &Model<B>, plan: Plan) -> Result<Self, Error<B::Error>> {
-        let largest = Pass::whole(&plan, model.weights(), Buffers::planned(&plan));
+        let largest =
+            Pass { sizes_only: true, ..Pass::whole(&plan, model.weights(), Buffers::planned(&plan)) };
         let scratch = model.device().inspect(|backend| workspace_bytes(backend, |sink| largest.infer(sink)));
         Workspace::new(model.device(), plan, scratch)
     }
@@ -55,7 +64,10 @@ impl<B: Backend> Workspace<B> {
     pub(crate) fn logits(&self) -> Span {
         self.plan.activations.logits.on(self.buffers.activations, self.plan.elem)
     }
+}
 
+#[cfg(feature = "train")]
+impl<B: Backend> Workspace<B> {
     pub(crate) fn scalars(&self) -> Span {
         self.plan.scalars.on(self.buffers.state, self.plan.elem)
     }
@@ -66,5 +78,31 @@ impl<B: Backend> Workspace<B> {
 
     pub(crate) fn counters(&self) -> Span {
         self.plan.counters.on(self.buffers.state, Dtype::U32)
+    }
+}
+
+impl Plan {
+    /// Hands `f` the largest pass, in memory that does not exist yet.
+    pub(crate) fn planned<T>(&self, f: impl FnOnce(&Pass<'_>) -> T) -> T {
+        let weights = Weights::planned(self);
+        let whole = Pass::whole(self, &weights, Buffers::planned(self));
+        f(&Pass { batch: self.sequences, dropout: self.purpose == Purpose::Training, ..whole })
+    }
+}
+
+// With training, its room knows the programs of both kinds of plans.
+#[cfg(not(feature = "train"))]
+impl Plan {
+    /// What a pass over all that this plan has room for does, op by op, in memory that does not exist yet.
+    ///
+    /// # Errors
+    /// If the host has no memory for the list.
+    pub fn program(&self) -> Result<Program, InvalidOp> {
+        self.planned(|whole| Program::collect(|sink| whole.infer(sink)))
+    }
+
+    /// Bytes of scratch that it takes on `backend`, beyond the plan's own [bytes](Plan::bytes).
+    pub fn workspace_bytes<B: Backend>(&self, backend: &B) -> usize {
+        self.planned(|whole| workspace_bytes(backend, |sink| Pass { sizes_only: true, ..*whole }.infer(sink)))
     }
 }

@@ -1,7 +1,9 @@
 //! Which operands each op has, and how long they must be.
 
 use super::descriptors::*;
-use super::{Access, Operand, OperandKind, counter, scalar};
+#[cfg(feature = "train")]
+use super::scalar;
+use super::{Access, Operand, OperandKind, counter};
 use crate::memory::{InvalidOp, Span};
 
 /// Collects operands and checks their lengths.
@@ -89,6 +91,7 @@ impl Describe<'_> {
         }
     }
 
+    #[cfg(feature = "train")]
     fn scalars(&mut self, span: Span) -> Result<(), InvalidOp> {
         self.elem("scalars", span, Access::Update, &[scalar::LEN])
     }
@@ -96,6 +99,7 @@ impl Describe<'_> {
 
 use Access::{Read, Update, Write};
 
+#[cfg(feature = "train")]
 fn write_or_update(accumulate: bool) -> Access {
     if accumulate { Update } else { Write }
 }
@@ -116,6 +120,7 @@ impl EmbeddingForward {
     }
 }
 
+#[cfg(feature = "train")]
 impl EmbeddingBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let (b, t, c) = (self.batch, self.time, self.d_model);
@@ -143,6 +148,7 @@ impl LayerNormForward {
     }
 }
 
+#[cfg(feature = "train")]
 impl LayerNormBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
@@ -172,6 +178,7 @@ impl LinearForward {
     }
 }
 
+#[cfg(feature = "train")]
 impl LinearBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
@@ -192,6 +199,7 @@ impl LinearBackward {
     }
 }
 
+#[cfg(feature = "train")]
 impl ActivationForward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
@@ -223,6 +231,7 @@ impl AttentionForward {
     }
 }
 
+#[cfg(feature = "train")]
 impl AttentionBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let (b, t, h, dh) = (self.batch, self.time, self.heads, self.d_head);
@@ -259,6 +268,7 @@ impl AttentionScores {
     }
 }
 
+#[cfg(feature = "train")]
 impl CrossEntropy {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
@@ -270,6 +280,7 @@ impl CrossEntropy {
     }
 }
 
+#[cfg(feature = "train")]
 impl SquaredNorm {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
@@ -278,12 +289,14 @@ impl SquaredNorm {
     }
 }
 
+#[cfg(feature = "train")]
 impl NextDraw {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         Describe { visit }.u32("counters", self.counters, Update, &[counter::LEN])
     }
 }
 
+#[cfg(feature = "train")]
 impl FinishStep {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
@@ -292,6 +305,7 @@ impl FinishStep {
     }
 }
 
+#[cfg(feature = "train")]
 impl AdamW {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let n = self.params.len;
@@ -307,6 +321,7 @@ impl AdamW {
     }
 }
 
+#[cfg(feature = "train")]
 impl Fill {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         Describe { visit }.elem("to", self.to, Write, &[self.to.len])

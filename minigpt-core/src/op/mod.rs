@@ -67,29 +67,29 @@ pub mod counter {
 }
 
 macro_rules! ops {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+    ($($(#[$doc:meta])* $name:ident $(if $feature:tt)?),* $(,)?) => {
         /// Any op, with its operands.
         #[derive(Debug, Clone, Copy, PartialEq)]
         #[non_exhaustive]
         pub enum Op {
-            $($(#[$doc])* $name($name),)*
+            $($(#[$doc])* $(#[cfg(feature = $feature)])? $name($name),)*
         }
 
         /// Any op, without its operands.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum OpKind {
-            $($(#[$doc])* $name,)*
+            $($(#[$doc])* $(#[cfg(feature = $feature)])? $name,)*
         }
 
         impl OpKind {
             /// All kinds, in order.
-            pub const ALL: &'static [OpKind] = &[$(OpKind::$name),*];
+            pub const ALL: &'static [OpKind] = &[$($(#[cfg(feature = $feature)])? OpKind::$name),*];
 
             /// Its name.
             pub const fn name(self) -> &'static str {
                 match self {
-                    $(OpKind::$name => stringify!($name),)*
+                    $($(#[cfg(feature = $feature)])? OpKind::$name => stringify!($name),)*
                 }
             }
         }
@@ -98,18 +98,19 @@ macro_rules! ops {
             /// Its kind.
             pub const fn kind(&self) -> OpKind {
                 match self {
-                    $(Op::$name(_) => OpKind::$name,)*
+                    $($(#[cfg(feature = $feature)])? Op::$name(_) => OpKind::$name,)*
                 }
             }
 
             fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
                 match self {
-                    $(Op::$name(op) => op.describe(visit),)*
+                    $($(#[cfg(feature = $feature)])? Op::$name(op) => op.describe(visit),)*
                 }
             }
         }
 
-        $(impl From<$name> for Op {
+        $($(#[cfg(feature = $feature)])?
+        impl From<$name> for Op {
             fn from(op: $name) -> Op {
                 Op::$name(op)
             }
@@ -121,39 +122,39 @@ ops! {
     /// See [`struct@EmbeddingForward`].
     EmbeddingForward,
     /// See [`struct@EmbeddingBackward`].
-    EmbeddingBackward,
+    EmbeddingBackward if "train",
     /// See [`struct@LayerNormForward`].
     LayerNormForward,
     /// See [`struct@LayerNormBackward`].
-    LayerNormBackward,
+    LayerNormBackward if "train",
     /// See [`struct@LinearForward`].
     LinearForward,
     /// See [`struct@LinearBackward`].
-    LinearBackward,
+    LinearBackward if "train",
     /// See [`struct@ActivationForward`].
-    ActivationForward,
+    ActivationForward if "train",
     /// See [`struct@Rotary`].
     Rotary,
     /// See [`struct@AttentionForward`].
     AttentionForward,
     /// See [`struct@AttentionBackward`].
-    AttentionBackward,
+    AttentionBackward if "train",
     /// See [`struct@AttentionCached`].
     AttentionCached,
     /// See [`struct@AttentionScores`].
     AttentionScores,
     /// See [`struct@CrossEntropy`].
-    CrossEntropy,
+    CrossEntropy if "train",
     /// See [`struct@SquaredNorm`].
-    SquaredNorm,
+    SquaredNorm if "train",
     /// See [`struct@NextDraw`].
-    NextDraw,
+    NextDraw if "train",
     /// See [`struct@FinishStep`].
-    FinishStep,
+    FinishStep if "train",
     /// See [`struct@AdamW`].
-    AdamW,
+    AdamW if "train",
     /// See [`struct@Fill`].
-    Fill,
+    Fill if "train",
 }
 
 /// What an op does with a span.
@@ -278,8 +279,10 @@ impl Op {
     fn may_alias(&self, a: &Operand, b: &Operand) -> bool {
         a.span == b.span
             && match self {
+                #[cfg(feature = "train")]
                 Op::LayerNormBackward(op) => (a.name, b.name) == ("d_y", "d_x") && !op.accumulate,
                 Op::LinearForward(_) => (a.name, b.name) == ("residual", "y"),
+                #[cfg(feature = "train")]
                 Op::CrossEntropy(_) => (a.name, b.name) == ("logits", "d_logits"),
                 _ => false,
             }
@@ -300,10 +303,12 @@ impl Op {
         };
         match self {
             Op::LinearForward(op) => linear(2, op.rows, op.d_in, op.d_out),
+            #[cfg(feature = "train")]
             Op::LinearBackward(op) => {
                 linear(if op.d_x.is_some() { 4 } else { 2 }, op.rows, op.d_in, op.d_out)
             }
             Op::AttentionForward(op) => attention(2, op.batch, op.heads, op.d_head, 0, op.time),
+            #[cfg(feature = "train")]
             Op::AttentionBackward(op) => attention(4, op.batch, op.heads, op.d_head, 0, op.time),
             Op::AttentionCached(op) => attention(2, op.batch, op.heads, op.d_head, op.past, op.time),
             Op::AttentionScores(op) => attention(1, op.batch, op.heads, op.d_head, 0, op.time),

@@ -56,7 +56,8 @@ impl<'s> Sink<'s> {
     }
 
     /// The next step: `op`, which is the model's part `part`, of block number `layer` if it is in one.
-    pub(crate) fn put(
+    /// Breaks if it takes no more.
+    pub fn put(
         &mut self,
         layer: impl Into<Option<usize>>,
         part: &'static str,

@@ -47,14 +47,19 @@ impl Op {
         };
         match self {
             Op::EmbeddingForward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
+            #[cfg(feature = "train")]
             Op::EmbeddingBackward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
             Op::LayerNormForward(op) => rows(op.rows, "C", op.width),
+            #[cfg(feature = "train")]
             Op::LayerNormBackward(op) => rows(op.rows, "C", op.width),
             Op::LinearForward(op) => linear(op.rows, op.d_in, op.d_out),
+            #[cfg(feature = "train")]
             Op::LinearBackward(op) => linear(op.rows, op.d_in, op.d_out),
+            #[cfg(feature = "train")]
             Op::ActivationForward(op) => rows(op.rows, "width", op.width),
             Op::Rotary(op) => heads(op.batch, op.time, op.heads, op.d_head),
             Op::AttentionForward(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            #[cfg(feature = "train")]
             Op::AttentionBackward(op) => heads(op.batch, op.time, op.heads, op.d_head),
             Op::AttentionCached(op) => Sizes::of([
                 ("B", op.batch),
@@ -64,10 +69,15 @@ impl Op {
                 ("D", op.d_head),
             ]),
             Op::AttentionScores(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            #[cfg(feature = "train")]
             Op::CrossEntropy(op) => rows(op.rows, "V", op.vocab),
+            #[cfg(feature = "train")]
             Op::SquaredNorm(op) => Sizes::of([("n", op.x.len)]),
+            #[cfg(feature = "train")]
             Op::AdamW(op) => Sizes::of([("n", op.params.len)]),
+            #[cfg(feature = "train")]
             Op::Fill(op) => Sizes::of([("n", op.to.len)]),
+            #[cfg(feature = "train")]
             Op::NextDraw(_) | Op::FinishStep(_) => Sizes::of([]),
         }
     }

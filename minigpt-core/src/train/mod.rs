@@ -8,9 +8,9 @@ pub use trainer::{Metrics, Trainer};
 use crate::backend::{Backend, workspace_bytes};
 use crate::config::{ConfigError, GptConfig, TrainConfig};
 use crate::memory::{Dtype, InvalidOp, Span};
-use crate::model::{Buffers, Flow, Gradients, Pass, Weights};
+use crate::model::{Buffers, Flow, Gradients, Pass};
 use crate::op::{Program, Sink};
-use crate::plan::{Plan, Purpose};
+use crate::plan::Plan;
 use crate::real::Real;
 
 impl Plan {
@@ -36,16 +36,9 @@ impl Plan {
 
     /// Bytes of scratch that it takes on `backend`, beyond the plan's own [bytes](Plan::bytes).
     pub fn workspace_bytes<B: Backend>(&self, backend: &B) -> usize {
-        // One slice of each size says it for all.
-        let batch = self.batch + self.sequences % self.batch;
-        self.planned(|whole| workspace_bytes(backend, |sink| self.emit(sink, &Pass { batch, ..*whole })))
-    }
-
-    /// Hands `f` the largest pass, in memory that does not exist yet.
-    fn planned<T>(&self, f: impl FnOnce(&Pass<'_>) -> T) -> T {
-        let weights = Weights::planned(self);
-        let whole = Pass::whole(self, &weights, Buffers::planned(self));
-        f(&Pass { batch: self.sequences, dropout: self.purpose == Purpose::Training, ..whole })
+        self.planned(|whole| {
+            workspace_bytes(backend, |sink| self.emit(sink, &Pass { sizes_only: true, ..*whole }))
+        })
     }
 
     fn emit(&self, sink: &mut Sink<'_>, whole: &Pass<'_>) -> Flow {
@@ -75,8 +68,8 @@ impl TrainConfig {
         self.batch.div_ceil(slices)
     }
 
-    /// Where a [`Trainer`] with these settings puts everything on `backend`: room for as many sequences as
-    /// [go through the model at once](TrainConfig::sequences_at_once).
+    /// Where a [`Trainer`] with these settings puts everything on `backend`: the tokens of a whole micro-batch, and what is
+    /// computed of as many sequences as [go through the model at once](TrainConfig::sequences_at_once).
     ///
     /// # Errors
     /// As [`Plan::training`].

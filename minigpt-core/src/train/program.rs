@@ -25,9 +25,8 @@ pub(super) fn micro_step(
     gradients: &Gradients<'_>,
 ) -> Flow {
     sink.put(None, "dropout", NextDraw { counters })?;
-    let at_once = whole.plan.batch;
-    for before in (0..whole.batch).step_by(at_once) {
-        let slice = Pass { batch: at_once.min(whole.batch - before), before, ..*whole };
+    for (before, batch) in whole.pieces(whole.batch, whole.plan.batch) {
+        let slice = Pass { batch, before, ..*whole };
         slice.forward(sink)?;
         slice.loss(sink, scalars, Some(gradients))?;
         slice.backward(sink, gradients)?;

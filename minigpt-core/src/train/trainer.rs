@@ -68,8 +68,8 @@ pub struct Trainer<B: Backend> {
     v: Allocation<B>,
     gradients: Parameters<Span>,
     windows_drawn: u64,
-    /// Steps finished, as the device counts them.
-    steps: u32,
+    /// Steps finished, as the device counts them; unknown after a step that failed half-way.
+    steps: Option<u32>,
     /// Micro-batches since the last finished step.
     pending: usize,
     inputs: Vec<u32>,
@@ -88,20 +88,21 @@ impl<B: Backend> Trainer<B> {
         let device = model.device();
         model.trainable().ok_or(Error::Frozen)?;
         let tokens = config.batch.checked_mul(config.time).ok_or(ConfigError::TooLarge { field: "batch" })?;
-        let frugal = TrainConfig { recompute: Recompute::Blocks, ..config.clone() };
-        let needs = |config: &TrainConfig| {
+        let planned = |config: &TrainConfig| {
             device.inspect(|backend| {
                 let plan = config.plan(model.config(), backend)?;
                 let scratch = plan.workspace_bytes(backend);
                 Ok::<_, ConfigError>((plan, scratch))
             })
         };
-        let ((plan, scratch), (frugal, frugal_scratch)) = (needs(&config)?, needs(&frugal)?);
         let total = |plan: &Plan, scratch| plan.bytes.total().saturating_add(scratch);
-        let (needed, less) = (total(&plan, scratch), total(&frugal, frugal_scratch));
+        let (plan, scratch) = planned(&config)?;
+        let needed = total(&plan, scratch);
         let advised = |error| match error {
             Error::Memory { needed, source, .. } => {
-                Error::Memory { needed, recomputing: Some(less).filter(|&less| less < needed), source }
+                let frugal = planned(&TrainConfig { recompute: Recompute::Blocks, ..config.clone() });
+                let less = frugal.ok().map(|(plan, scratch)| total(&plan, scratch));
+                Error::Memory { needed, recomputing: less.filter(|&less| less < needed), source }
             }
             other => other,
         };
@@ -122,12 +123,12 @@ impl<B: Backend> Trainer<B> {
             v,
             gradients,
             windows_drawn: 0,
-            steps: 0,
+            steps: Some(0),
             pending: 0,
             inputs: zeros("inputs", tokens)?,
             targets: zeros("targets", tokens)?,
             staging: zeros("staging", slice * 4)?,
-            config,
+            config: config.clone(),
         };
         let mut counters = [0; counter::LEN];
         [counters[counter::SEED], counters[counter::SEED + 1]] = crate::rng::key(trainer.config.seed);
@@ -244,42 +245,39 @@ impl<B: Backend> Trainer<B> {
         Ok(())
     }
 
-    /// What an update reads and changes, if the model can be trained.
-    fn update(&self) -> Option<program::Update> {
-        let [grads, m, v] = [&self.grads, &self.m, &self.v].map(|of| self.whole(of));
-        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let decayed = self.workspace.plan.decayed;
-        self.model.trainable().map(|params| program::Update {
-            params,
-            grads,
-            m,
-            v,
-            decayed,
-            scalars,
-            counters,
-        })
-    }
-
     /// Closes the step: clips the gradient and updates the parameters.
     ///
     /// # Errors
-    /// If no micro-batch was added to it, or the backend fails.
+    /// If no micro-batch was added to it; or if the backend fails, which drops the step.
     pub fn finish_step(&mut self) -> Result<(), Error<B::Error>> {
         if self.pending == 0 {
             return Err(Error::EmptyStep);
         }
-        let mut rate = [0; size_of::<u64>()];
-        B::Elem::from_f64(self.config.schedule.learning_rate(self.steps)).to_le_slice(&mut rate);
-        let (rate, to) =
-            (&rate[..size_of::<B::Elem>()], self.workspace.scalars().slice(scalar::LEARNING_RATE, 1));
-        let update = self.update().ok_or(Error::Frozen)?;
-        let mut backend = self.model.device().lock();
-        backend.write(to, rate).map_err(Error::Backend)?;
-        submit(&mut *backend, |sink| program::update(sink, &update, &self.config)).map_err(Error::Backend)?;
-        // The device's counter stops there too.
-        self.steps = self.steps.saturating_add(1);
+        // Whatever comes of it: a gradient that was applied, or may have been, is not applied again.
         self.pending = 0;
+        let steps = match self.steps.take() {
+            Some(steps) => steps,
+            None => self.state()?.counters[counter::STEP],
+        };
+        self.enqueue_update(steps).map_err(Error::Backend)?;
+        // The device's counter stops there too.
+        self.steps = Some(steps.saturating_add(1));
         Ok(())
+    }
+
+    /// What closes step number `steps`, counted from 0.
+    fn enqueue_update(&mut self, steps: u32) -> Result<(), B::Error> {
+        let mut rate = [0; size_of::<u64>()];
+        B::Elem::from_f64(self.config.schedule.learning_rate(steps)).to_le_slice(&mut rate);
+        let rate = &rate[..size_of::<B::Elem>()];
+        let Some(params) = self.model.trainable() else { return Ok(()) };
+        let [grads, m, v] = [&self.grads, &self.m, &self.v].map(|of| self.whole(of));
+        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
+        let decayed = self.workspace.plan.decayed;
+        let update = program::Update { params, grads, m, v, decayed, scalars, counters };
+        let mut backend = self.model.device().lock();
+        backend.write(scalars.slice(scalar::LEARNING_RATE, 1), rate)?;
+        submit(&mut *backend, |sink| program::update(sink, &update, &self.config))
     }
 
     /// Waits for all steps and tells of the last one.
@@ -290,9 +288,8 @@ impl<B: Backend> Trainer<B> {
         let mut backend = self.model.device().lock();
         let scalars = read_elems(&mut *backend, self.workspace.scalars()).map_err(Error::Backend)?;
         let counters = read_u32(&mut *backend, self.workspace.counters()).map_err(Error::Backend)?;
-        self.steps = counters[counter::STEP];
         Ok(Metrics {
-            step: self.steps,
+            step: counters[counter::STEP],
             loss: scalars[scalar::LOSS].to_f64(),
             grad_norm: scalars[scalar::GRAD_NORM].to_f64(),
             learning_rate: scalars[scalar::LEARNING_RATE].to_f64(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use minigpt_core::{Backend, Buffer, Op, Real, Reference, ReferenceError, Span};
+use minigpt_core::{Backend, Buffer, Import, Op, Real, Reference, ReferenceError, Span};
 
 /// A reference with room for so many bytes, which takes so many rows at once.
 #[derive(Debug)]
@@ -63,3 +63,5 @@ impl<R: Real> Backend for Small<R> {
         self.rows
     }
 }
+
+impl<R: Real> Import<'_> for Small<R> {}

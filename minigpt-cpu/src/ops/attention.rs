@@ -17,6 +17,7 @@ mod forward;
 mod scores;
 mod tile;
 
+#[cfg(feature = "train")]
 pub(super) use backward::backward;
 pub(super) use cached::cached;
 pub(super) use forward::forward;

@@ -15,7 +15,9 @@ mod tests;
 mod weight;
 
 use minigpt_core::Op;
-use minigpt_core::op::{LinearBackward, LinearForward};
+#[cfg(feature = "train")]
+use minigpt_core::op::LinearBackward;
+use minigpt_core::op::LinearForward;
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
@@ -26,31 +28,45 @@ use weight::Weight;
 pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuError> {
     match op {
         // Nothing to compute is no work for a kernel.
-        Op::LinearForward(LinearForward { rows, d_in, d_out, .. })
-        | Op::LinearBackward(LinearBackward { rows, d_in, d_out, .. })
+        Op::LinearForward(LinearForward { rows, d_in, d_out, .. }) if [*rows, *d_in, *d_out].contains(&0) => {
+            return Ok(false);
+        }
+        #[cfg(feature = "train")]
+        Op::LinearBackward(LinearBackward { rows, d_in, d_out, .. })
             if [*rows, *d_in, *d_out].contains(&0) =>
         {
             return Ok(false);
         }
         Op::LinearForward(op) if Weight::reads(op.weight.dtype) => linear::linear_forward(context, op)?,
+        #[cfg(feature = "train")]
         Op::LinearBackward(op) => linear::linear_backward(context, op)?,
         Op::EmbeddingForward(op) if op.out.len > 0 && Weight::reads(op.token_embedding.dtype) => {
             embedding::forward(context, op)?
         }
+        #[cfg(feature = "train")]
         Op::EmbeddingBackward(op) if op.d_out.len > 0 => embedding::backward(context, op)?,
         Op::LayerNormForward(op) if op.y.len > 0 => layernorm::forward(context, op)?,
+        #[cfg(feature = "train")]
         Op::LayerNormBackward(op) if op.d_x.len > 0 => layernorm::backward(context, op)?,
+        #[cfg(feature = "train")]
         Op::ActivationForward(op) if op.y.len > 0 => activation::forward(context, op)?,
         Op::Rotary(op) if op.qkv.len > 0 => rotary::rotary(context, op)?,
         Op::AttentionForward(op) if op.qkv.len > 0 => attention::forward(context, op)?,
+        #[cfg(feature = "train")]
         Op::AttentionBackward(op) if op.qkv.len > 0 => attention::backward(context, op)?,
         Op::AttentionCached(op) if op.qkv.len > 0 => attention::cached(context, op)?,
         Op::AttentionScores(op) if op.qkv.len > 0 => attention::scores(context, op)?,
+        #[cfg(feature = "train")]
         Op::CrossEntropy(op) if op.logits.len > 0 => cross_entropy::cross_entropy(context, op)?,
+        #[cfg(feature = "train")]
         Op::SquaredNorm(op) => optimizer::squared_norm(context, op)?,
+        #[cfg(feature = "train")]
         Op::NextDraw(op) => draw::next_draw(context, op)?,
+        #[cfg(feature = "train")]
         Op::FinishStep(op) => optimizer::finish_step(context, op)?,
+        #[cfg(feature = "train")]
         Op::AdamW(op) => optimizer::adamw(context, op)?,
+        #[cfg(feature = "train")]
         Op::Fill(op) => context.views.f32_mut("to", op.to)?.fill(op.value as f32),
         _ => return Ok(false),
     }
@@ -61,12 +77,17 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
 pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
     match op {
         Op::LinearForward(op) => linear::forward_scratch_floats(op, machine),
+        #[cfg(feature = "train")]
         Op::LinearBackward(op) => linear::backward_scratch_floats(op),
+        #[cfg(feature = "train")]
         Op::LayerNormBackward(op) => layernorm::scratch_floats(op.rows, op.width),
         Op::AttentionForward(op) => attention::forward_scratch_floats(op, machine),
+        #[cfg(feature = "train")]
         Op::AttentionBackward(op) => attention::backward_scratch_floats(op, machine),
         Op::AttentionCached(op) => attention::cached_scratch_floats(op, machine),
+        #[cfg(feature = "train")]
         Op::CrossEntropy(op) => cross_entropy::scratch_floats(op),
+        #[cfg(feature = "train")]
         Op::SquaredNorm(op) => optimizer::scratch_floats(op.x.len),
         _ => 0,
     }

@@ -184,7 +184,7 @@ impl<B: Backend> Trainer<B> {
         let span = self.workspace.counters();
         write_u32(&mut *self.model.device().lock(), span, &state.counters).map_err(Error::Backend)?;
         self.windows_drawn = state.windows_drawn;
-        self.steps = state.counters[counter::STEP];
+        self.steps = Some(state.counters[counter::STEP]);
         self.pending = 0;
         Ok(())
     }
