@@ -193,7 +193,7 @@ fn the_draw_number_carries_into_its_high_word() {
 fn what_an_op_says_of_its_scratch_is_what_it_takes() {
     let (rows, time, heads, d_head) = (20, 10, 3, 8);
     for isa in Isa::available() {
-        let mut cpu = Cpu::builder().isa(isa).threads(2).build().unwrap();
+        let mut cpu = Cpu::builder().isa(isa).build().unwrap();
         let buffer = cpu.alloc(1 << 20).unwrap();
         let mut end = 64;
         let mut place = |len: usize| {
@@ -302,14 +302,14 @@ fn what_an_op_says_of_its_scratch_is_what_it_takes() {
         ops.push(CrossEntropy { logits, targets, d_logits: None, losses, scalars, rows, vocab: 5 }.into());
         ops.push(SquaredNorm { x: qkv, scalars }.into());
 
-        let mut enough = Cpu::builder().isa(isa).threads(2).build().unwrap();
+        let mut enough = Cpu::builder().isa(isa).build().unwrap();
         let whole = enough.workspace_bytes(&ops);
         enough.reserve(whole).unwrap();
         assert_eq!(enough.scratch.bytes(), whole);
         enough.alloc(1 << 20).unwrap();
         for op in &ops {
             let said = cpu.workspace_bytes(core::slice::from_ref(op));
-            let mut fresh = Cpu::builder().isa(isa).threads(2).build().unwrap();
+            let mut fresh = Cpu::builder().isa(isa).build().unwrap();
             fresh.alloc(1 << 20).unwrap();
             fresh.run(op).unwrap();
             assert_eq!((fresh.scratch.bytes(), fresh.fallbacks()), (said, 0), "{isa} {op:?}");

@@ -77,8 +77,7 @@ pub struct BackwardActivations {
     pub normed: Option<Region>,
 }
 
-/// What is used by one op after the other and need not be kept, in two places: while one of a place's regions is in
-/// use, the others of that place are not.
+/// What one op after the other uses and nothing keeps, in two places. Regions at one place are never live together.
 struct Passing {
     normed: Region,
     hidden: Region,

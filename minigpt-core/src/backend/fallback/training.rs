@@ -1,0 +1,210 @@
+//! The ops that only training runs.
+
+use super::{check_tokens, read_mask, read_optional, read_tokens, write_optional};
+use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
+use crate::memory::zeros;
+use crate::op::{
+    ActivationForward, AdamW, AttentionBackward, CrossEntropy, EmbeddingBackward, FinishStep, IGNORE,
+    LayerNormBackward, LinearBackward, NextDraw, SquaredNorm, scalar,
+};
+use crate::real::Real;
+use crate::reference::activation::activate;
+use crate::reference::attention::attention_backward;
+use crate::reference::cross_entropy::cross_entropy;
+use crate::reference::embedding::embedding_backward;
+use crate::reference::layernorm::layernorm_backward;
+use crate::reference::linear::linear_backward;
+use crate::reference::optimizer::{adamw, finish_step, next_draw, squared_norm};
+
+pub(super) fn embedding<B: Backend + ?Sized>(
+    backend: &mut B,
+    op: &EmbeddingBackward,
+) -> Result<(), B::Error> {
+    let tokens = read_tokens(backend, op.tokens, op.vocab)?;
+    let d_out = read_elems(backend, op.d_out)?;
+    let mask = read_mask(backend, &op.dropout)?;
+    let d_position_span = op.d_position_embedding.map(|span| span.first(op.time * op.d_model));
+    let mut d_token_embedding = read_elems(backend, op.d_token_embedding)?;
+    let mut d_position_embedding = read_optional(backend, d_position_span)?;
+    embedding_backward(
+        &tokens,
+        &d_out,
+        mask.as_ref(),
+        &mut d_token_embedding,
+        d_position_embedding.as_deref_mut(),
+        op.batch,
+        op.time,
+        op.d_model,
+    );
+    write_elems(backend, op.d_token_embedding, &d_token_embedding)?;
+    write_optional(backend, d_position_span, d_position_embedding.as_deref())
+}
+
+pub(super) fn layernorm<B: Backend + ?Sized>(
+    backend: &mut B,
+    op: &LayerNormBackward,
+) -> Result<(), B::Error> {
+    let x = read_elems(backend, op.x)?;
+    let weight = read_elems(backend, op.weight)?;
+    let mean = read_elems(backend, op.mean)?;
+    let rstd = read_elems(backend, op.rstd)?;
+    let d_y = read_elems(backend, op.d_y)?;
+    let mut d_x = read_elems(backend, op.d_x)?;
+    let mut d_weight = read_elems(backend, op.d_weight)?;
+    let mut d_bias = read_optional(backend, op.d_bias)?;
+    layernorm_backward(
+        &x,
+        &weight,
+        &mean,
+        &rstd,
+        &d_y,
+        &mut d_x,
+        op.accumulate,
+        &mut d_weight,
+        d_bias.as_deref_mut(),
+        op.rows,
+        op.width,
+    );
+    write_elems(backend, op.d_x, &d_x)?;
+    write_elems(backend, op.d_weight, &d_weight)?;
+    write_optional(backend, op.d_bias, d_bias.as_deref())
+}
+
+pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearBackward) -> Result<(), B::Error> {
+    let x = read_elems(backend, op.x)?;
+    let weight = read_elems(backend, op.weight)?;
+    let d_y = read_elems(backend, op.d_y)?;
+    let mask = read_mask(backend, &op.dropout)?;
+    let input = read_optional(backend, op.activate.and_then(|activate| activate.input))?;
+    let activated = op.activate.map(|activate| activate.activation).zip(input.as_deref());
+    let mut d_x = read_optional(backend, op.d_x)?;
+    let mut d_weight = read_elems(backend, op.d_weight)?;
+    let mut d_bias = read_optional(backend, op.d_bias)?;
+    linear_backward(
+        &x,
+        &weight,
+        &d_y,
+        mask.as_ref(),
+        activated,
+        d_x.as_deref_mut(),
+        op.accumulate,
+        &mut d_weight,
+        d_bias.as_deref_mut(),
+        op.rows,
+        op.d_in,
+        op.d_out,
+    );
+    write_optional(backend, op.d_x, d_x.as_deref())?;
+    write_elems(backend, op.d_weight, &d_weight)?;
+    write_optional(backend, op.d_bias, d_bias.as_deref())
+}
+
+pub(super) fn activation<B: Backend + ?Sized>(
+    backend: &mut B,
+    op: &ActivationForward,
+) -> Result<(), B::Error> {
+    let mut values = read_elems(backend, op.x)?;
+    for value in &mut values {
+        *value = activate(op.activation, *value);
+    }
+    write_elems(backend, op.y, &values)
+}
+
+pub(super) fn attention<B: Backend + ?Sized>(
+    backend: &mut B,
+    op: &AttentionBackward,
+) -> Result<(), B::Error> {
+    let qkv = read_elems(backend, op.qkv)?;
+    let out = read_elems(backend, op.out)?;
+    let lse = read_elems(backend, op.lse)?;
+    let d_out = read_elems(backend, op.d_out)?;
+    let mask = read_mask(backend, &op.dropout)?;
+    let mut d_qkv = zeros("d_qkv", op.d_qkv.len)?;
+    attention_backward(
+        &qkv,
+        &out,
+        &lse,
+        &d_out,
+        mask.as_ref(),
+        &mut d_qkv,
+        op.batch,
+        op.time,
+        op.heads,
+        op.d_head,
+        op.scale,
+    );
+    write_elems(backend, op.d_qkv, &d_qkv)
+}
+
+pub(super) fn loss<B: Backend + ?Sized>(backend: &mut B, op: &CrossEntropy) -> Result<(), B::Error> {
+    let targets = read_u32(backend, op.targets)?;
+    check_tokens(targets.iter().copied().filter(|&target| target != IGNORE), op.vocab)?;
+    let logits = read_elems(backend, op.logits)?;
+    let mut scalars = read_elems(backend, op.scalars)?;
+    let mut d_logits = match op.d_logits {
+        Some(span) => Some(zeros("d_logits", span.len)?),
+        None => None,
+    };
+    let mut losses = match op.losses {
+        Some(span) => Some(zeros("losses", span.len)?),
+        None => None,
+    };
+    cross_entropy(
+        &logits,
+        &targets,
+        d_logits.as_deref_mut(),
+        losses.as_deref_mut(),
+        &mut scalars,
+        op.rows,
+        op.vocab,
+    );
+    write_optional(backend, op.d_logits, d_logits.as_deref())?;
+    write_optional(backend, op.losses, losses.as_deref())?;
+    write_elems(backend, op.scalars, &scalars)
+}
+
+pub(super) fn norm<B: Backend + ?Sized>(backend: &mut B, op: &SquaredNorm) -> Result<(), B::Error> {
+    let x = read_elems(backend, op.x)?;
+    let sum = B::Elem::from_f64(squared_norm(&x));
+    write_elems(backend, op.scalars.slice(scalar::GRAD_SQUARED, 1), &[sum])
+}
+
+pub(super) fn draw<B: Backend + ?Sized>(backend: &mut B, op: &NextDraw) -> Result<(), B::Error> {
+    let mut counters = read_u32(backend, op.counters)?;
+    next_draw(&mut counters);
+    write_u32(backend, op.counters, &counters)
+}
+
+pub(super) fn finish<B: Backend + ?Sized>(backend: &mut B, op: &FinishStep) -> Result<(), B::Error> {
+    let mut scalars = read_elems(backend, op.scalars)?;
+    let mut counters = read_u32(backend, op.counters)?;
+    finish_step(&mut scalars, &mut counters, op.clip, op.beta1, op.beta2);
+    write_elems(backend, op.scalars, &scalars)?;
+    write_u32(backend, op.counters, &counters)
+}
+
+pub(super) fn update<B: Backend + ?Sized>(backend: &mut B, op: &AdamW) -> Result<(), B::Error> {
+    let scalars = read_elems(backend, op.scalars)?;
+    if scalars[scalar::APPLY] == B::Elem::from_f64(0.0) {
+        return Ok(());
+    }
+    let grads = read_elems(backend, op.grads)?;
+    let mut params = read_elems(backend, op.params)?;
+    let mut m = read_elems(backend, op.m)?;
+    let mut v = read_elems(backend, op.v)?;
+    adamw(
+        &mut params,
+        &grads,
+        &mut m,
+        &mut v,
+        &scalars,
+        op.decayed,
+        op.beta1,
+        op.beta2,
+        op.eps,
+        op.weight_decay,
+    );
+    write_elems(backend, op.params, &params)?;
+    write_elems(backend, op.m, &m)?;
+    write_elems(backend, op.v, &v)
+}
