@@ -80,7 +80,7 @@ where
     f64: From<B::Elem>,
 {
     let checkpoint = Checkpoint::open_verified(file).unwrap();
-    let mut model = Model::load(backend, &checkpoint).unwrap();
+    let model = Model::load(backend, &checkpoint).unwrap();
     let expected = model.logits(&TOKENS, 1, TOKENS.len()).unwrap();
     let rows = answer["logits"].as_array().unwrap();
     assert_eq!(rows.len(), TOKENS.len());

@@ -110,7 +110,8 @@ impl TrainConfig {
             let plan = settings.plan(model, backend).ok()?;
             let needed =
                 plan.bytes.total().saturating_add(plan.workspace_bytes(backend)).saturating_add(tokens);
-            Some(batch).filter(|_| needed <= budget)
+            // Sums that cannot be counted are the largest number, and fit nowhere.
+            Some(batch).filter(|_| needed <= budget && needed < usize::MAX)
         };
         // A larger batch may go in more and smaller slices, and so need less. But among batches of as many slices the
         // larger needs more, and so it is among the smallest batches of so many slices.
