@@ -1,5 +1,9 @@
 //! The conformance suite on the oracle itself and on two backends that know nothing but the trait.
 
+#[macro_use]
+#[path = "support/forwarding.rs"]
+mod forwarding;
+
 mod backends;
 
 use backends::{Deferred, SevenMethods};
@@ -52,27 +56,7 @@ impl<F: FnMut(&mut Reference<f32>, &Op) -> Result<(), ReferenceError>> Backend f
     type Elem = f32;
     type Error = ReferenceError;
 
-    fn alloc(&mut self, bytes: usize) -> Result<minigpt_core::Buffer, Self::Error> {
-        self.inner.alloc(bytes)
-    }
-    fn release(&mut self, buffer: minigpt_core::Buffer) -> Result<(), Self::Error> {
-        self.inner.release(buffer)
-    }
-    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> {
-        self.inner.write(to, bytes)
-    }
-    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), Self::Error> {
-        self.inner.read(from, bytes)
-    }
-    fn copy(&mut self, from: Span, to: Span) -> Result<(), Self::Error> {
-        self.inner.copy(from, to)
-    }
-    fn fill(&mut self, to: Span, value: f64) -> Result<(), Self::Error> {
-        self.inner.fill(to, value)
-    }
-    fn sync(&mut self) -> Result<(), Self::Error> {
-        self.inner.sync()
-    }
+    forward!(inner: alloc release write read copy fill sync);
     fn run(&mut self, op: &Op) -> Result<(), ReferenceError> {
         (self.run)(&mut self.inner, op)
     }
@@ -250,30 +234,7 @@ impl<const COUNTS: bool> Backend for Boastful<COUNTS> {
     type Elem = f32;
     type Error = backends::TestError;
 
-    fn alloc(&mut self, bytes: usize) -> Result<minigpt_core::Buffer, Self::Error> {
-        self.0.alloc(bytes)
-    }
-    fn release(&mut self, buffer: minigpt_core::Buffer) -> Result<(), Self::Error> {
-        self.0.release(buffer)
-    }
-    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> {
-        self.0.write(to, bytes)
-    }
-    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), Self::Error> {
-        self.0.read(from, bytes)
-    }
-    fn copy(&mut self, from: Span, to: Span) -> Result<(), Self::Error> {
-        self.0.copy(from, to)
-    }
-    fn fill(&mut self, to: Span, value: f64) -> Result<(), Self::Error> {
-        self.0.fill(to, value)
-    }
-    fn sync(&mut self) -> Result<(), Self::Error> {
-        self.0.sync()
-    }
-    fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
-        self.0.run(op)
-    }
+    forward!(0: alloc release write read copy fill sync run);
     fn fallback_count(&self, _: OpKind) -> Option<u64> {
         COUNTS.then_some(self.0.fallbacks as u64)
     }

@@ -1,11 +1,15 @@
 //! A step that the backend fails: it is dropped as a whole, and the run goes on as if it had not been, or had been.
 
+#[macro_use]
+#[path = "support/forwarding.rs"]
+mod forwarding;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use minigpt_core::model::Extras;
 use minigpt_core::{
-    Backend, Buffer, Checkpoint, Decay, GptConfig, Model, Op, OpKind, Reference, ReferenceError, Schedule,
-    Span, TrainConfig, Trainer, Windows,
+    Backend, Checkpoint, Decay, GptConfig, Model, Op, OpKind, Reference, ReferenceError, Schedule, Span,
+    TrainConfig, Trainer, Windows,
 };
 
 /// The reference, which fails the ops of one kind while it is told to; or the writes of four bytes: the learning rate's.
@@ -35,27 +39,10 @@ impl Backend for Failing {
     type Elem = f32;
     type Error = ReferenceError;
 
-    fn alloc(&mut self, bytes: usize) -> Result<Buffer, Self::Error> {
-        self.inner.alloc(bytes)
-    }
-    fn release(&mut self, buffer: Buffer) -> Result<(), Self::Error> {
-        self.inner.release(buffer)
-    }
+    forward!(inner: alloc release read copy fill sync);
     fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> {
         self.fail(None, bytes.len())?;
         self.inner.write(to, bytes)
-    }
-    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), Self::Error> {
-        self.inner.read(from, bytes)
-    }
-    fn copy(&mut self, from: Span, to: Span) -> Result<(), Self::Error> {
-        self.inner.copy(from, to)
-    }
-    fn fill(&mut self, to: Span, value: f64) -> Result<(), Self::Error> {
-        self.inner.fill(to, value)
-    }
-    fn sync(&mut self) -> Result<(), Self::Error> {
-        self.inner.sync()
     }
     fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
         self.fail(Some(op.kind()), 1)?;

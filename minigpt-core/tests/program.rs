@@ -1,13 +1,17 @@
 //! The program of a plan: what it prints is what runs, its counts are those of the plan, and the scratch that is reserved for
 //! it is enough.
 
+#[macro_use]
+#[path = "support/forwarding.rs"]
+mod forwarding;
+
 use std::collections::BTreeMap;
 
 use minigpt_core::op::Program;
 use minigpt_core::plan::Logits;
 use minigpt_core::{
-    Backend, Buffer, Decoder, Dtype, EvalWindows, GptConfig, Model, Norm, Op, Plan, Position, Recompute,
-    Reference, ReferenceError, Span, TrainConfig, Trainer, Windows,
+    Backend, Decoder, Dtype, EvalWindows, GptConfig, Model, Norm, Op, Plan, Position, Recompute, Reference,
+    ReferenceError, TrainConfig, Trainer, Windows,
 };
 
 /// The reference, which takes 16 rows at once, remembers what it ran, and refuses an op for which it has reserved too little
@@ -23,27 +27,7 @@ impl Backend for Recorder {
     type Elem = f32;
     type Error = ReferenceError;
 
-    fn alloc(&mut self, bytes: usize) -> Result<Buffer, Self::Error> {
-        self.inner.alloc(bytes)
-    }
-    fn release(&mut self, buffer: Buffer) -> Result<(), Self::Error> {
-        self.inner.release(buffer)
-    }
-    fn write(&mut self, to: Span, bytes: &[u8]) -> Result<(), Self::Error> {
-        self.inner.write(to, bytes)
-    }
-    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), Self::Error> {
-        self.inner.read(from, bytes)
-    }
-    fn copy(&mut self, from: Span, to: Span) -> Result<(), Self::Error> {
-        self.inner.copy(from, to)
-    }
-    fn fill(&mut self, to: Span, value: f64) -> Result<(), Self::Error> {
-        self.inner.fill(to, value)
-    }
-    fn sync(&mut self) -> Result<(), Self::Error> {
-        self.inner.sync()
-    }
+    forward!(inner: alloc release write read copy fill sync);
     fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
         self.ran.push(*op);
         let bytes = self.workspace_bytes(&[*op]);

@@ -41,7 +41,8 @@ pub enum Recompute {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainConfig {
     /// Sequences per micro-batch (B). More than keep the backend busy go through the model in
-    /// [slices](TrainConfig::sequences_at_once), so that memory does not grow with them.
+    /// [slices](TrainConfig::sequences_at_once), so that only the memory of their tokens grows with
+    /// them.
     pub batch: usize,
     /// Tokens per sequence (T), at most the model's context.
     pub time: usize,

@@ -6,12 +6,12 @@
 //! ```
 
 #[cfg(feature = "train")]
-use super::pass::Gradients;
+use super::pass::{Entry, Gradients};
 use super::pass::{Flow, Pass, site};
 use crate::config::Norm;
 use crate::memory::Span;
 #[cfg(feature = "train")]
-use crate::op::{AttentionBackward, LayerNormBackward, LinearBackward};
+use crate::op::{AttentionBackward, LinearBackward};
 use crate::op::{AttentionCached, AttentionForward, LinearForward, Op, Rotary, Sink};
 
 impl Pass<'_> {
@@ -135,21 +135,16 @@ impl Pass<'_> {
         };
         sink.put(layer, "attention", op)?;
         self.turn(sink, layer, d_qkv, true)?;
-        let x = match (config.norm, norms, buffers.normed) {
-            (Norm::Pre, Some((norm, _)), Some(again)) => {
-                sink.put(layer, "attention.norm", self.norm_forward(norm, a.input, again, &a.norm1))?;
-                again
-            }
-            _ => a.attention_in,
+        let entry = Entry {
+            parts: ["attention.norm", "attention.qkv"],
+            norms,
+            stats: &a.norm1,
+            input: a.input,
+            normed: a.attention_in,
+            linear: (&w.qkv, &g.qkv),
+            d_y: d_qkv,
+            d_out: 3 * c,
         };
-        let (d_x, accumulate) = self.d_sublayer_in(gradients);
-        let op = self.linear_backward(self.stream(x), (&w.qkv, &g.qkv), (d_qkv, d_x), [c, 3 * c]);
-        sink.put(layer, "attention.qkv", LinearBackward { accumulate, ..op })?;
-        if let (Norm::Pre, Some(norm)) = (config.norm, norms) {
-            let op = self.norm_backward(norm, a.input, &a.norm1, gradients);
-            let op = LayerNormBackward { d_y: d_scratch, accumulate: config.residual, ..op };
-            sink.put(layer, "attention.norm", op)?;
-        }
-        Flow::Continue(())
+        self.entry_backward(sink, layer, &entry, gradients)
     }
 }

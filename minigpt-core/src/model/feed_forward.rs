@@ -6,12 +6,12 @@
 //! ```
 
 #[cfg(feature = "train")]
-use super::pass::Gradients;
+use super::pass::{Entry, Gradients};
 use super::pass::{Flow, Pass, site};
 use crate::config::Norm;
-use crate::op::{Activate, LinearForward, Sink};
 #[cfg(feature = "train")]
-use crate::op::{LayerNormBackward, LinearBackward};
+use crate::op::LinearBackward;
+use crate::op::{Activate, LinearForward, Sink};
 
 impl Pass<'_> {
     pub(super) fn feed_forward_forward(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
@@ -87,21 +87,16 @@ impl Pass<'_> {
             ..self.linear_backward(self.matrix(a.hidden, f), (&w.down, &g.down), (d_stream, d_hidden), [f, c])
         };
         sink.put(layer, "feed_forward.down", op)?;
-        let x = match (config.norm, norms, buffers.normed) {
-            (Norm::Pre, Some((norm, _)), Some(again)) => {
-                sink.put(layer, "feed_forward.norm", self.norm_forward(norm, a.middle, again, &a.norm2))?;
-                again
-            }
-            _ => a.feed_forward_in,
+        let entry = Entry {
+            parts: ["feed_forward.norm", "feed_forward.up"],
+            norms,
+            stats: &a.norm2,
+            input: a.middle,
+            normed: a.feed_forward_in,
+            linear: (&w.up, &g.up),
+            d_y: d_hidden,
+            d_out: f,
         };
-        let (d_x, accumulate) = self.d_sublayer_in(gradients);
-        let op = self.linear_backward(self.stream(x), (&w.up, &g.up), (d_hidden, d_x), [c, f]);
-        sink.put(layer, "feed_forward.up", LinearBackward { accumulate, ..op })?;
-        if let (Norm::Pre, Some(norm)) = (config.norm, norms) {
-            let op = self.norm_backward(norm, a.middle, &a.norm2, gradients);
-            let op = LayerNormBackward { d_y: d_x, accumulate: config.residual, ..op };
-            sink.put(layer, "feed_forward.norm", op)?;
-        }
-        Flow::Continue(())
+        self.entry_backward(sink, layer, &entry, gradients)
     }
 }

@@ -99,6 +99,26 @@ pub(crate) struct Pass<'p> {
     pub(crate) sizes_only: bool,
 }
 
+/// How a sub-layer begins: with a linear layer, and with norms first with the norm before it.
+#[cfg(feature = "train")]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry<'a> {
+    /// The names of the norm and of the layer.
+    pub(super) parts: [&'static str; 2],
+    /// The norm's parameters and their gradients.
+    pub(super) norms: Option<(&'a Affine<Span>, &'a Affine<Span>)>,
+    pub(super) stats: &'a NormActivations,
+    /// What the norm reads: (B, T, C).
+    pub(super) input: Region,
+    /// What the layer read, if it was kept: (B, T, C).
+    pub(super) normed: Region,
+    /// The layer's parameters and their gradients.
+    pub(super) linear: (&'a Affine<Span>, &'a Affine<Span>),
+    /// The gradient of the layer's result: (B, T, `d_out`).
+    pub(super) d_y: Span,
+    pub(super) d_out: usize,
+}
+
 /// Where gradients go.
 #[cfg(feature = "train")]
 #[derive(Debug, Clone, Copy)]
@@ -339,12 +359,30 @@ impl Pass<'_> {
         }
     }
 
-    /// Where the gradient of a sub-layer's input goes, and whether it is added there: with norms first to the norm's
-    /// backward pass, else straight to the stream.
-    pub(super) fn d_sublayer_in(&self, gradients: &Gradients<'_>) -> (Span, bool) {
-        match self.config().norm {
-            Norm::Pre => (self.stream(gradients.buffers.d_scratch), false),
-            Norm::Post | Norm::None => (self.stream(gradients.buffers.d_stream), self.config().residual),
+    /// The backward pass of a sub-layer's entry. The gradient of its input is added to the residual stream's.
+    pub(super) fn entry_backward(
+        &self,
+        sink: &mut Sink<'_>,
+        layer: usize,
+        entry: &Entry<'_>,
+        gradients: &Gradients<'_>,
+    ) -> Flow {
+        let (config, buffers) = (self.config(), gradients.buffers);
+        let Entry { parts: [norm_part, part], norms, stats, input, mut normed, linear, d_y, d_out } = *entry;
+        let norms = norms.filter(|_| config.norm == Norm::Pre);
+        if let (Some((norm, _)), Some(again)) = (norms, buffers.normed) {
+            sink.put(layer, norm_part, self.norm_forward(norm, input, again, stats))?;
+            normed = again;
         }
+        // Into the norm's backward pass, or straight to the stream.
+        let (d_x, accumulate) = match config.norm {
+            Norm::Pre => (self.stream(buffers.d_scratch), false),
+            Norm::Post | Norm::None => (self.stream(buffers.d_stream), config.residual),
+        };
+        let op = self.linear_backward(self.stream(normed), linear, (d_y, d_x), [config.d_model, d_out]);
+        sink.put(layer, part, LinearBackward { accumulate, ..op })?;
+        let Some(norm) = norms else { return Flow::Continue(()) };
+        let op = self.norm_backward(norm, input, stats, gradients);
+        sink.put(layer, norm_part, LayerNormBackward { d_y: d_x, accumulate: config.residual, ..op })
     }
 }

@@ -56,7 +56,7 @@ impl<'s> Sink<'s> {
     }
 
     /// The next step: `op`, which is the model's part `part`, of block number `layer` if it is in one.
-    /// Breaks if it takes no more.
+    /// Returns [`ControlFlow::Break`] once the sink takes no more.
     pub fn put(
         &mut self,
         layer: impl Into<Option<usize>>,
