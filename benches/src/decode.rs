@@ -22,7 +22,7 @@ struct Text {
     model: Model<Cpu<'static>>,
     decoder: Decoder<Cpu<'static>>,
     sampler: Sampler,
-    /// As many bytes as a token reads, on the reader.
+    /// A buffer as large as what a token reads, on a backend of its own.
     as_many: Span,
     prompt: Vec<u32>,
 }

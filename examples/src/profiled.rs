@@ -92,7 +92,7 @@ impl Ceilings {
 #[derive(Debug)]
 pub struct Profiled<B> {
     inner: B,
-    /// In a cell, because who looks at a backend on a device has it shared.
+    /// In a cell, because `Device::inspect` hands out a shared reference.
     costs: RefCell<Vec<Cost>>,
 }
 

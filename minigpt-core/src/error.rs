@@ -76,7 +76,7 @@ pub enum Error<E> {
         /// The format.
         dtype: Dtype,
     },
-    /// A step is to be finished to which no micro-batch was added.
+    /// A step was to be finished to which no micro-batch had been added.
     EmptyStep,
 }
 

@@ -1,5 +1,4 @@
-//! [`Dtype`], [`Buffer`], [`Span`]: the words in which everybody speaks of a device's memory, and what can be wrong with
-//! what was said: [`InvalidOp`].
+//! [`Dtype`], [`Buffer`], [`Span`]: how ops name the memory of a device. [`InvalidOp`]: what can be wrong with that.
 
 mod invalid;
 mod table;

@@ -10,15 +10,15 @@ use crate::memory::{Buffer, Dtype, Span};
 mod shared {
     use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
-    /// What several own.
+    /// A pointer to what several own.
     pub(crate) type Shared<T> = alloc::sync::Arc<T>;
     pub(super) type Guard<'a, T> = MutexGuard<'a, T>;
 
     #[derive(Debug, Default)]
     pub(super) struct Lock<T>(Mutex<T>);
 
-    // A panic elsewhere has left what is locked between two calls, or inside one that gave up: what it holds may be wrong
-    // then, but a second panic in a destructor would end the program.
+    // After a panic on another thread the lock is taken as usual. What it guards may be half done then, but a second panic,
+    // in a destructor, would abort the program.
     impl<T> Lock<T> {
         pub(super) fn new(content: T) -> Self {
             Lock(Mutex::new(content))
@@ -47,7 +47,7 @@ mod shared {
 mod shared {
     use core::cell::{RefCell, RefMut};
 
-    /// What several own.
+    /// A pointer to what several own.
     pub(crate) type Shared<T> = alloc::rc::Rc<T>;
     pub(super) type Guard<'a, T> = RefMut<'a, T>;
 
@@ -169,7 +169,7 @@ impl<B: Backend> Device<B> {
         Ok(self.own(buffer))
     }
 
-    /// A buffer of this device's backend that nothing else gives back.
+    /// Takes charge of a buffer of this device's backend, which nothing else gives back.
     pub(crate) fn own(&self, buffer: Buffer) -> Allocation<B> {
         Allocation { device: self.clone(), buffer }
     }
@@ -224,7 +224,7 @@ impl<B: Backend> Drop for Allocation<B> {
             dropped.push(self.buffer);
         }
         drop(dropped);
-        // If somebody uses the backend now, the next one gives it back: this may be inside that very use.
+        // Without waiting, since this may be inside a use of the backend: then whoever uses it next gives the buffer back.
         if let Some(mut backend) = self.device.0.backend.try_lock() {
             self.device.give_back(&mut backend);
         }

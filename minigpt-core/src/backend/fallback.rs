@@ -30,7 +30,7 @@ use crate::reference::weights::decode_weight;
 /// has for transfers. Never a panic, whatever the descriptor says.
 pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
     let operands = op.check(B::Elem::DTYPE)?;
-    // A method that every backend has, and may do later.
+    // Every backend has a `fill`, which need not wait for earlier work as a fallback does.
     #[cfg(feature = "train")]
     if let Op::Fill(op) = op {
         return backend.fill(op.to, op.value);
@@ -53,7 +53,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         Op::LinearBackward(op) => training::linear(backend, op),
         #[cfg(feature = "train")]
         Op::ActivationForward(op) => training::activation(backend, op),
-        Op::Rotary(op) => turn(backend, op),
+        Op::Rotary(op) => rotate(backend, op),
         Op::AttentionForward(op) => attention(backend, op),
         #[cfg(feature = "train")]
         Op::AttentionBackward(op) => training::attention(backend, op),
@@ -138,7 +138,7 @@ fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearForward) -> Result<()
     write_elems(backend, op.y, &y)
 }
 
-fn turn<B: Backend + ?Sized>(backend: &mut B, op: &Rotary) -> Result<(), B::Error> {
+fn rotate<B: Backend + ?Sized>(backend: &mut B, op: &Rotary) -> Result<(), B::Error> {
     let table = read_elems(backend, op.table.slice(op.start * op.d_head, op.time * op.d_head))?;
     let mut qkv = read_elems(backend, op.qkv)?;
     rotary(&mut qkv, &table, op.inverse, op.batch, op.time, op.heads, op.d_head);

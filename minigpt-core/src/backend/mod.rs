@@ -169,14 +169,15 @@ pub trait Backend {
     }
 
     /// Bytes of scratch that these ops need beyond their operands, given one after the other. Their buffers need not exist
-    /// yet: only types and dimensions count. As much is enough for fewer rows, sequences and positions; and what
-    /// [`AttentionCached`](crate::op::AttentionCached) needs goes by its capacity, however many positions are past.
+    /// yet: only types and dimensions count. What is enough for an op is enough for the same op with fewer rows, sequences
+    /// or positions. What [`AttentionCached`](crate::op::AttentionCached) needs depends on its capacity, and not on how
+    /// many positions are past.
     fn workspace_bytes(&self, ops: &[Op]) -> usize {
         let _ = ops;
         0
     }
 
-    /// Sees to it that there are so many bytes of scratch, so that no op allocates later. There may be more.
+    /// Makes sure of at least so many bytes of scratch, so that no op allocates later.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`] if it does not fit.

@@ -1,4 +1,4 @@
-//! A program that is told step by step, given to a backend as it comes.
+//! Programs that are given to a backend step by step and never stored.
 
 use core::ops::ControlFlow;
 
@@ -18,7 +18,7 @@ pub(crate) fn submit<B: Backend>(
     result
 }
 
-/// Bytes of scratch that it takes, where nothing of it is stored.
+/// The scratch, in bytes, that a backend needs for what `emit` puts into the sink.
 pub(crate) fn workspace_bytes<B: Backend>(
     backend: &B,
     emit: impl FnOnce(&mut Sink<'_>) -> ControlFlow<()>,

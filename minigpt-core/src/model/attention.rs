@@ -27,7 +27,7 @@ impl Pass<'_> {
             "attention.qkv",
             self.linear_forward(self.stream(a.attention_in), &w.qkv, qkv, [c, 3 * c]),
         )?;
-        self.turn(sink, layer, qkv, false)?;
+        self.rotate(sink, layer, qkv, false)?;
         sink.put(layer, "attention", self.attend(layer, qkv, out))?;
         let op = LinearForward {
             dropout: self.dropout_at(site::attention_out(layer), &[self.time, c]),
@@ -72,8 +72,8 @@ impl Pass<'_> {
         AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout }.into()
     }
 
-    /// Turns queries and keys by their positions, or their gradients back, if positions are rotary.
-    fn turn(&self, sink: &mut Sink<'_>, layer: usize, qkv: Span, inverse: bool) -> Flow {
+    /// Rotates queries and keys by their positions if positions are rotary; `inverse`: rotates their gradients back.
+    fn rotate(&self, sink: &mut Sink<'_>, layer: usize, qkv: Span, inverse: bool) -> Flow {
         let Some(table) = self.rotary_table() else { return Flow::Continue(()) };
         let (heads, d_head) = (self.config().heads, self.config().d_head());
         let op = Rotary {
@@ -134,7 +134,7 @@ impl Pass<'_> {
             dropout: self.dropout_at(site::attention(layer), &[config.heads, self.time, self.time]),
         };
         sink.put(layer, "attention", op)?;
-        self.turn(sink, layer, d_qkv, true)?;
+        self.rotate(sink, layer, d_qkv, true)?;
         let entry = Entry {
             parts: ["attention.norm", "attention.qkv"],
             norms,

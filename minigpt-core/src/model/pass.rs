@@ -50,7 +50,7 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    // Of memory that does not exist: numbers that no backend hands out.
+    // These stand for memory that does not exist yet: no backend hands out such numbers.
     const PARAMETERS: Buffer = Buffer(u64::MAX);
     const CONSTANTS: Buffer = Buffer(u64::MAX - 1);
     /// Gradients, the two moments, and the parameters.
@@ -230,7 +230,7 @@ impl<'p> Pass<'p> {
         (self.dropout && probability > 0.0).then_some(Dropout { probability, site, first, counters })
     }
 
-    /// y = x weight^T + bias, for the fields that a layer has besides to be filled in.
+    /// y = x weight^T + bias. The caller adds what a layer has besides: activation, dropout, residual.
     pub(super) fn linear_forward(
         &self,
         x: Span,
@@ -286,7 +286,7 @@ impl Pass<'_> {
         let (config, a) = (self.config(), self.activations(layer));
         match self.plan.recompute {
             Recompute::Nothing => Flow::Continue(()),
-            // What the last block did lies where it left it, but for what is cheap.
+            // The last block has just run: only what is cheap was not kept.
             Recompute::Blocks if layer + 1 < config.layers => {
                 self.attention_forward(sink, layer)?;
                 self.feed_forward_up(sink, layer)?;
@@ -359,7 +359,8 @@ impl Pass<'_> {
         }
     }
 
-    /// The backward pass of a sub-layer's entry. The gradient of its input is added to the residual stream's.
+    /// The backward pass of a sub-layer's entry. The gradient of its input is added to the gradient of the residual stream,
+    /// or takes its place without residual connections.
     pub(super) fn entry_backward(
         &self,
         sink: &mut Sink<'_>,
