@@ -15,7 +15,6 @@ use clap::Parser;
 use minigpt_benches::program::Flags;
 use minigpt_benches::rounds::median;
 use minigpt_core::checkpoint::{self, Contents, TensorSpec};
-use minigpt_core::plan::Logits;
 use minigpt_core::{Checkpoint, Dtype, GptConfig, Model, Plan};
 use minigpt_cpu::Cpu;
 use minigpt_examples::mapped;
@@ -36,7 +35,7 @@ fn write(path: &Path, flags: &Flags) -> Outcome<()> {
     let width = if flags.bench { 420 } else { 12 };
     let config =
         GptConfig { layers: 12, heads: 12, d_model: width, d_ff: 4 * width, ..GptConfig::new(256, 256) };
-    let plan = Plan::inference(&config, Dtype::F32, 1, 1, Logits::Last, 0)?;
+    let plan = Plan::inference(&config, Dtype::F32, 1, 1)?;
     let tensors = TensorSpec::parameters(&plan);
     let contents =
         Contents { config: &config, tokenizer: None, training: None, metadata: &[], tensors: &tensors };

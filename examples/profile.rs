@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use minigpt_core::checkpoint::Checkpoint;
-use minigpt_core::plan::Logits;
 use minigpt_core::{
     Backend, Decoder, GptConfig, Model, Plan, Real, SampleConfig, Sampler, TrainConfig, Trainer, Windows,
 };
@@ -339,9 +338,8 @@ impl OnBackend for Generation<'_> {
         let subject = self.0;
         let options = subject.options;
         if options.program {
-            let context = subject.config.context;
-            let plan = Plan::inference(&subject.config, B::Elem::DTYPE, 1, 1, Logits::Last, context)?;
-            return print_program(&format!("a token of {}, with an empty cache", subject.name), &plan);
+            let plan = Plan::decoding(&subject.config, B::Elem::DTYPE, 1, 1)?;
+            return print_program(&format!("a token of {}, with a full cache", subject.name), &plan);
         }
         memory::check_decoding(&backend, &subject.config, subject.config.context)?;
         let model = subject.model(Profiled::new(backend))?;

@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::Path;
 
-use minigpt_core::plan::Logits;
 use minigpt_core::{Backend, GptConfig, Plan, Real, Recompute, TrainConfig};
 
 use crate::options::human;
@@ -145,7 +144,7 @@ fn evaluation_fits(needs: &Needs, available: usize) -> Outcome<()> {
 /// # Errors
 /// If the config is invalid, or needs more than is available.
 pub fn check_logits<B: Backend>(backend: &B, config: &GptConfig, windows: usize) -> Outcome<()> {
-    let plan = Plan::inference(config, B::Elem::DTYPE, windows, config.context, Logits::All, 0)?;
+    let plan = Plan::inference(config, B::Elem::DTYPE, windows, config.context)?;
     // The logits are read into memory of the program, beside those of the backend.
     let logits = windows.saturating_mul(config.context).saturating_mul(config.vocab_size);
     let needs = Needs::of(backend, &plan).and("logits", logits.saturating_mul(size_of::<B::Elem>()));
@@ -175,9 +174,7 @@ fn decoding_fits<B: Backend>(
     prefill: usize,
     change: impl FnOnce(&mut Plan),
 ) -> Outcome<()> {
-    let GptConfig { context, .. } = *config;
-    let prefill = prefill.clamp(1, context.max(1));
-    let mut plan = Plan::inference(config, B::Elem::DTYPE, 1, prefill, Logits::Last, context)?;
+    let mut plan = Plan::decoding(config, B::Elem::DTYPE, 1, prefill.max(1))?;
     change(&mut plan);
     available().map_or(Ok(()), |available| {
         let smaller = || "it takes a machine with more memory, or a smaller model or context".into();

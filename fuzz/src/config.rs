@@ -1,7 +1,7 @@
 //! What a config's validation and its plans say of it is true.
 
 use arbitrary::{Result, Unstructured};
-use minigpt_core::plan::{ALIGN, Logits, Region};
+use minigpt_core::plan::{ALIGN, Region};
 use minigpt_core::{
     ConfigError, Decoder, Dtype, Error, GptConfig, Model, Plan, Real, Recompute, Reference, ReferenceError,
     TrainConfig, Trainer, Windows,
@@ -24,7 +24,7 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
     let config = draw::config(u, draw::dimension)?;
     let (batch, time) = (draw::dimension(u)?, draw::dimension(u)?);
     let elem = *u.choose(&[Dtype::F32, Dtype::F64])?;
-    let cache = draw::dimension(u)?;
+    let slots = draw::dimension(u)?;
     let budget = draw::dimension(u)?;
     let recompute = *u.choose(&[Recompute::Cheap, Recompute::Blocks, Recompute::Nothing])?;
     let train = |batch| Plan::training_with(&config, elem, batch, time, recompute);
@@ -47,26 +47,27 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
     }
     let plans = [
         train(batch),
-        Plan::inference(&config, elem, batch, time, Logits::All, 0),
-        Plan::inference(&config, elem, batch, time, Logits::Last, cache),
+        Plan::inference(&config, elem, batch, time),
+        Plan::decoding(&config, elem, slots, time),
     ];
     for plan in &plans {
         match plan {
             Ok(plan) => adds_up(plan),
             Err(ConfigError::Zero { field: "batch" }) => assert_eq!(batch, 0),
             Err(ConfigError::Zero { field: "time" }) => assert_eq!(time, 0),
+            Err(ConfigError::Zero { field: "slots" }) => assert_eq!(slots, 0),
+            Err(ConfigError::Zero { field: "rows" }) => assert_eq!(time, 0),
             Err(ConfigError::BeyondContext { .. }) => assert!(time > config.context),
             Err(ConfigError::TooLarge { .. }) => {
                 let largest =
-                    [config.vocab_size, config.context, config.d_model, config.d_ff, batch, time, cache];
+                    [config.vocab_size, config.context, config.d_model, config.d_ff, batch, time, slots];
                 assert!(largest.iter().any(|dimension| *dimension > 1 << 8), "{config:?} is small");
             }
             Err(error) => panic!("a valid config is refused: {error}"),
         }
     }
     largest(&config, &settings, budget);
-    // A decoder has room for the whole context.
-    let decoding = Plan::inference(&config, elem, 1, time, Logits::Last, config.context);
+    let decoding = Plan::decoding(&config, elem, 1, time);
     if let ([Ok(training), ..], Ok(decoding)) = (plans, decoding)
         && training.bytes.total().saturating_add(decoding.bytes.total()) <= RUN
     {
@@ -118,7 +119,7 @@ fn adds_up(plan: &Plan) {
     assert_eq!(plan.parameter_span * unit, plan.bytes.parameters);
 
     let activations = &plan.activations;
-    let mut inside = vec![activations.head_in, activations.logits];
+    let mut inside = vec![activations.head_in, activations.wanted, activations.logits];
     inside.extend([activations.final_norm.mean, activations.final_norm.rstd]);
     for block in &activations.blocks {
         inside.extend([
@@ -148,6 +149,7 @@ fn adds_up(plan: &Plan) {
     assert!(table <= plan.bytes.constants as u128);
     let state = [
         (plan.tokens, 4),
+        (plan.rows, 4),
         (plan.targets, 4),
         (plan.counters, 4),
         (plan.scalars, unit),

@@ -5,7 +5,7 @@
 
 use minigpt_core::checkpoint::{Checkpoint, FIRST_MOMENT, SECOND_MOMENT};
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Dtype, Plan, plan::Logits};
+use minigpt_core::{Dtype, Plan};
 
 pub(super) const CONF: [u8; 4] = *b"CONF";
 pub(super) const TOKN: [u8; 4] = *b"TOKN";
@@ -249,7 +249,7 @@ impl Pieces {
         if config.layers > 4 {
             return;
         }
-        let Ok(plan) = Plan::inference(config, Dtype::F32, 1, 1, Logits::Last, 0) else { return };
+        let Ok(plan) = Plan::inference(config, Dtype::F32, 1, 1) else { return };
         if plan.bytes.parameters > 8 << 10 {
             return;
         }

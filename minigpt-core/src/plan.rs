@@ -169,7 +169,7 @@ impl<T> Parameters<T> {
     }
 }
 
-/// Room for the keys and values of one block: each (B, H, capacity, D).
+/// Room for the keys and values of one block: each (slots, H, context, D).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheRegions {
     /// Keys.
@@ -217,27 +217,15 @@ impl Bytes {
     }
 }
 
-/// Which logits an inference plan has room for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Logits {
-    /// Those of every position: (B, T, V).
-    All,
-    /// Those of the last position: (B, V).
-    Last,
-}
-
 /// What a plan is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Forward, backward and AdamW.
     Training,
-    /// Forward only.
-    Inference {
-        /// Which logits.
-        logits: Logits,
-        /// How many positions the key-value cache holds; 0: no cache, attention over the pass's own positions.
-        cache: usize,
-    },
+    /// Forward over whole sequences: the logits of every position, (B, T, V).
+    Inference,
+    /// Forward by [rows](crate::op::EmbeddingRows) over a cache of keys and values: logits where they are wanted, (W, V).
+    Decoding,
 }
 
 /// Where everything lies. See the [module](self).
@@ -262,12 +250,12 @@ pub struct Plan {
     pub purpose: Purpose,
     /// What the backward pass computes again. Training only.
     pub recompute: Recompute,
-    /// B, at most: sequences that go through the model at once.
+    /// B, at most: sequences that go through the model at once. 1 in decoding, which goes by rows.
     pub batch: usize,
     /// Sequences whose tokens there is room for: in training those of a whole micro-batch, which goes through the model in
-    /// slices of `batch`.
+    /// slices of `batch`; in decoding the slots.
     pub sequences: usize,
-    /// T, at most.
+    /// T, at most; in decoding R, how many rows go through the model at once.
     pub time: usize,
     /// Every parameter.
     pub parameters: Parameters<Tensor>,
@@ -283,10 +271,12 @@ pub struct Plan {
     pub activations: Activations,
     /// What the backward pass needs, in the activation buffer. Training only.
     pub backward: Option<BackwardActivations>,
-    /// One for each layer, in the cache buffer, if there is one.
+    /// One for each layer, in the cache buffer. Decoding only; else empty.
     pub caches: Vec<CacheRegions>,
-    /// Input tokens (sequences, T), in the state buffer.
+    /// Input tokens (sequences, T), in the state buffer; in decoding the latest of each slot, (slots, twice the context).
     pub tokens: Region,
+    /// What says which rows are live, and of which logits are wanted, in the state buffer. Decoding only; else empty.
+    pub rows: Region,
     /// Targets (sequences, T), in the state buffer.
     pub targets: Region,
     /// [`scalar`]s, in the state buffer.
@@ -297,6 +287,42 @@ pub struct Plan {
     pub counters: Region,
     /// How large the buffers are.
     pub bytes: Bytes,
+}
+
+/// The words that tell a decoding pass of its rows, one behind the other, so that a host writes them at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LiveRows {
+    /// (1): how many rows are live.
+    pub(crate) live: Span,
+    /// (1): from how many of them logits are wanted.
+    pub(crate) wanted_live: Span,
+    /// (R): where the token of each lies.
+    pub(crate) places: Span,
+    /// (R)
+    pub(crate) slots: Span,
+    /// (R)
+    pub(crate) positions: Span,
+    /// (W): from which rows logits are wanted.
+    pub(crate) wanted: Span,
+}
+
+impl LiveRows {
+    /// How many words R rows take, from W of which logits are wanted.
+    pub(crate) const fn words(rows: usize, wanted: usize) -> usize {
+        rows.saturating_mul(3).saturating_add(wanted).saturating_add(2)
+    }
+
+    /// The first of `words`.
+    pub(crate) fn new(words: Span, rows: usize, wanted: usize) -> Self {
+        LiveRows {
+            live: words.slice(0, 1),
+            wanted_live: words.slice(1, 1),
+            places: words.slice(2, rows),
+            slots: words.slice(2 + rows, rows),
+            positions: words.slice(2 + 2 * rows, rows),
+            wanted: words.slice(2 + 3 * rows, wanted),
+        }
+    }
 }
 
 /// Lays regions one behind the other.
@@ -392,11 +418,30 @@ impl Plan {
         elem: Dtype,
         batch: usize,
         time: usize,
-        logits: Logits,
-        cache: usize,
     ) -> Result<Plan, ConfigError> {
-        let purpose = Purpose::Inference { logits, cache };
-        Plan::new(config, elem, purpose, Recompute::default(), batch, batch, time)
+        Plan::new(config, elem, Purpose::Inference, Recompute::default(), batch, batch, time)
+    }
+
+    /// A plan to decode up to `slots` sequences side by side, each over a cache of the context, with at most `rows` tokens
+    /// going through the model at once.
+    ///
+    /// # Errors
+    /// If the config is invalid, `slots` or `rows` is 0, or a size overflows.
+    pub fn decoding(config: &GptConfig, elem: Dtype, slots: usize, rows: usize) -> Result<Plan, ConfigError> {
+        if slots == 0 {
+            return Err(ConfigError::Zero { field: "slots" });
+        }
+        if rows == 0 {
+            return Err(ConfigError::Zero { field: "rows" });
+        }
+        // More rows than the slots have positions are never live.
+        let rows = rows.min(slots.saturating_mul(config.context.max(1)));
+        Plan::new(config, elem, Purpose::Decoding, Recompute::default(), slots, 1, rows)
+    }
+
+    /// W: from how many rows at most logits are wanted at once, where `rows` go through the model.
+    pub(crate) fn wanted(&self, rows: usize) -> usize {
+        self.sequences.min(rows)
     }
 
     fn new(
@@ -415,10 +460,11 @@ impl Plan {
         if time == 0 {
             return Err(ConfigError::Zero { field: "time" });
         }
-        if time > config.context {
+        if time > config.context && purpose != Purpose::Decoding {
             return Err(ConfigError::BeyondContext { time, context: config.context });
         }
         let training = purpose == Purpose::Training;
+        let slots = if purpose == Purpose::Decoding { sequences } else { 0 };
         let (parameters, parameter_count, parameter_bytes, decayed_bytes) = parameters(config, elem)?;
         let unit = elem.unit().1;
 
@@ -435,24 +481,29 @@ impl Plan {
                 let (forward, backward) = activations::training(config, recompute, batch, time, &mut layout)?;
                 (forward, Some(backward))
             }
-            Purpose::Inference { logits, cache } => {
-                (activations::inference(config, logits, cache > 0, batch, time, &mut layout)?, None)
-            }
+            Purpose::Inference => (activations::inference(config, batch, time, &mut layout)?, None),
+            Purpose::Decoding => (activations::decoding(config, time, slots.min(time), &mut layout)?, None),
         };
 
         let mut cache = Layout::new(elem, "cache");
         let mut caches = Vec::new();
-        if let Purpose::Inference { cache: capacity, .. } = purpose
-            && capacity > 0
-        {
-            let dims = [batch, config.heads, capacity, config.d_head()];
+        if slots > 0 {
+            let dims = [slots, config.heads, config.context, config.d_head()];
+            caches.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
             for _ in 0..config.layers {
                 caches.push(CacheRegions { keys: cache.push(&dims)?, values: cache.push(&dims)? });
             }
         }
 
         let mut state = Layout::new(Dtype::U32, "tokens");
-        let tokens = state.push(&[sequences, time])?;
+        let tokens = match purpose {
+            Purpose::Decoding => state.push(&[slots, 2, config.context])?,
+            Purpose::Training | Purpose::Inference => state.push(&[sequences, time])?,
+        };
+        let rows = match purpose {
+            Purpose::Decoding => state.push(&[LiveRows::words(time, slots.min(time))])?,
+            Purpose::Training | Purpose::Inference => state.push(&[0])?,
+        };
         let targets = state.push(&[sequences, if training { time } else { 0 }])?;
         let counters = state.push(&[counter::LEN])?;
         state.unit = unit;
@@ -486,6 +537,7 @@ impl Plan {
             backward,
             caches,
             tokens,
+            rows,
             targets,
             scalars,
             evaluation,

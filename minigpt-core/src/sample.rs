@@ -20,11 +20,10 @@
 //! Wherever logits tie, the lowest id goes first. A logit of minus infinity is never chosen.
 //!
 //! Every sum runs in a fixed order and every function comes from `libm`, so the same logits and seed give the same
-//! tokens on every target.
+//! tokens on every target. Neither top-k nor top-p sorts the vocabulary: both look for the logit at which to cut.
 
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
-use core::cmp::Ordering;
 use core::fmt;
 
 use crate::real::Real;
@@ -133,7 +132,7 @@ pub struct Sampler {
     logits: Vec<f64>,
     /// Weights, then probabilities (V).
     probabilities: Vec<f64>,
-    /// The tokens that stay, the likeliest first where that matters (V at most).
+    /// The tokens that stay, in order of ids (V at most).
     candidates: Vec<u32>,
 }
 
@@ -180,6 +179,17 @@ impl Sampler {
     pub fn sample<R: Real>(&mut self, logits: &[R], recent: &[u32]) -> Result<u32, SampleError> {
         self.distribution(logits, recent)?;
         Ok(pick(&self.probabilities, self.rng.uniform()))
+    }
+
+    /// As [`sample`](Sampler::sample), with this number in [0, 1) instead of the next one.
+    pub(crate) fn sample_with<R: Real>(
+        &mut self,
+        logits: &[R],
+        recent: &[u32],
+        uniform: f64,
+    ) -> Result<u32, SampleError> {
+        self.distribution(logits, recent)?;
+        Ok(pick(&self.probabilities, uniform))
     }
 
     /// The probability of each token (V) to be the next: what [`sample`](Sampler::sample) draws from.
@@ -260,10 +270,9 @@ impl Sampler {
         let Sampler { candidates, logits, .. } = self;
         candidates.clear();
         candidates.extend(0..logits.len() as u32);
-        if let Some(top_k) = self.config.top_k {
-            let kept = top_k.min(logits.len());
-            candidates.select_nth_unstable_by(kept - 1, |a, b| falling(logits, *a, *b));
-            candidates.truncate(kept);
+        if let Some(top_k) = self.config.top_k.filter(|top_k| *top_k < logits.len()) {
+            let mut cut = Cut::new(candidates, logits, |_| 1.0, top_k as f64);
+            candidates.retain(|&token| cut.takes(logits[token as usize], 1.0));
         }
     }
 
@@ -271,24 +280,76 @@ impl Sampler {
         // A top-p of 1 keeps all, also what is too small to change the sum.
         let Some(top_p) = self.config.top_p.filter(|top_p| *top_p < 1.0) else { return };
         let Sampler { candidates, logits, probabilities: weights, .. } = self;
-        candidates.sort_unstable_by(|a, b| falling(logits, *a, *b));
         let total: f64 = candidates.iter().map(|&token| weights[token as usize]).sum();
-        let mut mass = 0.0;
+        let mut cut = Cut::new(candidates, logits, |token| weights[token as usize], top_p * total);
         for &token in candidates.iter() {
             let weight = &mut weights[token as usize];
-            if mass >= top_p * total {
+            if !cut.takes(logits[token as usize], *weight) {
                 *weight = 0.0;
-            } else {
-                mass += *weight;
             }
         }
     }
 }
 
-/// The larger logit first; of equal ones, the lower id.
-fn falling(logits: &[f64], a: u32, b: u32) -> Ordering {
-    let by_logit = logits[b as usize].partial_cmp(&logits[a as usize]).unwrap_or(Ordering::Equal);
-    by_logit.then(a.cmp(&b))
+/// Where to cut: the fewest tokens, from the largest logit down and of equal ones from the lowest id up, whose masses together
+/// reach a limit.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    /// The [key](key) of the last logit of which tokens stay.
+    key: u64,
+    /// The mass of what stays before the next token of that logit.
+    above: f64,
+    limit: f64,
+}
+
+impl Cut {
+    /// Digit by digit of the keys, the highest first: how much mass has each value of the digit, and at which one is the limit
+    /// reached? So the tokens are gone through eight times at most, and sorted never.
+    fn new(tokens: &[u32], logits: &[f64], mass: impl Fn(u32) -> f64, limit: f64) -> Self {
+        let mut cut = Cut { key: 0, above: 0.0, limit };
+        for shift in (0..u64::BITS).step_by(8).rev() {
+            let (mut masses, mut counts) = ([0.0; 256], [0_usize; 256]);
+            for &token in tokens {
+                let key = key(logits[token as usize]);
+                // Shifted twice, since the first digit has nothing before it.
+                if key >> shift >> 8 == cut.key >> shift >> 8 {
+                    let digit = (key >> shift) as usize % 256;
+                    masses[digit] += mass(token);
+                    counts[digit] += 1;
+                }
+            }
+            // If rounding leaves the sum of all below the limit, the lowest.
+            let mut chosen = 0;
+            for digit in (0..256).rev().filter(|&digit| counts[digit] > 0) {
+                chosen = digit;
+                if cut.above + masses[digit] >= limit {
+                    break;
+                }
+                if counts[..digit].iter().any(|&count| count > 0) {
+                    cut.above += masses[digit];
+                }
+            }
+            cut.key |= (chosen as u64) << shift;
+        }
+        cut
+    }
+
+    /// Whether a token stays; asked of each, in order of ids.
+    fn takes(&mut self, logit: f64, mass: f64) -> bool {
+        let key = key(logit);
+        if key != self.key {
+            return key > self.key;
+        }
+        let stays = self.above < self.limit;
+        self.above += mass;
+        stays
+    }
+}
+
+/// A number that is the larger the larger `x` is. The two zeros are one.
+fn key(x: f64) -> u64 {
+    let bits = (x + 0.0).to_bits();
+    if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
 }
 
 /// The place of the largest value, the first of equal ones.

@@ -29,8 +29,8 @@ fn each_limit_is_the_largest_that_is_allowed_and_its_error_names_it() {
     let file = small_checkpoint();
     let header = u64::from(u32::from_le_bytes(file[8..12].try_into().unwrap()));
     let payload = file.len() as u64 - header.next_multiple_of(64);
-    // One layer and width 2: 4 numbers of keys and values, and 2 tokens of history, for each of 3 positions.
-    let cache = (4 + 2) * 4 * 3;
+    // One layer and width 2: 4 numbers of keys and values, and twice 2 tokens of history, for each of 3 positions.
+    let cache = (4 + 2 * 2) * 4 * 3;
     type Set = fn(&mut Limits, u64);
     let cases: [(&str, u64, Set); 8] = [
         ("header", header, |limits, value| limits.header = value),

@@ -105,7 +105,7 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
 fn every_op_that_is_wrong_is_found() {
     use OpKind::*;
     // A result that is wrong, and an operand that was to be read only.
-    const CASES: [(OpKind, &[&str]); 18] = [
+    const CASES: [(OpKind, &[&str]); 24] = [
         (EmbeddingForward, &["out", "token_embedding", "position_embedding"]),
         (EmbeddingBackward, &["d_token_embedding", "d_position_embedding", "d_out"]),
         (LayerNormForward, &["y", "mean", "rstd", "x"]),
@@ -116,8 +116,14 @@ fn every_op_that_is_wrong_is_found() {
         (Rotary, &["qkv", "table"]),
         (AttentionForward, &["out", "lse", "qkv"]),
         (AttentionBackward, &["d_qkv", "d_out"]),
-        (AttentionCached, &["out", "keys", "values", "qkv"]),
         (AttentionScores, &["scores", "qkv"]),
+        (EmbeddingRows, &["out", "token_embedding", "tokens", "places", "positions", "live"]),
+        (LayerNormRows, &["y", "mean", "rstd", "x", "live"]),
+        (LinearRows, &["y", "activate.input", "residual", "x", "live"]),
+        (RotaryRows, &["qkv", "table", "positions"]),
+        (CacheAppend, &["keys", "values", "qkv", "slots"]),
+        (AttentionRows, &["out", "keys", "values", "qkv", "positions"]),
+        (GatherRows, &["to", "from", "wanted"]),
         (CrossEntropy, &["d_logits", "losses", "scalars", "logits", "targets"]),
         (SquaredNorm, &["x"]),
         (NextDraw, &["counters"]),
@@ -152,9 +158,20 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
     fn first(dropout: Option<Dropout>) -> Option<Dropout> {
         dropout.map(|dropout| Dropout { first: u64::from(dropout.first as u32), ..dropout })
     }
-    let careless: [fn(Op) -> Op; 12] = [
-        |op| if let Op::EmbeddingForward(op) = op { EmbeddingForward { start: 0, ..op }.into() } else { op },
-        |op| if let Op::Rotary(op) = op { Rotary { start: 0, ..op }.into() } else { op },
+    let careless: [fn(Op) -> Op; 14] = [
+        |op| if let Op::LinearRows(LinearRows { linear, .. }) = op { linear.into() } else { op },
+        |op| if let Op::LayerNormRows(LayerNormRows { norm, .. }) = op { norm.into() } else { op },
+        |op| match op {
+            Op::EmbeddingRows(op) => EmbeddingRows { positions: op.places, ..op }.into(),
+            _ => op,
+        },
+        |op| {
+            if let Op::AttentionRows(op) = op {
+                AttentionRows { slots: op.positions, ..op }.into()
+            } else {
+                op
+            }
+        },
         |op| if let Op::Rotary(op) = op { Rotary { inverse: false, ..op }.into() } else { op },
         |op| if let Op::LayerNormForward(op) = op { LayerNormForward { eps: 0.0, ..op }.into() } else { op },
         |op| match op {

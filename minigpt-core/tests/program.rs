@@ -8,7 +8,6 @@ mod forwarding;
 use std::collections::BTreeMap;
 
 use minigpt_core::op::Program;
-use minigpt_core::plan::Logits;
 use minigpt_core::{
     Backend, Decoder, Dtype, EvalWindows, GptConfig, Model, Norm, Op, Plan, Position, Recompute, Reference,
     ReferenceError, TrainConfig, Trainer, Windows,
@@ -103,7 +102,7 @@ fn the_program_of_an_inference_plan_is_what_a_pass_runs() {
     for config in configs() {
         let model = Model::new(Recorder::default(), config.clone(), 1).unwrap();
         model.logits(&[1; 12], 2, 6).unwrap();
-        let plan = Plan::inference(&config, Dtype::F32, 2, 6, Logits::All, 0).unwrap();
+        let plan = Plan::inference(&config, Dtype::F32, 2, 6).unwrap();
         let program = plan.program().unwrap();
         assert_eq!(told(ops(&program)), model.device().inspect(|recorder| told(&recorder.ran)));
     }

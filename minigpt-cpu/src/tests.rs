@@ -1,7 +1,7 @@
 use super::*;
 use minigpt_core::backend::{BackendError, ErrorKind, read_elems, read_u32, write_elems, write_u32};
 use minigpt_core::op::{
-    AttentionBackward, AttentionCached, AttentionForward, AttentionScores, CrossEntropy, Dropout,
+    AttentionBackward, AttentionForward, AttentionRows, AttentionScores, CrossEntropy, Dropout,
     LayerNormBackward, LinearBackward, LinearForward, NextDraw, SquaredNorm, counter, scalar,
 };
 use std::string::ToString;
@@ -246,33 +246,39 @@ fn what_an_op_says_of_its_scratch_is_what_it_takes() {
         let [qkv, d_qkv] = [(); 2].map(|()| place(rows * 3 * width));
         let [out, d_out, keys, values] = [(); 4].map(|()| place(rows * width));
         let (lse, batch, scale) = (place(rows * heads), 2, 0.3);
+        let words = Span { dtype: Dtype::U32, ..place(rows) };
+        let live = words.first(1);
         ops.extend::<[Op; 4]>([
             AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout }.into(),
             AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout }
                 .into(),
-            AttentionCached {
+            AttentionRows {
+                live,
+                slots: words.first(rows),
+                positions: words.first(rows),
                 qkv,
                 keys,
                 values,
                 out,
-                past: 0,
+                rows,
+                slot_count: batch,
                 capacity: time,
-                batch,
-                time,
                 heads,
                 d_head,
                 scale,
             }
             .into(),
-            AttentionCached {
-                qkv: qkv.first(batch * 3 * width),
+            AttentionRows {
+                live,
+                slots: words.first(2),
+                positions: words.first(2),
+                qkv: qkv.first(2 * 3 * width),
                 keys,
                 values,
-                out: out.first(batch * width),
-                past: 4,
+                out: out.first(2 * width),
+                rows: 2,
+                slot_count: batch,
                 capacity: time,
-                batch,
-                time: 1,
                 heads,
                 d_head,
                 scale,

@@ -10,7 +10,6 @@ use std::sync::Mutex;
 use std::thread;
 
 use minigpt_core::checkpoint::{self, Contents, TensorSpec};
-use minigpt_core::plan::Logits;
 use minigpt_core::{Checkpoint, Decoder, Dtype, GptConfig, Model, Plan, SampleConfig, Sampler, Tokenizer};
 use minigpt_cpu::Cpu;
 
@@ -47,7 +46,7 @@ fn generate(model: &mut Model<Cpu<'_>>, prompt: &[u32], len: usize) -> Vec<u32> 
 fn opening_100_mb_takes_less_than_64_kib_of_heap() {
     let _turn = TURN.lock().unwrap();
     let config = GptConfig { layers: 12, heads: 12, d_model: 420, d_ff: 1680, ..GptConfig::new(256, 256) };
-    let plan = Plan::inference(&config, Dtype::F32, 1, 1, Logits::Last, 0).unwrap();
+    let plan = Plan::inference(&config, Dtype::F32, 1, 1).unwrap();
     let tensors = TensorSpec::parameters(&plan);
     let contents =
         Contents { config: &config, tokenizer: None, training: None, metadata: &[], tensors: &tensors };

@@ -1,5 +1,6 @@
 //! [`fall_back`]: carries the operands of an op from a backend's memory to the reference functions and back.
 
+mod rows;
 #[cfg(feature = "train")]
 mod training;
 
@@ -8,11 +9,11 @@ use alloc::vec::Vec;
 use super::{Backend, read_elems, read_u32, write_elems};
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::{
-    Access, AttentionCached, AttentionForward, AttentionScores, Dropout, EmbeddingForward, LayerNormForward,
-    LinearForward, Op, Operands, Rotary,
+    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, LayerNormForward, LinearForward,
+    Op, Operands, Rotary,
 };
 use crate::real::Real;
-use crate::reference::attention::{attention_cached, attention_forward, attention_scores};
+use crate::reference::attention::{attention_forward, attention_scores};
 use crate::reference::dropout::Mask;
 use crate::reference::embedding::embedding_forward;
 use crate::reference::layernorm::layernorm_forward;
@@ -57,8 +58,14 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         Op::AttentionForward(op) => attention(backend, op),
         #[cfg(feature = "train")]
         Op::AttentionBackward(op) => training::attention(backend, op),
-        Op::AttentionCached(op) => cached_attention(backend, op),
         Op::AttentionScores(op) => scores(backend, op),
+        Op::EmbeddingRows(op) => rows::embedding(backend, op),
+        Op::LayerNormRows(op) => rows::layernorm(backend, op),
+        Op::LinearRows(op) => rows::linear(backend, op),
+        Op::RotaryRows(op) => rows::rotate(backend, op),
+        Op::CacheAppend(op) => rows::append(backend, op),
+        Op::AttentionRows(op) => rows::attention(backend, op),
+        Op::GatherRows(op) => rows::gather(backend, op),
         #[cfg(feature = "train")]
         Op::CrossEntropy(op) => training::loss(backend, op),
         #[cfg(feature = "train")]
@@ -78,7 +85,7 @@ fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingForward) -> Res
     let tokens = read_tokens(backend, op.tokens, op.vocab)?;
     let token_embedding = read_weight(backend, op.token_embedding, op.vocab, op.d_model)?;
     let position_embedding = match op.position_embedding {
-        Some(span) => Some(read_elems(backend, span.slice(op.start * op.d_model, op.time * op.d_model))?),
+        Some(span) => Some(read_elems(backend, span.first(op.time * op.d_model))?),
         None => None,
     };
     let mask = read_mask(backend, &op.dropout)?;
@@ -139,7 +146,7 @@ fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearForward) -> Result<()
 }
 
 fn rotate<B: Backend + ?Sized>(backend: &mut B, op: &Rotary) -> Result<(), B::Error> {
-    let table = read_elems(backend, op.table.slice(op.start * op.d_head, op.time * op.d_head))?;
+    let table = read_elems(backend, op.table.first(op.time * op.d_head))?;
     let mut qkv = read_elems(backend, op.qkv)?;
     rotary(&mut qkv, &table, op.inverse, op.batch, op.time, op.heads, op.d_head);
     write_elems(backend, op.qkv, &qkv)
@@ -165,31 +172,6 @@ fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionForward) -> Res
     );
     write_elems(backend, op.out, &out)?;
     write_elems(backend, op.lse, &lse)
-}
-
-fn cached_attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionCached) -> Result<(), B::Error> {
-    let qkv = read_elems(backend, op.qkv)?;
-    let mut keys = read_elems(backend, op.keys)?;
-    let mut values = read_elems(backend, op.values)?;
-    let mut out = zeros("out", op.out.len)?;
-    let mut scores = zeros("scores", op.past + op.time)?;
-    attention_cached(
-        &qkv,
-        &mut keys,
-        &mut values,
-        &mut out,
-        &mut scores,
-        op.past,
-        op.capacity,
-        op.batch,
-        op.time,
-        op.heads,
-        op.d_head,
-        op.scale,
-    );
-    write_elems(backend, op.keys, &keys)?;
-    write_elems(backend, op.values, &values)?;
-    write_elems(backend, op.out, &out)
 }
 
 fn scores<B: Backend + ?Sized>(backend: &mut B, op: &AttentionScores) -> Result<(), B::Error> {

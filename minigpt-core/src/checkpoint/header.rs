@@ -13,7 +13,7 @@ use super::format::{
 use super::{Fault, Limits, LoadError, Role, Training};
 use crate::config::GptConfig;
 use crate::memory::Dtype;
-use crate::plan::{Logits, Plan};
+use crate::plan::Plan;
 use crate::tokenizer::{AnyTokenizer, ByteTokenizer, CharTokenizer, Tokenizer};
 
 /// One line of the index.
@@ -179,7 +179,7 @@ impl<'a> Header<'a> {
             return Err(error(Fault::Layers { layers: config.layers, tensors: parameters }));
         }
         self.limits.check_cache(config, self.payload_length).map_err(error)?;
-        Plan::inference(config, Dtype::F32, 1, 1, Logits::Last, 0).map_err(|e| error(Fault::Config(e)))
+        Plan::inference(config, Dtype::F32, 1, 1).map_err(|e| error(Fault::Config(e)))
     }
 
     /// The tensors that are named after the plan's parameters, with the same shapes.

@@ -126,8 +126,8 @@ fn cache_bytes(config: &GptConfig) -> u64 {
         Position::Rotary => config.d_head() as u64,
         Position::Learned | Position::None => 0,
     };
-    // The history of tokens reaches back two contexts.
-    let numbers = keys_and_values.saturating_add(table).saturating_add(2);
+    // The latest tokens of two contexts, on the host and on the device.
+    let numbers = keys_and_values.saturating_add(table).saturating_add(4);
     numbers.saturating_mul(size_of::<f32>() as u64).saturating_mul(config.context as u64)
 }
 
@@ -135,15 +135,15 @@ fn cache_bytes(config: &GptConfig) -> u64 {
 mod tests {
     use super::*;
     use crate::Dtype;
-    use crate::plan::{Logits, Plan};
+    use crate::plan::Plan;
 
     #[test]
     fn the_cache_is_what_a_decoder_allocates_for_the_context() {
         for position in [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None] {
             let config = GptConfig { position, ..GptConfig::new(65, 64) };
-            let plan = Plan::inference(&config, Dtype::F32, 1, 1, Logits::Last, config.context).unwrap();
-            let history = 2 * config.context * size_of::<u32>();
-            let allocated = plan.bytes.cache + plan.bytes.constants + history;
+            let plan = Plan::decoding(&config, Dtype::F32, 1, 1).unwrap();
+            let tokens = 2 * plan.tokens.len * size_of::<u32>();
+            let allocated = plan.bytes.cache + plan.bytes.constants + tokens;
             assert_eq!(cache_bytes(&config), allocated as u64);
         }
     }

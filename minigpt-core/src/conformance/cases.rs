@@ -9,6 +9,7 @@ mod embedding;
 mod layernorm;
 mod linear;
 mod refusals;
+mod rows;
 mod same_bits;
 mod step;
 
@@ -171,7 +172,9 @@ fn compare<R: Real>(
         // far below 0.
         let like_one = match op {
             Op::CrossEntropy(_) => matches!(mine.name, "d_logits" | "losses"),
-            Op::LinearForward(layer) => mine.name == "y" && layer.activate.is_some(),
+            Op::LinearForward(layer) | Op::LinearRows(LinearRows { linear: layer, .. }) => {
+                mine.name == "y" && layer.activate.is_some()
+            }
             Op::ActivationForward(_) => true,
             _ => false,
         };
@@ -276,8 +279,14 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::Rotary => attention::rotary(draw, memory),
         OpKind::AttentionForward => attention::forward(draw, memory),
         OpKind::AttentionBackward => attention::backward(draw, memory),
-        OpKind::AttentionCached => attention::cached(draw, memory),
         OpKind::AttentionScores => attention::scores(draw, memory),
+        OpKind::EmbeddingRows => rows::embedding(draw, memory),
+        OpKind::LayerNormRows => rows::layernorm(draw, memory),
+        OpKind::LinearRows => rows::linear(draw, memory),
+        OpKind::RotaryRows => rows::rotary(draw, memory),
+        OpKind::CacheAppend => rows::append(draw, memory),
+        OpKind::AttentionRows => rows::attention(draw, memory),
+        OpKind::GatherRows => rows::gather(draw, memory),
         OpKind::CrossEntropy => step::cross_entropy(draw, memory),
         OpKind::SquaredNorm => step::squared_norm(draw, memory),
         OpKind::NextDraw => step::next_draw(draw, memory),

@@ -204,16 +204,17 @@ pub fn bound(kind: OpKind, elem: Dtype) -> f64 {
         return 1e-12;
     }
     match kind {
-        OpKind::EmbeddingForward | OpKind::Rotary => 1e-6,
+        OpKind::EmbeddingForward | OpKind::EmbeddingRows | OpKind::Rotary | OpKind::RotaryRows => 1e-6,
         // They take the exponentials of scores near 100, the spread of numbers far from 0, or sums with cancellation.
         OpKind::AttentionForward
         | OpKind::AttentionBackward
-        | OpKind::AttentionCached
+        | OpKind::AttentionRows
         | OpKind::AttentionScores
         | OpKind::LayerNormForward
+        | OpKind::LayerNormRows
         | OpKind::LayerNormBackward
         | OpKind::CrossEntropy => 5e-5,
-        OpKind::NextDraw => 0.0,
+        OpKind::NextDraw | OpKind::CacheAppend | OpKind::GatherRows => 0.0,
         _ => 2e-5,
     }
 }

@@ -22,6 +22,8 @@ pub(super) enum Fill {
     Poison,
     /// u32.
     Words(Vec<u32>),
+    /// One u32, how many rows are live, which is right also where all else is broken.
+    Count(u32),
     /// Bytes of a weight in fewer bits.
     Stored(Dtype, Vec<u8>),
 }
@@ -40,6 +42,7 @@ pub(super) struct Asked {
 enum Contents {
     Numbers(Vec<f64>),
     Words(Vec<u32>),
+    Count(u32),
     Stored(Dtype, Vec<u8>),
 }
 
@@ -79,11 +82,12 @@ impl Memory for Recording {
             Fill::Values(values) => Contents::Numbers(values.into_iter().map(rounded).collect()),
             Fill::Poison => Contents::Numbers(vec![f64::NAN; len]),
             Fill::Words(words) => Contents::Words(words),
+            Fill::Count(count) => Contents::Count(count),
             Fill::Stored(dtype, bytes) => Contents::Stored(dtype, bytes),
         };
         let dtype = match &contents {
             Contents::Numbers(_) => Dtype::F64,
-            Contents::Words(_) => Dtype::U32,
+            Contents::Words(_) | Contents::Count(_) => Dtype::U32,
             Contents::Stored(dtype, _) => *dtype,
         };
         let bytes = dtype.bytes(len).unwrap_or(0).max(1);
@@ -95,6 +99,7 @@ impl Memory for Recording {
         let _ = match &contents {
             Contents::Numbers(values) => write_elems(&mut self.oracle, span, values),
             Contents::Words(words) => write_u32(&mut self.oracle, span, words),
+            Contents::Count(count) => write_u32(&mut self.oracle, span, &[*count]),
             Contents::Stored(_, bytes) => self.oracle.write(span, bytes),
         };
         self.asked.push(Asked { len, contents });
@@ -278,6 +283,7 @@ impl Asked {
             Contents::Numbers(_) => nan::<R>().repeat(bytes / size_of::<R>()),
             // The first of a vocabulary, and counters that have not counted.
             Contents::Words(_) => vec![0; bytes],
+            Contents::Count(count) => count.to_le_bytes().to_vec(),
             // NaN, or a block with a scale that is NaN.
             Contents::Stored(..) => vec![0xff; bytes],
         }
@@ -287,6 +293,7 @@ impl Asked {
     fn bytes<R: Real>(&self) -> (Dtype, Vec<u8>) {
         match &self.contents {
             Contents::Stored(dtype, bytes) => (*dtype, bytes.clone()),
+            Contents::Count(count) => (Dtype::U32, count.to_le_bytes().to_vec()),
             Contents::Words(words) => {
                 (Dtype::U32, words.iter().flat_map(|word| word.to_le_bytes()).collect())
             }

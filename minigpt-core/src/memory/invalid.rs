@@ -66,6 +66,15 @@ pub enum InvalidOp {
         /// The vocabulary's size.
         vocab: usize,
     },
+    /// A word that names a row, a slot or a position is not below how many there are.
+    Index {
+        /// The operand.
+        operand: &'static str,
+        /// The word.
+        index: u32,
+        /// How many there are.
+        count: usize,
+    },
     /// The host has no memory to carry a span through the reference; of the kind
     /// [`OutOfMemory`](crate::backend::ErrorKind::OutOfMemory).
     HostMemory {
@@ -104,6 +113,9 @@ impl fmt::Display for InvalidOp {
                     f,
                     "token {token} is not below the vocabulary's size {vocab}: use the model's own tokenizer"
                 )
+            }
+            InvalidOp::Index { operand, index, count } => {
+                write!(f, "`{operand}` names number {index}, counted from 0, and there are {count}")
             }
             InvalidOp::HostMemory { operand, bytes } => {
                 write!(

@@ -12,81 +12,94 @@ use crate::config::Norm;
 use crate::memory::Span;
 #[cfg(feature = "train")]
 use crate::op::{AttentionBackward, LinearBackward};
-use crate::op::{AttentionCached, AttentionForward, LinearForward, Op, Rotary, Sink};
+use crate::op::{AttentionForward, AttentionRows, CacheAppend, LinearForward, Rotary, RotaryRows, Sink};
+use crate::plan::LiveRows;
 
 impl Pass<'_> {
     pub(super) fn attention_forward(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
         let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
         let c = config.d_model;
         if let (Norm::Pre, Some(norm)) = (config.norm, &w.norm1) {
-            sink.put(layer, "attention.norm", self.norm_forward(norm, a.input, a.attention_in, &a.norm1))?;
+            let op = self.norm_forward(norm, a.input, a.attention_in, &a.norm1);
+            sink.put(layer, "attention.norm", self.each_row_norm(op))?;
         }
         let (qkv, out) = (self.matrix(a.qkv, 3 * c), self.stream(a.attended));
-        sink.put(
-            layer,
-            "attention.qkv",
-            self.linear_forward(self.stream(a.attention_in), &w.qkv, qkv, [c, 3 * c]),
-        )?;
+        let op = self.linear_forward(self.stream(a.attention_in), &w.qkv, qkv, [c, 3 * c]);
+        sink.put(layer, "attention.qkv", self.each_row(op))?;
         self.rotate(sink, layer, qkv, false)?;
-        sink.put(layer, "attention", self.attend(layer, qkv, out))?;
+        self.attend(sink, layer, qkv, out)?;
         let op = LinearForward {
             dropout: self.dropout_at(site::attention_out(layer), &[self.time, c]),
             residual: self.residual(a.input),
             ..self.linear_forward(out, &w.attention_out, self.stream(a.attention_sum), [c, c])
         };
-        sink.put(layer, "attention.out", op)?;
+        sink.put(layer, "attention.out", self.each_row(op))?;
         if let (Norm::Post, Some(norm)) = (config.norm, &w.norm1) {
-            sink.put(layer, "attention.norm", self.norm_forward(norm, a.attention_sum, a.middle, &a.norm1))?;
+            let op = self.norm_forward(norm, a.attention_sum, a.middle, &a.norm1);
+            sink.put(layer, "attention.norm", self.each_row_norm(op))?;
         }
         Flow::Continue(())
     }
 
-    /// Attention over the pass's own positions, or over the cache if the plan has one.
-    fn attend(&self, layer: usize, qkv: Span, out: Span) -> Op {
+    /// Attention over the pass's own positions; in decoding over the cache, in which the rows are stored first.
+    fn attend(&self, sink: &mut Sink<'_>, layer: usize, qkv: Span, out: Span) -> Flow {
         let (config, plan) = (self.config(), self.plan);
         let (batch, time, heads, d_head) = (self.batch, self.time, config.heads, config.d_head());
         let scale = config.score_scale();
-        if let (Some(buffer), Some(cache)) = (self.buffers.cache, plan.caches.get(layer)) {
-            let capacity = cache.keys.len / (plan.batch * config.d_model);
-            let used = batch * capacity * config.d_model;
-            let [keys, values] =
-                [cache.keys, cache.values].map(|region| region.on(buffer, plan.elem).first(used));
-            let past = self.start;
-            return AttentionCached {
-                qkv,
-                keys,
-                values,
-                out,
-                past,
-                capacity,
-                batch,
-                time,
-                heads,
-                d_head,
-                scale,
-            }
-            .into();
-        }
-        let lse = self.matrix(self.activations(layer).lse, heads);
-        let dropout = self.dropout_at(site::attention(layer), &[heads, time, time]);
-        AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout }.into()
+        let cache = self.buffers.cache.zip(plan.caches.get(layer));
+        let Some((rows, (buffer, cache))) = self.live_rows().zip(cache) else {
+            let lse = self.matrix(self.activations(layer).lse, heads);
+            let dropout = self.dropout_at(site::attention(layer), &[heads, time, time]);
+            let op = AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout };
+            return sink.put(layer, "attention", op);
+        };
+        let LiveRows { live, slots, positions, .. } = rows;
+        let [keys, values] = [cache.keys, cache.values].map(|region| region.on(buffer, plan.elem));
+        let (rows, slot_count, capacity) = (time, plan.sequences, config.context);
+        let append = CacheAppend {
+            live,
+            slots,
+            positions,
+            qkv,
+            keys,
+            values,
+            rows,
+            slot_count,
+            capacity,
+            heads,
+            d_head,
+        };
+        sink.put(layer, "attention.cache", append)?;
+        let op = AttentionRows {
+            live,
+            slots,
+            positions,
+            qkv,
+            keys,
+            values,
+            out,
+            rows,
+            slot_count,
+            capacity,
+            heads,
+            d_head,
+            scale,
+        };
+        sink.put(layer, "attention", op)
     }
 
     /// Rotates queries and keys by their positions if positions are rotary; `inverse`: rotates their gradients back.
     fn rotate(&self, sink: &mut Sink<'_>, layer: usize, qkv: Span, inverse: bool) -> Flow {
         let Some(table) = self.rotary_table() else { return Flow::Continue(()) };
         let (heads, d_head) = (self.config().heads, self.config().d_head());
-        let op = Rotary {
-            qkv,
-            table,
-            batch: self.batch,
-            time: self.time,
-            heads,
-            d_head,
-            start: self.start,
-            inverse,
-        };
-        sink.put(layer, "attention.rotary", op)
+        let (batch, time) = (self.batch, self.time);
+        let part = "attention.rotary";
+        match self.live_rows() {
+            Some(LiveRows { live, positions, .. }) => {
+                sink.put(layer, part, RotaryRows { live, positions, qkv, table, rows: time, heads, d_head })
+            }
+            None => sink.put(layer, part, Rotary { qkv, table, batch, time, heads, d_head, inverse }),
+        }
     }
 }
 

@@ -19,11 +19,8 @@ impl Pass<'_> {
         self.feed_forward_down(sink, layer)?;
         let (w, a) = (self.block(layer), self.activations(layer));
         if let (Norm::Post, Some(norm)) = (self.config().norm, &w.norm2) {
-            sink.put(
-                layer,
-                "feed_forward.norm",
-                self.norm_forward(norm, a.feed_forward_sum, a.output, &a.norm2),
-            )?;
+            let op = self.norm_forward(norm, a.feed_forward_sum, a.output, &a.norm2);
+            sink.put(layer, "feed_forward.norm", self.each_row_norm(op))?;
         }
         Flow::Continue(())
     }
@@ -33,18 +30,15 @@ impl Pass<'_> {
         let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
         let (c, f) = (config.d_model, config.d_ff);
         if let (Norm::Pre, Some(norm)) = (config.norm, &w.norm2) {
-            sink.put(
-                layer,
-                "feed_forward.norm",
-                self.norm_forward(norm, a.middle, a.feed_forward_in, &a.norm2),
-            )?;
+            let op = self.norm_forward(norm, a.middle, a.feed_forward_in, &a.norm2);
+            sink.put(layer, "feed_forward.norm", self.each_row_norm(op))?;
         }
         let input = a.pre_activation.map(|region| self.matrix(region, f));
         let op = LinearForward {
             activate: Some(Activate { activation: config.activation, input }),
             ..self.linear_forward(self.stream(a.feed_forward_in), &w.up, self.matrix(a.hidden, f), [c, f])
         };
-        sink.put(layer, "feed_forward.up", op)
+        sink.put(layer, "feed_forward.up", self.each_row(op))
     }
 
     /// From there to the sum.
@@ -56,7 +50,7 @@ impl Pass<'_> {
             residual: self.residual(a.middle),
             ..self.linear_forward(self.matrix(a.hidden, f), &w.down, self.stream(a.feed_forward_sum), [f, c])
         };
-        sink.put(layer, "feed_forward.down", op)
+        sink.put(layer, "feed_forward.down", self.each_row(op))
     }
 }
 

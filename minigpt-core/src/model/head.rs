@@ -6,29 +6,41 @@ use super::pass::{Flow, Pass};
 use crate::memory::Span;
 #[cfg(feature = "train")]
 use crate::op::{CrossEntropy, LayerNormBackward, LinearBackward};
-use crate::op::{LayerNormForward, LinearForward, Sink};
-use crate::plan::{Affine, Logits, Region};
+use crate::op::{GatherRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Sink};
+use crate::plan::{Affine, LiveRows, Region};
 
 impl Pass<'_> {
-    /// After the [forward](Pass::forward) pass: the logits that are wanted. Only the rows that they come from go through the
-    /// final norm and the head.
-    pub(crate) fn logits(&self, sink: &mut Sink<'_>, wanted: Logits) -> Flow {
-        let vocab = self.config().vocab_size;
-        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
-        match wanted {
-            Logits::All => {
-                self.final_norm_forward(sink, 0, self.rows())?;
-                self.head_forward(sink, 0, self.rows(), logits.first(self.rows() * vocab))
-            }
-            Logits::Last => {
-                for (sequence, _) in self.pieces(self.batch, 1) {
-                    let last = sequence * self.time + self.time - 1;
-                    self.final_norm_forward(sink, last, 1)?;
-                    self.head_forward(sink, last, 1, logits.slice(sequence * vocab, vocab))?;
-                }
-                Flow::Continue(())
-            }
+    /// After the [forward](Pass::forward) pass: the logits of every row, or in decoding of those from which they are wanted.
+    /// Only these go through the final norm and the head.
+    pub(crate) fn logits(&self, sink: &mut Sink<'_>) -> Flow {
+        let (c, vocab) = (self.config().d_model, self.config().vocab_size);
+        let activations = &self.plan.activations;
+        let logits = activations.logits.on(self.buffers.activations, self.plan.elem);
+        let Some(LiveRows { wanted_live: live, wanted, .. }) = self.live_rows() else {
+            self.final_norm_forward(sink, 0, self.rows())?;
+            return self.head_forward(sink, 0, self.rows(), logits.first(self.rows() * vocab));
+        };
+        let rows = |region: Region, width: usize| {
+            region.on(self.buffers.activations, self.plan.elem).first(wanted.len * width)
+        };
+        let to = rows(activations.wanted, c);
+        let from = self.stream(self.last());
+        let (count, width) = (wanted.len, c);
+        sink.put(None, "wanted", GatherRows { live, wanted, from, to, rows: self.rows(), count, width })?;
+        let mut x = to;
+        if let Some(norm) = &self.weights.parameters.final_norm {
+            x = rows(activations.head_in, c);
+            let [mean, rstd] =
+                [activations.final_norm.mean, activations.final_norm.rstd].map(|region| rows(region, 1));
+            let whole = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
+            let norm = LayerNormForward { x: to, y: x, mean, rstd, rows: count, ..whole };
+            sink.put(None, "final_norm", LayerNormRows { live, norm })?;
         }
+        let weight = *self.weights.parameters.head_weight();
+        let head =
+            self.linear_forward(x, &Affine { weight, bias: None }, logits.first(count * vocab), [c, vocab]);
+        let linear = LinearForward { rows: count, ..head };
+        sink.put(None, "head", LinearRows { live, linear })
     }
 
     fn final_norm_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize) -> Flow {

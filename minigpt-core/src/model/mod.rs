@@ -31,7 +31,7 @@ use crate::backend::{
 use crate::config::{GptConfig, Position};
 use crate::error::Error;
 use crate::memory::{Dtype, Span, zeros};
-use crate::plan::{Init, Logits, Parameters, Plan, Tensor};
+use crate::plan::{Init, Parameters, Plan, Tensor};
 use crate::real::Real;
 use crate::reference;
 use crate::rng::{Rng, Stream};
@@ -147,7 +147,7 @@ impl<B: Backend> Model<B> {
 
     /// A model whose weights are all zero, to be written.
     pub(crate) fn empty(device: &Device<B>, config: GptConfig) -> Result<Self, Error<B::Error>> {
-        let plan = Plan::inference(&config, B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
+        let plan = Plan::inference(&config, B::Elem::DTYPE, 1, 1)?;
         let needed = plan.bytes.parameters;
         let weights = device.alloc(needed).map_err(|error| out_of_memory(needed, error))?;
         let spans = plan.parameters.map(|tensor| tensor.region.on(weights.buffer(), B::Elem::DTYPE));
@@ -277,14 +277,14 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// If a token is not in the vocabulary, `time` is beyond the context, or memory does not suffice.
     pub fn logits(&self, tokens: &[u32], batch: usize, time: usize) -> Result<Vec<B::Elem>, Error<B::Error>> {
-        let plan = Plan::inference(self.config(), B::Elem::DTYPE, batch, time, Logits::All, 0)?;
+        let plan = Plan::inference(self.config(), B::Elem::DTYPE, batch, time)?;
         if tokens.len() != batch * time {
             return Err(Error::BatchLength { found: tokens.len(), expected: batch * time });
         }
         check_tokens(tokens, self.config().vocab_size)?;
         let mut staging = zeros("staging", tokens.len() * 4)?;
         let workspace = Workspace::inference(self, plan)?;
-        let pass = workspace.pass(self, batch, time);
+        let pass = workspace.pass(self);
         let logits = workspace.logits();
         let mut backend = self.device().lock();
         let mut attempt = || {

@@ -12,11 +12,11 @@ use crate::config::{Norm, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
 #[cfg(feature = "train")]
 use crate::op::{ActivationForward, LayerNormBackward, LinearBackward};
-use crate::op::{Dropout, LayerNormForward, LinearForward, Sink};
+use crate::op::{Dropout, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Op, Sink};
 #[cfg(feature = "train")]
 use crate::plan::BackwardActivations;
 use crate::plan::{
-    Affine, BlockActivations, BlockParameters, NormActivations, Parameters, Plan, Purpose, Region,
+    Affine, BlockActivations, BlockParameters, LiveRows, NormActivations, Parameters, Plan, Purpose, Region,
 };
 
 /// Goes on while the sink takes more.
@@ -87,15 +87,14 @@ pub(crate) struct Pass<'p> {
     pub(crate) buffers: Buffers,
     /// B; at most the plan's.
     pub(crate) batch: usize,
-    /// T; at most the plan's.
+    /// T; at most the plan's. In decoding how many rows there are, live or not.
     pub(crate) time: usize,
-    /// The position of the first token: how many the cache holds already.
-    pub(crate) start: usize,
     /// How many of the plan's sequences come before the first of this pass: where tokens, targets and dropout masks begin.
     pub(crate) before: usize,
     /// Whether elements drop out.
     pub(crate) dropout: bool,
     /// Whether ops of the same sizes are told once: enough to see what the pass takes, however long it is.
+    #[cfg(feature = "train")]
     pub(crate) sizes_only: bool,
 }
 
@@ -130,7 +129,7 @@ pub(crate) struct Gradients<'g> {
 }
 
 impl<'p> Pass<'p> {
-    /// All that a plan has room for, from position 0 on and without dropout.
+    /// All that a plan has room for, without dropout.
     pub(crate) fn whole(plan: &'p Plan, weights: &'p Weights, buffers: Buffers) -> Self {
         Pass {
             plan,
@@ -138,20 +137,17 @@ impl<'p> Pass<'p> {
             buffers,
             batch: plan.batch,
             time: plan.time,
-            start: 0,
             before: 0,
             dropout: false,
+            #[cfg(feature = "train")]
             sizes_only: false,
         }
     }
 
-    /// The logits that the plan has room for, if it is one for inference.
+    /// All that the plan has room for, up to the logits.
     pub(crate) fn infer(&self, sink: &mut Sink<'_>) -> Flow {
         self.forward(sink)?;
-        match self.plan.purpose {
-            Purpose::Inference { logits, .. } => self.logits(sink, logits),
-            Purpose::Training => Flow::Continue(()),
-        }
+        self.logits(sink)
     }
 
     /// The blocks: all but the final norm and the head.
@@ -165,6 +161,7 @@ impl<'p> Pass<'p> {
     }
 
     /// The pieces, at most `most` long, that `count` is cut into: where each begins and how long it is.
+    #[cfg(feature = "train")]
     pub(crate) fn pieces(&self, count: usize, most: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let most = most.max(1);
         let last = count.saturating_sub(1) / most * most;
@@ -214,6 +211,29 @@ impl<'p> Pass<'p> {
 
     pub(crate) fn tokens(&self) -> Span {
         self.words(self.plan.tokens)
+    }
+
+    /// Which rows are live, if this is a pass of decoding.
+    pub(super) fn live_rows(&self) -> Option<LiveRows> {
+        let words = self.plan.rows.on(self.buffers.state, Dtype::U32);
+        let decoding = self.plan.purpose == Purpose::Decoding;
+        decoding.then(|| LiveRows::new(words, self.time, self.plan.wanted(self.time)))
+    }
+
+    /// The layer over all rows of the pass, or in decoding over those that are live.
+    pub(super) fn each_row(&self, linear: LinearForward) -> Op {
+        match self.live_rows() {
+            Some(LiveRows { live, .. }) => LinearRows { live, linear }.into(),
+            None => linear.into(),
+        }
+    }
+
+    /// The norm over all rows of the pass, or in decoding over those that are live.
+    pub(super) fn each_row_norm(&self, norm: LayerNormForward) -> Op {
+        match self.live_rows() {
+            Some(LiveRows { live, .. }) => LayerNormRows { live, norm }.into(),
+            None => norm.into(),
+        }
     }
 
     /// The table, if positions are rotary.

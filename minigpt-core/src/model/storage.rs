@@ -11,7 +11,7 @@ use crate::checkpoint::{
 use crate::config::{ConfigError, GptConfig};
 use crate::error::Error;
 use crate::memory::{Buffer, Dtype, InvalidOp, Span, zeros};
-use crate::plan::{Logits, Parameters, Plan, Tensor};
+use crate::plan::{Parameters, Plan, Tensor};
 use crate::real::Real;
 use crate::reference::weights::decode_weight;
 use crate::tokenizer::AnyTokenizer;
@@ -176,7 +176,7 @@ impl<B: Backend> Model<B> {
         let model = if parameters.iter().all(|coming| coming.dtype == B::Elem::DTYPE) {
             Self::empty(device, stream.config().clone())?
         } else {
-            let plan = Plan::inference(stream.config(), B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
+            let plan = Plan::inference(stream.config(), B::Elem::DTYPE, 1, 1)?;
             let (mut spans, mut owned) =
                 (Vec::with_capacity(parameters.len()), Vec::with_capacity(parameters.len()));
             for (coming, parameter) in parameters.iter().zip(plan.parameters.list()) {
@@ -237,7 +237,7 @@ impl<B: Backend> Model<B> {
     {
         let device = device.into();
         let tensors = checkpoint.parameters()?;
-        let plan = Plan::inference(checkpoint.config(), B::Elem::DTYPE, 1, 1, Logits::Last, 0)?;
+        let plan = Plan::inference(checkpoint.config(), B::Elem::DTYPE, 1, 1)?;
         let (mut spans, mut owned) = (Vec::with_capacity(tensors.len()), Vec::with_capacity(tensors.len()));
         let mut copied = 0;
         for (tensor, parameter) in tensors.iter().zip(plan.parameters.list()) {
@@ -284,7 +284,7 @@ impl<B: Backend> Model<B> {
         if !is_narrow(dtype) && dtype != elem {
             return Err(InvalidOp::Dtype { operand: "a matrix", expected: elem, found: dtype }.into());
         }
-        let plan = Plan::inference(self.config(), elem, 1, 1, Logits::Last, 0)?;
+        let plan = Plan::inference(self.config(), elem, 1, 1)?;
         let kept = |tensor: &Tensor| {
             !tensor.is_matrix() || Some(tensor) == plan.parameters.position_embedding.as_ref()
         };

@@ -49,15 +49,14 @@ impl<B: Backend> Workspace<B> {
 
     /// That of a plan for inference with this model.
     pub(crate) fn inference(model: &Model<B>, plan: Plan) -> Result<Self, Error<B::Error>> {
-        let largest =
-            Pass { sizes_only: true, ..Pass::whole(&plan, model.weights(), Buffers::planned(&plan)) };
+        let largest = Pass::whole(&plan, model.weights(), Buffers::planned(&plan));
         let scratch = model.device().inspect(|backend| workspace_bytes(backend, |sink| largest.infer(sink)));
         Workspace::new(model.device(), plan, scratch)
     }
 
-    /// A pass over `batch` sequences of `time` tokens.
-    pub(crate) fn pass<'p>(&'p self, model: &'p Model<B>, batch: usize, time: usize) -> Pass<'p> {
-        Pass { batch, time, ..Pass::whole(&self.plan, model.weights(), self.buffers) }
+    /// A pass over all that the plan has room for.
+    pub(crate) fn pass<'p>(&'p self, model: &'p Model<B>) -> Pass<'p> {
+        Pass::whole(&self.plan, model.weights(), self.buffers)
     }
 
     /// All the logits that there is room for.
@@ -86,7 +85,10 @@ impl Plan {
     pub(crate) fn planned<T>(&self, f: impl FnOnce(&Pass<'_>) -> T) -> T {
         let weights = Weights::planned(self);
         let whole = Pass::whole(self, &weights, Buffers::planned(self));
-        f(&Pass { batch: self.sequences, dropout: self.purpose == Purpose::Training, ..whole })
+        let training = self.purpose == Purpose::Training;
+        // A batch in training goes through the model in slices.
+        let batch = if training { self.sequences } else { self.batch };
+        f(&Pass { batch, dropout: training, ..whole })
     }
 }
 
@@ -103,6 +105,6 @@ impl Plan {
 
     /// Bytes of scratch that it takes on `backend`, beyond the plan's own [bytes](Plan::bytes).
     pub fn workspace_bytes<B: Backend>(&self, backend: &B) -> usize {
-        self.planned(|whole| workspace_bytes(backend, |sink| Pass { sizes_only: true, ..*whole }.infer(sink)))
+        self.planned(|whole| workspace_bytes(backend, |sink| whole.infer(sink)))
     }
 }

@@ -7,8 +7,8 @@ use super::{Access, Operand, OperandKind, counter};
 use crate::memory::{InvalidOp, Span};
 
 /// Collects operands and checks their lengths.
-struct Describe<'a> {
-    visit: &'a mut dyn FnMut(Operand),
+pub(super) struct Describe<'a> {
+    pub(super) visit: &'a mut dyn FnMut(Operand),
 }
 
 fn product(operand: &'static str, dims: &[usize]) -> Result<usize, InvalidOp> {
@@ -32,7 +32,7 @@ impl Describe<'_> {
         Ok(())
     }
 
-    fn elem(
+    pub(super) fn elem(
         &mut self,
         name: &'static str,
         span: Span,
@@ -55,7 +55,7 @@ impl Describe<'_> {
     }
 
     /// A span that may be longer than the op needs.
-    fn at_least(
+    pub(super) fn at_least(
         &mut self,
         name: &'static str,
         span: Span,
@@ -66,13 +66,19 @@ impl Describe<'_> {
         self.push(name, span, access, OperandKind::Elem, |len| len >= expected, expected)
     }
 
-    fn weight(&mut self, name: &'static str, span: Span, rows: usize, cols: usize) -> Result<(), InvalidOp> {
+    pub(super) fn weight(
+        &mut self,
+        name: &'static str,
+        span: Span,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), InvalidOp> {
         let stored = cols.checked_next_multiple_of(span.dtype.unit().0);
         let expected = product(name, &[rows, stored.ok_or(InvalidOp::Overflow { operand: name })?])?;
         self.push(name, span, Access::Read, OperandKind::Weight { cols }, |len| len == expected, expected)
     }
 
-    fn u32(
+    pub(super) fn u32(
         &mut self,
         name: &'static str,
         span: Span,
@@ -111,9 +117,7 @@ impl EmbeddingForward {
         d.u32("tokens", self.tokens, Read, &[b, t])?;
         d.weight("token_embedding", self.token_embedding, self.vocab, c)?;
         if let Some(span) = self.position_embedding {
-            let positions =
-                self.start.checked_add(t).ok_or(InvalidOp::Overflow { operand: "position_embedding" })?;
-            d.at_least("position_embedding", span, Read, &[positions, c])?;
+            d.at_least("position_embedding", span, Read, &[t, c])?;
         }
         d.dropout(&self.dropout)?;
         d.elem("out", self.out, Write, &[b, t, c])
@@ -214,8 +218,7 @@ impl Rotary {
             return Err(InvalidOp::Value { operand: "d_head" });
         }
         let mut d = Describe { visit };
-        let positions = self.start.checked_add(self.time).ok_or(InvalidOp::Overflow { operand: "table" })?;
-        d.at_least("table", self.table, Read, &[positions, self.d_head])?;
+        d.at_least("table", self.table, Read, &[self.time, self.d_head])?;
         d.elem("qkv", self.qkv, Update, &[self.batch, self.time, 3, self.heads, self.d_head])
     }
 }
@@ -242,20 +245,6 @@ impl AttentionBackward {
         d.elem("d_out", self.d_out, Read, &[b, t, h, dh])?;
         d.dropout(&self.dropout)?;
         d.elem("d_qkv", self.d_qkv, Write, &[b, t, 3, h, dh])
-    }
-}
-
-impl AttentionCached {
-    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
-        let (b, t, h, dh) = (self.batch, self.time, self.heads, self.d_head);
-        if self.past.checked_add(t).is_none_or(|end| end > self.capacity) {
-            return Err(InvalidOp::Value { operand: "past" });
-        }
-        let mut d = Describe { visit };
-        d.elem("qkv", self.qkv, Read, &[b, t, 3, h, dh])?;
-        d.elem("keys", self.keys, Update, &[b, h, self.capacity, dh])?;
-        d.elem("values", self.values, Update, &[b, h, self.capacity, dh])?;
-        d.elem("out", self.out, Write, &[b, t, h, dh])
     }
 }
 

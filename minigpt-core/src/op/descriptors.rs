@@ -27,7 +27,7 @@ pub struct EmbeddingForward {
     pub tokens: Span,
     /// (V, C).
     pub token_embedding: Span,
-    /// (at least `start` + T, C): trained or sinusoidal.
+    /// (at least T, C): trained or sinusoidal.
     pub position_embedding: Option<Span>,
     /// Written: (B, T, C).
     pub out: Span,
@@ -39,13 +39,11 @@ pub struct EmbeddingForward {
     pub d_model: usize,
     /// V.
     pub vocab: usize,
-    /// The position of the first token of every row.
-    pub start: usize,
     /// Applied to the sum.
     pub dropout: Option<Dropout>,
 }
 
-/// The gradient of [`EmbeddingForward`] with `start` 0; adds to both gradients.
+/// The gradient of [`EmbeddingForward`]; adds to both gradients.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmbeddingBackward {
     /// u32 (B, T).
@@ -205,7 +203,7 @@ pub struct ActivationForward {
 pub struct Rotary {
     /// Changed in place: (B, T, 3C), queries, keys and values side by side.
     pub qkv: Span,
-    /// (at least `start` + T, D): for each position, D/2 pairs (cos, sin).
+    /// (at least T, D): for each position, D/2 pairs (cos, sin).
     pub table: Span,
     /// B.
     pub batch: usize,
@@ -215,8 +213,6 @@ pub struct Rotary {
     pub heads: usize,
     /// D, even.
     pub d_head: usize,
-    /// The position of the first row of every sequence.
-    pub start: usize,
     /// Turn back instead.
     pub inverse: bool,
 }
@@ -273,34 +269,6 @@ pub struct AttentionBackward {
     pub scale: f64,
     /// As in the forward pass.
     pub dropout: Option<Dropout>,
-}
-
-/// Attention of new positions over a cache of earlier ones: first stores the new keys and values at positions
-/// `past .. past + time` of the caches, then lets query i see the cached positions `0 ..= past + i`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionCached {
-    /// (B, T, 3C), of the new positions.
-    pub qkv: Span,
-    /// Read, and written at the new positions: (B, H, capacity, D).
-    pub keys: Span,
-    /// Read, and written at the new positions: (B, H, capacity, D).
-    pub values: Span,
-    /// Written: (B, T, C).
-    pub out: Span,
-    /// How many positions the caches hold already.
-    pub past: usize,
-    /// How many positions the caches have room for.
-    pub capacity: usize,
-    /// B.
-    pub batch: usize,
-    /// T: how many positions are new.
-    pub time: usize,
-    /// H.
-    pub heads: usize,
-    /// D.
-    pub d_head: usize,
-    /// The factor on the scores.
-    pub scale: f64,
 }
 
 /// For probes: the (T, T) matrices that attention never stores, recomputed.

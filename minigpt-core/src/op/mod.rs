@@ -9,12 +9,14 @@
 mod describe;
 mod descriptors;
 mod program;
+mod rows;
 mod sizes;
 
 use crate::memory::{Dtype, InvalidOp, Span};
 
 pub use descriptors::*;
 pub use program::{Name, Program, Sink, Step};
+pub use rows::*;
 pub use sizes::Sizes;
 
 /// A target that counts neither in the loss nor in the gradient.
@@ -139,10 +141,22 @@ ops! {
     AttentionForward,
     /// See [`struct@AttentionBackward`].
     AttentionBackward if "train",
-    /// See [`struct@AttentionCached`].
-    AttentionCached,
     /// See [`struct@AttentionScores`].
     AttentionScores,
+    /// See [`struct@EmbeddingRows`].
+    EmbeddingRows,
+    /// See [`struct@LayerNormRows`].
+    LayerNormRows,
+    /// See [`struct@LinearRows`].
+    LinearRows,
+    /// See [`struct@RotaryRows`].
+    RotaryRows,
+    /// See [`struct@CacheAppend`].
+    CacheAppend,
+    /// See [`struct@AttentionRows`].
+    AttentionRows,
+    /// See [`struct@GatherRows`].
+    GatherRows,
     /// See [`struct@CrossEntropy`].
     CrossEntropy if "train",
     /// See [`struct@SquaredNorm`].
@@ -281,7 +295,7 @@ impl Op {
             && match self {
                 #[cfg(feature = "train")]
                 Op::LayerNormBackward(op) => (a.name, b.name) == ("d_y", "d_x") && !op.accumulate,
-                Op::LinearForward(_) => (a.name, b.name) == ("residual", "y"),
+                Op::LinearForward(_) | Op::LinearRows(_) => (a.name, b.name) == ("residual", "y"),
                 #[cfg(feature = "train")]
                 Op::CrossEntropy(_) => (a.name, b.name) == ("logits", "d_logits"),
                 _ => false,
@@ -289,17 +303,14 @@ impl Op {
     }
 
     /// Floating-point operations, counting a multiply-add as two and only what the mathematics needs: the matrix
-    /// products and the causal half of attention. Elementwise work counts as nothing.
+    /// products and the causal half of attention. Elementwise work counts as nothing. Rows of decoding count as if all were
+    /// live, and each at the last position.
     pub fn flops(&self) -> u64 {
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
         let linear = |products, rows, d_in, d_out| mul(&[products, rows, d_in, d_out]);
-        // Twice the pairs (i, j) with j <= past + i, so that no half is lost.
-        let twice_seen = |past: usize, time: usize| {
-            let (past, time) = (past as u64, time as u64);
-            time.saturating_mul(past.saturating_mul(2).saturating_add(time).saturating_add(1))
-        };
-        let attention = |products, batch, heads, d_head, past, time| {
-            mul(&[products, batch, heads, d_head]).saturating_mul(twice_seen(past, time))
+        // T (T + 1) is twice the pairs (i, j) with j <= i, so that no half is lost.
+        let attention = |products, batch, heads, d_head, time: usize| {
+            mul(&[products, batch, heads, d_head, time]).saturating_mul((time as u64).saturating_add(1))
         };
         match self {
             Op::LinearForward(op) => linear(2, op.rows, op.d_in, op.d_out),
@@ -307,11 +318,12 @@ impl Op {
             Op::LinearBackward(op) => {
                 linear(if op.d_x.is_some() { 4 } else { 2 }, op.rows, op.d_in, op.d_out)
             }
-            Op::AttentionForward(op) => attention(2, op.batch, op.heads, op.d_head, 0, op.time),
+            Op::AttentionForward(op) => attention(2, op.batch, op.heads, op.d_head, op.time),
             #[cfg(feature = "train")]
-            Op::AttentionBackward(op) => attention(4, op.batch, op.heads, op.d_head, 0, op.time),
-            Op::AttentionCached(op) => attention(2, op.batch, op.heads, op.d_head, op.past, op.time),
-            Op::AttentionScores(op) => attention(1, op.batch, op.heads, op.d_head, 0, op.time),
+            Op::AttentionBackward(op) => attention(4, op.batch, op.heads, op.d_head, op.time),
+            Op::AttentionScores(op) => attention(1, op.batch, op.heads, op.d_head, op.time),
+            Op::LinearRows(LinearRows { linear: op, .. }) => linear(2, op.rows, op.d_in, op.d_out),
+            Op::AttentionRows(op) => mul(&[4, op.rows, op.heads, op.d_head, op.capacity]),
             _ => 0,
         }
     }
@@ -335,27 +347,25 @@ mod tests {
     use super::*;
     use crate::memory::Buffer;
 
-    fn attention(batch: usize, past: usize, time: usize) -> Op {
+    fn attention(batch: usize, time: usize) -> Op {
         let qkv = Span { buffer: Buffer(0), dtype: Dtype::F64, offset: 0, len: usize::MAX / 8 };
-        let (heads, d_head, capacity) = (3, 5, usize::MAX);
-        let (keys, values, out) = (qkv, qkv, qkv);
-        AttentionCached { qkv, keys, values, out, past, capacity, batch, time, heads, d_head, scale: 1.0 }
+        let (heads, d_head) = (3, 5);
+        AttentionForward { qkv, out: qkv, lse: qkv, batch, time, heads, d_head, scale: 1.0, dropout: None }
             .into()
     }
 
     #[test]
     fn attention_counts_the_pairs_that_see_each_other() {
-        let pairs = |past: u64, time: u64| (0..time).map(|i| past + i + 1).sum::<u64>();
-        for (past, time) in [(0, 1), (0, 7), (4, 1), (9, 6)] {
-            let op = attention(2, past, time);
-            assert_eq!(op.flops(), 4 * 2 * 3 * 5 * pairs(past as u64, time as u64));
+        for time in [1, 7] {
+            let pairs: u64 = (1..=time as u64).sum();
+            assert_eq!(attention(2, time).flops(), 4 * 2 * 3 * 5 * pairs);
         }
     }
 
     #[test]
     fn counts_saturate_whatever_the_dimensions() {
-        assert_eq!(attention(1, usize::MAX, usize::MAX).flops(), u64::MAX);
-        assert_eq!(attention(usize::MAX, 0, 1).flops(), 60_u64.saturating_mul(usize::MAX as u64));
+        assert_eq!(attention(1, usize::MAX).flops(), u64::MAX);
+        assert_eq!(attention(usize::MAX, 1).flops(), 60_u64.saturating_mul(usize::MAX as u64));
         let x = Span { buffer: Buffer(0), dtype: Dtype::F32, offset: 0, len: usize::MAX / 4 };
         let scalars = Span { len: scalar::LEN, ..x };
         let n = AdamW {

@@ -42,6 +42,9 @@ impl Op {
         let linear = |rows, d_in, d_out| Sizes::of([("rows", rows), ("in", d_in), ("out", d_out)]);
         let heads =
             |batch, time, heads, d_head| Sizes::of([("B", batch), ("T", time), ("H", heads), ("D", d_head)]);
+        let slots = |rows, slots, heads, capacity, d_head| {
+            Sizes::of([("rows", rows), ("S", slots), ("H", heads), ("T", capacity), ("D", d_head)])
+        };
         let embedding = |batch, time, d_model, vocab| {
             Sizes::of([("B", batch), ("T", time), ("C", d_model), ("V", vocab)])
         };
@@ -61,14 +64,14 @@ impl Op {
             Op::AttentionForward(op) => heads(op.batch, op.time, op.heads, op.d_head),
             #[cfg(feature = "train")]
             Op::AttentionBackward(op) => heads(op.batch, op.time, op.heads, op.d_head),
-            Op::AttentionCached(op) => Sizes::of([
-                ("B", op.batch),
-                ("past", op.past),
-                ("T", op.time),
-                ("H", op.heads),
-                ("D", op.d_head),
-            ]),
             Op::AttentionScores(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            Op::EmbeddingRows(op) => Sizes::of([("rows", op.rows), ("C", op.d_model), ("V", op.vocab)]),
+            Op::LayerNormRows(op) => rows(op.norm.rows, "C", op.norm.width),
+            Op::LinearRows(op) => linear(op.linear.rows, op.linear.d_in, op.linear.d_out),
+            Op::RotaryRows(op) => Sizes::of([("rows", op.rows), ("H", op.heads), ("D", op.d_head)]),
+            Op::CacheAppend(op) => slots(op.rows, op.slot_count, op.heads, op.capacity, op.d_head),
+            Op::AttentionRows(op) => slots(op.rows, op.slot_count, op.heads, op.capacity, op.d_head),
+            Op::GatherRows(op) => Sizes::of([("rows", op.rows), ("wanted", op.count), ("C", op.width)]),
             #[cfg(feature = "train")]
             Op::CrossEntropy(op) => rows(op.rows, "V", op.vocab),
             #[cfg(feature = "train")]

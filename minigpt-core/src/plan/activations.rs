@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Layout, Logits, Region};
+use super::{Layout, Region};
 use crate::config::{ConfigError, GptConfig, Norm, Recompute};
 
 /// Statistics that layer norm keeps for its gradient.
@@ -55,6 +55,8 @@ pub struct Activations {
     pub blocks: Vec<BlockActivations>,
     /// What the head reads: (B, T, C).
     pub head_in: Region,
+    /// In decoding, the rows from which logits are wanted: (W, C). Else empty.
+    pub wanted: Region,
     /// Of the final norm.
     pub final_norm: NormActivations,
     /// (logit rows, V). In training, their gradient takes their place, and if they are many, only some rows have room:
@@ -205,17 +207,42 @@ pub(super) fn training(
         }
     };
     let head_in = if before { normed } else { input };
-    Ok((Activations { blocks, head_in, final_norm, logits }, backward))
+    let wanted = layout.push(&[0])?;
+    Ok((Activations { blocks, head_in, wanted, final_norm, logits }, backward))
 }
 
 /// In inference a block's values die with it, so one set serves all; three streams suffice, because the input is dead
 /// once the attention sum is made.
 pub(super) fn inference(
     config: &GptConfig,
-    logits: Logits,
-    cached: bool,
     batch: usize,
     time: usize,
+    layout: &mut Layout,
+) -> Result<Activations, ConfigError> {
+    let mut activations = forward(config, batch, time, true, layout)?;
+    activations.logits = layout.push(&[batch, time, config.vocab_size])?;
+    Ok(activations)
+}
+
+/// As [`inference`], of rows of which some have their logits wanted.
+pub(super) fn decoding(
+    config: &GptConfig,
+    rows: usize,
+    wanted: usize,
+    layout: &mut Layout,
+) -> Result<Activations, ConfigError> {
+    let mut activations = forward(config, 1, rows, false, layout)?;
+    activations.wanted = layout.push(&[wanted, config.d_model])?;
+    activations.logits = layout.push(&[wanted, config.vocab_size])?;
+    Ok(activations)
+}
+
+/// All but the logits; `lse`: with what attention over the pass's own positions leaves.
+fn forward(
+    config: &GptConfig,
+    batch: usize,
+    time: usize,
+    lse: bool,
     layout: &mut Layout,
 ) -> Result<Activations, ConfigError> {
     let Shape { stream, triple, wide } = Shape::new(config, batch, time);
@@ -233,7 +260,7 @@ pub(super) fn inference(
             attention_in: if before { normed } else { input },
             qkv: layout.push(&triple)?,
             attended: layout.push(&stream)?,
-            lse: layout.push(&[batch, config.heads, if cached { 0 } else { time }])?,
+            lse: layout.push(&[batch, config.heads, if lse { time } else { 0 }])?,
             attention_sum: if after { normed } else { middle },
             middle,
             feed_forward_in: if before { normed } else { middle },
@@ -247,11 +274,7 @@ pub(super) fn inference(
         blocks.resize(config.layers, block);
     }
     let final_norm = norm_activations(config.norm == Norm::Pre, batch, time, layout)?;
-    let logit_rows = if logits == Logits::Last { 1 } else { time };
-    Ok(Activations {
-        blocks,
-        head_in: if config.norm == Norm::Pre { normed } else { input },
-        final_norm,
-        logits: layout.push(&[batch, logit_rows, config.vocab_size])?,
-    })
+    let head_in = if config.norm == Norm::Pre { normed } else { input };
+    let nowhere = layout.push(&[0])?;
+    Ok(Activations { blocks, head_in, wanted: nowhere, final_norm, logits: nowhere })
 }

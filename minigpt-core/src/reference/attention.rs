@@ -172,47 +172,73 @@ pub fn attention_backward<R: Real>(
     }
 }
 
-/// Attention of `time` new positions behind `past` cached ones: stores their keys and values in the caches,
-/// (B, H, capacity, D) each, and writes `out` (B, T, C). `scores` is scratch: `past + time` long.
+/// Stores the keys and values of some rows of one sequence in its caches, (H, capacity, D) each, at the rows' `positions`.
 ///
 /// # Panics
-/// If a slice does not fit its shape, or `past + time` is beyond `capacity`.
-pub fn attention_cached<R: Real>(
+/// If a slice does not fit its shape, or a position is beyond `capacity`.
+pub fn cache_append<R: Real>(
     qkv: &[R],
+    positions: &[u32],
     keys: &mut [R],
     values: &mut [R],
+    capacity: usize,
+    heads: usize,
+    d_head: usize,
+) {
+    for (row, &position) in positions.iter().enumerate() {
+        for h in 0..heads {
+            let to = (h * capacity + position as usize) * d_head;
+            let (k, v) = (at(row, KEY, h, heads, d_head), at(row, VALUE, h, heads, d_head));
+            keys[to..][..d_head].copy_from_slice(&qkv[k..][..d_head]);
+            values[to..][..d_head].copy_from_slice(&qkv[v..][..d_head]);
+        }
+    }
+}
+
+/// Attention of some rows of one sequence over its caches, (H, capacity, D) each: the query of a row sees the positions from
+/// 0 to its own. Writes `out`, a row of C for each. `scores` is scratch: `capacity` long.
+///
+/// # Panics
+/// If a slice does not fit its shape, or a position is beyond `capacity`.
+///
+/// ```
+/// use minigpt_core::reference::attention::{attention_cached, cache_append};
+/// let (mut keys, mut values) = ([0.0f64; 4], [0.0; 4]);
+/// let (mut out, mut scores) = ([0.0], [0.0; 4]);
+/// for (position, value) in [(0, 10.0), (1, 20.0)] {
+///     let qkv = [1.0, 0.0, value];
+///     cache_append(&qkv, &[position], &mut keys, &mut values, 4, 1, 1);
+///     attention_cached(&qkv, &keys, &values, &[position], &mut out, &mut scores, 4, 1, 1, 1.0);
+/// }
+/// assert_eq!(out, [15.0]);
+/// ```
+pub fn attention_cached<R: Real>(
+    qkv: &[R],
+    keys: &[R],
+    values: &[R],
+    positions: &[u32],
     out: &mut [R],
     scores: &mut [R],
-    past: usize,
     capacity: usize,
-    batch: usize,
-    time: usize,
     heads: usize,
     d_head: usize,
     scale: f64,
 ) {
     let scale = R::from_f64(scale);
-    for b in 0..batch {
+    for (row, &position) in positions.iter().enumerate() {
+        let scores = &mut scores[..=position as usize];
         for h in 0..heads {
-            // Where position p of this head's cache begins.
-            let slot = |p: usize| ((b * heads + h) * capacity + p) * d_head;
-            for i in 0..time {
-                let k = &qkv[at(b * time + i, KEY, h, heads, d_head)..][..d_head];
-                let v = &qkv[at(b * time + i, VALUE, h, heads, d_head)..][..d_head];
-                keys[slot(past + i)..][..d_head].copy_from_slice(k);
-                values[slot(past + i)..][..d_head].copy_from_slice(v);
+            // Where position j of this head lies.
+            let place = |j: usize| (h * capacity + j) * d_head;
+            let q = &qkv[at(row, QUERY, h, heads, d_head)..][..d_head];
+            for (j, score) in scores.iter_mut().enumerate() {
+                *score = scale * dot(q, &keys[place(j)..][..d_head]);
             }
-            for i in 0..time {
-                let q = &qkv[at(b * time + i, QUERY, h, heads, d_head)..][..d_head];
-                for j in 0..=past + i {
-                    scores[j] = scale * dot(q, &keys[slot(j)..][..d_head]);
-                }
-                softmax(&mut scores[..=past + i]);
-                let out = &mut out[((b * time + i) * heads + h) * d_head..][..d_head];
-                out.fill(R::zero());
-                for j in 0..=past + i {
-                    add_scaled(out, scores[j], &values[slot(j)..][..d_head]);
-                }
+            softmax(scores);
+            let out = &mut out[(row * heads + h) * d_head..][..d_head];
+            out.fill(R::zero());
+            for (j, &weight) in scores.iter().enumerate() {
+                add_scaled(out, weight, &values[place(j)..][..d_head]);
             }
         }
     }
@@ -403,56 +429,48 @@ mod tests {
     #[test]
     fn cached_attention_equals_full_attention_for_any_split() {
         for shape in SHAPES {
-            let (batch, time, heads, d_head) = shape;
+            let (_, time, heads, d_head) = shape;
             let qkv = random(1, qkv_len(shape));
             let (full, _) = forward(&qkv, None, shape, 0.8);
             let (row, wide) = (3 * heads * d_head, heads * d_head);
-            for first in 1..=time {
+            let sequences = qkv.chunks_exact(time * row).zip(full.chunks_exact(time * wide));
+            for ((qkv, full), first) in sequences.flat_map(|sequence| (1..=time).map(move |i| (sequence, i)))
+            {
                 let capacity = time + 1;
                 let untouched = 7.0;
-                let mut keys = vec![untouched; batch * heads * capacity * d_head];
+                let mut keys = vec![untouched; heads * capacity * d_head];
                 let mut values = keys.clone();
                 let mut past = 0;
                 // A prompt of `first` tokens, then one by one.
                 while past < time {
                     let new = if past == 0 { first } else { 1 };
-                    let mut part = Vec::new();
-                    for b in 0..batch {
-                        part.extend_from_slice(&qkv[(b * time + past) * row..][..new * row]);
-                    }
-                    let mut out = vec![f64::NAN; batch * new * wide];
-                    let mut scores = vec![f64::NAN; past + new];
+                    let part = &qkv[past * row..][..new * row];
+                    let positions: Vec<u32> = (past..past + new).map(|position| position as u32).collect();
+                    let mut out = vec![f64::NAN; new * wide];
+                    let mut scores = vec![f64::NAN; capacity];
+                    cache_append(part, &positions, &mut keys, &mut values, capacity, heads, d_head);
                     attention_cached(
-                        &part,
-                        &mut keys,
-                        &mut values,
+                        part,
+                        &keys,
+                        &values,
+                        &positions,
                         &mut out,
                         &mut scores,
-                        past,
                         capacity,
-                        batch,
-                        new,
                         heads,
                         d_head,
                         0.8,
                     );
-                    for b in 0..batch {
-                        let expected = &full[(b * time + past) * wide..][..new * wide];
-                        assert_close(&out[b * new * wide..][..new * wide], expected, 1e-14);
-                    }
+                    assert_close(&out, &full[past * wide..][..new * wide], 1e-14);
                     past += new;
                 }
-                // (B, H, capacity, D): what was stored, and nothing beyond.
+                // (H, capacity, D): what was stored, and nothing beyond.
                 for (part, cache) in [(1, &keys), (2, &values)] {
-                    for index in 0..cache.len() {
-                        let (d, p) = (index % d_head, index / d_head % capacity);
-                        let (h, b) = (index / d_head / capacity % heads, index / d_head / capacity / heads);
-                        let expected = if p < time {
-                            qkv[(((b * time + p) * 3 + part) * heads + h) * d_head + d]
-                        } else {
-                            untouched
-                        };
-                        assert_eq!(cache[index], expected);
+                    for (index, &number) in cache.iter().enumerate() {
+                        let (d, p, h) =
+                            (index % d_head, index / d_head % capacity, index / d_head / capacity);
+                        let stored = qkv.get(((p * 3 + part) * heads + h) * d_head + d);
+                        assert_eq!(number, *stored.filter(|_| p < time).unwrap_or(&untouched));
                     }
                 }
             }

@@ -222,8 +222,7 @@ impl<B: Backend> Trainer<B> {
         let (scalars, counters, grads) =
             (self.workspace.scalars(), self.workspace.counters(), self.whole(&self.grads));
         let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward };
-        let whole =
-            Pass { dropout: true, ..self.workspace.pass(&self.model, self.config.batch, self.config.time) };
+        let whole = Pass { dropout: true, batch: self.config.batch, ..self.workspace.pass(&self.model) };
         submit(&mut *self.model.device().lock(), |sink| {
             if self.pending == 0 {
                 program::begin_step(sink, grads, scalars)?;
@@ -234,7 +233,7 @@ impl<B: Backend> Trainer<B> {
 
     /// Brings a batch, or the first sequences of one, to the device.
     fn write_tokens(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
-        let pass = self.workspace.pass(&self.model, inputs.len() / self.config.time, self.config.time);
+        let pass = Pass { batch: inputs.len() / self.config.time, ..self.workspace.pass(&self.model) };
         let mut backend = self.model.device().lock();
         for (tokens, to) in [(inputs, pass.tokens()), (targets, pass.targets())] {
             let piece = self.staging.len() / 4;
@@ -343,7 +342,7 @@ impl<B: Backend> Trainer<B> {
 
     fn enqueue_evaluation(&mut self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), B::Error> {
         self.write_tokens(inputs, targets)?;
-        let pass = self.workspace.pass(&self.model, batch, self.config.time);
+        let pass = Pass { batch, ..self.workspace.pass(&self.model) };
         submit(&mut *self.model.device().lock(), |sink| {
             program::evaluation(sink, &pass, self.workspace.evaluation())
         })

@@ -7,16 +7,16 @@ use minigpt_core::reference::rotary::*;
 use super::memory::Memory;
 
 #[test]
-fn rotary_turns_by_the_rows_of_its_positions() {
+fn rotary_turns_by_as_many_rows_of_its_table_as_it_has_positions() {
     let mut memory = Memory::new();
-    let (batch, time, heads, d_head, start) = (2, 3, 2, 4, 3);
+    let (batch, time, heads, d_head) = (2, 3, 2, 4);
     let (qkv_span, mut qkv) = memory.random(batch * time * 3 * heads * d_head);
     let mut table = vec![0.0; 8 * d_head];
     rotary_table(&mut table, d_head);
     let table_span = memory.put(&table);
     for inverse in [false, true] {
-        rotary(&mut qkv, &table[start * d_head..], inverse, batch, time, heads, d_head);
-        let op = Rotary { qkv: qkv_span, table: table_span, batch, time, heads, d_head, start, inverse };
+        rotary(&mut qkv, &table, inverse, batch, time, heads, d_head);
+        let op = Rotary { qkv: qkv_span, table: table_span, batch, time, heads, d_head, inverse };
         memory.expect(op, &[(qkv_span, &qkv)]);
     }
 }
@@ -81,45 +81,4 @@ fn attention_forward_backward_and_scores_match_the_slices() {
         };
         memory.expect(op, &[(scores_span, &scores)]);
     }
-}
-
-#[test]
-fn cached_attention_stores_the_new_keys_and_values() {
-    let mut memory = Memory::new();
-    let (batch, time, heads, d_head, scale) = (2, 2, 2, 3, 0.7);
-    let (past, capacity) = (1, 4);
-    let wide = batch * time * heads * d_head;
-    let (qkv_span, qkv) = memory.random(3 * wide);
-    let (key_span, mut keys) = memory.random(batch * heads * capacity * d_head);
-    let (value_span, mut values) = memory.random(batch * heads * capacity * d_head);
-    let out_span = memory.room(wide);
-    let (mut out, mut row) = (vec![0.0; wide], vec![0.0; past + time]);
-    attention_cached(
-        &qkv,
-        &mut keys,
-        &mut values,
-        &mut out,
-        &mut row,
-        past,
-        capacity,
-        batch,
-        time,
-        heads,
-        d_head,
-        scale,
-    );
-    let op = AttentionCached {
-        qkv: qkv_span,
-        keys: key_span,
-        values: value_span,
-        out: out_span,
-        past,
-        capacity,
-        batch,
-        time,
-        heads,
-        d_head,
-        scale,
-    };
-    memory.expect(op, &[(key_span, &keys), (value_span, &values), (out_span, &out)]);
 }

@@ -99,7 +99,6 @@ fn weights_may_be_half_precision_or_quantised() {
             time: 2,
             d_model: d_in,
             vocab: d_out,
-            start: 0,
             dropout: None,
         };
         memory.expect(op, &[(out_span, &out)]);

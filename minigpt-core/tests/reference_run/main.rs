@@ -8,4 +8,5 @@ mod layernorm;
 mod linear;
 mod memory;
 mod refusals;
+mod rows;
 mod step;

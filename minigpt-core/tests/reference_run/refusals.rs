@@ -16,7 +16,6 @@ fn small_embedding(memory: &mut Memory, ids: &[u32]) -> EmbeddingForward {
         time: ids.len(),
         d_model: 2,
         vocab: 3,
-        start: 0,
         dropout: None,
     }
 }

@@ -6,7 +6,6 @@ use std::convert::Infallible;
 use half::{bf16, f16};
 use minigpt_core::checkpoint::{self, Contents, Role, TensorSpec};
 use minigpt_core::memory::QUANT_BLOCK;
-use minigpt_core::plan::Logits;
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, ByteTokenizer, CharTokenizer, Dtype, GptConfig, Norm, Plan,
     Position,
@@ -96,7 +95,7 @@ fn scrambled(tensor: usize, place: usize) -> u32 {
 /// The tensors of `config`, matrices in `format` where the format allows it, vectors and positions in the nearest
 /// plain one.
 pub(crate) fn specs(config: &GptConfig, format: Dtype) -> Vec<TensorSpec> {
-    let plan = Plan::inference(config, Dtype::F32, 1, 1, Logits::Last, 0).unwrap();
+    let plan = Plan::inference(config, Dtype::F32, 1, 1).unwrap();
     let plain = if format == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
     plan.parameters
         .list()

@@ -19,11 +19,11 @@ mod tile;
 
 #[cfg(feature = "train")]
 pub(super) use backward::backward;
-pub(super) use cached::cached;
+pub(super) use cached::rows;
 pub(super) use forward::forward;
 pub(super) use scores::scores;
 
-use minigpt_core::op::{AttentionBackward, AttentionCached, AttentionForward};
+use minigpt_core::op::{AttentionBackward, AttentionForward, AttentionRows};
 
 use crate::context::Machine;
 
@@ -91,6 +91,6 @@ pub(super) fn backward_scratch_floats(op: &AttentionBackward, machine: Machine) 
     backward::scratch_floats(op.time, group, op.d_head).saturating_mul(machine.threads)
 }
 
-pub(super) fn cached_scratch_floats(op: &AttentionCached, machine: Machine) -> usize {
+pub(super) fn rows_scratch_floats(op: &AttentionRows, machine: Machine) -> usize {
     cached::scratch_floats(op).saturating_mul(machine.threads)
 }

@@ -57,7 +57,7 @@ pub(super) fn forward(context: &mut Context<'_, '_>, op: &EmbeddingForward) -> R
     let views = &mut context.views;
     let tokens = views.u32("tokens", op.tokens)?;
     check_tokens(tokens.iter().copied(), op.vocab)?;
-    let positions = op.position_embedding.map(|p| p.slice(op.start * op.d_model, op.time * op.d_model));
+    let positions = op.position_embedding.map(|p| p.first(op.time * op.d_model));
     let rows_per_task = rows_per_task(op.d_model);
     let job = Forward {
         tokens,

@@ -10,6 +10,7 @@ mod layernorm;
 pub(crate) mod linear;
 mod optimizer;
 mod rotary;
+mod rows;
 #[cfg(all(test, feature = "std"))]
 mod tests;
 mod weight;
@@ -17,7 +18,7 @@ mod weight;
 use minigpt_core::Op;
 #[cfg(feature = "train")]
 use minigpt_core::op::LinearBackward;
-use minigpt_core::op::LinearForward;
+use minigpt_core::op::{LayerNormRows, LinearForward, LinearRows};
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
@@ -54,8 +55,23 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::AttentionForward(op) if op.qkv.len > 0 => attention::forward(context, op)?,
         #[cfg(feature = "train")]
         Op::AttentionBackward(op) if op.qkv.len > 0 => attention::backward(context, op)?,
-        Op::AttentionCached(op) if op.qkv.len > 0 => attention::cached(context, op)?,
         Op::AttentionScores(op) if op.qkv.len > 0 => attention::scores(context, op)?,
+        Op::EmbeddingRows(op) if op.out.len > 0 && Weight::reads(op.token_embedding.dtype) => {
+            rows::embedding(context, op)?;
+        }
+        Op::LayerNormRows(LayerNormRows { live, norm }) if norm.y.len > 0 => {
+            let live = rows::live_rows(&mut context.views, *live, norm.rows)?;
+            layernorm::forward(context, &norm.first_rows(live))?;
+        }
+        Op::LinearRows(LinearRows { live, linear }) => {
+            let live = rows::live_rows(&mut context.views, *live, linear.rows)?;
+            let whole = linear.x.len > 0 && linear.y.len > 0;
+            return if live == 0 && whole { Ok(true) } else { run(context, &linear.first_rows(live).into()) };
+        }
+        Op::RotaryRows(op) if op.qkv.len > 0 => rows::rotary(context, op)?,
+        Op::CacheAppend(op) if op.keys.len > 0 => rows::append(context, op)?,
+        Op::AttentionRows(op) if op.qkv.len > 0 => attention::rows(context, op)?,
+        Op::GatherRows(op) if op.to.len > 0 => rows::gather(context, op)?,
         #[cfg(feature = "train")]
         Op::CrossEntropy(op) if op.logits.len > 0 => cross_entropy::cross_entropy(context, op)?,
         #[cfg(feature = "train")]
@@ -84,7 +100,8 @@ pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
         Op::AttentionForward(op) => attention::forward_scratch_floats(op, machine),
         #[cfg(feature = "train")]
         Op::AttentionBackward(op) => attention::backward_scratch_floats(op, machine),
-        Op::AttentionCached(op) => attention::cached_scratch_floats(op, machine),
+        Op::LinearRows(op) => linear::forward_scratch_floats(&op.linear, machine),
+        Op::AttentionRows(op) => attention::rows_scratch_floats(op, machine),
         #[cfg(feature = "train")]
         Op::CrossEntropy(op) => cross_entropy::scratch_floats(op),
         #[cfg(feature = "train")]

@@ -11,6 +11,17 @@ use crate::context::{Context, Job};
 use crate::error::CpuError;
 use crate::par::Chunks;
 
+/// Turns each head of a row by the angles of its position; back, if `sign` is -1.
+#[inline(always)]
+pub(super) fn turn_row(heads: &mut [f32], turns: &[f32], sign: f32) {
+    for head in heads.chunks_exact_mut(turns.len()) {
+        for (x, turn) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns.as_chunks::<2>().0) {
+            let (cos, sin) = (turn[0], sign * turn[1]);
+            *x = [x[0] * cos - x[1] * sin, x[0] * sin + x[1] * cos];
+        }
+    }
+}
+
 struct Turn<'s> {
     table: &'s [f32],
     sign: f32,
@@ -27,12 +38,7 @@ impl Job<Chunks<'_, f32>> for Turn<'_> {
         for (i, row) in qkv.chunks_exact_mut(3 * d_model).enumerate() {
             let position = (index * self.rows_per_task + i) % self.time;
             let turns = &self.table[position * self.d_head..][..self.d_head];
-            for head in row[..2 * d_model].chunks_exact_mut(self.d_head) {
-                for (x, turn) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns.as_chunks::<2>().0) {
-                    let (cos, sin) = (turn[0], self.sign * turn[1]);
-                    *x = [x[0] * cos - x[1] * sin, x[0] * sin + x[1] * cos];
-                }
-            }
+            turn_row(&mut row[..2 * d_model], turns, self.sign);
         }
     }
 }
@@ -42,7 +48,7 @@ pub(super) fn rotary(context: &mut Context<'_, '_>, op: &Rotary) -> Result<(), C
     let width = 3 * op.heads * op.d_head;
     let rows_per_task = rows_per_task(width);
     let job = Turn {
-        table: views.f32("table", op.table.slice(op.start * op.d_head, op.time * op.d_head))?,
+        table: views.f32("table", op.table.first(op.time * op.d_head))?,
         sign: if op.inverse { -1.0 } else { 1.0 },
         rows_per_task,
         time: op.time,

@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use minigpt_core::backend::{fall_back, read_elems, write_elems, write_u32};
 use minigpt_core::op::{
-    Activate, ActivationForward, AdamW, AttentionBackward, AttentionCached, AttentionForward, CrossEntropy,
+    Activate, ActivationForward, AdamW, AttentionBackward, AttentionForward, AttentionRows, CrossEntropy,
     Dropout, EmbeddingForward, IGNORE, LayerNormBackward, LinearForward, SquaredNorm, counter, scalar,
 };
 use minigpt_core::rng::{Rng, Stream};
@@ -159,27 +159,63 @@ fn attentions_gradient_by_several_heads_at_once_is_the_references() {
     }
 }
 
+/// Attention of rows over a cache of `slot_count` slots of 190 positions: two heads of 20.
+fn attention_rows(bench: &mut Bench, rows: &[(u32, u32)], slot_count: usize) -> AttentionRows {
+    let (heads, d_head, capacity) = (2, 20, 190);
+    let cache = slot_count * heads * capacity * d_head;
+    let [slots, positions] = [|row: &(u32, u32)| row.0, |row: &(u32, u32)| row.1]
+        .map(|of| rows.iter().map(of).collect::<Vec<u32>>());
+    AttentionRows {
+        live: bench.words(&[rows.len() as u32]),
+        slots: bench.words(&slots),
+        positions: bench.words(&positions),
+        qkv: bench.normal(rows.len() * 3 * heads * d_head),
+        keys: bench.normal(cache),
+        values: bench.normal(cache),
+        out: bench.poison(rows.len() * heads * d_head),
+        rows: rows.len(),
+        slot_count,
+        capacity,
+        heads,
+        d_head,
+        scale: 0.3,
+    }
+}
+
 #[test]
 fn a_long_prompt_behind_a_cache_is_the_references() {
-    let (batch, time, heads, d_head, past, capacity) = (2, 150, 2, 20, 37, 190);
+    let rows: Vec<(u32, u32)> = (0..2).flat_map(|slot| (37..187).map(move |at| (slot, at))).collect();
     assert_like_the_reference(1e-5, |bench| {
-        let rows = batch * time * heads;
-        let cache = batch * heads * capacity * d_head;
-        let op = AttentionCached {
-            qkv: bench.normal(rows * 3 * d_head),
-            keys: bench.normal(cache),
-            values: bench.normal(cache),
-            out: bench.poison(rows * d_head),
-            past,
-            capacity,
-            batch,
-            time,
-            heads,
-            d_head,
-            scale: 0.3,
-        };
-        (op.into(), [op.out, op.keys, op.values].into())
+        let op = attention_rows(bench, &rows, 2);
+        (op.into(), [op.out].into())
     });
+}
+
+/// A prompt in one pass, or in two, at any place among others: by tiles, a query gives the same bits.
+#[test]
+fn where_a_prompt_is_cut_and_who_stands_beside_it_changes_no_bit() {
+    for isa in Isa::available() {
+        let mut bench = Bench::new(isa);
+        let prompt: Vec<(u32, u32)> = (3..140).map(|at| (1, at)).collect();
+        let whole = attention_rows(&mut bench, &prompt, 3);
+        bench.cpu.run(&whole.into()).unwrap();
+        let (expected, width) = (bench.read(whole.out), whole.heads * whole.d_head);
+        for cut in [8, 29, 61, 64, 100, 129] {
+            let others: Vec<(u32, u32)> = (0..cut as u32 % 7).map(|at| (2 * (at % 2), 5 + 9 * at)).collect();
+            let mut out = Vec::new();
+            for part in [0..cut, cut..prompt.len()] {
+                let (first, count) = (part.start, part.len());
+                let rows: Vec<(u32, u32)> = others.iter().chain(&prompt[part]).copied().collect();
+                let mut op = attention_rows(&mut bench, &rows, 3);
+                (op.keys, op.values) = (whole.keys, whole.values);
+                let q = op.qkv.slice(others.len() * 3 * width, count * 3 * width);
+                bench.cpu.copy(whole.qkv.slice(first * 3 * width, count * 3 * width), q).unwrap();
+                bench.cpu.run(&op.into()).unwrap();
+                out.extend(bench.read(op.out.slice(others.len() * width, count * width)));
+            }
+            assert_eq!(out, expected, "{isa}, cut at {cut}");
+        }
+    }
 }
 
 #[test]
@@ -224,7 +260,6 @@ fn packed_embeddings_are_the_references() {
                 time: 2,
                 d_model,
                 vocab,
-                start: 0,
                 dropout: None,
             };
             (op.into(), [op.out].into())
@@ -246,7 +281,6 @@ fn a_token_outside_the_vocabulary_is_refused_before_anything_is_written() {
         time: 2,
         d_model: 3,
         vocab: 5,
-        start: 0,
         dropout: None,
     };
     let scalars = bench.values(&[7.0; scalar::LEN]);

@@ -67,15 +67,14 @@ fn qkv(draw: &mut Draw, (batch, time, heads, d_head, scale): Shape) -> Qkv {
 
 pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (batch, time, heads, d_head, _) = shape(draw);
-    let (d_head, start) = (2 * d_head.div_ceil(2), if draw.variant() { 0 } else { 1 + draw.below(4) });
+    let (d_head, spare) = (2 * d_head.div_ceil(2), if draw.variant() { 0 } else { 1 + draw.below(4) });
     Rotary {
         qkv: memory.span(batch * time * 3 * heads * d_head, Fill::Normal(1.0)),
-        table: memory.span((start + time + 1) * d_head, Fill::Normal(0.7)),
+        table: memory.span((time + spare) * d_head, Fill::Normal(0.7)),
         batch,
         time,
         heads,
         d_head,
-        start,
         inverse: draw.variant(),
     }
     .into()
@@ -155,48 +154,6 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
             ),
             ..dropout
         }),
-    }
-    .into()
-}
-
-pub(super) fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let (past, d_head) = (draw.size(Sizes(33, 130, 513, 600)), draw.size(Sizes(24, 128, 129, 256)));
-    let (heads, batch) = (1 + draw.below(4), 1 + draw.below(3));
-    // One token at a time, as in decoding, several, or a whole prompt.
-    let time = draw.turn(&[1, 5, 70]);
-    let (batch, time, heads, d_head) = within(draw.work, (batch, time, heads, d_head));
-    let past = if draw.variant() { 0 } else { past };
-    let spare = if draw.variant() { 0 } else { 1 + draw.below(9) };
-    // The cache is read and written as a whole, and as it is large gives way.
-    let past = past.min((draw.work / (batch * heads * d_head * 20)).max(3));
-    let capacity = past + time + spare;
-    let scale = scale(draw, d_head);
-    let (qkv, large) = qkv(draw, (batch, time, heads, d_head, scale));
-    let cache = |draw: &mut Draw, front: Option<f64>| {
-        // What the cache holds from `past` on is nothing that anybody may read before it is written.
-        let mut values = draw.normals(batch * heads * capacity * d_head, 1.0);
-        for (place, row) in values.chunks_exact_mut(d_head).enumerate() {
-            if place % capacity >= past {
-                row.fill(f64::NAN);
-            } else if let Some(front) = front {
-                row[0] = front;
-            }
-        }
-        Fill::Values(values)
-    };
-    let size = batch * heads * capacity * d_head;
-    AttentionCached {
-        qkv: memory.span(qkv.len(), Fill::Values(qkv)),
-        keys: memory.span(size, cache(draw, large)),
-        values: memory.span(size, cache(draw, None)),
-        out: memory.span(batch * time * heads * d_head, Fill::Poison),
-        past,
-        capacity,
-        batch,
-        time,
-        heads,
-        d_head,
-        scale,
     }
     .into()
 }

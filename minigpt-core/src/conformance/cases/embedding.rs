@@ -14,7 +14,7 @@ pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op
     let d_model = d_model.min((draw.work / 16).div_ceil(vocab)).max(1);
     let time = time.min(draw.work.div_ceil(d_model));
     let (with_positions, batch) = (!draw.variant(), 1 + draw.below(3));
-    let start = if draw.variant() { 0 } else { 1 + draw.below(4) };
+    let spare = if draw.variant() { 0 } else { 1 + draw.below(4) };
     let rows = batch * time;
     let mut tokens: Vec<u32> = (0..rows).map(|_| draw.below(vocab) as u32).collect();
     // The last of the vocabulary among them, and some of them twice.
@@ -34,13 +34,12 @@ pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op
                 None => memory.span(vocab * d_model, Fill::Normal(1.0)),
             },
             position_embedding: with_positions
-                .then(|| memory.span((start + time + 2) * d_model, Fill::Normal(1.0))),
+                .then(|| memory.span((time + spare) * d_model, Fill::Normal(1.0))),
             out: memory.span(rows * d_model, Fill::Poison),
             batch,
             time,
             d_model,
             vocab,
-            start,
             dropout: dropout(draw, memory),
         }
         .into();

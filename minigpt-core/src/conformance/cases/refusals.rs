@@ -52,14 +52,36 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
         time: 2,
         d_model: 3,
         vocab: 4,
-        start: 0,
         dropout: None,
+    };
+    // Two rows, of which the second names what there is not.
+    let gather = GatherRows {
+        live: tokens.slice(1, 1),
+        wanted: tokens,
+        from: x,
+        to: y.first(6),
+        rows: 4,
+        count: 2,
+        width: 3,
+    };
+    let slots = CacheAppend {
+        live: tokens.slice(1, 1),
+        slots: tokens,
+        positions: tokens,
+        qkv: x.first(6),
+        keys: y.first(5),
+        values: weight.first(5),
+        rows: 2,
+        slot_count: 5,
+        capacity: 1,
+        heads: 1,
+        d_head: 1,
     };
     let targets =
         CrossEntropy { logits: x, targets: tokens, d_logits: None, losses: None, scalars, rows: 2, vocab: 6 };
     let nowhere = Span { buffer: Buffer(u64::MAX), ..x };
     let beyond = Span { offset: 64 * 1024, ..x };
-    let wrong: [(&str, Op); 8] = [
+    let wrong: [(&str, Op); 11] = [
         ("a span too short for the dimensions", LinearForward { rows: 4, ..good }.into()),
         ("dimensions that overflow", LinearForward { rows: usize::MAX / 2, ..good }.into()),
         ("a result over an operand", LinearForward { y: x.first(9), ..good }.into()),
@@ -67,6 +89,9 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
         ("a span of no buffer", LinearForward { x: nowhere, ..good }.into()),
         ("a span past the end of its buffer", LinearForward { x: beyond, ..good }.into()),
         ("a token outside the vocabulary", embedding.into()),
+        ("a row that there is not", gather.into()),
+        ("a position beyond the cache", slots.into()),
+        ("a slot that there is not", CacheAppend { slot_count: 1, capacity: 5, ..slots }.into()),
         ("a target outside the vocabulary", CrossEntropy { logits: x.first(8), vocab: 4, ..targets }.into()),
     ];
     for (what, op) in wrong {

@@ -1,15 +1,18 @@
 //! Decoding: one token after the other, over a cache of keys and values.
 
+mod slots;
+
 use alloc::vec::Vec;
 
-use super::{Model, Pass, Workspace, check_tokens, stage};
-use crate::backend::{Backend, submit};
-use crate::config::ConfigError;
+use super::{Model, check_tokens};
+use crate::backend::Backend;
 use crate::error::Error;
-use crate::memory::{InvalidOp, zeros};
-use crate::plan::{Logits, Plan};
+use crate::memory::zeros;
+use crate::plan::Plan;
 use crate::real::Real;
 use crate::sample::Sampler;
+
+use slots::Slots;
 
 /// How many tokens a decoder sees after it was fed `fed` tokens one by one.
 ///
@@ -52,15 +55,10 @@ pub fn window_length(fed: usize, context: usize) -> usize {
 /// ```
 #[derive(Debug)]
 pub struct Decoder<B: Backend> {
-    model: Model<B>,
-    workspace: Workspace<B>,
-    /// The latest tokens, of which the last `seen` are in the cache: at least a context of them, at most two.
-    history: Vec<u32>,
-    seen: usize,
+    /// One.
+    slots: Slots<B>,
     /// Generated, but not fed yet.
     pending: Option<u32>,
-    staging: Vec<u8>,
-    logit_bytes: Vec<u8>,
     logits: Vec<B::Elem>,
 }
 
@@ -71,46 +69,34 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// If the cache and the activations do not fit in memory, or `prefill` is 0.
     pub fn new(model: &Model<B>, prefill: usize) -> Result<Self, Error<B::Error>> {
-        let config = model.config();
-        let (context, vocab) = (config.context, config.vocab_size);
-        let plan = Plan::inference(config, B::Elem::DTYPE, 1, prefill.min(context), Logits::Last, context)?;
-        let memory = context.checked_mul(2).ok_or(ConfigError::TooLarge { field: "context" })?;
-        let mut history = Vec::new();
-        let no_room = InvalidOp::HostMemory { operand: "history", bytes: memory.saturating_mul(4) };
-        history.try_reserve_exact(memory).map_err(|_| no_room)?;
-        let staging = zeros("staging", plan.time * 4)?;
-        let logit_bytes = zeros("logits", vocab * size_of::<B::Elem>())?;
-        let logits = zeros("logits", vocab)?;
-        let workspace = Workspace::inference(model, plan)?;
-        let model = model.clone();
-        Ok(Decoder { model, workspace, history, seen: 0, pending: None, staging, logit_bytes, logits })
+        let logits = zeros("logits", model.config().vocab_size)?;
+        Ok(Decoder { slots: Slots::new(model, 1, prefill)?, pending: None, logits })
     }
 
     /// The model that it was made for.
     pub fn model(&self) -> &Model<B> {
-        &self.model
+        self.slots.model()
     }
 
     /// The tokens that the next prediction rests on.
     pub fn window(&self) -> &[u32] {
-        &self.history[self.history.len() - self.seen..]
+        self.slots.window(0)
     }
 
     /// The tokens that were fed lately, the latest last: what a repetition penalty looks at. It reaches back at least a
     /// context, also where the window has just been cut to half of one.
     pub fn recent(&self) -> &[u32] {
-        &self.history
+        self.slots.recent(0)
     }
 
     /// The plan of its buffers.
     pub fn plan(&self) -> &Plan {
-        &self.workspace.plan
+        self.slots.plan()
     }
 
     /// Forgets all tokens.
     pub fn reset(&mut self) {
-        self.history.clear();
-        self.seen = 0;
+        self.slots.reset(0);
         self.pending = None;
         self.logits.fill(B::Elem::default());
     }
@@ -129,7 +115,7 @@ impl<B: Backend> Decoder<B> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        check_tokens(tokens, self.model.config().vocab_size)?;
+        check_tokens(tokens, self.model().config().vocab_size)?;
         if let Some(generated) = self.pending.take() {
             self.append(&[generated])?;
         }
@@ -137,49 +123,18 @@ impl<B: Backend> Decoder<B> {
     }
 
     fn append(&mut self, tokens: &[u32]) -> Result<(), Error<B::Error>> {
-        let context = self.model.config().context;
-        // A window that is not full has all its tokens in the cache, so it counts on from its own length.
-        let one_by_one = window_length(self.seen + tokens.len(), context);
-        let length = one_by_one.max(tokens.len().min(context));
-        let start = if length == self.seen + tokens.len() { self.seen } else { 0 };
-        self.remember(tokens, 2 * context);
-        self.seen = length;
-        let result = self.run(start);
+        let logits = &mut self.logits;
+        let result = self.slots.append(0, tokens).and_then(|()| {
+            self.slots.run(|_, bytes| {
+                for (logit, bytes) in logits.iter_mut().zip(bytes.chunks_exact(size_of::<B::Elem>())) {
+                    *logit = B::Elem::from_le_slice(bytes);
+                }
+            })
+        });
         if result.is_err() {
             self.reset();
         }
         result.map_err(Error::Backend)
-    }
-
-    /// Adds to the history, and drops what is oldest: half of it at once, so that a token is rarely moved.
-    fn remember(&mut self, tokens: &[u32], capacity: usize) {
-        let tokens = &tokens[tokens.len().saturating_sub(capacity)..];
-        if self.history.len() + tokens.len() > capacity {
-            let kept = (capacity - tokens.len()).min(capacity / 2);
-            self.history.drain(..self.history.len() - kept);
-        }
-        self.history.extend_from_slice(tokens);
-    }
-
-    /// Runs the window from position `start` on.
-    fn run(&mut self, mut start: usize) -> Result<(), B::Error> {
-        let window = &self.history[self.history.len() - self.seen..];
-        let mut backend = self.model.device().lock();
-        while start < window.len() {
-            let end = window.len().min(start + self.workspace.plan.time);
-            let piece = &window[start..end];
-            let pass = Pass { start, ..self.workspace.pass(&self.model, 1, piece.len()) };
-            backend.write(pass.tokens(), stage(piece, &mut self.staging))?;
-            let is_last = end == window.len();
-            submit(&mut *backend, |sink| if is_last { pass.infer(sink) } else { pass.forward(sink) })?;
-            start = end;
-        }
-        backend.read(self.workspace.logits(), &mut self.logit_bytes)?;
-        let size = size_of::<B::Elem>();
-        for (logit, bytes) in self.logits.iter_mut().zip(self.logit_bytes.chunks_exact(size)) {
-            *logit = B::Elem::from_le_slice(bytes);
-        }
-        Ok(())
     }
 
     /// The logits of the next token: (V). All zero before anything was fed.
@@ -235,11 +190,11 @@ impl<B: Backend> Generate<'_, B> {
         if let Some(last) = self.decoder.pending.take() {
             self.decoder.append(&[last])?;
         }
-        if self.decoder.seen == 0 {
+        if self.decoder.window().is_empty() {
             return Err(Error::EmptyPrompt);
         }
         let token =
-            self.sampler.sample(&self.decoder.logits, &self.decoder.history).map_err(Error::Sample)?;
+            self.sampler.sample(&self.decoder.logits, self.decoder.recent()).map_err(Error::Sample)?;
         self.decoder.pending = Some(token);
         Ok(token)
     }

@@ -1,0 +1,151 @@
+//! The ops of decoding: of the live rows, as the device's words say.
+//!
+//! What a row needs is read for it alone: the row of a table, the slot of a cache.
+
+use alloc::vec::Vec;
+
+use super::{check_tokens, read_weight};
+use crate::backend::{Backend, read_elems, read_u32, write_elems};
+use crate::memory::{InvalidOp, Span, zeros};
+use crate::op::{
+    AttentionRows, CacheAppend, EmbeddingRows, GatherRows, LayerNormRows, LinearRows, RotaryRows,
+};
+use crate::reference::attention::{attention_cached, cache_append};
+use crate::reference::embedding::embedding_forward;
+use crate::reference::rotary::rotary;
+
+/// How many of `rows` rows are live.
+fn live_rows<B: Backend + ?Sized>(backend: &mut B, live: Span, rows: usize) -> Result<usize, B::Error> {
+    let live = read_u32(backend, live)?;
+    Ok(live.first().map_or(0, |&live| rows.min(live as usize)))
+}
+
+/// The first `live` words, each of which must be below `count`.
+fn indices<B: Backend + ?Sized>(
+    backend: &mut B,
+    operand: &'static str,
+    words: Span,
+    live: usize,
+    count: usize,
+) -> Result<Vec<u32>, B::Error> {
+    let words = read_u32(backend, words.first(live))?;
+    match words.iter().find(|&&word| word as usize >= count) {
+        Some(&index) => Err(InvalidOp::Index { operand, index, count }.into()),
+        None => Ok(words),
+    }
+}
+
+pub(super) fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingRows) -> Result<(), B::Error> {
+    let (live, width) = (live_rows(backend, op.live, op.rows)?, op.d_model);
+    let places = indices(backend, "places", op.places, live, op.tokens.len)?;
+    let count = op.position_embedding.map_or(usize::MAX, |table| table.len / width.max(1));
+    let positions = indices(backend, "positions", op.positions, live, count)?;
+    let mut tokens = zeros("tokens", live)?;
+    for (token, &place) in tokens.iter_mut().zip(&places) {
+        *token = read_u32(backend, op.tokens.slice(place as usize, 1))?.first().copied().unwrap_or(0);
+    }
+    check_tokens(tokens.iter().copied(), op.vocab)?;
+    let stored = op.token_embedding.dtype.padded(width);
+    let mut out = zeros("out", width)?;
+    for (row, (&token, &position)) in tokens.iter().zip(&positions).enumerate() {
+        let row_of = |table: Span, row: u32, width: usize| table.slice(row as usize * width, width);
+        let token = read_weight(backend, row_of(op.token_embedding, token, stored), 1, width)?;
+        let position = match op.position_embedding {
+            Some(table) => Some(read_elems(backend, row_of(table, position, width))?),
+            None => None,
+        };
+        embedding_forward(&[0], &token, position.as_deref(), None, &mut out, 1, 1, width);
+        write_elems(backend, op.out.slice(row * width, width), &out)?;
+    }
+    Ok(())
+}
+
+pub(super) fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormRows) -> Result<(), B::Error> {
+    let live = live_rows(backend, op.live, op.norm.rows)?;
+    backend.run(&op.norm.first_rows(live).into())
+}
+
+pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearRows) -> Result<(), B::Error> {
+    let live = live_rows(backend, op.live, op.linear.rows)?;
+    backend.run(&op.linear.first_rows(live).into())
+}
+
+pub(super) fn rotate<B: Backend + ?Sized>(backend: &mut B, op: &RotaryRows) -> Result<(), B::Error> {
+    let live = live_rows(backend, op.live, op.rows)?;
+    let width = 3 * op.heads * op.d_head;
+    let positions = indices(backend, "positions", op.positions, live, op.table.len / op.d_head.max(1))?;
+    for (row, &position) in positions.iter().enumerate() {
+        let row = op.qkv.slice(row * width, width);
+        let mut qkv = read_elems(backend, row)?;
+        let turns = read_elems(backend, op.table.slice(position as usize * op.d_head, op.d_head))?;
+        rotary(&mut qkv, &turns, false, 1, 1, op.heads, op.d_head);
+        write_elems(backend, row, &qkv)?;
+    }
+    Ok(())
+}
+
+pub(super) fn append<B: Backend + ?Sized>(backend: &mut B, op: &CacheAppend) -> Result<(), B::Error> {
+    let live = live_rows(backend, op.live, op.rows)?;
+    let slots = indices(backend, "slots", op.slots, live, op.slot_count)?;
+    let positions = indices(backend, "positions", op.positions, live, op.capacity)?;
+    let (heads, d) = (op.heads, op.d_head);
+    let width = heads * d;
+    let (mut keys, mut values) = (zeros("keys", width)?, zeros("values", width)?);
+    for (row, (&slot, &position)) in slots.iter().zip(&positions).enumerate() {
+        let qkv = read_elems(backend, op.qkv.slice(row * 3 * width, 3 * width))?;
+        // Into caches of one position, which then go to their places head by head.
+        cache_append(&qkv, &[0], &mut keys, &mut values, 1, heads, d);
+        for (cache, row) in [(op.keys, &keys), (op.values, &values)] {
+            for (head, numbers) in row.chunks_exact(d).enumerate() {
+                let place = (slot as usize * heads + head) * op.capacity + position as usize;
+                write_elems(backend, cache.slice(place * d, d), numbers)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionRows) -> Result<(), B::Error> {
+    let live = live_rows(backend, op.live, op.rows)?;
+    let slots = indices(backend, "slots", op.slots, live, op.slot_count)?;
+    let positions = indices(backend, "positions", op.positions, live, op.capacity)?;
+    if slots.is_empty() {
+        return Ok(());
+    }
+    let width = op.heads * op.d_head;
+    let mut scores = zeros("scores", op.capacity)?;
+    let mut first = 0;
+    for rows in slots.chunk_by(|a, b| a == b) {
+        let slot = rows.first().map_or(0, |&slot| slot as usize);
+        let of_slot = |cache: Span| cache.slice(slot * op.capacity * width, op.capacity * width);
+        let keys = read_elems(backend, of_slot(op.keys))?;
+        let values = read_elems(backend, of_slot(op.values))?;
+        let qkv = read_elems(backend, op.qkv.slice(first * 3 * width, rows.len() * 3 * width))?;
+        let mut out = zeros("out", rows.len() * width)?;
+        attention_cached(
+            &qkv,
+            &keys,
+            &values,
+            &positions[first..][..rows.len()],
+            &mut out,
+            &mut scores,
+            op.capacity,
+            op.heads,
+            op.d_head,
+            op.scale,
+        );
+        write_elems(backend, op.out.slice(first * width, out.len()), &out)?;
+        first += rows.len();
+    }
+    Ok(())
+}
+
+pub(super) fn gather<B: Backend + ?Sized>(backend: &mut B, op: &GatherRows) -> Result<(), B::Error> {
+    let live = live_rows(backend, op.live, op.count)?;
+    let wanted = indices(backend, "wanted", op.wanted, live, op.rows)?;
+    for (place, &row) in wanted.iter().enumerate() {
+        let of = |rows: Span, row: usize| rows.slice(row * op.width, op.width);
+        backend.copy(of(op.from, row as usize), of(op.to, place))?;
+    }
+    Ok(())
+}

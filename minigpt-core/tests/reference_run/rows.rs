@@ -1,0 +1,204 @@
+//! The ops of decoding: live rows, and dead ones that name what there is not.
+
+use minigpt_core::InvalidOp;
+use minigpt_core::op::*;
+use minigpt_core::reference::attention::*;
+use minigpt_core::reference::embedding::*;
+use minigpt_core::reference::layernorm::*;
+use minigpt_core::reference::linear::*;
+use minigpt_core::reference::rotary::*;
+
+use super::memory::Memory;
+
+/// What no row may have.
+const NONE: u32 = u32::MAX;
+
+#[test]
+fn embedding_takes_the_tokens_and_positions_of_its_rows() {
+    let mut memory = Memory::new();
+    let (rows, d_model, vocab) = (4, 3, 5);
+    let (table_span, table) = memory.random(vocab * d_model);
+    let (position_span, positions) = memory.random(7 * d_model);
+    let mut op = EmbeddingRows {
+        live: memory.put_u32(&[3]),
+        tokens: memory.put_u32(&[NONE, 4, 1, NONE, 0]),
+        places: memory.put_u32(&[4, 1, 2, NONE]),
+        positions: memory.put_u32(&[6, 0, 3, NONE]),
+        token_embedding: table_span,
+        position_embedding: Some(position_span),
+        out: memory.room(rows * d_model),
+        rows,
+        d_model,
+        vocab,
+    };
+    for with_positions in [true, false] {
+        op.position_embedding = with_positions.then_some(position_span);
+        let mut out = vec![0.0; 3 * d_model];
+        for ((token, position), out) in [(0, 6), (4, 0), (1, 3)].into_iter().zip(out.chunks_mut(d_model)) {
+            let position = with_positions.then(|| &positions[position * d_model..][..d_model]);
+            embedding_forward(&[token], &table, position, None, out, 1, 1, d_model);
+        }
+        memory.expect(op, &[(op.out.first(3 * d_model), &out)]);
+    }
+    op.position_embedding = Some(position_span.first(6 * d_model));
+    memory.refuse(op, InvalidOp::Index { operand: "positions", index: 6, count: 6 });
+    let bad = EmbeddingRows { position_embedding: None, tokens: op.tokens.first(4), ..op };
+    memory.refuse(bad, InvalidOp::Index { operand: "places", index: 4, count: 4 });
+    let bad =
+        EmbeddingRows { position_embedding: None, vocab: 4, token_embedding: table_span.first(12), ..op };
+    memory.refuse(bad, InvalidOp::Token { token: 4, vocab: 4 });
+}
+
+#[test]
+fn norms_and_layers_are_those_of_the_live_rows() {
+    let mut memory = Memory::new();
+    let (rows, d_in, d_out, live) = (5, 4, 3, 2);
+    let ((x_span, x), (weight_span, weight)) = (memory.random(rows * d_in), memory.random(d_out * d_in));
+    let (residual_span, residual) = memory.random(rows * d_out);
+    let (norm_span, norm) = memory.random(d_in);
+    let linear = LinearForward {
+        x: x_span,
+        weight: weight_span,
+        bias: None,
+        activate: None,
+        dropout: None,
+        residual: Some(residual_span),
+        y: memory.room(rows * d_out),
+        rows,
+        d_in,
+        d_out,
+    };
+    let layernorm = LayerNormForward {
+        x: x_span,
+        weight: norm_span,
+        bias: None,
+        y: memory.room(rows * d_in),
+        mean: memory.room(rows),
+        rstd: memory.room(rows),
+        rows,
+        width: d_in,
+        eps: 1e-5,
+    };
+    let count = memory.put_u32(&[live as u32]);
+    let mut y = vec![0.0; live * d_out];
+    linear_forward(&x, &weight, None, None, None, None, Some(&residual), &mut y, live, d_in, d_out);
+    memory.expect(LinearRows { live: count, linear }, &[(linear.y.first(y.len()), &y)]);
+
+    let (mut y, mut mean, mut rstd) = (vec![0.0; live * d_in], vec![0.0; live], vec![0.0; live]);
+    layernorm_forward(&x, &norm, None, &mut y, &mut mean, &mut rstd, live, d_in, 1e-5);
+    let spans = [layernorm.y.first(y.len()), layernorm.mean.first(live), layernorm.rstd.first(live)];
+    memory.expect(
+        LayerNormRows { live: count, norm: layernorm },
+        &[(spans[0], &y), (spans[1], &mean), (spans[2], &rstd)],
+    );
+
+    // None at all, and more than there are.
+    let none = memory.put_u32(&[0]);
+    memory.expect(LinearRows { live: none, linear }, &[]);
+    let beyond = memory.put_u32(&[9]);
+    let mut y = vec![0.0; rows * d_out];
+    linear_forward(&x, &weight, None, None, None, None, Some(&residual), &mut y, rows, d_in, d_out);
+    memory.expect(LinearRows { live: beyond, linear }, &[(linear.y, &y)]);
+}
+
+#[test]
+fn each_row_turns_by_its_own_position() {
+    let mut memory = Memory::new();
+    let (rows, heads, d_head) = (3, 2, 4);
+    let (qkv_span, mut qkv) = memory.random(rows * 3 * heads * d_head);
+    let mut table = vec![0.0; 8 * d_head];
+    rotary_table(&mut table, d_head);
+    let op = RotaryRows {
+        live: memory.put_u32(&[2]),
+        positions: memory.put_u32(&[7, 2, NONE]),
+        qkv: qkv_span,
+        table: memory.put(&table),
+        rows,
+        heads,
+        d_head,
+    };
+    for (row, position) in qkv.chunks_mut(3 * heads * d_head).zip([7, 2]) {
+        rotary(row, &table[position * d_head..], false, 1, 1, heads, d_head);
+    }
+    memory.expect(op, &[(qkv_span, &qkv)]);
+    let short = RotaryRows { table: op.table.first(7 * d_head), ..op };
+    memory.refuse(short, InvalidOp::Index { operand: "positions", index: 7, count: 7 });
+}
+
+#[test]
+fn rows_go_to_their_slots_and_see_what_is_there() {
+    let mut memory = Memory::new();
+    let (rows, slot_count, capacity, heads, d_head, scale) = (4, 3, 5, 2, 3, 0.7);
+    let (wide, size) = (heads * d_head, heads * capacity * d_head);
+    let (qkv_span, qkv) = memory.random(rows * 3 * wide);
+    let (key_span, mut keys) = memory.random(slot_count * size);
+    let (value_span, mut values) = memory.random(slot_count * size);
+    let (slots, positions) = ([2, 0, 0], [4, 0, 1]);
+    let append = CacheAppend {
+        live: memory.put_u32(&[3]),
+        slots: memory.put_u32(&[2, 0, 0, NONE]),
+        positions: memory.put_u32(&[4, 0, 1, NONE]),
+        qkv: qkv_span,
+        keys: key_span,
+        values: value_span,
+        rows,
+        slot_count,
+        capacity,
+        heads,
+        d_head,
+    };
+    let of_row = |row: usize| &qkv[row * 3 * wide..][..3 * wide];
+    for (row, (slot, position)) in slots.into_iter().zip(positions).enumerate() {
+        let [keys, values] = [&mut keys, &mut values].map(|cache| &mut cache[slot * size..][..size]);
+        cache_append(of_row(row), &[position], keys, values, capacity, heads, d_head);
+    }
+    memory.expect(append, &[(key_span, &keys), (value_span, &values)]);
+
+    let attend = AttentionRows {
+        live: append.live,
+        slots: append.slots,
+        positions: append.positions,
+        qkv: qkv_span,
+        keys: key_span,
+        values: value_span,
+        out: memory.room(rows * wide),
+        rows,
+        slot_count,
+        capacity,
+        heads,
+        d_head,
+        scale,
+    };
+    let (mut out, mut scores) = (vec![0.0; 3 * wide], vec![0.0; capacity]);
+    for (row, (slot, position)) in slots.into_iter().zip(positions).enumerate() {
+        let [keys, values] = [&keys, &values].map(|cache| &cache[slot * size..][..size]);
+        let (out, at) = (&mut out[row * wide..][..wide], [position]);
+        attention_cached(of_row(row), keys, values, &at, out, &mut scores, capacity, heads, d_head, scale);
+    }
+    memory.expect(attend, &[(attend.out.first(3 * wide), &out)]);
+
+    let [keys, values] = [key_span, value_span].map(|cache| cache.first(2 * size));
+    let slot = InvalidOp::Index { operand: "slots", index: 2, count: 2 };
+    memory.refuse(AttentionRows { slot_count: 2, keys, values, ..attend }, slot);
+    memory.refuse(CacheAppend { slot_count: 2, keys, values, ..append }, slot);
+}
+
+#[test]
+fn gather_copies_the_wanted_rows() {
+    let mut memory = Memory::new();
+    let (rows, count, width) = (4, 3, 5);
+    let (from, x) = memory.random(rows * width);
+    let op = GatherRows {
+        live: memory.put_u32(&[2]),
+        wanted: memory.put_u32(&[3, 1, NONE]),
+        from,
+        to: memory.room(count * width),
+        rows,
+        count,
+        width,
+    };
+    let wanted = [&x[3 * width..][..width], &x[width..][..width]].concat();
+    memory.expect(op, &[(op.to.first(2 * width), &wanted)]);
+    let few = GatherRows { rows: 3, from: from.first(3 * width), ..op };
+    memory.refuse(few, InvalidOp::Index { operand: "wanted", index: 3, count: 3 });
+}

@@ -1,0 +1,153 @@
+//! Rows of decoding: which are live, and what is done with each alone. Norms, linear layers and attention have their own rooms.
+
+use minigpt_core::op::{CacheAppend, EmbeddingRows, GatherRows, RotaryRows};
+use minigpt_core::{InvalidOp, Span};
+
+use super::embedding::check_tokens;
+use super::lanes::{load, rows_per_task, store};
+use super::rotary::turn_row;
+use crate::arch::Vector;
+use crate::context::{Context, Job};
+use crate::error::CpuError;
+use crate::ops::weight::Weight;
+use crate::par::{Chunks, Views};
+
+/// How many of `rows` rows are live.
+pub(super) fn live_rows(views: &mut Views<'_, '_>, live: Span, rows: usize) -> Result<usize, CpuError> {
+    let live = views.u32("live", live)?;
+    Ok(live.first().map_or(0, |&live| rows.min(live as usize)))
+}
+
+/// The first `live` words, each of which must be below `count`.
+pub(super) fn indices<'m>(
+    views: &mut Views<'m, '_>,
+    operand: &'static str,
+    words: Span,
+    live: usize,
+    count: usize,
+) -> Result<&'m [u32], CpuError> {
+    let words = views.u32(operand, words.first(live))?;
+    match words.iter().find(|&&word| word as usize >= count) {
+        Some(&index) => Err(InvalidOp::Index { operand, index, count }.into()),
+        None => Ok(words),
+    }
+}
+
+struct Embedding<'s> {
+    tokens: &'s [u32],
+    places: &'s [u32],
+    positions: &'s [u32],
+    table: Weight<'s>,
+    position_table: Option<&'s [f32]>,
+    rows_per_task: usize,
+    width: usize,
+}
+
+impl Job<Chunks<'_, f32>> for Embedding<'_> {
+    #[inline(always)]
+    fn run<V: Vector>(&self, t: V::Token, index: usize, out: &mut [f32]) {
+        let width = self.width;
+        for (i, out) in out.chunks_exact_mut(width).enumerate() {
+            let row = index * self.rows_per_task + i;
+            self.table.read::<V>(t, self.tokens[self.places[row] as usize] as usize, out);
+            if let Some(table) = self.position_table {
+                let position = &table[self.positions[row] as usize * width..][..width];
+                for c in (0..width).step_by(V::LANES) {
+                    store(load::<V>(t, out, c) + load(t, position, c), out, c);
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn embedding(context: &mut Context<'_, '_>, op: &EmbeddingRows) -> Result<(), CpuError> {
+    let views = &mut context.views;
+    let (live, width) = (live_rows(views, op.live, op.rows)?, op.d_model);
+    let tokens = views.u32("tokens", op.tokens)?;
+    let places = indices(views, "places", op.places, live, tokens.len())?;
+    check_tokens(places.iter().map(|&place| tokens[place as usize]), op.vocab)?;
+    let count = op.position_embedding.map_or(usize::MAX, |table| table.len / width);
+    let rows_per_task = rows_per_task(width);
+    let job = Embedding {
+        tokens,
+        places,
+        positions: indices(views, "positions", op.positions, live, count)?,
+        table: Weight::new(views, "token_embedding", op.token_embedding)?,
+        position_table: op.position_embedding.map(|p| views.f32("position_embedding", p)).transpose()?,
+        rows_per_task,
+        width,
+    };
+    let out = views.f32_mut("out", op.out.first(live * width))?;
+    context.team.for_each(Chunks::new(out, rows_per_task * width), &job);
+    Ok(())
+}
+
+struct Rotation<'s> {
+    table: &'s [f32],
+    positions: &'s [u32],
+    rows_per_task: usize,
+    d_model: usize,
+    d_head: usize,
+}
+
+impl Job<Chunks<'_, f32>> for Rotation<'_> {
+    #[inline(always)]
+    fn run<V: Vector>(&self, _: V::Token, index: usize, qkv: &mut [f32]) {
+        for (i, row) in qkv.chunks_exact_mut(3 * self.d_model).enumerate() {
+            let position = self.positions[index * self.rows_per_task + i] as usize;
+            let turns = &self.table[position * self.d_head..][..self.d_head];
+            turn_row(&mut row[..2 * self.d_model], turns, 1.0);
+        }
+    }
+}
+
+pub(super) fn rotary(context: &mut Context<'_, '_>, op: &RotaryRows) -> Result<(), CpuError> {
+    let views = &mut context.views;
+    let (live, d_model) = (live_rows(views, op.live, op.rows)?, op.heads * op.d_head);
+    let rows_per_task = rows_per_task(3 * d_model);
+    let job = Rotation {
+        table: views.f32("table", op.table)?,
+        positions: indices(views, "positions", op.positions, live, op.table.len / op.d_head)?,
+        rows_per_task,
+        d_model,
+        d_head: op.d_head,
+    };
+    let qkv = views.f32_mut("qkv", op.qkv.first(live * 3 * d_model))?;
+    context.team.for_each(Chunks::new(qkv, rows_per_task * 3 * d_model), &job);
+    Ok(())
+}
+
+pub(super) fn append(context: &mut Context<'_, '_>, op: &CacheAppend) -> Result<(), CpuError> {
+    let views = &mut context.views;
+    let live = live_rows(views, op.live, op.rows)?;
+    let slots = indices(views, "slots", op.slots, live, op.slot_count)?;
+    let positions = indices(views, "positions", op.positions, live, op.capacity)?;
+    let qkv = views.f32("qkv", op.qkv)?;
+    let keys = views.f32_mut("keys", op.keys)?;
+    let values = views.f32_mut("values", op.values)?;
+    let (heads, d) = (op.heads, op.d_head);
+    let rows = qkv.chunks_exact(3 * heads * d).zip(slots.iter().zip(positions));
+    for (row, (&slot, &position)) in rows {
+        let (_, stored) = row.split_at(heads * d);
+        let (key, value) = stored.split_at(heads * d);
+        for (cache, row) in [(&mut *keys, key), (&mut *values, value)] {
+            for (head, numbers) in row.chunks_exact(d).enumerate() {
+                let place = (slot as usize * heads + head) * op.capacity + position as usize;
+                cache[place * d..][..d].copy_from_slice(numbers);
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn gather(context: &mut Context<'_, '_>, op: &GatherRows) -> Result<(), CpuError> {
+    let views = &mut context.views;
+    let live = live_rows(views, op.live, op.count)?;
+    let wanted = indices(views, "wanted", op.wanted, live, op.rows)?;
+    let from = views.f32("from", op.from)?;
+    let to = views.f32_mut("to", op.to)?;
+    for (to, &row) in to.chunks_exact_mut(op.width).zip(wanted) {
+        to.copy_from_slice(&from[row as usize * op.width..][..op.width]);
+    }
+    Ok(())
+}
