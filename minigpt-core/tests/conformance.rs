@@ -105,7 +105,7 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
 fn every_op_that_is_wrong_is_found() {
     use OpKind::*;
     // A result that is wrong, and an operand that was to be read only.
-    const CASES: [(OpKind, &[&str]); 24] = [
+    const CASES: [(OpKind, &[&str]); 25] = [
         (EmbeddingForward, &["out", "token_embedding", "position_embedding"]),
         (EmbeddingBackward, &["d_token_embedding", "d_position_embedding", "d_out"]),
         (LayerNormForward, &["y", "mean", "rstd", "x"]),
@@ -124,6 +124,7 @@ fn every_op_that_is_wrong_is_found() {
         (CacheAppend, &["keys", "values", "qkv", "slots"]),
         (AttentionRows, &["out", "keys", "values", "qkv", "positions"]),
         (GatherRows, &["to", "from", "wanted"]),
+        (Sample, &["tokens", "settings", "logits"]),
         (CrossEntropy, &["d_logits", "losses", "scalars", "logits", "targets"]),
         (SquaredNorm, &["x"]),
         (NextDraw, &["counters"]),

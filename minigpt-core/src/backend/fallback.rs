@@ -66,6 +66,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         Op::CacheAppend(op) => rows::append(backend, op),
         Op::AttentionRows(op) => rows::attention(backend, op),
         Op::GatherRows(op) => rows::gather(backend, op),
+        Op::Sample(op) => rows::sample(backend, op),
         #[cfg(feature = "train")]
         Op::CrossEntropy(op) => training::loss(backend, op),
         #[cfg(feature = "train")]

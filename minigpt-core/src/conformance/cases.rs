@@ -287,6 +287,7 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::CacheAppend => rows::append(draw, memory),
         OpKind::AttentionRows => rows::attention(draw, memory),
         OpKind::GatherRows => rows::gather(draw, memory),
+        OpKind::Sample => rows::sample(draw, memory),
         OpKind::CrossEntropy => step::cross_entropy(draw, memory),
         OpKind::SquaredNorm => step::squared_norm(draw, memory),
         OpKind::NextDraw => step::next_draw(draw, memory),

@@ -214,7 +214,7 @@ pub fn bound(kind: OpKind, elem: Dtype) -> f64 {
         | OpKind::LayerNormRows
         | OpKind::LayerNormBackward
         | OpKind::CrossEntropy => 5e-5,
-        OpKind::NextDraw | OpKind::CacheAppend | OpKind::GatherRows => 0.0,
+        OpKind::NextDraw | OpKind::CacheAppend | OpKind::GatherRows | OpKind::Sample => 0.0,
         _ => 2e-5,
     }
 }

@@ -22,8 +22,8 @@ pub(super) enum Fill {
     Poison,
     /// u32.
     Words(Vec<u32>),
-    /// One u32, how many rows are live, which is right also where all else is broken.
-    Count(u32),
+    /// u32, such as how many rows are live, which are right also where all else is broken.
+    Kept(Vec<u32>),
     /// Bytes of a weight in fewer bits.
     Stored(Dtype, Vec<u8>),
 }
@@ -42,7 +42,7 @@ pub(super) struct Asked {
 enum Contents {
     Numbers(Vec<f64>),
     Words(Vec<u32>),
-    Count(u32),
+    Kept(Vec<u32>),
     Stored(Dtype, Vec<u8>),
 }
 
@@ -82,12 +82,12 @@ impl Memory for Recording {
             Fill::Values(values) => Contents::Numbers(values.into_iter().map(rounded).collect()),
             Fill::Poison => Contents::Numbers(vec![f64::NAN; len]),
             Fill::Words(words) => Contents::Words(words),
-            Fill::Count(count) => Contents::Count(count),
+            Fill::Kept(words) => Contents::Kept(words),
             Fill::Stored(dtype, bytes) => Contents::Stored(dtype, bytes),
         };
         let dtype = match &contents {
             Contents::Numbers(_) => Dtype::F64,
-            Contents::Words(_) | Contents::Count(_) => Dtype::U32,
+            Contents::Words(_) | Contents::Kept(_) => Dtype::U32,
             Contents::Stored(dtype, _) => *dtype,
         };
         let bytes = dtype.bytes(len).unwrap_or(0).max(1);
@@ -98,8 +98,7 @@ impl Memory for Recording {
         // The oracle refuses none of it.
         let _ = match &contents {
             Contents::Numbers(values) => write_elems(&mut self.oracle, span, values),
-            Contents::Words(words) => write_u32(&mut self.oracle, span, words),
-            Contents::Count(count) => write_u32(&mut self.oracle, span, &[*count]),
+            Contents::Words(words) | Contents::Kept(words) => write_u32(&mut self.oracle, span, words),
             Contents::Stored(_, bytes) => self.oracle.write(span, bytes),
         };
         self.asked.push(Asked { len, contents });
@@ -283,7 +282,7 @@ impl Asked {
             Contents::Numbers(_) => nan::<R>().repeat(bytes / size_of::<R>()),
             // The first of a vocabulary, and counters that have not counted.
             Contents::Words(_) => vec![0; bytes],
-            Contents::Count(count) => count.to_le_bytes().to_vec(),
+            Contents::Kept(words) => words.iter().flat_map(|word| word.to_le_bytes()).collect(),
             // NaN, or a block with a scale that is NaN.
             Contents::Stored(..) => vec![0xff; bytes],
         }
@@ -293,8 +292,7 @@ impl Asked {
     fn bytes<R: Real>(&self) -> (Dtype, Vec<u8>) {
         match &self.contents {
             Contents::Stored(dtype, bytes) => (*dtype, bytes.clone()),
-            Contents::Count(count) => (Dtype::U32, count.to_le_bytes().to_vec()),
-            Contents::Words(words) => {
+            Contents::Words(words) | Contents::Kept(words) => {
                 (Dtype::U32, words.iter().flat_map(|word| word.to_le_bytes()).collect())
             }
             Contents::Numbers(values) => {

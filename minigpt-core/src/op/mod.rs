@@ -157,6 +157,8 @@ ops! {
     AttentionRows,
     /// See [`struct@GatherRows`].
     GatherRows,
+    /// See [`struct@Sample`].
+    Sample,
     /// See [`struct@CrossEntropy`].
     CrossEntropy if "train",
     /// See [`struct@SquaredNorm`].

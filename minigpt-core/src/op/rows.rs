@@ -12,6 +12,7 @@ use super::describe::Describe;
 use super::descriptors::{LayerNormForward, LinearForward};
 use super::{Access, Operand};
 use crate::memory::{InvalidOp, Span};
+use crate::sample::SampleConfig;
 
 use Access::{Read, Update, Write};
 
@@ -157,6 +158,121 @@ pub struct GatherRows {
     pub width: usize,
 }
 
+/// Chooses the next token of each live row, and puts it with the other tokens, where the row's next pass reads it: so a device
+/// goes from token to token without its host.
+///
+/// What a row is chosen by is in `settings`, as [`SampleRow`] has it, and what that means in [`sample`](mod@crate::sample).
+/// Where no token can be chosen, since a logit is not a number or none is finite, the choice is [`NO_TOKEN`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sample {
+    /// u32 (1): how many rows are live; more than W are taken as W.
+    pub live: Span,
+    /// (W, V).
+    pub logits: Span,
+    /// u32 (W, [`SampleRow::WORDS`]).
+    pub settings: Span,
+    /// u32, of any length: the tokens, of which the repetition penalty reads the latest, and to which each choice is written.
+    pub tokens: Span,
+    /// W.
+    pub rows: usize,
+    /// V.
+    pub vocab: usize,
+}
+
+/// The choice of [`Sample`] where there is none.
+pub const NO_TOKEN: u32 = u32::MAX;
+
+/// How [`Sample`] chooses a token. The tokens of a sequence are a ring: behind its last place comes its first.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SampleRow {
+    /// Where the choice goes: a place in the ring. No other live row has the same ring.
+    pub next: u32,
+    /// The first place of the ring.
+    pub ring: u32,
+    /// How many places it has.
+    pub ring_len: u32,
+    /// How many tokens before `next` the repetition penalty looks at; fewer than the ring has places.
+    pub recent: u32,
+    /// The number in [0, 1) that decides.
+    pub uniform: f64,
+    /// The rest. Its window and its seed do not count here.
+    pub config: SampleConfig,
+}
+
+impl SampleRow {
+    /// How many words it takes.
+    pub const WORDS: usize = 16;
+
+    /// As [`Sample::settings`] has it.
+    pub fn words(&self) -> [u32; SampleRow::WORDS] {
+        let SampleConfig { temperature, top_k, top_p, min_p, repetition_penalty, .. } = self.config;
+        // Nought, which none of them may be, stands for what is not given.
+        let top_k = top_k.map_or(0, |top_k| u32::try_from(top_k).unwrap_or(u32::MAX));
+        let mut words = [0; SampleRow::WORDS];
+        words[..5].copy_from_slice(&[self.next, self.ring, self.ring_len, self.recent, top_k]);
+        let optional = [top_p, min_p, repetition_penalty].map(Option::unwrap_or_default);
+        let numbers = [self.uniform, temperature].into_iter().chain(optional);
+        for (pair, number) in words[6..].chunks_exact_mut(2).zip(numbers) {
+            let bits = number.to_bits();
+            (pair[0], pair[1]) = (bits as u32, (bits >> 32) as u32);
+        }
+        words
+    }
+
+    /// The way back.
+    pub fn from_words(words: &[u32; SampleRow::WORDS]) -> Self {
+        let number = |at: usize| f64::from_bits(u64::from(words[at]) | u64::from(words[at + 1]) << 32);
+        let optional = |at: usize| Some(number(at)).filter(|number| *number != 0.0);
+        SampleRow {
+            next: words[0],
+            ring: words[1],
+            ring_len: words[2],
+            recent: words[3],
+            uniform: number(6),
+            config: SampleConfig {
+                temperature: number(8),
+                top_k: Some(words[4] as usize).filter(|top_k| *top_k != 0),
+                top_p: optional(10),
+                min_p: optional(12),
+                repetition_penalty: optional(14),
+                ..SampleConfig::default()
+            },
+        }
+    }
+
+    /// Whether it may choose among `count` tokens.
+    ///
+    /// # Errors
+    /// If a setting has no meaning, or a place is not among them.
+    pub fn check(&self, count: usize) -> Result<(), InvalidOp> {
+        if self.config.validate().is_err() || !(0.0..1.0).contains(&self.uniform) {
+            return Err(InvalidOp::Value { operand: "settings" });
+        }
+        let end = (self.ring as usize).saturating_add(self.ring_len as usize);
+        if end > count {
+            return Err(InvalidOp::Index {
+                operand: "settings",
+                index: self.ring.saturating_add(self.ring_len),
+                count,
+            });
+        }
+        if !(self.ring as usize..end).contains(&(self.next as usize)) || self.recent >= self.ring_len {
+            return Err(InvalidOp::Value { operand: "settings" });
+        }
+        Ok(())
+    }
+
+    /// Where the tokens lie that the penalty looks at, the latest first.
+    pub fn recent_places(&self) -> impl Iterator<Item = usize> + use<> {
+        let SampleRow { next, ring, ring_len, recent, .. } = *self;
+        let at = next.wrapping_sub(ring);
+        (1..=recent).map(move |back| {
+            let place = if at >= back { at - back } else { ring_len.wrapping_sub(back - at) };
+            ring as usize + place as usize
+        })
+    }
+}
+
 impl LinearForward {
     /// The same of the first `rows` rows only; of all, if there are fewer.
     #[must_use]
@@ -262,5 +378,59 @@ impl GatherRows {
         d.u32("wanted", self.wanted, Read, &[self.count])?;
         d.elem("from", self.from, Read, &[self.rows, self.width])?;
         d.elem("to", self.to, Write, &[self.count, self.width])
+    }
+}
+
+impl Sample {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.u32("live", self.live, Read, &[1])?;
+        d.elem("logits", self.logits, Read, &[self.rows, self.vocab])?;
+        d.u32("settings", self.settings, Read, &[self.rows, SampleRow::WORDS])?;
+        d.u32("tokens", self.tokens, Update, &[self.tokens.len])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_come_back_as_they_were() {
+        let config = SampleConfig {
+            temperature: 0.7,
+            top_k: Some(40),
+            top_p: Some(0.9),
+            min_p: Some(0.05),
+            repetition_penalty: Some(1.2),
+            ..SampleConfig::default()
+        };
+        let row = SampleRow { next: 7, ring: 4, ring_len: 5, recent: 4, uniform: 0.123, config };
+        assert_eq!(SampleRow::from_words(&row.words()), row);
+        assert_eq!(row.check(9), Ok(()));
+        // Around the end of the ring.
+        assert_eq!(row.recent_places().collect::<alloc::vec::Vec<_>>(), [6, 5, 4, 8]);
+
+        let plain = SampleRow { config: SampleConfig::default(), ..row };
+        assert_eq!(SampleRow::from_words(&plain.words()), plain);
+    }
+
+    #[test]
+    fn settings_that_lead_astray_are_refused() {
+        let config = SampleConfig::greedy();
+        let good = SampleRow { next: 7, ring: 4, ring_len: 5, recent: 4, uniform: 0.5, config };
+        let value = Err(InvalidOp::Value { operand: "settings" });
+        for bad in [
+            SampleRow { uniform: 1.0, ..good },
+            SampleRow { next: 9, ..good },
+            SampleRow { next: 3, ..good },
+            SampleRow { recent: 5, ..good },
+            SampleRow { config: SampleConfig { temperature: f64::NAN, ..config }, ..good },
+        ] {
+            assert_eq!(bad.check(9), value, "{bad:?}");
+        }
+        let beyond = InvalidOp::Index { operand: "settings", index: 9, count: 8 };
+        assert_eq!(good.check(8), Err(beyond));
+        assert!(SampleRow { ring: u32::MAX, ring_len: u32::MAX, ..good }.check(8).is_err());
     }
 }

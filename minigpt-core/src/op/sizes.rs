@@ -71,6 +71,7 @@ impl Op {
             Op::RotaryRows(op) => Sizes::of([("rows", op.rows), ("H", op.heads), ("D", op.d_head)]),
             Op::CacheAppend(op) => slots(op.rows, op.slot_count, op.heads, op.capacity, op.d_head),
             Op::AttentionRows(op) => slots(op.rows, op.slot_count, op.heads, op.capacity, op.d_head),
+            Op::Sample(op) => rows(op.rows, "V", op.vocab),
             Op::GatherRows(op) => Sizes::of([("rows", op.rows), ("wanted", op.count), ("C", op.width)]),
             #[cfg(feature = "train")]
             Op::CrossEntropy(op) => rows(op.rows, "V", op.vocab),

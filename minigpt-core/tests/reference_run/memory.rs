@@ -1,6 +1,6 @@
 //! Operands among noise, and what an op must leave as it was.
 
-use minigpt_core::backend::{Reference, ReferenceError, read_elems, write_elems, write_u32};
+use minigpt_core::backend::{Reference, ReferenceError, read_elems, read_u32, write_elems, write_u32};
 use minigpt_core::op::*;
 use minigpt_core::reference::dropout::Mask;
 use minigpt_core::rng::{Rng, Stream};
@@ -86,6 +86,14 @@ impl Memory {
             assert_eq!(&read_elems(&mut self.backend, *span).unwrap(), values, "{op:?}");
         }
         assert!(self.bytes() == after, "{op:?} wrote outside its results");
+    }
+
+    pub(super) fn run(&mut self, op: impl Into<Op>) {
+        self.backend.run(&op.into()).unwrap();
+    }
+
+    pub(super) fn words(&mut self, span: Span) -> Vec<u32> {
+        read_u32(&mut self.backend, span).unwrap()
     }
 
     /// That `op` is refused with `error` and changes nothing.

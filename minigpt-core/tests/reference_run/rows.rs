@@ -1,12 +1,13 @@
 //! The ops of decoding: live rows, and dead ones that name what there is not.
 
-use minigpt_core::InvalidOp;
 use minigpt_core::op::*;
 use minigpt_core::reference::attention::*;
 use minigpt_core::reference::embedding::*;
 use minigpt_core::reference::layernorm::*;
 use minigpt_core::reference::linear::*;
 use minigpt_core::reference::rotary::*;
+use minigpt_core::rng::{Rng, Stream};
+use minigpt_core::{InvalidOp, SampleConfig, Sampler};
 
 use super::memory::Memory;
 
@@ -201,4 +202,47 @@ fn gather_copies_the_wanted_rows() {
     memory.expect(op, &[(op.to.first(2 * width), &wanted)]);
     let few = GatherRows { rows: 3, from: from.first(3 * width), ..op };
     memory.refuse(few, InvalidOp::Index { operand: "wanted", index: 3, count: 3 });
+}
+
+#[test]
+fn a_token_is_chosen_as_a_sampler_chooses_it() {
+    let mut memory = Memory::new();
+    let (rows, vocab, ring_len) = (3, 5, 4);
+    let (logits_span, logits) = memory.random(rows * vocab);
+    let tokens = [3, 1, 4, 1, NONE, 2, 0, NONE];
+    let settings =
+        SampleConfig { repetition_penalty: Some(1.5), top_k: Some(4), seed: 9, ..SampleConfig::default() };
+    let uniform = Rng::new(9, Stream::Sample).uniform();
+    let row = |row: u32, place: u32, recent: u32| {
+        let ring = row * ring_len;
+        SampleRow { next: ring + place, ring, ring_len, recent, uniform, config: settings }
+    };
+    let choices = [row(0, 1, 3), row(1, 3, 2)];
+    let mut words: Vec<u32> = choices.iter().flat_map(SampleRow::words).collect();
+    words.resize(rows * SampleRow::WORDS, NONE);
+    let op = Sample {
+        live: memory.put_u32(&[2]),
+        logits: logits_span,
+        settings: memory.put_u32(&words),
+        tokens: memory.put_u32(&tokens),
+        rows,
+        vocab,
+    };
+    let mut expected = tokens;
+    for ((choice, logits), recent) in choices.iter().zip(logits.chunks(vocab)).zip([&[4, 1, 3][..], &[2, 0]])
+    {
+        let config = SampleConfig { repetition_window: recent.len(), ..settings };
+        expected[choice.next as usize] = Sampler::new(config, vocab).unwrap().sample(logits, recent).unwrap();
+    }
+    memory.run(op);
+    assert_eq!(memory.words(op.tokens), expected);
+
+    // Without a number there is no choice.
+    let broken = memory.put(&[0.0, 1.0, f64::NAN, 0.0, 0.0].repeat(rows));
+    memory.run(Sample { logits: broken, ..op });
+    assert_eq!([memory.words(op.tokens)[1], memory.words(op.tokens)[7]], [NO_TOKEN; 2]);
+    memory.refuse(
+        Sample { tokens: op.tokens.first(7), ..op },
+        InvalidOp::Index { operand: "settings", index: 8, count: 7 },
+    );
 }

@@ -11,6 +11,7 @@ pub(crate) mod linear;
 mod optimizer;
 mod rotary;
 mod rows;
+mod sample;
 #[cfg(all(test, feature = "std"))]
 mod tests;
 mod weight;
@@ -72,6 +73,7 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::CacheAppend(op) if op.keys.len > 0 => rows::append(context, op)?,
         Op::AttentionRows(op) if op.qkv.len > 0 => attention::rows(context, op)?,
         Op::GatherRows(op) if op.to.len > 0 => rows::gather(context, op)?,
+        Op::Sample(op) if op.logits.len > 0 => sample::sample(context, op)?,
         #[cfg(feature = "train")]
         Op::CrossEntropy(op) if op.logits.len > 0 => cross_entropy::cross_entropy(context, op)?,
         #[cfg(feature = "train")]
@@ -101,6 +103,7 @@ pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
         #[cfg(feature = "train")]
         Op::AttentionBackward(op) => attention::backward_scratch_floats(op, machine),
         Op::LinearRows(op) => linear::forward_scratch_floats(&op.linear, machine),
+        Op::Sample(op) => sample::scratch_floats(op, machine),
         Op::AttentionRows(op) => attention::rows_scratch_floats(op, machine),
         #[cfg(feature = "train")]
         Op::CrossEntropy(op) => cross_entropy::scratch_floats(op),

@@ -5,14 +5,16 @@
 use alloc::vec::Vec;
 
 use super::{check_tokens, read_weight};
-use crate::backend::{Backend, read_elems, read_u32, write_elems};
+use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::{
-    AttentionRows, CacheAppend, EmbeddingRows, GatherRows, LayerNormRows, LinearRows, RotaryRows,
+    AttentionRows, CacheAppend, EmbeddingRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, RotaryRows,
+    Sample, SampleRow,
 };
 use crate::reference::attention::{attention_cached, cache_append};
 use crate::reference::embedding::embedding_forward;
 use crate::reference::rotary::rotary;
+use crate::sample::{SampleConfig, SampleError, Sampler};
 
 /// How many of `rows` rows are live.
 fn live_rows<B: Backend + ?Sized>(backend: &mut B, live: Span, rows: usize) -> Result<usize, B::Error> {
@@ -148,4 +150,37 @@ pub(super) fn gather<B: Backend + ?Sized>(backend: &mut B, op: &GatherRows) -> R
         backend.copy(of(op.from, row as usize), of(op.to, place))?;
     }
     Ok(())
+}
+
+pub(super) fn sample<B: Backend + ?Sized>(backend: &mut B, op: &Sample) -> Result<(), B::Error> {
+    let live = live_rows(backend, op.live, op.rows)?;
+    let words = read_u32(backend, op.settings.first(live * SampleRow::WORDS))?;
+    let mut tokens = read_u32(backend, op.tokens)?;
+    let mut recent = zeros("tokens", tokens.len())?;
+    let mut choices = zeros("tokens", live)?;
+    for (row, (choice, words)) in choices.iter_mut().zip(words.as_chunks().0).enumerate() {
+        let row_of = SampleRow::from_words(words);
+        row_of.check(tokens.len())?;
+        let logits = read_elems(backend, op.logits.slice(row * op.vocab, op.vocab))?;
+        for (to, place) in recent.iter_mut().zip(row_of.recent_places()) {
+            *to = tokens[place];
+        }
+        let recent = &recent[..row_of.recent as usize];
+        check_tokens(recent.iter().copied(), op.vocab)?;
+        let config = SampleConfig { repetition_window: recent.len().max(1), ..row_of.config };
+        let sampler = Sampler::new(config, op.vocab);
+        let chosen = sampler.and_then(|mut sampler| sampler.sample_with(&logits, recent, row_of.uniform));
+        *choice = match chosen {
+            Ok(token) => token,
+            Err(SampleError::OutOfMemory) => {
+                let bytes = op.vocab.saturating_mul(20);
+                return Err(InvalidOp::HostMemory { operand: "logits", bytes }.into());
+            }
+            Err(_) => NO_TOKEN,
+        };
+    }
+    for (&choice, words) in choices.iter().zip(words.as_chunks().0) {
+        tokens[SampleRow::from_words(words).next as usize] = choice;
+    }
+    write_u32(backend, op.tokens, &tokens)
 }

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::{Draw, Fill, Memory, STORED, Sizes, layernorm, linear, stored};
 use crate::memory::Span;
 use crate::op::*;
+use crate::sample::{SampleConfig, Sampler};
 
 /// How many of `rows` rows are live, and the word that says so: some of them, all, or more than there are.
 fn live(draw: &mut Draw, rows: usize) -> (usize, u32) {
@@ -47,7 +48,7 @@ pub(super) fn embedding(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let [f16, bf16, q8, q4] = STORED.map(Some);
     let dtype = draw.turn(&[None, f16, None, bf16, None, q8, None, q4]);
     EmbeddingRows {
-        live: memory.span(1, Fill::Count(word)),
+        live: memory.span(1, Fill::Kept(vec![word])),
         tokens: memory.span(tokens.len(), Fill::Words(tokens)),
         places: words(memory, &places, rows),
         positions: words(memory, &positions, rows),
@@ -69,7 +70,7 @@ pub(super) fn layernorm(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         unreachable!("the case of a norm is a norm")
     };
     let (_, word) = live(draw, norm.rows);
-    LayerNormRows { live: memory.span(1, Fill::Count(word)), norm }.into()
+    LayerNormRows { live: memory.span(1, Fill::Kept(vec![word])), norm }.into()
 }
 
 pub(super) fn linear(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
@@ -82,7 +83,7 @@ pub(super) fn linear(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         unreachable!("the case of a layer is a layer")
     };
     let (_, word) = live(draw, linear.rows);
-    LinearRows { live: memory.span(1, Fill::Count(word)), linear }.into()
+    LinearRows { live: memory.span(1, Fill::Kept(vec![word])), linear }.into()
 }
 
 pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
@@ -94,7 +95,7 @@ pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let mut positions: Vec<u32> = (0..live).map(|_| draw.below(count) as u32).collect();
     positions[0] = count as u32 - 1;
     RotaryRows {
-        live: memory.span(1, Fill::Count(word)),
+        live: memory.span(1, Fill::Kept(vec![word])),
         positions: words(memory, &positions, rows),
         qkv: memory.span(rows * 3 * heads * d_head, Fill::Normal(1.0)),
         table: memory.span(count * d_head, Fill::Normal(0.7)),
@@ -163,7 +164,7 @@ pub(super) fn append(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let Cached { rows, live, slots, positions, slot_count, capacity, heads, d_head } = cached(draw);
     let cache = slot_count * heads * capacity * d_head;
     CacheAppend {
-        live: memory.span(1, Fill::Count(live)),
+        live: memory.span(1, Fill::Kept(vec![live])),
         slots: words(memory, &slots, rows),
         positions: words(memory, &positions, rows),
         qkv: memory.span(rows * 3 * heads * d_head, Fill::Normal(1.0)),
@@ -217,7 +218,7 @@ pub(super) fn attention(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     }
     let size = slot_count * heads * capacity * d_head;
     AttentionRows {
-        live: memory.span(1, Fill::Count(live)),
+        live: memory.span(1, Fill::Kept(vec![live])),
         slots: words(memory, &slots, rows),
         positions: words(memory, &positions, rows),
         qkv: memory.span(qkv.len(), Fill::Values(qkv)),
@@ -240,7 +241,7 @@ pub(super) fn gather(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (live, word) = live(draw, count);
     let wanted: Vec<u32> = (0..live).map(|_| draw.below(rows) as u32).collect();
     GatherRows {
-        live: memory.span(1, Fill::Count(word)),
+        live: memory.span(1, Fill::Kept(vec![word])),
         wanted: words(memory, &wanted, count),
         from: memory.span(rows * width, Fill::Normal(1.0)),
         to: memory.span(count * width, Fill::Poison),
@@ -249,4 +250,88 @@ pub(super) fn gather(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         width,
     }
     .into()
+}
+
+/// Settings of every kind. Of rows whose choice hangs on the last digits there are none: no two backends would agree on them.
+pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (rows, vocab) = (draw.size(Sizes(3, 8, 20, 40)), draw.size(Sizes(33, 1000, 20_000, 50_257)));
+    let vocab = vocab.min((draw.work / 40).max(2));
+    let rows = rows.min((draw.work / 20).div_ceil(vocab));
+    let (live, word) = live(draw, rows);
+    let (greedy, broken) = (draw.variant(), draw.variant());
+    let with = [(); 4].map(|()| draw.variant());
+    let ring_len = 2 + draw.below(70);
+    let mut tokens: Vec<u32> = (0..live * ring_len).map(|_| draw.below(vocab) as u32).collect();
+    let (mut logits, mut settings) = (Vec::new(), Vec::new());
+    for row in 0..live {
+        let (place, spread) = (draw.below(ring_len), draw.pick(&[0.5, 2.0, 6.0]));
+        let mut choice = SampleRow {
+            next: (row * ring_len + place) as u32,
+            ring: (row * ring_len) as u32,
+            ring_len: ring_len as u32,
+            recent: if with[3] { draw.below(ring_len) as u32 } else { 0 },
+            uniform: 0.0,
+            config: SampleConfig {
+                temperature: if greedy { 0.0 } else { draw.pick(&[1.0, 0.6, 1.7]) },
+                top_k: with[0].then(|| 1 + draw.below(vocab + vocab / 4)),
+                top_p: with[1].then(|| draw.pick(&[0.9, 0.4, 0.99])),
+                min_p: with[2].then(|| draw.pick(&[0.05, 0.3])),
+                repetition_penalty: with[3].then_some(1.3),
+                ..SampleConfig::default()
+            },
+        };
+        let recent: Vec<u32> = choice.recent_places().map(|place| tokens[place]).collect();
+        let mut of_row = Vec::new();
+        for attempt in 0..30 {
+            of_row = draw.normals(vocab, spread);
+            // Some that are alike, and some that are never chosen.
+            for place in (3..vocab).step_by(7) {
+                of_row[place] = if place % 2 == 0 { of_row[place - 3] } else { f64::NEG_INFINITY };
+            }
+            choice.uniform = draw.rng.uniform();
+            if holds(&choice, &of_row, &recent) {
+                break;
+            }
+            if attempt == 28 {
+                choice.config.top_k = Some(1);
+            }
+        }
+        if broken && row % 3 == 1 {
+            of_row[draw.below(vocab)] = f64::NAN;
+        }
+        logits.extend(of_row);
+        settings.extend(choice.words());
+        // What was there before is not the choice.
+        tokens[choice.next as usize] = draw.below(vocab) as u32;
+    }
+    logits.resize(rows * vocab, 0.5);
+    settings.resize(rows * SampleRow::WORDS, u32::MAX);
+    Sample {
+        live: memory.span(1, Fill::Kept(vec![word])),
+        logits: memory.span(logits.len(), Fill::Values(logits)),
+        settings: memory.span(settings.len(), Fill::Kept(settings)),
+        tokens: memory.span(tokens.len(), Fill::Words(tokens)),
+        rows,
+        vocab,
+    }
+    .into()
+}
+
+/// Whether the choice is the same if every number is a little other.
+fn holds(choice: &SampleRow, logits: &[f64], recent: &[u32]) -> bool {
+    let chosen = |scale: f64, aside: f64| {
+        let SampleConfig { top_p, min_p, .. } = choice.config;
+        let config = SampleConfig {
+            top_p: top_p.map(|p| (p * (1.0 + aside)).min(1.0)),
+            min_p: min_p.map(|p| p * (1.0 + aside)),
+            repetition_window: recent.len().max(1),
+            ..choice.config
+        };
+        let mut sampler = Sampler::new(config, logits.len()).ok()?;
+        let logits: Vec<f64> = logits.iter().map(|logit| logit * scale).collect();
+        sampler.sample_with(&logits, recent, (choice.uniform + aside).clamp(0.0, 0.999_999)).ok()
+    };
+    let token = chosen(1.0, 0.0);
+    let others = [(1.0, 1e-4), (1.0, -1e-4), (1.0 + 1e-5, 0.0), (1.0 - 1e-5, 0.0)];
+    token.is_some() && others.iter().all(|&(scale, aside)| chosen(scale, aside) == token)
 }

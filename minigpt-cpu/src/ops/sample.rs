@@ -1,0 +1,211 @@
+//! Equal to [`minigpt_core::sample`], in f32: which token is chosen differs where the choice hangs on the last digits.
+//!
+//! A row is one task. Its logits are gone through a few times, from end to end, and never sorted.
+
+use minigpt_core::op::{NO_TOKEN, Sample, SampleRow};
+
+use super::embedding::check_tokens;
+use super::lanes::{load, store};
+use super::rows::live_rows;
+use crate::arch::Vector;
+use crate::context::{Context, Job, Machine, whole_lines};
+use crate::error::CpuError;
+use crate::math::exp;
+use crate::par::{Chunks, PerWorker};
+
+struct Choose<'s> {
+    logits: &'s [f32],
+    settings: &'s [[u32; SampleRow::WORDS]],
+    tokens: &'s [u32],
+    vocab: usize,
+}
+
+impl Job<(Chunks<'_, f32>, PerWorker<'_, f32>)> for Choose<'_> {
+    #[inline(always)]
+    fn run<V: Vector>(&self, t: V::Token, index: usize, (choice, scratch): (&mut [f32], &mut [f32])) {
+        let row = SampleRow::from_words(&self.settings[index]);
+        let logits = &self.logits[index * self.vocab..][..self.vocab];
+        let (penalised, weights) = scratch.split_at_mut(whole_lines(self.vocab));
+        let (penalised, weights) = (&mut penalised[..self.vocab], &mut weights[..self.vocab]);
+        let chosen = self.choose::<V>(t, &row, logits, penalised, weights).unwrap_or(NO_TOKEN);
+        // Any bits are an f32, and these are never computed with.
+        choice.fill(f32::from_bits(chosen));
+    }
+}
+
+impl Choose<'_> {
+    #[inline(always)]
+    fn choose<V: Vector>(
+        &self,
+        t: V::Token,
+        row: &SampleRow,
+        from: &[f32],
+        logits: &mut [f32],
+        weights: &mut [f32],
+    ) -> Option<u32> {
+        logits.copy_from_slice(from);
+        if let Some(penalty) = row.config.repetition_penalty {
+            for place in row.recent_places() {
+                // From the model's logit: a token counts once however often it occurred.
+                let (token, penalty) = (self.tokens[place] as usize, penalty as f32);
+                logits[token] = if from[token] > 0.0 { from[token] / penalty } else { from[token] * penalty };
+            }
+        }
+        let mut max = f32::NEG_INFINITY;
+        for &logit in logits.iter() {
+            // NaN is not below infinity.
+            if !(logit < f32::INFINITY) {
+                return None;
+            }
+            max = if logit > max { logit } else { max };
+        }
+        if max == f32::NEG_INFINITY {
+            return None;
+        }
+        let temperature = row.config.temperature as f32;
+        if temperature == 0.0 {
+            return logits.iter().position(|&logit| logit == max).map(|token| token as u32);
+        }
+        for at in (0..logits.len()).step_by(V::LANES) {
+            let scaled = (load::<V>(t, logits, at) - V::splat(t, max)) / V::splat(t, temperature);
+            store(exp(t, scaled), weights, at);
+        }
+        if let Some(top_k) = row.config.top_k.filter(|top_k| *top_k < logits.len()) {
+            let mut cut = Cut::new(logits, |_| 1.0, top_k as f64);
+            for (&logit, weight) in logits.iter().zip(weights.iter_mut()) {
+                if !cut.takes(logit, 1.0) {
+                    *weight = 0.0;
+                }
+            }
+        }
+        if let Some(top_p) = row.config.top_p.filter(|top_p| *top_p < 1.0) {
+            let limit = top_p * sum(weights);
+            let mut cut = Cut::new(logits, |token| f64::from(weights[token]), limit);
+            for (&logit, weight) in logits.iter().zip(weights.iter_mut()) {
+                if !cut.takes(logit, f64::from(*weight)) {
+                    *weight = 0.0;
+                }
+            }
+        }
+        if let Some(min_p) = row.config.min_p {
+            for weight in weights.iter_mut() {
+                *weight = if f64::from(*weight) < min_p { 0.0 } else { *weight };
+            }
+        }
+        pick(weights, row.uniform * sum(weights))
+    }
+}
+
+#[inline(always)]
+fn sum(weights: &[f32]) -> f64 {
+    weights.iter().map(|&weight| f64::from(weight)).sum()
+}
+
+/// The first token at which the sum exceeds `limit`; if rounding leaves it below, the last that has a weight.
+#[inline(always)]
+fn pick(weights: &[f32], limit: f64) -> Option<u32> {
+    let (mut picked, mut sum) = (None, 0.0);
+    for (token, &weight) in weights.iter().enumerate() {
+        if weight > 0.0 {
+            picked = Some(token as u32);
+            sum += f64::from(weight);
+            if sum > limit {
+                break;
+            }
+        }
+    }
+    picked
+}
+
+/// The fewest tokens, from the largest logit down and of equal ones from the lowest id up, whose masses together reach a limit.
+struct Cut {
+    /// The [key] of the last logit of which tokens stay.
+    key: u32,
+    /// The mass of what stays before the next token of that logit.
+    above: f64,
+    limit: f64,
+}
+
+impl Cut {
+    /// Digit by digit of the keys, the highest first: how much mass has each value of the digit, and at which one is the limit
+    /// reached?
+    #[inline(always)]
+    fn new(logits: &[f32], mass: impl Fn(usize) -> f64, limit: f64) -> Self {
+        let mut cut = Cut { key: 0, above: 0.0, limit };
+        for shift in [24, 16, 8, 0] {
+            let (mut masses, mut counts) = ([0.0; 256], [0_u32; 256]);
+            for (token, &logit) in logits.iter().enumerate() {
+                let key = key(logit);
+                // Shifted twice, since the first digit has nothing before it.
+                if key >> shift >> 8 == cut.key >> shift >> 8 {
+                    let digit = (key >> shift) as usize % 256;
+                    masses[digit] += mass(token);
+                    counts[digit] += 1;
+                }
+            }
+            let mut there = (0..256).rev().filter(|&digit| counts[digit] > 0).peekable();
+            while let Some(digit) = there.next() {
+                // If rounding leaves the sum of all below the limit, the lowest.
+                if cut.above + masses[digit] >= limit || there.peek().is_none() {
+                    cut.key |= (digit as u32) << shift;
+                    break;
+                }
+                cut.above += masses[digit];
+            }
+        }
+        cut
+    }
+
+    /// Whether a token stays; asked of each, in order of ids.
+    #[inline(always)]
+    fn takes(&mut self, logit: f32, mass: f64) -> bool {
+        let key = key(logit);
+        if key != self.key {
+            return key > self.key;
+        }
+        let stays = self.above < self.limit;
+        self.above += mass;
+        stays
+    }
+}
+
+/// A number that is the larger the larger `x` is. The two zeros are one.
+#[inline(always)]
+fn key(x: f32) -> u32 {
+    let bits = (x + 0.0).to_bits();
+    if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
+}
+
+/// Scratch of a thread.
+fn each(op: &Sample) -> usize {
+    whole_lines(op.vocab).saturating_mul(2)
+}
+
+/// For all threads, and the choices.
+pub(super) fn scratch_floats(op: &Sample, machine: Machine) -> usize {
+    each(op).saturating_mul(machine.threads).saturating_add(whole_lines(op.rows))
+}
+
+pub(super) fn sample(context: &mut Context<'_, '_>, op: &Sample) -> Result<(), CpuError> {
+    let views = &mut context.views;
+    let live = live_rows(views, op.live, op.rows)?;
+    let settings = views.u32("settings", op.settings.first(live * SampleRow::WORDS))?.as_chunks().0;
+    let tokens = views.u32_mut("tokens", op.tokens)?;
+    for words in settings {
+        let row = SampleRow::from_words(words);
+        row.check(tokens.len())?;
+        check_tokens(row.recent_places().map(|place| tokens[place]), op.vocab)?;
+    }
+    let logits = views.f32("logits", op.logits)?;
+    let (choices, scratch) = context
+        .scratch
+        .floats(scratch_floats(op, context.team.machine()))?
+        .split_at_mut(whole_lines(op.rows));
+    let choices = &mut choices[..live];
+    let job = Choose { logits, settings, tokens, vocab: op.vocab };
+    context.team.for_each((Chunks::new(choices, 1), PerWorker::new(scratch, each(op))), &job);
+    for (words, choice) in settings.iter().zip(choices) {
+        tokens[SampleRow::from_words(words).next as usize] = choice.to_bits();
+    }
+    Ok(())
+}
