@@ -18,9 +18,9 @@ pub enum Error<E> {
     Config(ConfigError),
     /// The backend failed.
     Backend(E),
-    /// The backend has not enough memory for a plan.
+    /// The backend has not enough memory for a plan, or for what a probe wants to see.
     Memory {
-        /// Bytes that the plan and the backend's scratch need together.
+        /// Bytes that it and the backend's scratch need together.
         needed: usize,
         /// The same of a training that recomputes [its blocks](crate::Recompute::Blocks), if it does not yet and that
         /// is less.
@@ -88,6 +88,14 @@ impl<E: BackendError> Error<E> {
             Error::Backend(error) => error.kind() == ErrorKind::OutOfMemory,
             _ => false,
         }
+    }
+}
+
+/// Turns the backend's "out of memory" into one that says how much was needed.
+pub(crate) fn out_of_memory<E: BackendError>(needed: usize, source: E) -> Error<E> {
+    match source.kind() {
+        ErrorKind::OutOfMemory => Error::Memory { needed, recomputing: None, source },
+        _ => Error::Backend(source),
     }
 }
 

@@ -3,9 +3,9 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Buffers, Model, Pass, Weights, out_of_memory};
+use super::{Buffers, Model, Pass, Weights};
 use crate::backend::{Allocation, Backend, Device, workspace_bytes};
-use crate::error::Error;
+use crate::error::{Error, out_of_memory};
 #[cfg(feature = "train")]
 use crate::memory::Dtype;
 #[cfg(not(feature = "train"))]
