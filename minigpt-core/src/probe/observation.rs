@@ -3,8 +3,10 @@
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
+#[cfg(feature = "train")]
+use super::TensorKind;
 use super::views::{Reader, View};
-use super::{Point, Probe, TensorKind};
+use super::{Point, Probe};
 use crate::backend::{Allocation, Backend, Device, read_elems};
 use crate::config::GptConfig;
 use crate::error::{Error, out_of_memory};
@@ -104,7 +106,7 @@ impl<'o, B: Backend> Observation<'o, B> {
         if let Some(asked) = self.asked.iter().find(|asked| asked.point == point) {
             return Ok(asked.wanted);
         }
-        let bytes = size_of::<Asked<B::Elem>>();
+        let bytes = (self.asked.len() + 1).saturating_mul(size_of::<Asked<B::Elem>>());
         self.asked
             .try_reserve(1)
             .map_err(|_| InvalidOp::HostMemory { operand: "observed tensors", bytes })?;

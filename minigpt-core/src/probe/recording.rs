@@ -99,7 +99,7 @@ fn keep<K, R>(
         *place = values;
         return Ok(());
     }
-    list.try_reserve(1).map_err(|_| no_room(size_of::<(K, Vec<R>)>()))?;
+    list.try_reserve(1).map_err(|_| no_room((list.len() + 1).saturating_mul(size_of::<(K, Vec<R>)>())))?;
     list.push((key()?, values));
     Ok(())
 }
