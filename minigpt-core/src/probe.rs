@@ -1,8 +1,9 @@
 //! [`Probe`]: looks at the tensors of a pass while it runs. Attention maps, the residual stream, gradients: what an op leaves
 //! behind is overwritten soon, and what it never stores, such as attention weights, exists only for who asks.
 //!
-//! [`Model::observe`](crate::Model::observe) observes a forward pass, `Trainer::observe_step` and `Trainer::observe_micro_step`
-//! training, backward pass included. A [`Recording`] keeps what it is told to keep; [`when`] takes two closures; a type of your
+//! [`Model::observe`](crate::Model::observe) observes a forward pass,
+//! [`Trainer::observe_step`](crate::Trainer::observe_step) and
+//! [`Trainer::observe_micro_step`](crate::Trainer::observe_micro_step) training, backward pass included. A [`Recording`] keeps what it is told to keep; [`when`] takes two closures; a type of your
 //! own implements [`Probe`].
 //!
 //! ```

@@ -268,7 +268,8 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// If a token is not in the vocabulary, `time` is beyond the context, or memory does not suffice.
     pub fn logits(&self, tokens: &[u32], batch: usize, time: usize) -> Result<Vec<B::Elem>, Error<B::Error>> {
-        let (workspace, mut staging) = self.workspace_for(tokens, batch, time)?;
+        let workspace = self.workspace_for(tokens, batch, time)?;
+        let mut staging = zeros("staging", tokens.len() * 4)?;
         let pass = workspace.pass(self, batch, time);
         let logits = workspace.logits();
         let mut backend = self.device().lock();
@@ -283,19 +284,18 @@ impl<B: Backend> Model<B> {
         result.map_err(Error::Backend)
     }
 
-    /// What a pass over `tokens` (B, T) to all logits takes, and room for the tokens on their way to the device.
+    /// What a pass over `tokens` (B, T) to all logits takes, once they are known to be in order.
     fn workspace_for(
         &self,
         tokens: &[u32],
         batch: usize,
         time: usize,
-    ) -> Result<(Workspace<B>, Vec<u8>), Error<B::Error>> {
+    ) -> Result<Workspace<B>, Error<B::Error>> {
         let plan = Plan::inference(self.config(), B::Elem::DTYPE, batch, time, Logits::All, 0)?;
         if tokens.len() != batch * time {
             return Err(Error::BatchLength { found: tokens.len(), expected: batch * time });
         }
         check_tokens(tokens, self.config().vocab_size)?;
-        let staging = zeros("staging", tokens.len() * 4)?;
-        Ok((Workspace::inference(self, plan)?, staging))
+        Workspace::inference(self, plan)
     }
 }

@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 use super::{Model, stage};
 use crate::backend::{Backend, read_elems};
 use crate::error::Error;
-#[cfg(feature = "train")]
 use crate::memory::zeros;
 #[cfg(feature = "train")]
 use crate::op::{CrossEntropy, IGNORE};
@@ -27,7 +26,8 @@ impl<B: Backend> Model<B> {
         time: usize,
         probe: &mut dyn Probe<B::Elem>,
     ) -> Result<Vec<B::Elem>, Error<B::Error>> {
-        let (workspace, mut staging) = self.workspace_for(tokens, batch, time)?;
+        let workspace = self.workspace_for(tokens, batch, time)?;
+        let mut staging = zeros("staging", tokens.len() * 4)?;
         let (pass, logits) = (workspace.pass(self, batch, time), workspace.logits());
         // Its targets take the place of the tokens, which nothing reads any more then.
         #[cfg(feature = "train")]

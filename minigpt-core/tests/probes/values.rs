@@ -77,7 +77,7 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
             Position::Learned => self.parameter("wpe.weight").unwrap()[t * c + i],
             Position::Sinusoidal => {
                 let angle = t as f64 / 10000f64.powf((i - i % 2) as f64 / c as f64);
-                if i % 2 == 0 { angle.sin() } else { angle.cos() }
+                if i.is_multiple_of(2) { angle.sin() } else { angle.cos() }
             }
             _ => 0.0,
         };
