@@ -59,17 +59,23 @@ fn what_is_observed_trains_to_the_same_bits() {
     }
 }
 
-/// What a micro-step shows, in order.
-struct All(Vec<(Point, Vec<f32>)>);
+/// What a micro-step asks about and shows, in order.
+#[derive(Default)]
+struct All {
+    asked: Vec<Point>,
+    seen: Vec<(Point, Vec<f32>)>,
+}
 
 impl Probe<f32> for All {
-    fn wants(&mut self, _: &Point) -> bool {
+    fn wants(&mut self, at: &Point) -> bool {
+        assert!(!self.asked.contains(at), "{at} is asked about twice");
+        self.asked.push(*at);
         true
     }
 
     fn see(&mut self, at: &Point, values: Vec<f32>) -> Result<(), InvalidOp> {
-        assert!(self.0.iter().all(|(known, _)| known != at), "{at} comes twice");
-        self.0.push((*at, values));
+        assert_eq!(self.asked.get(self.seen.len()), Some(at));
+        self.seen.push((*at, values));
         Ok(())
     }
 }
@@ -81,10 +87,11 @@ fn slices_are_joined_and_recomputation_is_not_shown() {
         let batch = SEQUENCES * config.context;
         let (inputs, targets) = (tokens(&config, batch, 1), tokens(&config, batch, 2));
         let seen = |recompute, rows| {
-            let mut all = All(Vec::new());
+            let mut all = All::default();
             let mut trainer = trainer(&config, recompute, rows);
             trainer.observe_micro_step(&inputs, &targets, &mut all).unwrap();
-            (trainer.plan().batch, all.0)
+            assert_eq!(all.seen.len(), all.asked.len());
+            (trainer.plan().batch, all.seen)
         };
         let (at_once, whole) = seen(Recompute::Nothing, usize::MAX);
         assert_eq!(at_once, SEQUENCES);

@@ -105,6 +105,8 @@ fn a_probes_error_ends_the_pass_and_drops_the_step() {
     for seen in [0, 5, 40] {
         assert!(is_probes(model.observe(&text[..32], 1, 32, &mut Full(seen.min(20))).unwrap_err()));
         assert!(is_probes(trainer.observe_step(&windows, &mut Full(seen)).unwrap_err()));
+        let micro_step = trainer.observe_micro_step(&text[..32], &text[1..33], &mut Full(seen));
+        assert!(is_probes(micro_step.unwrap_err()));
         assert_eq!(trainer.finish_step(), Err(Error::EmptyStep));
         assert_eq!(used(&model), before);
     }
