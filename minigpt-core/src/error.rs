@@ -18,9 +18,9 @@ pub enum Error<E> {
     Config(ConfigError),
     /// The backend failed.
     Backend(E),
-    /// The backend has not enough memory for a plan.
+    /// The backend has not enough memory for a plan, or for what a probe wants to see.
     Memory {
-        /// Bytes that the plan and the backend's scratch need together.
+        /// Bytes that it and the backend's scratch need together.
         needed: usize,
         /// The same of a training that recomputes [its blocks](crate::Recompute::Blocks), if it does not yet and that
         /// is less.
@@ -76,6 +76,8 @@ pub enum Error<E> {
         /// The format.
         dtype: Dtype,
     },
+    /// A sequence has left its batch, or belongs to another.
+    NoSequence,
     /// A step was to be finished to which no micro-batch had been added.
     EmptyStep,
 }
@@ -88,6 +90,14 @@ impl<E: BackendError> Error<E> {
             Error::Backend(error) => error.kind() == ErrorKind::OutOfMemory,
             _ => false,
         }
+    }
+}
+
+/// Turns the backend's "out of memory" into one that says how much was needed.
+pub(crate) fn out_of_memory<E: BackendError>(needed: usize, source: E) -> Error<E> {
+    match source.kind() {
+        ErrorKind::OutOfMemory => Error::Memory { needed, recomputing: None, source },
+        _ => Error::Backend(source),
     }
 }
 
@@ -165,6 +175,9 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
                 f,
                 "row {row}, column {col} of {tensor} is not finite or too large for {dtype:?}: choose another format \
                  (bf16 reaches as far as f32), or an earlier checkpoint if the training has gone wrong"
+            ),
+            Error::NoSequence => f.write_str(
+                "this sequence has left its batch, or belongs to another: begin a new one with join",
             ),
             Error::EmptyStep => f.write_str("there is no gradient to update by: call micro_step before finish_step"),
         }

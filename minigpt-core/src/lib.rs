@@ -44,7 +44,7 @@
 //! # The way through
 //!
 //! Data flows one way: text, [`tokenizer`], [`data`], [`train::Trainer`], [`model`], [`Backend`]; and back out as
-//! metrics and [`checkpoint`]s. To understand a GPT, read in this order:
+//! metrics, [probes](probe) and [`checkpoint`]s. To understand a GPT, read in this order:
 //!
 //! 1. [`config`]: everything that can be varied, each with its paper.
 //! 2. [`reference`](mod@reference): each op as plain loops, with its formula and the derivation of its gradient.
@@ -52,6 +52,7 @@
 //! 4. [`train`]: loss, clipping, AdamW and the learning rate.
 //! 5. [`sample`]: how a distribution becomes text.
 //! 6. [`plan`]: what it all costs in bytes.
+//! 7. [`probe`]: how to look inside while it runs.
 //!
 //! Models, trainers and decoders live on a [`Device`], which owns the backend: one of its own for a model that is given a
 //! backend, or one that any number of them share.
@@ -97,6 +98,7 @@ pub mod memory;
 pub mod model;
 pub mod op;
 pub mod plan;
+pub mod probe;
 mod real;
 pub mod reference;
 pub mod rng;
@@ -114,9 +116,10 @@ pub use config::{
 pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;
 pub use memory::{Buffer, Dtype, InvalidOp, Span};
-pub use model::{Decoder, Model};
+pub use model::{Batch, Decoder, Model};
 pub use op::{Op, OpKind};
 pub use plan::Plan;
+pub use probe::Probe;
 pub use real::Real;
 pub use sample::{SampleConfig, SampleError, Sampler};
 pub use tokenizer::{

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use crate::config::{ConfigError, GptConfig, Norm, Position, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
-use crate::op::{counter, scalar};
+use crate::op::{SampleRow, counter, scalar};
 
 mod activations;
 
@@ -296,6 +296,8 @@ pub(crate) struct LiveRows {
     pub(crate) live: Span,
     /// (1): from how many of them logits are wanted.
     pub(crate) wanted_live: Span,
+    /// (1): from how many of these, the first ones, a token is chosen.
+    pub(crate) choosing_live: Span,
     /// (R): where the token of each lies.
     pub(crate) places: Span,
     /// (R)
@@ -304,12 +306,15 @@ pub(crate) struct LiveRows {
     pub(crate) positions: Span,
     /// (W): from which rows logits are wanted.
     pub(crate) wanted: Span,
+    /// (W, [`SampleRow::WORDS`]): how tokens are chosen.
+    pub(crate) settings: Span,
 }
 
 impl LiveRows {
     /// How many words R rows take, from W of which logits are wanted.
     pub(crate) const fn words(rows: usize, wanted: usize) -> usize {
-        rows.saturating_mul(3).saturating_add(wanted).saturating_add(2)
+        let settings = wanted.saturating_mul(1 + SampleRow::WORDS);
+        rows.saturating_mul(3).saturating_add(settings).saturating_add(3)
     }
 
     /// The first of `words`.
@@ -317,10 +322,12 @@ impl LiveRows {
         LiveRows {
             live: words.slice(0, 1),
             wanted_live: words.slice(1, 1),
-            places: words.slice(2, rows),
-            slots: words.slice(2 + rows, rows),
-            positions: words.slice(2 + 2 * rows, rows),
-            wanted: words.slice(2 + 3 * rows, wanted),
+            choosing_live: words.slice(2, 1),
+            places: words.slice(3, rows),
+            slots: words.slice(3 + rows, rows),
+            positions: words.slice(3 + 2 * rows, rows),
+            wanted: words.slice(3 + 3 * rows, wanted),
+            settings: words.slice(3 + 3 * rows + wanted, wanted * SampleRow::WORDS),
         }
     }
 }

@@ -8,6 +8,7 @@ mod forwarding;
 use std::collections::BTreeMap;
 
 use minigpt_core::op::Program;
+use minigpt_core::probe::Recording;
 use minigpt_core::{
     Backend, Decoder, Dtype, EvalWindows, GptConfig, Model, Norm, Op, Plan, Position, Recompute, Reference,
     ReferenceError, TrainConfig, Trainer, Windows,
@@ -154,6 +155,9 @@ fn what_is_reserved_is_enough_for_whatever_runs() {
             let mut trainer = Trainer::new(&model, settings).unwrap();
             trainer.step(&windows).unwrap();
             trainer.evaluate(&eval).unwrap();
+            trainer.observe_step(&windows, &mut Recording::of(|_| true)).unwrap();
+            let model = Model::new(Recorder::default(), config.clone(), 1).unwrap();
+            model.observe(&text[..24], 3, 8, &mut Recording::of(|_| true)).unwrap();
         }
         for prefill in [1, 3, 8] {
             let model = Model::new(Recorder::default(), config.clone(), 1).unwrap();
@@ -163,6 +167,17 @@ fn what_is_reserved_is_enough_for_whatever_runs() {
             Decoder::new(&small, prefill).unwrap().feed(&text[..7]).unwrap();
         }
     }
+}
+
+#[test]
+fn what_is_reserved_is_enough_for_what_a_probe_adds() {
+    // The (T, T) matrices of attention are larger than anything that the program itself reads and writes.
+    let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 4, ..GptConfig::new(3, 64) };
+    let model = Model::new(Recorder::default(), config, 1).unwrap();
+    model.logits(&[1; 64], 1, 64).unwrap();
+    let before = model.device().inspect(|recorder| recorder.reserved);
+    model.observe(&[1; 64], 1, 64, &mut Recording::of(|_| true)).unwrap();
+    assert!(model.device().inspect(|recorder| recorder.reserved) > before);
 }
 
 #[test]

@@ -3,10 +3,10 @@
 #[cfg(feature = "train")]
 use super::pass::Gradients;
 use super::pass::{Flow, Pass};
-use crate::memory::Span;
+use crate::memory::{Dtype, Span};
 #[cfg(feature = "train")]
 use crate::op::{CrossEntropy, LayerNormBackward, LinearBackward};
-use crate::op::{GatherRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Sink};
+use crate::op::{GatherRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Sample, Sink};
 use crate::plan::{Affine, LiveRows, Region};
 
 impl Pass<'_> {
@@ -41,6 +41,18 @@ impl Pass<'_> {
             self.linear_forward(x, &Affine { weight, bias: None }, logits.first(count * vocab), [c, vocab]);
         let linear = LinearForward { rows: count, ..head };
         sink.put(None, "head", LinearRows { live, linear })
+    }
+
+    /// After the [logits](Pass::logits) of a pass of decoding: the tokens that are chosen by them.
+    pub(crate) fn choose(&self, sink: &mut Sink<'_>) -> Flow {
+        let Some(LiveRows { choosing_live: live, wanted, settings, .. }) = self.live_rows() else {
+            return Flow::Continue(());
+        };
+        let vocab = self.config().vocab_size;
+        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
+        let tokens = self.plan.tokens.on(self.buffers.state, Dtype::U32);
+        let logits = logits.first(wanted.len * vocab);
+        sink.put(None, "choice", Sample { live, logits, settings, tokens, rows: wanted.len, vocab })
     }
 
     fn final_norm_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize) -> Flow {

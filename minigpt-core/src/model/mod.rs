@@ -16,6 +16,7 @@ mod decode;
 mod embedding;
 mod feed_forward;
 mod head;
+mod observe;
 mod pass;
 mod place;
 mod storage;
@@ -25,18 +26,16 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::backend::{
-    Allocation, Backend, BackendError, Device, ErrorKind, Shared, read_elems, submit, write_elems,
-};
+use crate::backend::{Allocation, Backend, Device, Shared, read_elems, submit, write_elems};
 use crate::config::{GptConfig, Position};
-use crate::error::Error;
+use crate::error::{Error, out_of_memory};
 use crate::memory::{Dtype, Span, zeros};
 use crate::plan::{Init, Parameters, Plan, Tensor};
 use crate::real::Real;
 use crate::reference;
 use crate::rng::{Rng, Stream};
 
-pub use decode::{Decoder, Generate, window_length};
+pub use decode::{Batch, Chosen, Decoder, Generate, Sequence, window_length};
 pub(crate) use pass::{Buffers, Pass, Weights};
 #[cfg(feature = "train")]
 pub(crate) use pass::{Flow, Gradients};
@@ -83,14 +82,6 @@ impl<B: Backend> Clone for Model<B> {
 impl<B: Backend> fmt::Debug for Model<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Model").field("config", &self.0.config).finish_non_exhaustive()
-    }
-}
-
-/// Turns the backend's "out of memory" into one that says how much was needed.
-pub(crate) fn out_of_memory<E: BackendError>(needed: usize, source: E) -> Error<E> {
-    match source.kind() {
-        ErrorKind::OutOfMemory => Error::Memory { needed, recomputing: None, source },
-        _ => Error::Backend(source),
     }
 }
 
@@ -277,13 +268,8 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// If a token is not in the vocabulary, `time` is beyond the context, or memory does not suffice.
     pub fn logits(&self, tokens: &[u32], batch: usize, time: usize) -> Result<Vec<B::Elem>, Error<B::Error>> {
-        let plan = Plan::inference(self.config(), B::Elem::DTYPE, batch, time)?;
-        if tokens.len() != batch * time {
-            return Err(Error::BatchLength { found: tokens.len(), expected: batch * time });
-        }
-        check_tokens(tokens, self.config().vocab_size)?;
+        let workspace = self.workspace_for(tokens, batch, time)?;
         let mut staging = zeros("staging", tokens.len() * 4)?;
-        let workspace = Workspace::inference(self, plan)?;
         let pass = workspace.pass(self);
         let logits = workspace.logits();
         let mut backend = self.device().lock();
@@ -296,5 +282,20 @@ impl<B: Backend> Model<B> {
         // Before the workspace goes, which needs the device for itself.
         drop(backend);
         result.map_err(Error::Backend)
+    }
+
+    /// What a pass over `tokens` (B, T) to all logits takes, once they are known to be in order.
+    fn workspace_for(
+        &self,
+        tokens: &[u32],
+        batch: usize,
+        time: usize,
+    ) -> Result<Workspace<B>, Error<B::Error>> {
+        let plan = Plan::inference(self.config(), B::Elem::DTYPE, batch, time)?;
+        if tokens.len() != batch * time {
+            return Err(Error::BatchLength { found: tokens.len(), expected: batch * time });
+        }
+        check_tokens(tokens, self.config().vocab_size)?;
+        Workspace::inference(self, plan)
     }
 }

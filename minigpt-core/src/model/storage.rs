@@ -3,13 +3,13 @@
 use alloc::vec::Vec;
 
 use super::place::{Place, Places, nowhere, read_into, write_tensor};
-use super::{Laid, Model, out_of_memory};
+use super::{Laid, Model};
 use crate::backend::{Allocation, Backend, Device, Import, Imported};
 use crate::checkpoint::{
     self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write,
 };
 use crate::config::{ConfigError, GptConfig};
-use crate::error::Error;
+use crate::error::{Error, out_of_memory};
 use crate::memory::{Buffer, Dtype, InvalidOp, Span, zeros};
 use crate::plan::{Parameters, Plan, Tensor};
 use crate::real::Real;

@@ -2,10 +2,11 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::ControlFlow;
 
-use super::{Buffers, Model, Pass, Weights, out_of_memory};
+use super::{Buffers, Model, Pass, Weights};
 use crate::backend::{Allocation, Backend, Device, workspace_bytes};
-use crate::error::Error;
+use crate::error::{Error, out_of_memory};
 #[cfg(feature = "train")]
 use crate::memory::Dtype;
 #[cfg(not(feature = "train"))]
@@ -13,6 +14,7 @@ use crate::memory::InvalidOp;
 use crate::memory::{Buffer, Span};
 #[cfg(not(feature = "train"))]
 use crate::op::Program;
+use crate::op::Sink;
 use crate::plan::{Plan, Purpose};
 
 /// What a plan needs on a device besides parameters, gradients and moments.
@@ -51,6 +53,17 @@ impl<B: Backend> Workspace<B> {
     pub(crate) fn inference(model: &Model<B>, plan: Plan) -> Result<Self, Error<B::Error>> {
         let largest = Pass::whole(&plan, model.weights(), Buffers::planned(&plan));
         let scratch = model.device().inspect(|backend| workspace_bytes(backend, |sink| largest.infer(sink)));
+        Workspace::new(model.device(), plan, scratch)
+    }
+
+    /// That of a plan for decoding with this model, tokens being chosen on the device if it `chooses`.
+    pub(crate) fn decoding(model: &Model<B>, plan: Plan, chooses: bool) -> Result<Self, Error<B::Error>> {
+        let largest = Pass::whole(&plan, model.weights(), Buffers::planned(&plan));
+        let emit = |sink: &mut Sink<'_>| {
+            largest.infer(sink)?;
+            if chooses { largest.choose(sink) } else { ControlFlow::Continue(()) }
+        };
+        let scratch = model.device().inspect(|backend| workspace_bytes(backend, emit));
         Workspace::new(model.device(), plan, scratch)
     }
 

@@ -191,7 +191,8 @@ pub struct SampleRow {
     pub ring: u32,
     /// How many places it has.
     pub ring_len: u32,
-    /// How many tokens before `next` the repetition penalty looks at; fewer than the ring has places.
+    /// How many tokens before `next` the repetition penalty looks at: as many as the ring has places at most, and then the
+    /// oldest is the one that the choice replaces.
     pub recent: u32,
     /// The number in [0, 1) that decides.
     pub uniform: f64,
@@ -256,7 +257,7 @@ impl SampleRow {
                 count,
             });
         }
-        if !(self.ring as usize..end).contains(&(self.next as usize)) || self.recent >= self.ring_len {
+        if !(self.ring as usize..end).contains(&(self.next as usize)) || self.recent > self.ring_len {
             return Err(InvalidOp::Value { operand: "settings" });
         }
         Ok(())
@@ -424,7 +425,7 @@ mod tests {
             SampleRow { uniform: 1.0, ..good },
             SampleRow { next: 9, ..good },
             SampleRow { next: 3, ..good },
-            SampleRow { recent: 5, ..good },
+            SampleRow { recent: 6, ..good },
             SampleRow { config: SampleConfig { temperature: f64::NAN, ..config }, ..good },
         ] {
             assert_eq!(bad.check(9), value, "{bad:?}");

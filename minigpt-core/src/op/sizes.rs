@@ -14,7 +14,7 @@ pub struct Sizes {
 impl Sizes {
     const MOST: usize = 5;
 
-    fn of<const N: usize>(names: [(&'static str, usize); N]) -> Self {
+    pub(crate) fn of<const N: usize>(names: [(&'static str, usize); N]) -> Self {
         let mut list = [("", 0); Sizes::MOST];
         list[..N].copy_from_slice(&names);
         Sizes { list, len: N }

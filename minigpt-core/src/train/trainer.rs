@@ -1,5 +1,6 @@
 //! [`Trainer`]: the training step.
 
+mod observe;
 mod storage;
 
 use alloc::vec::Vec;
@@ -9,10 +10,10 @@ use crate::backend::{Allocation, Backend, read_elems, read_u32, submit};
 use crate::checkpoint::TrainState;
 use crate::config::{ConfigError, Recompute, TrainConfig};
 use crate::data::{EvalWindows, Windows};
-use crate::error::Error;
+use crate::error::{Error, out_of_memory};
 use crate::memory::{Span, zeros};
-use crate::model::{Gradients, Model, Pass, Workspace, check_tokens, out_of_memory, stage};
-use crate::op::{counter, scalar};
+use crate::model::{Flow, Gradients, Model, Pass, Workspace, check_tokens, stage};
+use crate::op::{Sink, counter, scalar};
 use crate::plan::{BackwardActivations, Parameters, Plan};
 use crate::real::Real;
 
@@ -167,6 +168,15 @@ impl<B: Backend> Trainer<B> {
     /// If the windows are not `time` long or hold a token that is not in the vocabulary, or the backend fails. The
     /// micro-batches of a step that fails are dropped.
     pub fn step(&mut self, windows: &Windows<'_>) -> Result<(), Error<B::Error>> {
+        self.step_by(windows, Self::micro_step)
+    }
+
+    /// A step whose micro-batches go to `micro_step`.
+    fn step_by(
+        &mut self,
+        windows: &Windows<'_>,
+        mut micro_step: impl FnMut(&mut Self, &[u32], &[u32]) -> Result<(), Error<B::Error>>,
+    ) -> Result<(), Error<B::Error>> {
         let TrainConfig { batch, time, accumulation, seed, .. } = self.config;
         if windows.time() != time {
             return Err(Error::BatchLength { found: batch * windows.time(), expected: batch * time });
@@ -177,7 +187,7 @@ impl<B: Backend> Trainer<B> {
             let result = windows
                 .fill(seed, self.windows_drawn, batch, &mut inputs, &mut targets)
                 .map_err(Error::Data)
-                .and_then(|()| self.micro_step(&inputs, &targets));
+                .and_then(|()| micro_step(self, &inputs, &targets));
             (self.inputs, self.targets) = (inputs, targets);
             if result.is_err() {
                 self.pending = 0;
@@ -219,16 +229,19 @@ impl<B: Backend> Trainer<B> {
 
     fn enqueue_micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
         self.write_tokens(inputs, targets)?;
+        submit(&mut *self.model.device().lock(), |sink| self.emit_micro_step(sink))
+    }
+
+    /// What the next micro-step runs.
+    fn emit_micro_step(&self, sink: &mut Sink<'_>) -> Flow {
         let (scalars, counters, grads) =
             (self.workspace.scalars(), self.workspace.counters(), self.whole(&self.grads));
         let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward };
         let whole = Pass { dropout: true, batch: self.config.batch, ..self.workspace.pass(&self.model) };
-        submit(&mut *self.model.device().lock(), |sink| {
-            if self.pending == 0 {
-                program::begin_step(sink, grads, scalars)?;
-            }
-            program::micro_step(sink, &whole, scalars, counters, &gradients)
-        })
+        if self.pending == 0 {
+            program::begin_step(sink, grads, scalars)?;
+        }
+        program::micro_step(sink, &whole, scalars, counters, &gradients)
     }
 
     /// Brings a batch, or the first sequences of one, to the device.

@@ -269,7 +269,7 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
             next: (row * ring_len + place) as u32,
             ring: (row * ring_len) as u32,
             ring_len: ring_len as u32,
-            recent: if with[3] { draw.below(ring_len) as u32 } else { 0 },
+            recent: if with[3] { draw.below(ring_len + 1) as u32 } else { 0 },
             uniform: 0.0,
             config: SampleConfig {
                 temperature: if greedy { 0.0 } else { draw.pick(&[1.0, 0.6, 1.7]) },

@@ -1,5 +1,6 @@
 //! Decoding: one token after the other, over a cache of keys and values.
 
+mod batch;
 mod slots;
 
 use alloc::vec::Vec;
@@ -12,7 +13,9 @@ use crate::plan::Plan;
 use crate::real::Real;
 use crate::sample::Sampler;
 
-use slots::Slots;
+use slots::{Outcome, Slots};
+
+pub use batch::{Batch, Chosen, Sequence};
 
 /// How many tokens a decoder sees after it was fed `fed` tokens one by one.
 ///
@@ -70,7 +73,7 @@ impl<B: Backend> Decoder<B> {
     /// If the cache and the activations do not fit in memory, or `prefill` is 0.
     pub fn new(model: &Model<B>, prefill: usize) -> Result<Self, Error<B::Error>> {
         let logits = zeros("logits", model.config().vocab_size)?;
-        Ok(Decoder { slots: Slots::new(model, 1, prefill)?, pending: None, logits })
+        Ok(Decoder { slots: Slots::new(model, 1, prefill, false)?, pending: None, logits })
     }
 
     /// The model that it was made for.
@@ -125,7 +128,8 @@ impl<B: Backend> Decoder<B> {
     fn append(&mut self, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         let logits = &mut self.logits;
         let result = self.slots.append(0, tokens).and_then(|()| {
-            self.slots.run(|_, bytes| {
+            self.slots.run(|outcome| {
+                let Outcome::Logits(_, bytes) = outcome else { return };
                 for (logit, bytes) in logits.iter_mut().zip(bytes.chunks_exact(size_of::<B::Elem>())) {
                     *logit = B::Elem::from_le_slice(bytes);
                 }

@@ -1,22 +1,25 @@
-//! Sequences side by side, each in its slot of one cache, and the passes that run what they were fed.
+//! Texts side by side, each in its slot of one cache, and the passes that run what they were fed.
 
 use alloc::vec::Vec;
 
 use super::window_length;
 use crate::backend::{Backend, submit};
 use crate::error::Error;
-use crate::memory::{Dtype, InvalidOp, zeros};
+use crate::memory::{Buffer, Dtype, InvalidOp, zeros};
 use crate::model::{Model, Pass, Workspace, stage};
+use crate::op::{NO_TOKEN, SampleRow};
 use crate::plan::{LiveRows, Plan};
 use crate::real::Real;
+use crate::rng::Rng;
+use crate::sample::SampleConfig;
 
 /// A pass has one of these numbers of rows, or as many as there is room for: the least that is enough. So there are few
-/// programs, however the sequences come and go.
+/// programs, however texts come and go.
 const ROWS: [usize; 3] = [1, 8, 64];
 
-/// What is known of the sequence in a slot.
+/// What is known of the text in a slot.
 #[derive(Debug)]
-struct Sequence {
+struct Text {
     /// Its latest tokens, of which the last `seen` are the window: at least a context of them, at most two.
     history: Vec<u32>,
     seen: usize,
@@ -24,9 +27,18 @@ struct Sequence {
     cached: usize,
     /// Where in the slot's ring of tokens on the device the next one goes.
     end: usize,
+    /// How the device chooses its next tokens, if it does.
+    choice: Option<Choice>,
 }
 
-impl Sequence {
+/// How tokens are chosen, and the numbers that decide.
+#[derive(Debug, Clone)]
+pub(super) struct Choice {
+    pub(super) config: SampleConfig,
+    pub(super) rng: Rng,
+}
+
+impl Text {
     fn window(&self) -> &[u32] {
         &self.history[self.history.len() - self.seen..]
     }
@@ -44,61 +56,88 @@ impl Sequence {
 
     fn reset(&mut self) {
         self.history.clear();
-        (self.seen, self.cached, self.end) = (0, 0, 0);
+        (self.seen, self.cached, self.end, self.choice) = (0, 0, 0, None);
     }
 
-    /// Adds to the history, and drops what is oldest: half of it at once, so that a token is rarely moved.
-    fn remember(&mut self, tokens: &[u32], capacity: usize) {
-        if self.history.len() + tokens.len() > capacity {
-            let kept = (capacity - tokens.len()).min(capacity / 2);
-            self.history.drain(..self.history.len() - kept);
+    /// Adds `tokens`, which wait then. Where the window has to be cut, all of it waits.
+    fn append(&mut self, tokens: &[u32], context: usize, ring: usize) {
+        // A window that is not full has all its tokens in the cache or waiting, so it counts on from its own length.
+        let one_by_one = window_length(self.seen + tokens.len(), context);
+        let length = one_by_one.max(tokens.len().min(context));
+        if length != self.seen + tokens.len() {
+            self.cached = 0;
         }
-        self.history.extend_from_slice(tokens);
+        self.seen = length;
+        let kept = &tokens[tokens.len().saturating_sub(ring)..];
+        if self.history.len() + kept.len() > ring {
+            // Half of it is dropped at once, so that a token is rarely moved.
+            let rest = (ring - kept.len()).min(ring / 2);
+            self.history.drain(..self.history.len() - rest);
+        }
+        self.history.extend_from_slice(kept);
+        self.end = (self.end + kept.len()) % ring;
     }
 }
 
-/// Sequences in the slots of one cache.
+/// What a pass has left of a text, whose slot comes first.
+#[derive(Debug)]
+pub(super) enum Outcome<'a> {
+    /// The logits, as bytes.
+    Logits(usize, &'a [u8]),
+    /// The token that the device chose.
+    Chosen(usize, u32),
+    /// The logits by which it could choose none.
+    Broken(usize, &'a [u8]),
+}
+
+/// Texts in the slots of one cache.
 #[derive(Debug)]
 pub(super) struct Slots<B: Backend> {
     model: Model<B>,
     workspace: Workspace<B>,
-    sequences: Vec<Sequence>,
+    texts: Vec<Text>,
     /// What a pass is told, as [`LiveRows`] has it.
     words: Vec<u32>,
     staging: Vec<u8>,
-    /// The slots whose logits a pass gives, in order.
+    /// The slots whose logits a pass gives: first those for which the device chooses a token.
     wanted: Vec<usize>,
+    choosing: usize,
     logits: Vec<u8>,
 }
 
 impl<B: Backend> Slots<B> {
-    /// `count` slots, of which at most `rows` tokens run at once.
-    pub(super) fn new(model: &Model<B>, count: usize, rows: usize) -> Result<Self, Error<B::Error>> {
+    /// `count` slots, of which at most `rows` tokens run at once; the device may be asked to choose tokens if it `chooses`.
+    pub(super) fn new(
+        model: &Model<B>,
+        count: usize,
+        rows: usize,
+        chooses: bool,
+    ) -> Result<Self, Error<B::Error>> {
         let config = model.config();
         let plan = Plan::decoding(config, B::Elem::DTYPE, count, rows)?;
         // As many tokens as the device keeps of each: twice the context.
-        let memory = plan.tokens.len / count;
+        let ring = plan.tokens.len / count;
         let no_room = |len: usize, size: usize| {
             let bytes = len.saturating_mul(size);
             move |_| InvalidOp::HostMemory { operand: "history", bytes }
         };
-        let mut sequences = Vec::new();
-        sequences.try_reserve_exact(count).map_err(no_room(count, size_of::<Sequence>()))?;
+        let mut texts = Vec::new();
+        texts.try_reserve_exact(count).map_err(no_room(count, size_of::<Text>()))?;
         for _ in 0..count {
             let mut history = Vec::new();
-            history.try_reserve_exact(memory).map_err(no_room(memory, 4))?;
-            sequences.push(Sequence { history, seen: 0, cached: 0, end: 0 });
+            history.try_reserve_exact(ring).map_err(no_room(ring, 4))?;
+            texts.push(Text { history, seen: 0, cached: 0, end: 0, choice: None });
         }
         let words = zeros("rows", plan.rows.len)?;
         let staging = zeros("rows", plan.rows.len.saturating_mul(4))?;
-        let wanted = plan.wanted(plan.time);
-        let logits = wanted.saturating_mul(config.vocab_size).saturating_mul(size_of::<B::Elem>());
+        let most = plan.wanted(plan.time);
+        let logits = most.saturating_mul(config.vocab_size).saturating_mul(size_of::<B::Elem>());
         let logits = zeros("logits", logits)?;
-        let mut slots = Vec::new();
-        slots.try_reserve_exact(wanted).map_err(no_room(wanted, size_of::<usize>()))?;
-        let workspace = Workspace::inference(model, plan)?;
+        let mut wanted = Vec::new();
+        wanted.try_reserve_exact(most).map_err(no_room(most, size_of::<usize>()))?;
+        let workspace = Workspace::decoding(model, plan, chooses)?;
         let model = model.clone();
-        Ok(Slots { model, workspace, sequences, words, staging, wanted: slots, logits })
+        Ok(Slots { model, workspace, texts, words, staging, wanted, choosing: 0, logits })
     }
 
     pub(super) fn model(&self) -> &Model<B> {
@@ -109,107 +148,169 @@ impl<B: Backend> Slots<B> {
         &self.workspace.plan
     }
 
+    /// A number that no other slots on this device have.
+    pub(super) fn number(&self) -> Buffer {
+        self.workspace.buffers.state
+    }
+
     pub(super) fn window(&self, slot: usize) -> &[u32] {
-        self.sequences[slot].window()
+        self.texts[slot].window()
     }
 
     pub(super) fn recent(&self, slot: usize) -> &[u32] {
-        &self.sequences[slot].history
+        &self.texts[slot].history
     }
 
-    /// How many tokens the device keeps of each sequence, one behind the other in a ring.
+    /// How the device chooses its tokens from here on, or that it does not.
+    pub(super) fn choice(&mut self, slot: usize) -> &mut Option<Choice> {
+        &mut self.texts[slot].choice
+    }
+
+    /// How many tokens the device keeps of each text, one behind the other in a ring.
     fn ring(&self) -> usize {
-        self.workspace.plan.tokens.len / self.sequences.len()
+        self.workspace.plan.tokens.len / self.texts.len()
     }
 
     /// The slot is empty from here on. What its cache holds is never read.
     pub(super) fn reset(&mut self, slot: usize) {
-        self.sequences[slot].reset();
+        self.texts[slot].reset();
     }
 
-    /// Adds `tokens` to the sequence in `slot`, to run with the next [`run`](Slots::run). Where the window was cut, all of it
-    /// is to run.
+    /// Adds `tokens` to the text in `slot`, to run with the next [`run`](Slots::run).
     pub(super) fn append(&mut self, slot: usize, tokens: &[u32]) -> Result<(), B::Error> {
-        let context = self.model.config().context;
         let rings = self.workspace.plan.tokens.on(self.workspace.buffers.state, Dtype::U32);
-        let capacity = self.ring();
-        let sequence = &mut self.sequences[slot];
-        // A window that is not full has all its tokens in the cache or waiting, so it counts on from its own length.
-        let one_by_one = window_length(sequence.seen + tokens.len(), context);
-        let length = one_by_one.max(tokens.len().min(context));
-        if length != sequence.seen + tokens.len() {
-            sequence.cached = 0;
-        }
-        let mut kept = &tokens[tokens.len().saturating_sub(capacity)..];
-        sequence.remember(kept, capacity);
-        sequence.seen = length;
+        let (context, ring) = (self.model.config().context, self.ring());
+        let mut rest = &tokens[tokens.len().saturating_sub(ring)..];
+        let mut place = self.texts[slot].end;
         let mut backend = self.model.device().lock();
-        while !kept.is_empty() {
-            let most = (capacity - sequence.end).min(self.staging.len() / 4);
-            let (piece, rest) = kept.split_at(most.min(kept.len()));
-            let to = rings.slice(slot * capacity + sequence.end, piece.len());
-            backend.write(to, stage(piece, &mut self.staging))?;
-            sequence.end = (sequence.end + piece.len()) % capacity;
-            kept = rest;
+        while !rest.is_empty() {
+            let most = (ring - place).min(self.staging.len() / 4);
+            let (piece, behind) = rest.split_at(most.min(rest.len()));
+            backend.write(rings.slice(slot * ring + place, piece.len()), stage(piece, &mut self.staging))?;
+            place = (place + piece.len()) % ring;
+            rest = behind;
         }
+        self.texts[slot].append(tokens, context, ring);
         Ok(())
     }
 
-    /// Runs all that was appended, and gives `take` the slot and the logits, as bytes, of each sequence that had something to
-    /// run.
-    pub(super) fn run(&mut self, mut take: impl FnMut(usize, &[u8])) -> Result<(), B::Error> {
-        let size = self.model.config().vocab_size * size_of::<B::Elem>();
-        let logits = self.workspace.logits();
+    /// Has the last position run once more, if nothing waits: its logits are wanted again.
+    pub(super) fn run_again(&mut self, slot: usize) {
+        let text = &mut self.texts[slot];
+        text.cached = text.cached.min(text.seen.saturating_sub(1));
+    }
+
+    /// Adds the token that the device chose, and has already.
+    pub(super) fn adopt(&mut self, slot: usize, token: u32) {
+        let (context, ring) = (self.model.config().context, self.ring());
+        self.texts[slot].append(&[token], context, ring);
+    }
+
+    /// Runs all that was appended, pass by pass, and tells `take` what came of each text that had something to run.
+    pub(super) fn run(&mut self, mut take: impl FnMut(Outcome<'_>)) -> Result<(), B::Error> {
+        let vocab = self.model.config().vocab_size;
+        let size = vocab * size_of::<B::Elem>();
         while let Some(rows) = self.next_rows() {
-            let live = LiveRows::words(rows, self.workspace.plan.wanted(rows));
-            let words = self.workspace.plan.rows.on(self.workspace.buffers.state, Dtype::U32).first(live);
+            let (plan, state) = (&self.workspace.plan, self.workspace.buffers.state);
+            let told = LiveRows::words(rows, plan.wanted(rows));
+            let words = plan.rows.on(state, Dtype::U32).first(told);
             let pass = Pass { time: rows, ..self.workspace.pass(&self.model) };
             let mut backend = self.model.device().lock();
-            backend.write(words, stage(&self.words[..live], &mut self.staging))?;
-            submit(&mut *backend, |sink| pass.infer(sink))?;
-            if !self.wanted.is_empty() {
-                let bytes = &mut self.logits[..self.wanted.len() * size];
-                backend.read(logits.first(self.wanted.len() * self.model.config().vocab_size), bytes)?;
-                drop(backend);
-                for (&slot, logits) in self.wanted.iter().zip(bytes.chunks_exact(size)) {
-                    take(slot, logits);
+            backend.write(words, stage(&self.words[..told], &mut self.staging))?;
+            submit(&mut *backend, |sink| {
+                pass.infer(sink)?;
+                if self.choosing > 0 { pass.choose(sink) } else { core::ops::ControlFlow::Continue(()) }
+            })?;
+            let (choosing, others) = self.wanted.split_at(self.choosing);
+            for (i, &slot) in choosing.iter().enumerate() {
+                let place = slot * self.ring() + self.texts[slot].end;
+                let mut token = [0; 4];
+                backend.read(plan.tokens.on(state, Dtype::U32).slice(place, 1), &mut token)?;
+                match u32::from_le_bytes(token) {
+                    NO_TOKEN => {
+                        let logits = &mut self.logits[..size];
+                        backend.read(self.workspace.logits().slice(i * vocab, vocab), logits)?;
+                        take(Outcome::Broken(slot, logits));
+                    }
+                    token => take(Outcome::Chosen(slot, token)),
                 }
+            }
+            if others.is_empty() {
+                continue;
+            }
+            let bytes = &mut self.logits[..others.len() * size];
+            let logits = self.workspace.logits().slice(choosing.len() * vocab, others.len() * vocab);
+            backend.read(logits, bytes)?;
+            for (&slot, logits) in others.iter().zip(bytes.chunks_exact(size)) {
+                take(Outcome::Logits(slot, logits));
             }
         }
         Ok(())
     }
 
-    /// Lists the rows of the next pass in `words`, in the order of the slots, and in `wanted` the slots of which they are the
-    /// last; `None` if nothing waits. The result is how many rows the pass has, dead ones included.
+    /// Lists the rows of the next pass in `words`, and in `wanted` the slots that are through with it; `None` if nothing waits.
+    /// The result is how many rows the pass has, dead ones included.
     fn next_rows(&mut self) -> Option<usize> {
-        let (most, capacity) = (self.workspace.plan.time, self.ring());
-        // A piece goes with others only if it fits beside them as it is.
-        let pieces = self.sequences.iter().map(|sequence| sequence.piece(most));
-        let live = pieces.fold(0, |live, piece| if live + piece <= most { live + piece } else { live });
+        let (most, ring) = (self.workspace.plan.time, self.ring());
+        let mut live = 0;
+        pieces(&self.texts, most, |_, count| live += count);
         let rows = ROWS.into_iter().find(|&rows| rows >= live).unwrap_or(most).min(most);
+        let [places, slots, positions, wanted] = [0, 1, 2, 3].map(|list| 3 + list * rows);
+        (live, self.choosing) = (0, 0);
         self.wanted.clear();
-        let mut row = 0;
-        for (slot, sequence) in self.sequences.iter_mut().enumerate() {
-            let count = sequence.piece(most);
-            if count == 0 || row + count > most {
-                continue;
+        pieces(&self.texts, most, |slot, count| {
+            let text = &self.texts[slot];
+            for position in text.cached..text.cached + count {
+                let place = (text.end + ring - (text.seen - position)) % ring;
+                self.words[places + live] = (slot * ring + place) as u32;
+                self.words[slots + live] = slot as u32;
+                self.words[positions + live] = position as u32;
+                live += 1;
             }
-            for _ in 0..count {
-                let position = sequence.cached;
-                let place = (sequence.end + capacity - (sequence.seen - position)) % capacity;
-                for (list, word) in [slot * capacity + place, slot, position].into_iter().enumerate() {
-                    self.words[2 + list * rows + row] = word as u32;
-                }
-                sequence.cached += 1;
-                row += 1;
-            }
-            if sequence.waiting() == 0 {
-                self.words[2 + 3 * rows + self.wanted.len()] = row as u32 - 1;
+            if count == text.waiting() {
+                self.words[wanted + self.wanted.len()] = live as u32 - 1;
                 self.wanted.push(slot);
+                self.choosing += usize::from(text.choice.is_some());
+            }
+        });
+        self.words[..3].copy_from_slice(&[live as u32, self.wanted.len() as u32, self.choosing as u32]);
+        for &slot in &self.words[slots..][..live] {
+            self.texts[slot as usize].cached += 1;
+        }
+        let settings = wanted + self.workspace.plan.wanted(rows);
+        let settings = self.words[settings..].chunks_exact_mut(SampleRow::WORDS);
+        for (&slot, words) in self.wanted[..self.choosing].iter().zip(settings) {
+            let text = &mut self.texts[slot];
+            let Some(choice) = &mut text.choice else { continue };
+            let recent = match choice.config.repetition_penalty {
+                Some(_) => choice.config.repetition_window.min(text.history.len()),
+                None => 0,
+            };
+            let row = SampleRow {
+                next: (slot * ring + text.end) as u32,
+                ring: (slot * ring) as u32,
+                ring_len: ring as u32,
+                recent: recent as u32,
+                uniform: choice.rng.uniform(),
+                config: choice.config,
+            };
+            words.copy_from_slice(&row.words());
+        }
+        (live > 0).then_some(rows)
+    }
+}
+
+/// What runs next of the texts, as many rows as there is room for: tells the slot and how many rows it has. Texts for which
+/// the device chooses come first, and a piece goes with others only if it fits beside them as it is.
+fn pieces(texts: &[Text], most: usize, mut tell: impl FnMut(usize, usize)) {
+    let mut room = most;
+    for choosing in [true, false] {
+        for (slot, text) in texts.iter().enumerate().filter(|(_, text)| text.choice.is_some() == choosing) {
+            let count = text.piece(most);
+            if (1..=room).contains(&count) {
+                room -= count;
+                tell(slot, count);
             }
         }
-        self.words[0] = live as u32;
-        self.words[1] = self.wanted.len() as u32;
-        (live > 0).then_some(rows)
     }
 }

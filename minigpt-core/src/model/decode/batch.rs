@@ -1,0 +1,293 @@
+//! [`Batch`]: sequences side by side.
+
+use alloc::vec::Vec;
+
+use super::slots::{Choice, Outcome, Slots};
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::memory::{Buffer, InvalidOp, zeros};
+use crate::model::{Model, check_tokens};
+use crate::plan::Plan;
+use crate::real::Real;
+use crate::rng::{Rng, Stream};
+use crate::sample::{SampleConfig, SampleError};
+
+/// Sequences side by side on one model, which join and leave when they like: a pass takes what waits of all of them, prompts
+/// and single tokens alike. Reading the weights costs as much for many rows as for one, so together they are faster than one
+/// after the other.
+///
+/// Whatever its neighbours do, a sequence has the numbers that it would have alone, as far as the backend gives the same for
+/// few rows as for many: within rounding, and bit for bit where the same kernel serves both.
+///
+/// ```
+/// use minigpt_core::{Batch, GptConfig, Model, Reference, SampleConfig};
+/// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(5, 4) };
+/// let model = Model::new(Reference::<f32>::new(), config, 1)?;
+/// let mut batch = Batch::new(&model, 2, 8)?;
+///
+/// let (first, second) = (batch.join().ok_or("no room")?, batch.join().ok_or("no room")?);
+/// batch.feed(first, &[0, 1, 2])?;
+/// batch.feed(second, &[3])?;
+/// batch.generate(first, SampleConfig { seed: 7, ..SampleConfig::default() }, &[], 4)?;
+/// batch.generate(second, SampleConfig::greedy(), &[], 2)?;
+/// let mut texts = [vec![], vec![]];
+/// while batch.is_generating() {
+///     for chosen in batch.step()? {
+///         texts[usize::from(chosen.sequence == second)].push(chosen.token?);
+///     }
+/// }
+/// assert_eq!([texts[0].len(), texts[1].len()], [4, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Batch<B: Backend> {
+    slots: Slots<B>,
+    members: Vec<Member>,
+    /// How many sequences have joined so far.
+    joined: u64,
+    /// (slots, V).
+    logits: Vec<B::Elem>,
+    chosen: Vec<Chosen>,
+}
+
+/// Who is in a slot.
+#[derive(Debug, Default)]
+struct Member {
+    /// The number with which it joined; `None` if the slot is free.
+    serial: Option<u64>,
+    /// What it ends at, if it generates.
+    stop: Vec<u32>,
+    /// How many tokens it is to have yet.
+    left: usize,
+}
+
+/// A sequence of a [`Batch`], until it leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sequence {
+    batch: Buffer,
+    slot: usize,
+    serial: u64,
+}
+
+/// A token that was chosen for a sequence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chosen {
+    /// The sequence.
+    pub sequence: Sequence,
+    /// The token; or why there is none: the model's numbers are broken.
+    pub token: Result<u32, SampleError>,
+    /// Whether the sequence generates no further: the token is one to stop at, or the last that was asked for, or there is none.
+    pub ended: bool,
+}
+
+impl<B: Backend> Batch<B> {
+    /// Room for `slots` sequences. Up to `rows` tokens of theirs go through the model at once: more are faster while there are
+    /// prompts, fewer take less memory.
+    ///
+    /// # Errors
+    /// If the caches and the activations do not fit in memory, or one of the two is 0.
+    pub fn new(model: &Model<B>, slots: usize, rows: usize) -> Result<Self, Error<B::Error>> {
+        let vocab = model.config().vocab_size;
+        let no_room = |bytes: usize| move |_| InvalidOp::HostMemory { operand: "slots", bytes };
+        let (mut members, mut chosen) = (Vec::new(), Vec::new());
+        members.try_reserve_exact(slots).map_err(no_room(slots.saturating_mul(size_of::<Member>())))?;
+        members.resize_with(slots, Member::default);
+        chosen.try_reserve_exact(slots).map_err(no_room(slots.saturating_mul(size_of::<Chosen>())))?;
+        let logits = zeros("logits", slots.saturating_mul(vocab))?;
+        Ok(Batch { slots: Slots::new(model, slots, rows, true)?, members, joined: 0, logits, chosen })
+    }
+
+    /// The model that it was made for.
+    pub fn model(&self) -> &Model<B> {
+        self.slots.model()
+    }
+
+    /// The plan of its buffers.
+    pub fn plan(&self) -> &Plan {
+        self.slots.plan()
+    }
+
+    /// How many sequences there are.
+    pub fn len(&self) -> usize {
+        self.members.iter().filter(|member| member.serial.is_some()).count()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A new sequence, which has seen nothing yet; `None` if all slots are taken.
+    pub fn join(&mut self) -> Option<Sequence> {
+        let slot = self.members.iter().position(|member| member.serial.is_none())?;
+        let serial = self.joined;
+        self.joined += 1;
+        self.members[slot] = Member { serial: Some(serial), ..Member::default() };
+        self.slots.reset(slot);
+        self.logits_of(slot).fill(B::Elem::default());
+        Some(Sequence { batch: self.slots.number(), slot, serial })
+    }
+
+    /// Makes room for another sequence.
+    ///
+    /// # Errors
+    /// [`Error::NoSequence`].
+    pub fn leave(&mut self, sequence: Sequence) -> Result<(), Error<B::Error>> {
+        let slot = self.slot(sequence)?;
+        self.slots.reset(slot);
+        self.members[slot] = Member::default();
+        Ok(())
+    }
+
+    /// Adds `tokens` to a sequence. They wait for the next [`step`](Batch::step). Of the window the same is true as for [`Decoder::feed`](super::Decoder::feed).
+    ///
+    /// # Errors
+    /// If `tokens` is empty or has one that is not in the vocabulary, or [`Error::NoSequence`]: then all is as it was. If the
+    /// backend fails: then all sequences are as new.
+    pub fn feed(&mut self, sequence: Sequence, tokens: &[u32]) -> Result<(), Error<B::Error>> {
+        let slot = self.slot(sequence)?;
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        check_tokens(tokens, self.model().config().vocab_size)?;
+        let result = self.slots.append(slot, tokens);
+        self.or_reset(result)
+    }
+
+    /// From here on each [`step`](Batch::step) chooses a token for the sequence, by `config`, until it has had `most` of them or
+    /// one that is in `stop`. The same seed chooses as it does for a
+    /// [`Sampler`](crate::Sampler).
+    ///
+    /// # Errors
+    /// If `config` has a number that is out of its range, or there is no memory for `stop`; [`Error::EmptyPrompt`] if the
+    /// sequence was not fed, and [`Error::NoSequence`].
+    pub fn generate(
+        &mut self,
+        sequence: Sequence,
+        config: SampleConfig,
+        stop: &[u32],
+        most: usize,
+    ) -> Result<(), Error<B::Error>> {
+        let slot = self.slot(sequence)?;
+        config.validate()?;
+        if self.slots.window(slot).is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let mut kept = Vec::new();
+        let bytes = stop.len().saturating_mul(4);
+        kept.try_reserve_exact(stop.len()).map_err(|_| InvalidOp::HostMemory { operand: "stop", bytes })?;
+        kept.extend_from_slice(stop);
+        let rng = Rng::new(config.seed, Stream::Sample);
+        *self.slots.choice(slot) = (most > 0).then_some(Choice { config, rng });
+        let member = &mut self.members[slot];
+        (member.stop, member.left) = (kept, most);
+        self.slots.run_again(slot);
+        Ok(())
+    }
+
+    /// Whether any sequence generates.
+    pub fn is_generating(&self) -> bool {
+        self.members.iter().any(|member| member.left > 0)
+    }
+
+    /// Runs all that waits. Each sequence that [generates](Batch::generate) has its next token then, which waits in turn; of the
+    /// others the [logits](Batch::logits) are there.
+    ///
+    /// # Errors
+    /// If the backend fails: then all sequences are as new.
+    pub fn step(&mut self) -> Result<&[Chosen], Error<B::Error>> {
+        self.chosen.clear();
+        let (batch, vocab) = (self.slots.number(), self.model().config().vocab_size);
+        let Batch { slots, members, logits, chosen, .. } = self;
+        let result = slots.run(|outcome| match outcome {
+            Outcome::Logits(slot, bytes) => {
+                let logits = logits[slot * vocab..].iter_mut();
+                for (logit, bytes) in logits.zip(bytes.chunks_exact(size_of::<B::Elem>())) {
+                    *logit = B::Elem::from_le_slice(bytes);
+                }
+            }
+            Outcome::Chosen(slot, token) => {
+                let member = &mut members[slot];
+                let Some(serial) = member.serial else { return };
+                let ended = member.left <= 1 || member.stop.contains(&token);
+                member.left = if ended { 0 } else { member.left - 1 };
+                chosen.push(Chosen { sequence: Sequence { batch, slot, serial }, token: Ok(token), ended });
+            }
+            Outcome::Broken(slot, bytes) => {
+                let Some(serial) = members[slot].serial else { return };
+                members[slot].left = 0;
+                let token = Err(what_is_broken::<B::Elem>(bytes));
+                chosen.push(Chosen { sequence: Sequence { batch, slot, serial }, token, ended: true });
+            }
+        });
+        self.or_reset(result)?;
+        for chosen in &self.chosen {
+            if let Ok(token) = chosen.token {
+                self.slots.adopt(chosen.sequence.slot, token);
+            }
+            if chosen.ended {
+                *self.slots.choice(chosen.sequence.slot) = None;
+            }
+        }
+        Ok(&self.chosen)
+    }
+
+    /// The logits of the next token of a sequence that does not generate: (V). All zero before anything of it ran.
+    ///
+    /// # Errors
+    /// [`Error::NoSequence`].
+    pub fn logits(&self, sequence: Sequence) -> Result<&[B::Elem], Error<B::Error>> {
+        let vocab = self.model().config().vocab_size;
+        self.slot(sequence).map(|slot| &self.logits[slot * vocab..][..vocab])
+    }
+
+    /// The tokens that the next prediction of a sequence rests on.
+    ///
+    /// # Errors
+    /// [`Error::NoSequence`].
+    pub fn window(&self, sequence: Sequence) -> Result<&[u32], Error<B::Error>> {
+        self.slot(sequence).map(|slot| self.slots.window(slot))
+    }
+
+    /// The latest tokens of a sequence, the last one last: at least a context of them, if it has had so many.
+    ///
+    /// # Errors
+    /// [`Error::NoSequence`].
+    pub fn recent(&self, sequence: Sequence) -> Result<&[u32], Error<B::Error>> {
+        self.slot(sequence).map(|slot| self.slots.recent(slot))
+    }
+
+    fn slot(&self, sequence: Sequence) -> Result<usize, Error<B::Error>> {
+        let member = self.members.get(sequence.slot);
+        let is_here = sequence.batch == self.slots.number()
+            && member.is_some_and(|member| member.serial == Some(sequence.serial));
+        if is_here { Ok(sequence.slot) } else { Err(Error::NoSequence) }
+    }
+
+    fn logits_of(&mut self, slot: usize) -> &mut [B::Elem] {
+        let vocab = self.model().config().vocab_size;
+        &mut self.logits[slot * vocab..][..vocab]
+    }
+
+    /// After a failure nobody knows what the caches hold.
+    fn or_reset<T>(&mut self, result: Result<T, B::Error>) -> Result<T, Error<B::Error>> {
+        if result.is_err() {
+            self.chosen.clear();
+            self.logits.fill(B::Elem::default());
+            for (slot, member) in self.members.iter_mut().enumerate() {
+                self.slots.reset(slot);
+                member.left = 0;
+            }
+        }
+        result.map_err(Error::Backend)
+    }
+}
+
+/// Why no token can be chosen by these logits.
+fn what_is_broken<R: Real>(bytes: &[u8]) -> SampleError {
+    let mut logits = bytes.chunks_exact(size_of::<R>()).map(|bytes| R::from_le_slice(bytes).to_f64());
+    match logits.by_ref().enumerate().find(|(_, logit)| logit.is_nan() || *logit == f64::INFINITY) {
+        Some((token, logit)) => SampleError::Logit { token: token as u32, logit },
+        None => SampleError::NoCandidate,
+    }
+}

@@ -1,0 +1,280 @@
+//! Sequences side by side: each has what it would have alone, whatever its neighbours do, wherever it stands, and whatever
+//! dead memory holds.
+
+#[macro_use]
+#[path = "support/forwarding.rs"]
+mod forwarding;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use minigpt_core::model::Sequence;
+use minigpt_core::rng::{Rng, Stream};
+use minigpt_core::{
+    Activation, Backend, Batch, Buffer, Decoder, Device, Dtype, Error, GptConfig, Model, Norm, Op, OpKind,
+    Position, Real, Reference, ReferenceError, SampleConfig, SampleError, Sampler, Span,
+};
+
+const VOCAB: usize = 13;
+const CONTEXT: usize = 9;
+
+fn configs() -> Vec<GptConfig> {
+    let base = GptConfig { layers: 2, heads: 2, d_model: 8, d_ff: 12, ..GptConfig::new(VOCAB, CONTEXT) };
+    vec![
+        GptConfig { bias: true, ..base.clone() },
+        GptConfig { norm: Norm::Post, position: Position::Rotary, ..base.clone() },
+        GptConfig {
+            norm: Norm::None,
+            residual: false,
+            position: Position::Sinusoidal,
+            tied_embeddings: false,
+            activation: Activation::Relu,
+            ..base
+        },
+    ]
+}
+
+/// The reference on memory that holds NaN, and words that name nothing, until it is written. It fails while it is told to.
+#[derive(Default)]
+struct Poisoned {
+    inner: Reference<f32>,
+    failing: AtomicU32,
+}
+
+impl Backend for Poisoned {
+    type Elem = f32;
+    type Error = ReferenceError;
+
+    forward!(inner: release write read copy fill sync);
+    fn alloc(&mut self, bytes: usize) -> Result<Buffer, ReferenceError> {
+        let buffer = self.inner.alloc(bytes)?;
+        let all = Span { buffer, dtype: Dtype::U32, offset: 0, len: bytes / 4 };
+        self.inner.write(all, &vec![0xff; all.len * 4])?;
+        Ok(buffer)
+    }
+    fn run(&mut self, op: &Op) -> Result<(), ReferenceError> {
+        if op.kind() == OpKind::AttentionRows && self.failing.load(Ordering::Relaxed) > 0 {
+            return Err(ReferenceError::OutOfMemory { bytes: 1 });
+        }
+        self.inner.run(op)
+    }
+}
+
+/// A model whose numbers are spread widely enough that every part of it matters.
+fn model<B: Backend>(backend: B, config: &GptConfig) -> Model<B> {
+    let model = Model::new(backend, config.clone(), 3).unwrap();
+    let mut rng = Rng::new(5, Stream::User);
+    let names: Vec<String> = model.parameters().map(|(tensor, _)| tensor.name.clone()).collect();
+    for name in names {
+        let mut values = model.parameter(&name).unwrap().unwrap();
+        values.iter_mut().for_each(|x| *x = B::Elem::from_f64(x.to_f64() + 0.4 * rng.normal()));
+        model.set_parameter(&name, &values).unwrap();
+    }
+    model
+}
+
+#[test]
+fn sequences_that_come_and_go_have_the_bits_that_each_has_alone() {
+    for config in configs() {
+        for (slots, rows) in [(1, 1), (3, 2), (4, 7), (5, 64)] {
+            let alone_on = model(Reference::<f32>::new(), &config);
+            let mut batch = Batch::new(&model(Poisoned::default(), &config), slots, rows).unwrap();
+            let mut rng = Rng::new(rows as u64, Stream::User);
+            let mut members: Vec<(Sequence, Decoder<Reference<f32>>)> = Vec::new();
+            for _ in 0..80 {
+                if rng.below(4) == 0 && !members.is_empty() {
+                    let (gone, _) = members.swap_remove(rng.below(members.len() as u64) as usize);
+                    batch.leave(gone).unwrap();
+                }
+                match batch.join() {
+                    Some(sequence) => members.push((sequence, Decoder::new(&alone_on, CONTEXT).unwrap())),
+                    None => assert_eq!(members.len(), slots),
+                }
+                let mut fed = Vec::new();
+                for (sequence, decoder) in &mut members {
+                    // Some are silent in this step, some have a token, and some more than the context holds.
+                    let count = [0, 1, 1, 1, 3, 2 * CONTEXT + 3][rng.below(6) as usize];
+                    let tokens: Vec<u32> = (0..count).map(|_| rng.below(VOCAB as u64) as u32).collect();
+                    if count > 0 {
+                        batch.feed(*sequence, &tokens).unwrap();
+                        decoder.feed(&tokens).unwrap();
+                        fed.push(*sequence);
+                    }
+                }
+                assert_eq!(batch.step().unwrap(), []);
+                for (sequence, decoder) in &members {
+                    assert_eq!(batch.logits(*sequence).unwrap(), decoder.logits(), "{config:?}");
+                    assert_eq!(batch.window(*sequence).unwrap(), decoder.window());
+                    assert_eq!(batch.recent(*sequence).unwrap(), decoder.recent());
+                }
+            }
+            assert_eq!((batch.len(), batch.is_empty()), (members.len(), members.is_empty()));
+        }
+    }
+}
+
+/// Settings of every kind.
+fn settings(seed: u64) -> SampleConfig {
+    let plain = SampleConfig { seed, ..SampleConfig::default() };
+    match seed % 5 {
+        0 => SampleConfig { temperature: 0.0, repetition_penalty: Some(1.3), ..plain },
+        1 => SampleConfig { temperature: 0.8, top_k: Some(4), ..plain },
+        2 => SampleConfig { top_p: Some(0.8), repetition_penalty: Some(1.5), repetition_window: 5, ..plain },
+        3 => SampleConfig { min_p: Some(0.1), repetition_penalty: Some(1.2), repetition_window: 99, ..plain },
+        _ => plain,
+    }
+}
+
+#[test]
+fn the_device_chooses_the_tokens_that_a_sampler_chooses() {
+    for config in configs() {
+        let alone_on = model(Reference::<f64>::new(), &config);
+        let mut batch = Batch::new(&model(Reference::<f64>::new(), &config), 4, 6).unwrap();
+        let (mut members, mut texts) = (Vec::new(), Vec::new());
+        let mut joined = 0;
+        while texts.len() < 10 {
+            if joined < 10
+                && let Some(sequence) = batch.join()
+            {
+                let prompt: Vec<u32> = (0..=joined * 3 % 11).map(|i| (i * 5 + joined) % 13).collect();
+                batch.feed(sequence, &prompt).unwrap();
+                batch.generate(sequence, settings(joined.into()), &[], 30).unwrap();
+                members.push((sequence, joined, prompt, Vec::new()));
+                joined += 1;
+            }
+            let chosen = batch.step().unwrap().to_vec();
+            for chosen in chosen {
+                let at = members.iter().position(|member| member.0 == chosen.sequence).unwrap();
+                members[at].3.push(chosen.token.unwrap());
+                if chosen.ended {
+                    let (sequence, seed, prompt, text) = members.swap_remove(at);
+                    batch.leave(sequence).unwrap();
+                    texts.push((seed, prompt, text));
+                }
+            }
+        }
+        assert!(!batch.is_generating() && batch.is_empty());
+        for (seed, prompt, text) in texts {
+            let mut decoder = Decoder::new(&alone_on, 4).unwrap();
+            decoder.feed(&prompt).unwrap();
+            let mut sampler = Sampler::new(settings(seed.into()), VOCAB).unwrap();
+            let expected: Vec<u32> = decoder.generate(&mut sampler).take(30).map(Result::unwrap).collect();
+            assert_eq!(text, expected, "{seed}, {config:?}");
+        }
+    }
+}
+
+#[test]
+fn a_sequence_ends_where_it_is_told_to_and_goes_on_if_it_is_asked() {
+    let mut batch = Batch::new(&model(Reference::<f64>::new(), &configs()[0]), 1, 4).unwrap();
+    let sequence = batch.join().unwrap();
+    batch.feed(sequence, &[1, 2]).unwrap();
+    let greedy = SampleConfig::greedy();
+    let generated = |batch: &mut Batch<Reference<f64>>, stop: &[u32], most: usize| {
+        batch.generate(sequence, greedy, stop, most).unwrap();
+        let mut tokens = Vec::new();
+        while batch.is_generating() {
+            for chosen in batch.step().unwrap() {
+                tokens.push(chosen.token.unwrap());
+                assert_eq!(chosen.ended, tokens.len() == most || stop.contains(&tokens[tokens.len() - 1]));
+            }
+        }
+        tokens
+    };
+    let whole = generated(&mut batch, &[], 12);
+    assert_eq!(generated(&mut batch, &[], 0), []);
+    let mut window = [&[1, 2], &whole[..]].concat();
+    assert_eq!(batch.recent(sequence).unwrap(), window.split_off(window.len().saturating_sub(2 * CONTEXT)));
+
+    // The same again, up to the first token of its kind, and from there on; with the logits looked at between.
+    batch.leave(sequence).unwrap();
+    let sequence = batch.join().unwrap();
+    batch.feed(sequence, &[1, 2]).unwrap();
+    let stop = whole[5];
+    let first = whole.iter().position(|&token| token == stop).unwrap();
+    let generated = |batch: &mut Batch<Reference<f64>>, stop: &[u32], most: usize| {
+        batch.generate(sequence, greedy, stop, most).unwrap();
+        let mut tokens = Vec::new();
+        while batch.is_generating() {
+            tokens.extend(batch.step().unwrap().iter().map(|chosen| chosen.token.unwrap()));
+        }
+        tokens
+    };
+    let begun = generated(&mut batch, &[stop], 12);
+    assert_eq!(begun, whole[..=first]);
+    assert_eq!(batch.step().unwrap(), []);
+    assert!(batch.logits(sequence).unwrap().iter().any(|&logit| logit != 0.0));
+    assert_eq!(generated(&mut batch, &[], 11 - first), whole[first + 1..]);
+}
+
+#[test]
+fn numbers_that_are_broken_end_a_sequence_and_no_other() {
+    let good = model(Reference::<f64>::new(), &configs()[0]);
+    let mut table = good.parameter("wte.weight").unwrap().unwrap();
+    // Whoever sees token 3 is broken; all logits but its own are numbers for the others.
+    table[3 * 8] = f64::NAN;
+    good.set_parameter("wte.weight", &table).unwrap();
+    let mut batch = Batch::new(&good, 2, 8).unwrap();
+    let (broken, other) = (batch.join().unwrap(), batch.join().unwrap());
+    batch.feed(broken, &[1, 3]).unwrap();
+    batch.feed(other, &[1, 2]).unwrap();
+    batch.generate(broken, SampleConfig::default(), &[], 5).unwrap();
+    let chosen = batch.step().unwrap();
+    assert_eq!(chosen.len(), 1);
+    assert!(chosen[0].ended && chosen[0].sequence == broken);
+    assert!(matches!(chosen[0].token, Err(SampleError::Logit { token: 0, .. })), "{:?}", chosen[0]);
+    assert!(!batch.is_generating());
+    assert!(batch.logits(other).unwrap()[0].is_finite());
+}
+
+#[test]
+fn who_has_left_or_belongs_elsewhere_is_refused() {
+    let device = Device::new(Reference::<f32>::new());
+    let model = Model::new(&device, configs()[0].clone(), 1).unwrap();
+    let [mut batch, mut other] = [(); 2].map(|()| Batch::new(&model, 2, 4).unwrap());
+    let (gone, foreign) = (batch.join().unwrap(), other.join().unwrap());
+    batch.leave(gone).unwrap();
+    let next = batch.join().unwrap();
+    assert_ne!(gone, next);
+    for stranger in [gone, foreign] {
+        assert_eq!(batch.feed(stranger, &[1]), Err(Error::NoSequence));
+        assert_eq!(batch.generate(stranger, SampleConfig::greedy(), &[], 1), Err(Error::NoSequence));
+        assert_eq!(batch.leave(stranger), Err(Error::NoSequence));
+        assert_eq!(batch.logits(stranger), Err(Error::NoSequence));
+        assert_eq!(batch.window(stranger), Err(Error::NoSequence));
+        assert_eq!(batch.recent(stranger), Err(Error::NoSequence));
+    }
+    assert_eq!(batch.feed(next, &[]), Err(Error::EmptyPrompt));
+    assert_eq!(batch.feed(next, &[1, 13]), Err(Error::Token { token: 13, index: 1, vocab: 13 }));
+    assert_eq!(batch.generate(next, SampleConfig::greedy(), &[], 1), Err(Error::EmptyPrompt));
+    batch.feed(next, &[1]).unwrap();
+    let hot = SampleConfig { temperature: -1.0, ..SampleConfig::default() };
+    assert!(matches!(batch.generate(next, hot, &[], 1), Err(Error::Sample(_))));
+    for (slots, rows) in [(0, 1), (1, 0)] {
+        assert!(matches!(Batch::new(&model, slots, rows), Err(Error::Config(_))));
+    }
+    assert!(matches!(Batch::new(&model, usize::MAX / 2, 1), Err(_)));
+}
+
+#[test]
+fn after_a_failure_of_the_backend_all_sequences_are_as_new() {
+    let model = model(Poisoned::default(), &configs()[0]);
+    let mut batch = Batch::new(&model, 2, 4).unwrap();
+    let (a, b) = (batch.join().unwrap(), batch.join().unwrap());
+    let fail = |times| model.device().inspect(|backend| backend.failing.store(times, Ordering::Relaxed));
+    batch.feed(a, &[1, 2, 3]).unwrap();
+    batch.step().unwrap();
+    let expected = batch.logits(a).unwrap().to_vec();
+    batch.feed(b, &[4]).unwrap();
+    batch.generate(b, SampleConfig::greedy(), &[], 3).unwrap();
+    fail(1);
+    batch.step().unwrap_err();
+    fail(0);
+    assert!(!batch.is_generating());
+    for sequence in [a, b] {
+        assert_eq!(batch.window(sequence).unwrap(), []);
+        batch.feed(sequence, &[1, 2, 3]).unwrap();
+    }
+    assert_eq!(batch.step().unwrap(), []);
+    assert_eq!(batch.logits(a).unwrap(), expected);
+    assert_eq!(batch.logits(b).unwrap(), expected);
+}
