@@ -1,7 +1,7 @@
-//! Generation of one sequence by weight format, and the prefill of a prompt: `cargo bench -p minigpt-benches --bench
-//! decode`.
+//! Generation of one sequence by weight format, the prefill of prompts, and sequences side by side: `cargo bench -p
+//! minigpt-benches --bench decode`.
 //!
-//! [`minigpt_benches::decode`] says what takes turns with what. `-- --pairs 5` takes fewer rounds, `-- --only M` one
+//! [`minigpt_benches::decode`] and [`minigpt_benches::rows`] say what takes turns with what. `-- --pairs 5` takes fewer rounds, `-- --only M` one
 //! shape. Of a ratio, the table has the median and the lower bound of its 95 % bootstrap interval.
 
 use std::process::ExitCode;
@@ -11,6 +11,7 @@ use minigpt_benches::Shape;
 use minigpt_benches::decode::measure;
 use minigpt_benches::machine;
 use minigpt_benches::program::Flags;
+use minigpt_benches::rows;
 use minigpt_core::Error;
 use minigpt_cpu::CpuError;
 
@@ -26,7 +27,9 @@ fn main() -> ExitCode {
         let mut counts = vec![1, machine::threads()];
         counts.dedup();
         for threads in counts {
-            if let Err(error) = table(&shape, threads, flags.rounds()) {
+            let tables = table(&shape, threads, flags.rounds())
+                .and_then(|()| by_rows(&shape, threads, flags.rounds()));
+            if let Err(error) = tables {
                 eprintln!("error: {error}");
                 return ExitCode::FAILURE;
             }
@@ -65,6 +68,19 @@ fn table(shape: &Shape, threads: usize, rounds: usize) -> Result<(), Error<CpuEr
         if decoding.fallbacks > 0 {
             println!("{} ops had no kernel and ran on the reference", decoding.fallbacks);
         }
+    }
+    Ok(())
+}
+
+/// What rows that are not live cost, and what sequences gain side by side.
+fn by_rows(shape: &Shape, threads: usize, rounds: usize) -> Result<(), Error<CpuError>> {
+    println!("\na prompt, by a decoder with room for the context, over one made for its length:");
+    for (length, ratio) in rows::prompts(shape, threads, rounds)? {
+        println!("{length:>7} tokens {ratio}");
+    }
+    println!("tokens a second of sequences side by side in 64 slots, over a decoder of one:");
+    for (count, ratio) in rows::side_by_side(shape, threads, rounds)? {
+        println!("{count:>7} sequences {ratio}");
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod products;
 pub mod program;
 pub mod rivals;
 pub mod rounds;
+pub mod rows;
 pub mod shape;
 pub mod torch;
 

@@ -144,7 +144,6 @@ pub fn ops<B: Backend<Elem = f32>>(
             time,
             d_model,
             vocab,
-            start: 0,
             dropout,
         }
         .into(),
