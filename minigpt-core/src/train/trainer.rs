@@ -1,6 +1,7 @@
 //! [`Trainer`]: the training step.
 
 mod storage;
+mod sums;
 
 use alloc::vec::Vec;
 
@@ -12,9 +13,11 @@ use crate::data::{EvalWindows, Windows};
 use crate::error::Error;
 use crate::memory::{Span, zeros};
 use crate::model::{Gradients, Model, Pass, Workspace, check_tokens, out_of_memory, stage};
-use crate::op::{counter, scalar};
+use crate::op::{IGNORE, counter, scalar};
 use crate::plan::{BackwardActivations, Parameters, Plan};
 use crate::real::Real;
+
+pub use sums::Sums;
 
 /// What the last finished step was like.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,9 +75,13 @@ pub struct Trainer<B: Backend> {
     steps: Option<u32>,
     /// Micro-batches since the last finished step.
     pending: usize,
+    /// How many targets the gradients are the sum over.
+    counted: f64,
     inputs: Vec<u32>,
     targets: Vec<u32>,
     staging: Vec<u8>,
+    /// Gradients on their way to the host or back; empty until they are asked for.
+    exchange: Vec<u8>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -125,9 +132,11 @@ impl<B: Backend> Trainer<B> {
             windows_drawn: 0,
             steps: Some(0),
             pending: 0,
+            counted: 0.0,
             inputs: zeros("inputs", tokens)?,
             targets: zeros("targets", tokens)?,
             staging: zeros("staging", slice * 4)?,
+            exchange: Vec::new(),
             config: config.clone(),
         };
         let mut counters = [0; counter::LEN];
@@ -190,7 +199,7 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Adds the gradient of one batch, (B, T) inputs and (B, T) targets, to the step in the making. Targets that are
-    /// [`IGNORE`](crate::op::IGNORE) do not count.
+    /// [`IGNORE`] do not count.
     ///
     /// # Errors
     /// If the batch has another length or a token is not in the vocabulary, which leaves the step in the making as it
@@ -198,8 +207,15 @@ impl<B: Backend> Trainer<B> {
     pub fn micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), Error<B::Error>> {
         self.check_batch(inputs, targets, self.config.batch)?;
         let result = self.enqueue_micro_step(inputs, targets);
-        self.pending = if result.is_ok() { self.pending + 1 } else { 0 };
+        let targets = targets.iter().filter(|&&target| target != IGNORE).count();
+        self.count(targets as f64, result.is_ok());
         result.map_err(Error::Backend)
+    }
+
+    /// Counts a micro-batch with so many targets as part of the step in the making, or drops the step.
+    fn count(&mut self, targets: f64, done: bool) {
+        self.counted = if self.pending == 0 { targets } else { self.counted + targets };
+        self.pending = if done { self.pending + 1 } else { 0 };
     }
 
     fn check_batch(&self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), Error<B::Error>> {
@@ -211,7 +227,7 @@ impl<B: Backend> Trainer<B> {
         }
         let vocab = self.model.config().vocab_size;
         check_tokens(inputs, vocab)?;
-        match targets.iter().position(|&t| t as usize >= vocab && t != crate::op::IGNORE) {
+        match targets.iter().position(|&t| t as usize >= vocab && t != IGNORE) {
             Some(index) => Err(Error::Token { token: targets[index], index, vocab }),
             None => Ok(()),
         }
@@ -347,18 +363,6 @@ impl<B: Backend> Trainer<B> {
         submit(&mut *self.model.device().lock(), |sink| {
             program::evaluation(sink, &pass, self.workspace.evaluation())
         })
-    }
-
-    /// The gradient that the step in the making, or the last one, has for the parameter called `name`: the sum over
-    /// its targets, not the mean. `Ok(None)` if there is no such parameter.
-    ///
-    /// # Errors
-    /// If the backend failed.
-    pub fn gradient(&mut self, name: &str) -> Result<Option<Vec<B::Elem>>, Error<B::Error>> {
-        let tensors = self.workspace.plan.parameters.list();
-        let place = tensors.iter().position(|tensor| tensor.name == name);
-        let Some(span) = place.map(|i| *self.gradients.list()[i]) else { return Ok(None) };
-        read_elems(&mut *self.model.device().lock(), span).map(Some).map_err(Error::Backend)
     }
 }
 
