@@ -47,7 +47,7 @@ impl Pass<'_> {
         sink.put(None, "final_norm", op)
     }
 
-    fn head_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize, logits: Span) -> Flow {
+    pub(crate) fn head_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize, logits: Span) -> Flow {
         let (c, vocab) = (self.config().d_model, self.config().vocab_size);
         let weight = *self.weights.parameters.head_weight();
         let op = self.linear_forward(
@@ -81,11 +81,9 @@ impl Pass<'_> {
     /// from it, before the next piece takes the room.
     pub(crate) fn loss(&self, sink: &mut Sink<'_>, scalars: Span, gradients: Option<&Gradients<'_>>) -> Flow {
         let vocab = self.config().vocab_size;
-        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
-        self.final_norm_forward(sink, 0, self.rows())?;
-        let at_once = (logits.len / vocab).max(1);
-        for (first, rows) in self.pieces(self.rows(), at_once) {
-            let logits = logits.first(rows * vocab);
+        self.before_head(sink)?;
+        for (first, rows) in self.head_pieces() {
+            let logits = self.piece_logits(rows);
             self.head_forward(sink, first, rows, logits)?;
             let targets = self.targets().slice(first, rows);
             let d_logits = gradients.map(|_| logits);
@@ -101,6 +99,23 @@ impl Pass<'_> {
         Flow::Continue(())
     }
 
+    /// What the head reads, of all rows.
+    pub(crate) fn before_head(&self, sink: &mut Sink<'_>) -> Flow {
+        self.final_norm_forward(sink, 0, self.rows())
+    }
+
+    /// The rows that go through the head at once: the first and how many.
+    pub(crate) fn head_pieces(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let at_once = self.plan.activations.logits.len / self.config().vocab_size;
+        self.pieces(self.rows(), at_once)
+    }
+
+    /// The logits of a piece of so many rows, and their gradient: (rows, V).
+    pub(crate) fn piece_logits(&self, rows: usize) -> Span {
+        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
+        logits.first(rows * self.config().vocab_size)
+    }
+
     /// Of all rows at once.
     pub(super) fn final_norm_backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
         let norms = self.weights.parameters.final_norm.as_ref().zip(gradients.parameters.final_norm.as_ref());
@@ -113,7 +128,7 @@ impl Pass<'_> {
         )
     }
 
-    fn head_backward(
+    pub(crate) fn head_backward(
         &self,
         sink: &mut Sink<'_>,
         first: usize,

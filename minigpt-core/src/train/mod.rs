@@ -3,7 +3,7 @@
 mod program;
 mod trainer;
 
-pub use trainer::{Metrics, Sums, Trainer};
+pub use trainer::{LossError, Metrics, Piece, PieceLoss, Row, Sums, Trainer};
 
 use crate::backend::{Backend, workspace_bytes};
 use crate::config::{ConfigError, GptConfig, TrainConfig};

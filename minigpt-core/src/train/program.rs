@@ -24,7 +24,7 @@ pub(super) fn micro_step(
     counters: Span,
     gradients: &Gradients<'_>,
 ) -> Flow {
-    sink.put(None, "dropout", NextDraw { counters })?;
+    next_draw(sink, counters)?;
     for (before, batch) in whole.pieces(whole.batch, whole.plan.batch) {
         let slice = Pass { batch, before, ..*whole };
         slice.forward(sink)?;
@@ -32,6 +32,11 @@ pub(super) fn micro_step(
         slice.backward(sink, gradients)?;
     }
     Flow::Continue(())
+}
+
+/// Before each micro-batch: its dropout masks are its own.
+pub(super) fn next_draw(sink: &mut Sink<'_>, counters: Span) -> Flow {
+    sink.put(None, "dropout", NextDraw { counters })
 }
 
 /// What an update reads and changes.

@@ -1,5 +1,6 @@
 //! [`Trainer`]: the training step.
 
+mod own_loss;
 mod storage;
 mod sums;
 
@@ -16,7 +17,9 @@ use crate::model::{Gradients, Model, Pass, Workspace, check_tokens, out_of_memor
 use crate::op::{IGNORE, counter, scalar};
 use crate::plan::{BackwardActivations, Parameters, Plan};
 use crate::real::Real;
+use own_loss::HostLogits;
 
+pub use own_loss::{LossError, Piece, PieceLoss, Row};
 pub use sums::Sums;
 
 /// What the last finished step was like.
@@ -80,8 +83,9 @@ pub struct Trainer<B: Backend> {
     inputs: Vec<u32>,
     targets: Vec<u32>,
     staging: Vec<u8>,
-    /// Gradients on their way to the host or back; empty until they are asked for.
+    /// Gradients or logits on their way to the host or back; empty until they are asked for.
     exchange: Vec<u8>,
+    host: HostLogits<B::Elem>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -137,6 +141,7 @@ impl<B: Backend> Trainer<B> {
             targets: zeros("targets", tokens)?,
             staging: zeros("staging", slice * 4)?,
             exchange: Vec::new(),
+            host: HostLogits::default(),
             config: config.clone(),
         };
         let mut counters = [0; counter::LEN];
@@ -219,13 +224,10 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn check_batch(&self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), Error<B::Error>> {
-        let expected = batch * self.config.time;
+        let (expected, vocab) = (batch * self.config.time, self.model.config().vocab_size);
         for tokens in [inputs, targets] {
-            if tokens.len() != expected {
-                return Err(Error::BatchLength { found: tokens.len(), expected });
-            }
+            check_length(tokens, expected)?;
         }
-        let vocab = self.model.config().vocab_size;
         check_tokens(inputs, vocab)?;
         match targets.iter().position(|&t| t as usize >= vocab && t != IGNORE) {
             Some(index) => Err(Error::Token { token: targets[index], index, vocab }),
@@ -363,6 +365,13 @@ impl<B: Backend> Trainer<B> {
         submit(&mut *self.model.device().lock(), |sink| {
             program::evaluation(sink, &pass, self.workspace.evaluation())
         })
+    }
+}
+
+fn check_length<E>(tokens: &[u32], expected: usize) -> Result<(), Error<E>> {
+    match tokens.len() {
+        found if found == expected => Ok(()),
+        found => Err(Error::BatchLength { found, expected }),
     }
 }
 

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::Trainer;
-use crate::backend::{Backend, read_elems, write_elems};
+use crate::backend::{Backend, read_elems};
 use crate::error::Error;
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::scalar;
@@ -106,16 +106,14 @@ impl<B: Backend> Trainer<B> {
             sums.gradients.fill(B::Elem::default());
             return Ok(());
         }
-        [sums.loss, sums.targets] = self.loss_and_targets()?;
+        [sums.loss, sums.targets] = self.loss_and_targets().map_err(Error::Backend)?.map(Real::to_f64);
         let size = size_of::<B::Elem>();
         self.make_room(span)?;
         let mut backend = self.model.device().lock();
         for (at, piece) in pieces(span, size) {
             let bytes = &mut self.exchange[..piece.len * size];
             backend.read(piece, bytes).map_err(Error::Backend)?;
-            for (value, bytes) in sums.gradients[at..].iter_mut().zip(bytes.chunks_exact(size)) {
-                *value = B::Elem::from_le_slice(bytes);
-            }
+            from_bytes(&mut sums.gradients[at..], bytes);
         }
         Ok(())
     }
@@ -138,16 +136,12 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn enqueue_sums(&mut self, sums: &Sums<B::Elem>, span: Span) -> Result<(), B::Error> {
-        let (size, scalars) = (size_of::<B::Elem>(), self.workspace.scalars());
+        let size = size_of::<B::Elem>();
+        self.set_loss_and_targets([sums.loss, sums.targets].map(B::Elem::from_f64))?;
         let mut backend = self.model.device().lock();
-        for (place, value) in [(scalar::LOSS_SUM, sums.loss), (scalar::TARGETS, sums.targets)] {
-            write_elems(&mut *backend, scalars.slice(place, 1), &[B::Elem::from_f64(value)])?;
-        }
         for (at, piece) in pieces(span, size) {
             let bytes = &mut self.exchange[..piece.len * size];
-            for (bytes, value) in bytes.chunks_exact_mut(size).zip(&sums.gradients[at..]) {
-                value.to_le_slice(bytes);
-            }
+            to_bytes(&sums.gradients[at..], bytes);
             backend.write(piece, bytes)?;
         }
         Ok(())
@@ -161,7 +155,7 @@ impl<B: Backend> Trainer<B> {
         if self.pending == 0 {
             return Ok(None);
         }
-        let [loss, targets] = self.loss_and_targets()?;
+        let [loss, targets] = self.loss_and_targets().map_err(Error::Backend)?.map(Real::to_f64);
         Ok((targets > 0.0).then(|| loss / targets))
     }
 
@@ -185,19 +179,57 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// The sum of the losses and the number of targets, as the device has them.
-    fn loss_and_targets(&self) -> Result<[f64; 2], Error<B::Error>> {
-        let scalars = self.workspace.scalars();
-        let values = read_elems(&mut *self.model.device().lock(), scalars).map_err(Error::Backend)?;
-        Ok([scalar::LOSS_SUM, scalar::TARGETS].map(|place| values[place].to_f64()))
+    pub(super) fn loss_and_targets(&self) -> Result<[B::Elem; 2], B::Error> {
+        let (size, scalars) = (size_of::<B::Elem>(), self.workspace.scalars());
+        let mut backend = self.model.device().lock();
+        let mut read = |place| {
+            let mut bytes = [0; size_of::<u64>()];
+            backend.read(scalars.slice(place, 1), &mut bytes[..size])?;
+            Ok::<_, B::Error>(B::Elem::from_le_slice(&bytes))
+        };
+        Ok([read(scalar::LOSS_SUM)?, read(scalar::TARGETS)?])
+    }
+
+    pub(super) fn set_loss_and_targets(&self, [loss, targets]: [B::Elem; 2]) -> Result<(), B::Error> {
+        let (size, scalars) = (size_of::<B::Elem>(), self.workspace.scalars());
+        let mut backend = self.model.device().lock();
+        for (place, value) in [(scalar::LOSS_SUM, loss), (scalar::TARGETS, targets)] {
+            let mut bytes = [0; size_of::<u64>()];
+            value.to_le_slice(&mut bytes);
+            backend.write(scalars.slice(place, 1), &bytes[..size])?;
+        }
+        Ok(())
     }
 
     /// Makes sure of room for a piece of `span` on the host.
     fn make_room(&mut self, span: Span) -> Result<(), Error<B::Error>> {
         let size = size_of::<B::Elem>();
-        let needed = span.len.min(PIECE / size) * size;
-        if self.exchange.len() < needed {
-            self.exchange = zeros("exchange", needed)?;
-        }
-        Ok(())
+        Ok(grow("exchange", &mut self.exchange, span.len.min(PIECE / size) * size)?)
+    }
+}
+
+/// Makes sure of at least `len` elements.
+pub(super) fn grow<T: Clone + Default>(
+    operand: &'static str,
+    values: &mut Vec<T>,
+    len: usize,
+) -> Result<(), InvalidOp> {
+    if values.len() < len {
+        *values = zeros(operand, len)?;
+    }
+    Ok(())
+}
+
+/// Numbers of the host from a backend's bytes.
+pub(super) fn from_bytes<R: Real>(values: &mut [R], bytes: &[u8]) {
+    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size_of::<R>())) {
+        *value = R::from_le_slice(bytes);
+    }
+}
+
+/// And the way back.
+pub(super) fn to_bytes<R: Real>(values: &[R], bytes: &mut [u8]) {
+    for (bytes, value) in bytes.chunks_exact_mut(size_of::<R>()).zip(values) {
+        value.to_le_slice(bytes);
     }
 }
