@@ -78,6 +78,8 @@ pub enum Error<E> {
     },
     /// A step was to be finished to which no micro-batch had been added.
     EmptyStep,
+    /// All parameters were to be frozen.
+    NothingToTrain,
 }
 
 impl<E: BackendError> Error<E> {
@@ -166,6 +168,9 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
                 "row {row}, column {col} of {tensor} is not finite or too large for {dtype:?}: choose another format \
                  (bf16 reaches as far as f32), or an earlier checkpoint if the training has gone wrong"
             ),
+            Error::NothingToTrain => {
+                f.write_str("all parameters are frozen, and nothing is left to train: leave at least one")
+            }
             Error::EmptyStep => f.write_str("there is no gradient to update by: call micro_step before finish_step"),
         }
     }

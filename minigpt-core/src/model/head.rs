@@ -1,8 +1,8 @@
 //! The end of the model: the final norm, the head, and in training the loss with the head's gradient.
 
-#[cfg(feature = "train")]
-use super::pass::Gradients;
 use super::pass::{Flow, Pass};
+#[cfg(feature = "train")]
+use super::pass::{Gradients, is_trained};
 use crate::memory::Span;
 #[cfg(feature = "train")]
 use crate::op::{CrossEntropy, LayerNormBackward, LinearBackward};
@@ -119,13 +119,20 @@ impl Pass<'_> {
     /// Of all rows at once.
     pub(super) fn final_norm_backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
         let norms = self.weights.parameters.final_norm.as_ref().zip(gradients.parameters.final_norm.as_ref());
-        let Some(norms) = norms else { return Flow::Continue(()) };
+        let Some(norms) = norms.filter(|_| self.needs_head_input(gradients)) else {
+            return Flow::Continue(());
+        };
         let op = self.norm_backward(norms, self.last(), &self.plan.activations.final_norm, gradients);
         sink.put(
             None,
             "final_norm",
             LayerNormBackward { d_y: self.stream(gradients.buffers.d_scratch), ..op },
         )
+    }
+
+    /// Whether anything before the head is trained.
+    fn needs_head_input(&self, gradients: &Gradients<'_>) -> bool {
+        gradients.parameters.final_norm.iter().any(is_trained) || gradients.below(self.config().layers)
     }
 
     pub(crate) fn head_backward(
@@ -137,13 +144,13 @@ impl Pass<'_> {
         gradients: &Gradients<'_>,
     ) -> Flow {
         let (c, vocab) = (self.config().d_model, self.config().vocab_size);
-        let parameters = [&self.weights.parameters, gradients.parameters];
-        let [w, g] = parameters.map(|all| Affine { weight: *all.head_weight(), bias: None });
+        let w = Affine { weight: *self.weights.parameters.head_weight(), bias: None };
+        let g = Affine { weight: *gradients.parameters.head_weight(), bias: None };
         let buffers = gradients.buffers;
         let has_norm = self.weights.parameters.final_norm.is_some();
         let d_x = self.stream(if has_norm { buffers.d_scratch } else { buffers.d_stream });
-        let d_x = d_x.slice(first * c, rows * c);
+        let d_x = self.needs_head_input(gradients).then(|| d_x.slice(first * c, rows * c));
         let op = self.linear_backward(self.head_in(first, rows), (&w, &g), (d_logits, d_x), [c, vocab]);
-        sink.put(None, "head", LinearBackward { rows, ..op })
+        self.put_linear_backward(sink, None, "head", LinearBackward { rows, ..op })
     }
 }

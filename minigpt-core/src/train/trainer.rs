@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::memory::{Span, zeros};
 use crate::model::{Gradients, Model, Pass, Workspace, check_tokens, out_of_memory, stage};
 use crate::op::{IGNORE, counter, scalar};
-use crate::plan::{BackwardActivations, Parameters, Plan};
+use crate::plan::{BackwardActivations, Parameters, Plan, Tensor};
 use crate::real::Real;
 use own_loss::HostLogits;
 
@@ -72,7 +72,8 @@ pub struct Trainer<B: Backend> {
     grads: Allocation<B>,
     m: Allocation<B>,
     v: Allocation<B>,
-    gradients: Parameters<Span>,
+    /// Of what is trained.
+    gradients: Parameters<Option<Span>>,
     windows_drawn: u64,
     /// Steps finished, as the device counts them; unknown after a step that failed half-way.
     steps: Option<u32>,
@@ -95,13 +96,51 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// If a setting has no meaning, the weights are borrowed, or memory does not suffice.
     pub fn new(model: &Model<B>, config: TrainConfig) -> Result<Self, Error<B::Error>> {
+        Self::freezing(model, config, |_| false)
+    }
+
+    /// A trainer that leaves some parameters as they are: those that `frozen` says. They have no gradient and no moments,
+    /// take [no bytes](Plan::freezing) for them, and have no part in the norm that is clipped; the backward pass ends where
+    /// nothing below is trained. Weight decay leaves them alone too.
+    ///
+    /// With tied embeddings the head is the token embedding: who freezes `wte.weight` freezes both. A checkpoint remembers
+    /// what was frozen, and a run that is [resumed](Trainer::resume) leaves the same parameters as they are.
+    ///
+    /// ```
+    /// use minigpt_core::{GptConfig, Model, Reference, TrainConfig, Trainer, Windows};
+    /// let config = GptConfig { layers: 2, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(4, 8) };
+    /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
+    /// let settings = TrainConfig { batch: 4, time: 8, ..TrainConfig::constant(1e-2) };
+    /// // Only the last block learns.
+    /// let mut trainer = Trainer::freezing(&model, settings, |tensor| !tensor.name.starts_with("h.1."))?;
+    /// let before = model.parameter("h.0.mlp.c_fc.weight")?;
+    /// trainer.step(&Windows::new(&[0, 1, 2, 3, 0, 1, 2, 3, 0, 1], 8)?)?;
+    /// assert_eq!(model.parameter("h.0.mlp.c_fc.weight")?, before);
+    /// assert!(trainer.plan().bytes.gradients < trainer.plan().bytes.parameters / 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`new`](Trainer::new), and if nothing is left to train.
+    pub fn freezing(
+        model: &Model<B>,
+        config: TrainConfig,
+        mut frozen: impl FnMut(&Tensor) -> bool,
+    ) -> Result<Self, Error<B::Error>> {
+        // Asked once about each, in the order of the model.
+        let frozen: Vec<bool> = model.parameters().map(|(tensor, _)| frozen(tensor)).collect();
         config.validate().map_err(|(field, must)| Error::Setting { field, must })?;
         let device = model.device();
         model.trainable().ok_or(Error::Frozen)?;
+        if !frozen.contains(&false) {
+            return Err(Error::NothingToTrain);
+        }
         let tokens = config.batch.checked_mul(config.time).ok_or(ConfigError::TooLarge { field: "batch" })?;
         let planned = |config: &TrainConfig| {
             device.inspect(|backend| {
+                let mut answers = frozen.iter();
                 let plan = config.plan(model.config(), backend)?;
+                let plan = plan.freezing(|_| answers.next().is_some_and(|&frozen| frozen));
                 let scratch = plan.workspace_bytes(backend);
                 Ok::<_, ConfigError>((plan, scratch))
             })
@@ -123,7 +162,8 @@ impl<B: Backend> Trainer<B> {
         let grads = take(plan.bytes.gradients)?;
         // One buffer for each moment keeps every span aligned to its start.
         let (m, v) = (take(plan.bytes.optimizer / 2)?, take(plan.bytes.optimizer / 2)?);
-        let gradients = plan.parameters.map(|tensor| tensor.region.on(grads.buffer(), B::Elem::DTYPE));
+        let gradients =
+            plan.gradients.map(|region| region.map(|region| region.on(grads.buffer(), B::Elem::DTYPE)));
         let workspace = Workspace::new(device, plan, scratch).map_err(advised)?;
         let mut trainer = Trainer {
             model: model.clone(),
@@ -170,9 +210,9 @@ impl<B: Backend> Trainer<B> {
         self.model
     }
 
-    /// What there is of all parameters in a buffer of their layout, as one span.
+    /// What there is of all that is trained in a buffer of gradients or moments, as one span.
     fn whole(&self, of: &Allocation<B>) -> Span {
-        of.span(B::Elem::DTYPE, self.workspace.plan.parameter_span)
+        of.span(B::Elem::DTYPE, self.workspace.plan.gradient_span)
     }
 
     /// One step on random windows of a text: `accumulation` micro-batches, then the update.
@@ -291,8 +331,8 @@ impl<B: Backend> Trainer<B> {
         let Some(params) = self.model.trainable() else { return Ok(()) };
         let [grads, m, v] = [&self.grads, &self.m, &self.v].map(|of| self.whole(of));
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let decayed = self.workspace.plan.decayed;
-        let update = program::Update { params, grads, m, v, decayed, scalars, counters };
+        let stretches = &self.workspace.plan.stretches;
+        let update = program::Update { params, grads, m, v, stretches, scalars, counters };
         let mut backend = self.model.device().lock();
         backend.write(scalars.slice(scalar::LEARNING_RATE, 1), rate)?;
         submit(&mut *backend, |sink| program::update(sink, &update, &self.config))

@@ -52,7 +52,8 @@ pub struct Sums<R> {
     pub loss: f64,
     /// How many targets it is of.
     pub targets: f64,
-    /// The summed gradients of all parameters, in the layout of the trainer's plan: tensor by tensor, with zeros between them.
+    /// The summed gradients of all that is trained, where the trainer's plan has [them](crate::Plan::gradients): tensor by
+    /// tensor, with zeros between.
     pub gradients: Vec<R>,
 }
 
@@ -61,7 +62,7 @@ impl<R: Real> Sums<R> {
     /// write the same one.
     ///
     /// # Errors
-    /// If there are more or fewer gradients in `other`, which leaves these as they are: ranks need the same model.
+    /// If there are more or fewer gradients in `other`, which leaves these as they are: ranks train the same parameters.
     pub fn add(&mut self, other: &Self) -> Result<(), InvalidOp> {
         check_length(other, self.gradients.len())?;
         self.loss += other.loss;
@@ -160,7 +161,8 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// The gradient of the mean loss that the step in the making, or the last one, has for the parameter called `name`: the
-    /// sum over its targets, divided by their number; zero if there were none. `Ok(None)` if there is no such parameter. Waits.
+    /// sum over its targets, divided by their number; zero if there were none. `Ok(None)` if there is no such parameter, or
+    /// it is frozen. Waits.
     ///
     /// The sums themselves are [`read_sums`](Trainer::read_sums)'s.
     ///
@@ -169,7 +171,7 @@ impl<B: Backend> Trainer<B> {
     pub fn gradient(&mut self, name: &str) -> Result<Option<Vec<B::Elem>>, Error<B::Error>> {
         let tensors = self.workspace.plan.parameters.list();
         let place = tensors.iter().position(|tensor| tensor.name == name);
-        let Some(span) = place.map(|i| *self.gradients.list()[i]) else { return Ok(None) };
+        let Some(span) = place.and_then(|i| *self.gradients.list()[i]) else { return Ok(None) };
         let mut values = read_elems(&mut *self.model.device().lock(), span).map_err(Error::Backend)?;
         if self.counted > 0.0 {
             let targets = B::Elem::from_f64(self.counted);
