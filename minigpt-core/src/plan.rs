@@ -2,7 +2,7 @@
 //!
 //! Parameters, gradients, optimizer state and activations are a few large buffers. A [`Region`] is a place in one
 //! of them; [`Region::on`] turns it into a [`Span`] once the buffer exists. Matrices come before vectors in the
-//! parameter buffer, so that weight decay is a prefix and AdamW is one pass.
+//! parameter buffer, so that weight decay is a prefix and AdamW is one pass over each [`Stretch`] of what is trained.
 
 use alloc::format;
 use alloc::string::String;

@@ -176,7 +176,7 @@ fn the_backward_pass_ends_where_nothing_below_is_trained() {
         let found = names(&down);
         assert_eq!(found[..2], *expected);
         assert_eq!(found.last().unwrap(), "h.1.feed_forward.down");
-        let Some(Op::LinearBackward(op)) = down.steps().iter().map(|s| s.op).rfind(|op| is_linear(op)) else {
+        let Some(Op::LinearBackward(op)) = down.steps().iter().map(|s| s.op).rfind(is_linear) else {
             panic!("a linear layer")
         };
         assert!(matches!(op, LinearBackward { d_x: None, d_weight: Some(_), d_bias: None, .. }), "{op:?}");

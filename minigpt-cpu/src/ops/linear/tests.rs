@@ -178,12 +178,16 @@ fn forward_equals_the_reference() {
 #[test]
 fn backward_equals_the_reference() {
     let mask = Mask::new(PROBABILITY, SITE, &COUNTERS);
+    // The gradients of bias, input and weight are wanted or not.
     let cases = [
-        (false, false, false, None),
-        (true, true, true, None),
-        (true, false, true, Some(Activation::GeluErf)),
-        (false, true, false, Some(Activation::GeluTanh)),
-        (true, false, false, Some(Activation::Relu)),
+        ([false, false, true], false, None),
+        ([true, true, true], true, None),
+        ([true, true, true], false, Some(Activation::GeluErf)),
+        ([false, false, true], true, Some(Activation::GeluTanh)),
+        ([true, false, true], false, Some(Activation::Relu)),
+        ([false, true, false], true, None),
+        ([true, true, false], false, Some(Activation::GeluTanh)),
+        ([true, false, false], true, None),
     ];
     each_cpu(|cpu| {
         let counters = counters(cpu);
@@ -192,7 +196,7 @@ fn backward_equals_the_reference() {
             let (d_y, input) = (numbers(3, rows * d_out), numbers(4, rows * d_in));
             let (d_x, d_weight, d_bias) =
                 (numbers(5, rows * d_in), numbers(6, d_out * d_in), numbers(7, d_out));
-            for (with_bias, dropout, with_d_x, activation) in cases {
+            for ([with_bias, with_d_x, with_d_weight], dropout, activation) in cases {
                 let accumulate = with_d_x && activation.is_none();
                 let (mut d_x64, mut d_weight64, mut d_bias64) = (wide(&d_x), wide(&d_weight), wide(&d_bias));
                 let input64 = wide(&input);
@@ -204,7 +208,7 @@ fn backward_equals_the_reference() {
                     activation.map(|activation| (activation, &input64[..])),
                     with_d_x.then_some(&mut d_x64[..]),
                     accumulate,
-                    Some(&mut d_weight64),
+                    with_d_weight.then_some(&mut d_weight64[..]),
                     with_bias.then_some(&mut d_bias64[..]),
                     rows,
                     d_in,
@@ -224,7 +228,7 @@ fn backward_equals_the_reference() {
                     accumulate,
                     activate: activation
                         .map(|activation| Activate { activation, input: Some(put(cpu, &input)) }),
-                    d_weight: Some(put(cpu, &d_weight)),
+                    d_weight: with_d_weight.then(|| put(cpu, &d_weight)),
                     d_bias: with_bias.then(|| put(cpu, &d_bias)),
                     rows,
                     d_in,
