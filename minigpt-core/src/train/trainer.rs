@@ -114,7 +114,7 @@ impl<B: Backend> Trainer<B> {
     /// // Only the last block learns.
     /// let mut trainer = Trainer::freezing(&model, settings, |tensor| !tensor.name.starts_with("h.1."))?;
     /// let before = model.parameter("h.0.mlp.c_fc.weight")?;
-    /// trainer.step(&Windows::new(&[0, 1, 2, 3, 0, 1, 2, 3, 0, 1], 8)?)?;
+    /// trainer.step(&Windows::new(&[0u32, 1, 2, 3, 0, 1, 2, 3, 0, 1], 8)?)?;
     /// assert_eq!(model.parameter("h.0.mlp.c_fc.weight")?, before);
     /// assert!(trainer.plan().bytes.gradients < trainer.plan().bytes.parameters / 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
