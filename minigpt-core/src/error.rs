@@ -80,6 +80,8 @@ pub enum Error<E> {
     NoSequence,
     /// A step was to be finished to which no micro-batch had been added.
     EmptyStep,
+    /// All parameters were to be frozen.
+    NothingToTrain,
 }
 
 impl<E: BackendError> Error<E> {
@@ -179,6 +181,9 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             Error::NoSequence => f.write_str(
                 "this sequence has left its batch, or belongs to another: begin a new one with join",
             ),
+            Error::NothingToTrain => {
+                f.write_str("all parameters are frozen, and nothing is left to train: leave at least one")
+            }
             Error::EmptyStep => f.write_str("there is no gradient to update by: call micro_step before finish_step"),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Parameters, gradients, optimizer state and activations are a few large buffers. A [`Region`] is a place in one
 //! of them; [`Region::on`] turns it into a [`Span`] once the buffer exists. Matrices come before vectors in the
-//! parameter buffer, so that weight decay is a prefix and AdamW is one pass.
+//! parameter buffer, so that weight decay is a prefix and AdamW is one pass over each [`Stretch`] of what is trained.
 
 use alloc::format;
 use alloc::string::String;
@@ -13,6 +13,9 @@ use crate::memory::{Buffer, Dtype, Span};
 use crate::op::{SampleRow, counter, scalar};
 
 mod activations;
+mod trained;
+
+pub use trained::Stretch;
 
 pub use activations::{Activations, BackwardActivations, BlockActivations, NormActivations};
 
@@ -59,7 +62,7 @@ pub struct Tensor {
     pub cols: usize,
     /// How it begins.
     pub init: Init,
-    /// Its place among the parameters (and so among gradients and moments).
+    /// Its place among the parameters.
     pub region: Region,
 }
 
@@ -185,9 +188,9 @@ pub struct Bytes {
     pub parameters: usize,
     /// Fixed tables: sinusoidal positions, rotary angles.
     pub constants: usize,
-    /// Gradients.
+    /// Gradients, of what is trained.
     pub gradients: usize,
-    /// AdamW's two moments.
+    /// AdamW's two moments, of what is trained.
     pub optimizer: usize,
     /// What forward and backward compute.
     pub activations: usize,
@@ -265,6 +268,13 @@ pub struct Plan {
     pub parameter_span: usize,
     /// The first elements of that span, which weight decay applies to.
     pub decayed: usize,
+    /// The place of each parameter's gradient among the gradients, and of its moments among the moments; `None` of one that is
+    /// [frozen](Plan::freezing), and of all in inference.
+    pub gradients: Parameters<Option<Region>>,
+    /// The span of all gradients, with the gaps that alignment leaves. Elements.
+    pub gradient_span: usize,
+    /// What is trained of the parameters, in stretches without gaps. Training only.
+    pub stretches: Vec<Stretch>,
     /// Sinusoidal (T, C) or rotary (T, D) table, among the constants.
     pub position_table: Option<Region>,
     /// What the forward pass computes, in the activation buffer.
@@ -517,17 +527,17 @@ impl Plan {
         let scalars = state.push(&[scalar::LEN])?;
         let evaluation = state.push(&[if training { scalar::LEN } else { 0 }])?;
 
-        let overflow = ConfigError::TooLarge { field: "optimizer" };
         let bytes = Bytes {
             parameters: parameter_bytes,
             constants: constants.end,
-            gradients: if training { parameter_bytes } else { 0 },
-            optimizer: if training { parameter_bytes.checked_mul(2).ok_or(overflow)? } else { 0 },
+            gradients: 0,
+            optimizer: 0,
             activations: layout.end,
             cache: cache.end,
             state: state.end,
         };
-        Ok(Plan {
+        let gradients = parameters.map(|_| None);
+        let mut plan = Plan {
             config: config.clone(),
             elem,
             purpose,
@@ -539,6 +549,9 @@ impl Plan {
             parameter_count,
             parameter_span: parameter_bytes / unit,
             decayed: decayed_bytes / unit,
+            gradients,
+            gradient_span: 0,
+            stretches: Vec::new(),
             position_table,
             activations,
             backward,
@@ -550,11 +563,16 @@ impl Plan {
             evaluation,
             counters,
             bytes,
-        })
+        };
+        if training {
+            plan.freeze(|_| false)?;
+        }
+        Ok(plan)
     }
 
     /// Floating-point operations of one training step over `sequences` sequences of `time` tokens: the model's
-    /// matrix products, forward and backward, and the causal half of attention. Recomputation does not count.
+    /// matrix products, forward and backward, and the causal half of attention. Recomputation does not count, and frozen
+    /// parameters count as if they were trained: what is really computed is [`program`](Plan::program)`.flops()`.
     pub fn training_flops(&self, sequences: usize) -> u64 {
         let GptConfig { layers, d_model, d_ff, vocab_size, .. } = self.config;
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));

@@ -373,14 +373,15 @@ fn parameters_and_moments_are_those_of_the_plan() {
     let checkpoint = Checkpoint::open(&file).unwrap();
     let plan = Plan::training(&small_config(), Dtype::F32, 1, 1).unwrap();
     let parameters = checkpoint.parameters().unwrap();
-    let [first, second] = checkpoint.moments().unwrap();
+    let moments = checkpoint.moments().unwrap();
     let planned = plan.parameters.list();
-    assert_eq!((parameters.len(), first.len(), second.len()), (planned.len(), planned.len(), planned.len()));
+    assert_eq!((parameters.len(), moments.len()), (planned.len(), planned.len()));
     for (i, tensor) in planned.iter().enumerate() {
         assert_eq!(parameters[i].name, tensor.name);
-        assert_eq!(first[i].name, format!("adam.m/{}", tensor.name));
-        assert_eq!(second[i].name, format!("adam.v/{}", tensor.name));
-        for view in [parameters[i], first[i], second[i]] {
+        let [first, second] = moments[i].unwrap();
+        assert_eq!(first.name, format!("adam.m/{}", tensor.name));
+        assert_eq!(second.name, format!("adam.v/{}", tensor.name));
+        for view in [parameters[i], first, second] {
             assert_eq!((view.rows, view.cols), (tensor.rows, tensor.cols));
         }
     }
@@ -426,6 +427,22 @@ fn tensors_that_do_not_fit_the_model_are_named() {
     let inference = save(&|tensors| tensors.retain(|t| t.role == Role::Parameter));
     assert_eq!(parameters(&inference), Ok(()));
     assert!(matches!(moments(&inference).unwrap_err().fault, Fault::MissingTensor { .. }));
+
+    let without = |names: &[&str]| save(&|tensors| tensors.retain(|t| !names.contains(&t.name.as_str())));
+    let (first, second) = ("adam.m/h.0.mlp.c_fc.weight", "adam.v/h.0.mlp.c_fc.weight");
+    for (gone, other) in [(first, second), (second, first)] {
+        let fault = moments(&without(&[gone])).unwrap_err().fault;
+        assert_eq!(fault, Fault::MissingTensor { name: gone.into() }, "without {gone} and with {other}");
+    }
+    // Without both, the parameter was frozen.
+    let frozen = without(&[first, second]);
+    let found = Checkpoint::open(&frozen).unwrap().moments().unwrap();
+    let absent: Vec<usize> = (0..found.len()).filter(|&i| found[i].is_none()).collect();
+    let parameter = Checkpoint::open(&frozen).unwrap().parameters().unwrap()[absent[0]];
+    assert_eq!((absent.len(), parameter.name), (1, "h.0.mlp.c_fc.weight"));
+    // Where all are, there was no training: then there is nothing to go on from.
+    let none = save(&|tensors| tensors.retain(|t| !t.name.starts_with("adam.")));
+    assert_eq!(moments(&none).unwrap_err().fault, Fault::MissingTensor { name: "adam.m/wte.weight".into() });
 
     let more = save(&|tensors| {
         let name = "adam.v/other".into();

@@ -49,11 +49,14 @@ impl Case {
         trainer
     }
 
-    /// The summed loss, whose gradient the trainer keeps.
+    /// The mean loss, whose gradient the trainer tells.
     fn loss(&self) -> f64 {
         let mut trainer = self.forward_backward();
+        let before = trainer.loss().unwrap();
         trainer.finish_step().unwrap();
-        trainer.metrics().unwrap().loss * (self.inputs.len() - 1) as f64
+        let after = trainer.metrics().unwrap().loss;
+        assert_eq!(before, Some(after));
+        after
     }
 
     /// The worst difference over some elements of each parameter, relative to the largest of them.
@@ -66,7 +69,7 @@ impl Case {
             let gradient = trainer.gradient(&name).unwrap().unwrap();
             assert_eq!(gradient.len(), self.parameters[p].1.len());
             let stride = gradient.len().div_ceil(5);
-            let (mut difference, mut scale) = (0.0f64, 1e-4f64);
+            let (mut difference, mut scale) = (0.0f64, 1e-5f64);
             for i in (p % stride..gradient.len()).step_by(stride) {
                 let begun = self.parameters[p].1[i];
                 self.parameters[p].1[i] = begun + STEP;

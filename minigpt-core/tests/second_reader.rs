@@ -14,9 +14,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use minigpt_core::checkpoint::Role;
+use minigpt_core::model::Extras;
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, GptConfig, Model, Norm, Position,
-    Reference,
+    Reference, TrainConfig, Trainer,
 };
 use models::TOKENS;
 use serde_json::{Value, json};
@@ -190,4 +192,23 @@ fn the_second_reader_reads_a_training_checkpoint() {
         answer["tensors"].as_array().unwrap().iter().map(|t| t[0].as_str().unwrap()).collect();
     let specs = support::training_specs(&support::small_config());
     assert!(names.iter().eq(specs.iter().map(|spec| &spec.name)));
+    let trained = specs.iter().filter(|spec| spec.role == Role::Parameter).map(|spec| json!(spec.name));
+    assert_eq!(answer["trained"], trained.collect::<Value>());
+}
+
+#[test]
+fn the_second_reader_sees_what_is_frozen() {
+    let folder = Folder::new("second-reader-frozen");
+    let path = folder.0.join("frozen.mgpt");
+    let model = Model::new(Reference::<f32>::new(), models::base(), 1).unwrap();
+    let settings = TrainConfig { batch: 1, time: 5, ..TrainConfig::constant(0.1) };
+    let in_a_norm = |name: &str| name.contains("ln_");
+    let mut trainer = Trainer::freezing(&model, settings, |tensor| !in_a_norm(&tensor.name)).unwrap();
+    trainer.micro_step(&TOKENS, &TOKENS).unwrap();
+    trainer.finish_step().unwrap();
+    trainer.save(&path, &Extras::default()).unwrap();
+    let answer = &read(std::slice::from_ref(&path), &TOKENS)[0];
+    let names = model.parameters().map(|(tensor, _)| &tensor.name).filter(|name| in_a_norm(name));
+    assert_eq!(answer["trained"], names.map(|name| json!(name)).collect::<Value>());
+    assert!(difference(Reference::<f64>::new(), &fs::read(&path).unwrap(), answer) <= 1e-12);
 }

@@ -1,7 +1,7 @@
 //! The header: its structure, its rules, and the tensors that a model finds in it.
 
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use serde::Deserialize;
@@ -13,7 +13,7 @@ use super::format::{
 use super::{Fault, Limits, LoadError, Role, Training};
 use crate::config::GptConfig;
 use crate::memory::Dtype;
-use crate::plan::Plan;
+use crate::plan::{Plan, Tensor};
 use crate::tokenizer::{AnyTokenizer, ByteTokenizer, CharTokenizer, Tokenizer};
 
 /// One line of the index.
@@ -147,20 +147,39 @@ impl<'a> Header<'a> {
     /// The numbers of the tensors that are the model's parameters, in the order of `plan.parameters.list()`.
     pub(super) fn parameters(&self) -> Result<Vec<usize>, LoadError> {
         let plan = self.plan()?;
-        let parameters = self.belonging_to(&plan, "")?;
+        let tensors = plan.parameters.list();
+        let mut parameters = reserve(tensors.len(), 0)?;
+        for parameter in tensors {
+            parameters.push(self.belonging(parameter, "")?.map_err(|name| self.missing(name))?);
+        }
         let known = sorted_names(&plan)?;
         self.refuse_others(Role::Parameter, |name| known.binary_search(&name).is_ok())?;
         Ok(parameters)
     }
 
-    /// The numbers of the tensors that are AdamW's moments, in the same order.
-    pub(super) fn moments(&self) -> Result<[Vec<usize>; 2], LoadError> {
+    /// The numbers of the tensors that are AdamW's moments, first and second, in the same order; `None` of a parameter that was
+    /// not trained.
+    pub(super) fn moments(&self) -> Result<Vec<Option<[usize; 2]>>, LoadError> {
         if let Some(training) = &self.training {
             let allowed = self.limits.check_training(&training.config);
             allowed.map_err(|fault| LoadError::new(self.training_offset, fault))?;
         }
         let plan = self.plan()?;
-        let moments = [self.belonging_to(&plan, FIRST_MOMENT)?, self.belonging_to(&plan, SECOND_MOMENT)?];
+        let parameters = plan.parameters.list();
+        let mut moments = reserve(parameters.len(), 0)?;
+        for parameter in &parameters {
+            let [first, second] =
+                [FIRST_MOMENT, SECOND_MOMENT].map(|prefix| self.belonging(parameter, prefix));
+            moments.push(match (first?, second?) {
+                (Ok(first), Ok(second)) => Some([first, second]),
+                (Err(_), Err(_)) => None,
+                // One without the other.
+                (Err(name), Ok(_)) | (Ok(_), Err(name)) => return Err(self.missing(name)),
+            });
+        }
+        if let (Some(parameter), true) = (parameters.first(), moments.iter().all(Option::is_none)) {
+            return Err(self.missing(format!("{FIRST_MOMENT}{}", parameter.name)));
+        }
         let known = sorted_names(&plan)?;
         self.refuse_others(Role::Training, |name| {
             let parameter = name.strip_prefix(FIRST_MOMENT).or_else(|| name.strip_prefix(SECOND_MOMENT));
@@ -182,25 +201,25 @@ impl<'a> Header<'a> {
         Plan::inference(config, Dtype::F32, 1, 1).map_err(|e| error(Fault::Config(e)))
     }
 
-    /// The tensors that are named after the plan's parameters, with the same shapes.
-    fn belonging_to(&self, plan: &Plan, prefix: &str) -> Result<Vec<usize>, LoadError> {
+    /// The number of the tensor that is named after `parameter`, behind the prefix of its role, and has its shape; the name if
+    /// there is none.
+    fn belonging(&self, parameter: &Tensor, prefix: &str) -> Result<Result<usize, String>, LoadError> {
         let role = if prefix.is_empty() { Role::Parameter } else { Role::Training };
-        let parameters = plan.parameters.list();
-        let mut found = reserve(parameters.len(), 0)?;
-        for parameter in parameters {
-            let name = format!("{prefix}{}", parameter.name);
-            let Some(i) = self.find(&name).filter(|i| self.tensors[*i].role == role) else {
-                return Err(LoadError::new(self.index_offset, Fault::MissingTensor { name }));
-            };
-            let entry = &self.tensors[i];
-            let expected = (parameter.rows, parameter.cols);
-            if (entry.rows, entry.cols) != expected {
-                let fault = Fault::TensorShape { name, expected, found: (entry.rows, entry.cols) };
-                return Err(LoadError::new(entry.record, fault));
-            }
-            found.push(i);
+        let name = format!("{prefix}{}", parameter.name);
+        let Some(i) = self.find(&name).filter(|i| self.tensors[*i].role == role) else {
+            return Ok(Err(name));
+        };
+        let entry = &self.tensors[i];
+        let expected = (parameter.rows, parameter.cols);
+        if (entry.rows, entry.cols) != expected {
+            let fault = Fault::TensorShape { name, expected, found: (entry.rows, entry.cols) };
+            return Err(LoadError::new(entry.record, fault));
         }
-        Ok(found)
+        Ok(Ok(i))
+    }
+
+    fn missing(&self, name: String) -> LoadError {
+        LoadError::new(self.index_offset, Fault::MissingTensor { name })
     }
 
     fn refuse_others(&self, role: Role, known: impl Fn(&str) -> bool) -> Result<(), LoadError> {

@@ -137,7 +137,9 @@
 //!     scale (q . k(s)), and scale is 1/sqrt(D), 1, or the custom number
 //! ```
 //!
-//! AdamW's moments of parameter `p` are named `adam.m/p` and `adam.v/p`, have its shape and role 1.
+//! AdamW's moments of parameter `p` are named `adam.m/p` and `adam.v/p`, have its shape and role 1. A parameter that is
+//! trained has both; one that is frozen has neither, and whoever continues the training leaves it as it is. If training is
+//! to continue, at least one parameter has them.
 //!
 //! ## What will not change
 //!

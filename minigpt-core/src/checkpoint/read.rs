@@ -137,20 +137,17 @@ impl<'a> Checkpoint<'a> {
     /// # Errors
     /// If one is missing, there are others, or a shape is wrong.
     pub fn parameters(&self) -> Result<Vec<TensorView<'a>>, LoadError> {
-        Ok(self.views(&self.header.parameters()?))
+        Ok(self.header.parameters()?.into_iter().map(|i| self.view(&self.header.tensors[i])).collect())
     }
 
-    /// AdamW's first and second moments of the parameters, each in the order of
-    /// [`Plan::parameters`](crate::Plan::parameters)`.list()`.
+    /// AdamW's first and second moment of each parameter, in the order of
+    /// [`Plan::parameters`](crate::Plan::parameters)`.list()`; `None` of a parameter that was frozen.
     ///
     /// # Errors
-    /// If one is missing, there are other tensors for training, or a shape is wrong.
-    pub fn moments(&self) -> Result<[Vec<TensorView<'a>>; 2], LoadError> {
-        Ok(self.header.moments()?.map(|moments| self.views(&moments)))
-    }
-
-    fn views(&self, tensors: &[usize]) -> Vec<TensorView<'a>> {
-        tensors.iter().map(|&i| self.view(&self.header.tensors[i])).collect()
+    /// If a parameter has one of the two, or none has any; if there are other tensors for training, or a shape is wrong.
+    pub fn moments(&self) -> Result<Vec<Option<[TensorView<'a>; 2]>>, LoadError> {
+        let view = |i: usize| self.view(&self.header.tensors[i]);
+        Ok(self.header.moments()?.into_iter().map(|moments| moments.map(|both| both.map(view))).collect())
     }
 
     fn view(&self, entry: &Entry<'a>) -> TensorView<'a> {

@@ -95,21 +95,19 @@ impl<'h, R: Read> Stream<'h, R> {
 
     /// [`Checkpoint::parameters`](super::Checkpoint::parameters), of which the bytes are yet to come.
     pub(crate) fn parameters(&self) -> Result<Vec<Coming>, LoadError> {
-        Ok(self.coming(&self.header.parameters()?))
+        Ok(self.header.parameters()?.into_iter().map(|tensor| self.coming(tensor)).collect())
     }
 
     /// [`Checkpoint::moments`](super::Checkpoint::moments), of which the bytes are yet to come.
     #[cfg(feature = "train")]
-    pub(crate) fn moments(&self) -> Result<[Vec<Coming>; 2], LoadError> {
-        Ok(self.header.moments()?.map(|moments| self.coming(&moments)))
+    pub(crate) fn moments(&self) -> Result<Vec<Option<[Coming; 2]>>, LoadError> {
+        let coming = |tensor| self.coming(tensor);
+        Ok(self.header.moments()?.into_iter().map(|moments| moments.map(|both| both.map(coming))).collect())
     }
 
-    fn coming(&self, tensors: &[usize]) -> Vec<Coming> {
-        let coming = |&tensor: &usize| {
-            let Entry { dtype, cols, .. } = self.header.tensors[tensor];
-            Coming { tensor, dtype, cols }
-        };
-        tensors.iter().map(coming).collect()
+    fn coming(&self, tensor: usize) -> Coming {
+        let Entry { dtype, cols, .. } = self.header.tensors[tensor];
+        Coming { tensor, dtype, cols }
     }
 
     /// Reads all tensors, from the first to the last, and hands them on in pieces of whole units:

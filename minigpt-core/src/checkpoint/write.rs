@@ -46,16 +46,18 @@ impl TensorSpec {
         plan.parameters.list().into_iter().map(spec).collect()
     }
 
-    /// The parameters of a model, then AdamW's first moments of all of them, then the second moments: tensor
-    /// i belongs to parameter `i % n` of the n in `plan.parameters.list()`.
+    /// The parameters of a model, then AdamW's first moments of those that are [trained](Plan::trained), then their second
+    /// moments; each in the order of `plan.parameters.list()`.
     pub fn training(plan: &Plan) -> Vec<TensorSpec> {
         let mut all = TensorSpec::parameters(plan);
-        let parameters = all.len();
         for prefix in [FIRST_MOMENT, SECOND_MOMENT] {
-            for i in 0..parameters {
-                let name = format!("{prefix}{}", all[i].name);
-                all.push(TensorSpec { name, role: Role::Training, ..all[i].clone() });
-            }
+            all.extend(plan.trained().map(|tensor| TensorSpec {
+                name: format!("{prefix}{}", tensor.name),
+                role: Role::Training,
+                dtype: plan.elem,
+                rows: tensor.rows,
+                cols: tensor.cols,
+            }));
         }
         all
     }

@@ -73,6 +73,12 @@ impl Draw {
         self.case == 34
     }
 
+    /// Whether a gradient is wanted that a frozen parameter has not: in three of four cases, and in those that a run has but
+    /// once.
+    pub(super) fn keeps(&mut self) -> bool {
+        self.is_tall() || self.is_large() || self.below(4) > 0
+    }
+
     /// The number of rows of a matrix with this width, and the width: a tall one is narrow, of at least `narrowest`.
     pub(super) fn rows(&mut self, sizes: Sizes, widths: Sizes, narrowest: usize) -> (usize, usize) {
         let (rows, width) = (self.size(sizes), self.size(widths).max(narrowest));

@@ -116,6 +116,18 @@ impl Pass<'_> {
         let norms = w.norm1.as_ref().zip(g.norm1.as_ref());
         let (d_stream, d_scratch) = (self.stream(buffers.d_stream), self.stream(buffers.d_scratch));
         let d_qkv = self.matrix(buffers.d_qkv, 3 * c);
+        let entry = Entry {
+            parts: ["attention.norm", "attention.qkv"],
+            norms,
+            stats: &a.norm1,
+            input: a.input,
+            normed: a.attention_in,
+            linear: (&w.qkv, &g.qkv),
+            d_y: d_qkv,
+            d_out: 3 * c,
+            below: gradients.below(layer),
+        };
+        let wanted = entry.is_wanted(config.norm).then_some(d_scratch);
         if let (Norm::Post, Some(norm)) = (config.norm, norms) {
             sink.put(
                 layer,
@@ -128,11 +140,14 @@ impl Pass<'_> {
             ..self.linear_backward(
                 self.stream(a.attended),
                 (&w.attention_out, &g.attention_out),
-                (d_stream, d_scratch),
+                (d_stream, wanted),
                 [c, c],
             )
         };
-        sink.put(layer, "attention.out", op)?;
+        self.put_linear_backward(sink, layer, "attention.out", op)?;
+        if wanted.is_none() {
+            return Flow::Continue(());
+        }
         let op = AttentionBackward {
             qkv: self.matrix(a.qkv, 3 * c),
             out: self.stream(a.attended),
@@ -148,16 +163,6 @@ impl Pass<'_> {
         };
         sink.put(layer, "attention", op)?;
         self.rotate(sink, layer, d_qkv, true)?;
-        let entry = Entry {
-            parts: ["attention.norm", "attention.qkv"],
-            norms,
-            stats: &a.norm1,
-            input: a.input,
-            normed: a.attention_in,
-            linear: (&w.qkv, &g.qkv),
-            d_y: d_qkv,
-            d_out: 3 * c,
-        };
         self.entry_backward(sink, layer, &entry, gradients)
     }
 }

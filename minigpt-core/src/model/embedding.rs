@@ -50,12 +50,15 @@ impl Pass<'_> {
 #[cfg(feature = "train")]
 impl Pass<'_> {
     pub(super) fn embedding_backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
-        let config = self.config();
+        let (config, parameters) = (self.config(), gradients.parameters);
+        if !gradients.below(0) {
+            return Flow::Continue(());
+        }
         let op = EmbeddingBackward {
             tokens: self.tokens(),
             d_out: self.stream(gradients.buffers.d_stream),
-            d_token_embedding: gradients.parameters.token_embedding,
-            d_position_embedding: gradients.parameters.position_embedding,
+            d_token_embedding: parameters.token_embedding,
+            d_position_embedding: parameters.position_embedding.flatten(),
             batch: self.batch,
             time: self.time,
             d_model: config.d_model,

@@ -67,6 +67,18 @@ impl Pass<'_> {
         let (g, buffers) = (&gradients.parameters.blocks[layer], gradients.buffers);
         let norms = w.norm2.as_ref().zip(g.norm2.as_ref());
         let (d_stream, d_hidden) = (self.stream(buffers.d_stream), self.matrix(buffers.d_hidden, f));
+        let entry = Entry {
+            parts: ["feed_forward.norm", "feed_forward.up"],
+            norms,
+            stats: &a.norm2,
+            input: a.middle,
+            normed: a.feed_forward_in,
+            linear: (&w.up, &g.up),
+            d_y: d_hidden,
+            d_out: f,
+            below: gradients.below_feed_forward(layer),
+        };
+        let wanted = entry.is_wanted(config.norm).then_some(d_hidden);
         if let (Norm::Post, Some(norm)) = (config.norm, norms) {
             sink.put(
                 layer,
@@ -78,19 +90,12 @@ impl Pass<'_> {
         let op = LinearBackward {
             dropout: self.dropout_at(site::feed_forward_out(layer), &[self.time, c]),
             activate: Some(Activate { activation: config.activation, input }),
-            ..self.linear_backward(self.matrix(a.hidden, f), (&w.down, &g.down), (d_stream, d_hidden), [f, c])
+            ..self.linear_backward(self.matrix(a.hidden, f), (&w.down, &g.down), (d_stream, wanted), [f, c])
         };
-        sink.put(layer, "feed_forward.down", op)?;
-        let entry = Entry {
-            parts: ["feed_forward.norm", "feed_forward.up"],
-            norms,
-            stats: &a.norm2,
-            input: a.middle,
-            normed: a.feed_forward_in,
-            linear: (&w.up, &g.up),
-            d_y: d_hidden,
-            d_out: f,
-        };
+        self.put_linear_backward(sink, layer, "feed_forward.down", op)?;
+        if wanted.is_none() {
+            return Flow::Continue(());
+        }
         self.entry_backward(sink, layer, &entry, gradients)
     }
 }

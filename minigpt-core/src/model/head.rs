@@ -1,8 +1,8 @@
 //! The end of the model: the final norm, the head, and in training the loss with the head's gradient.
 
-#[cfg(feature = "train")]
-use super::pass::Gradients;
 use super::pass::{Flow, Pass};
+#[cfg(feature = "train")]
+use super::pass::{Gradients, is_trained};
 use crate::memory::{Dtype, Span};
 #[cfg(feature = "train")]
 use crate::op::{CrossEntropy, LayerNormBackward, LinearBackward};
@@ -71,7 +71,7 @@ impl Pass<'_> {
         sink.put(None, "final_norm", op)
     }
 
-    fn head_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize, logits: Span) -> Flow {
+    pub(crate) fn head_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize, logits: Span) -> Flow {
         let (c, vocab) = (self.config().d_model, self.config().vocab_size);
         let weight = *self.weights.parameters.head_weight();
         let op = self.linear_forward(
@@ -105,11 +105,9 @@ impl Pass<'_> {
     /// from it, before the next piece takes the room.
     pub(crate) fn loss(&self, sink: &mut Sink<'_>, scalars: Span, gradients: Option<&Gradients<'_>>) -> Flow {
         let vocab = self.config().vocab_size;
-        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
-        self.final_norm_forward(sink, 0, self.rows())?;
-        let at_once = (logits.len / vocab).max(1);
-        for (first, rows) in self.pieces(self.rows(), at_once) {
-            let logits = logits.first(rows * vocab);
+        self.before_head(sink)?;
+        for (first, rows) in self.head_pieces() {
+            let logits = self.piece_logits(rows);
             self.head_forward(sink, first, rows, logits)?;
             let targets = self.targets().slice(first, rows);
             let d_logits = gradients.map(|_| logits);
@@ -125,10 +123,29 @@ impl Pass<'_> {
         Flow::Continue(())
     }
 
+    /// What the head reads, of all rows.
+    pub(crate) fn before_head(&self, sink: &mut Sink<'_>) -> Flow {
+        self.final_norm_forward(sink, 0, self.rows())
+    }
+
+    /// The rows that go through the head at once: the first and how many.
+    pub(crate) fn head_pieces(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let at_once = self.plan.activations.logits.len / self.config().vocab_size;
+        self.pieces(self.rows(), at_once)
+    }
+
+    /// The logits of a piece of so many rows, and their gradient: (rows, V).
+    pub(crate) fn piece_logits(&self, rows: usize) -> Span {
+        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
+        logits.first(rows * self.config().vocab_size)
+    }
+
     /// Of all rows at once.
     pub(super) fn final_norm_backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
         let norms = self.weights.parameters.final_norm.as_ref().zip(gradients.parameters.final_norm.as_ref());
-        let Some(norms) = norms else { return Flow::Continue(()) };
+        let Some(norms) = norms.filter(|_| self.needs_head_input(gradients)) else {
+            return Flow::Continue(());
+        };
         let op = self.norm_backward(norms, self.last(), &self.plan.activations.final_norm, gradients);
         sink.put(
             None,
@@ -137,7 +154,12 @@ impl Pass<'_> {
         )
     }
 
-    fn head_backward(
+    /// Whether anything before the head is trained.
+    fn needs_head_input(&self, gradients: &Gradients<'_>) -> bool {
+        gradients.parameters.final_norm.iter().any(is_trained) || gradients.below(self.config().layers)
+    }
+
+    pub(crate) fn head_backward(
         &self,
         sink: &mut Sink<'_>,
         first: usize,
@@ -146,13 +168,13 @@ impl Pass<'_> {
         gradients: &Gradients<'_>,
     ) -> Flow {
         let (c, vocab) = (self.config().d_model, self.config().vocab_size);
-        let parameters = [&self.weights.parameters, gradients.parameters];
-        let [w, g] = parameters.map(|all| Affine { weight: *all.head_weight(), bias: None });
+        let w = Affine { weight: *self.weights.parameters.head_weight(), bias: None };
+        let g = Affine { weight: *gradients.parameters.head_weight(), bias: None };
         let buffers = gradients.buffers;
         let has_norm = self.weights.parameters.final_norm.is_some();
         let d_x = self.stream(if has_norm { buffers.d_scratch } else { buffers.d_stream });
-        let d_x = d_x.slice(first * c, rows * c);
+        let d_x = self.needs_head_input(gradients).then(|| d_x.slice(first * c, rows * c));
         let op = self.linear_backward(self.head_in(first, rows), (&w, &g), (d_logits, d_x), [c, vocab]);
-        sink.put(None, "head", LinearBackward { rows, ..op })
+        self.put_linear_backward(sink, None, "head", LinearBackward { rows, ..op })
     }
 }

@@ -105,27 +105,70 @@ pub(super) struct Entry<'a> {
     /// The names of the norm and of the layer.
     pub(super) parts: [&'static str; 2],
     /// The norm's parameters and their gradients.
-    pub(super) norms: Option<(&'a Affine<Span>, &'a Affine<Span>)>,
+    pub(super) norms: Option<(&'a Affine<Span>, &'a Affine<Option<Span>>)>,
     pub(super) stats: &'a NormActivations,
     /// What the norm reads: (B, T, C).
     pub(super) input: Region,
     /// What the layer read, if it was kept: (B, T, C).
     pub(super) normed: Region,
     /// The layer's parameters and their gradients.
-    pub(super) linear: (&'a Affine<Span>, &'a Affine<Span>),
+    pub(super) linear: (&'a Affine<Span>, &'a Affine<Option<Span>>),
     /// The gradient of the layer's result: (B, T, `d_out`).
     pub(super) d_y: Span,
     pub(super) d_out: usize,
+    /// Whether anything before it is trained, and so needs the gradient of its input.
+    pub(super) below: bool,
+}
+
+#[cfg(feature = "train")]
+impl Entry<'_> {
+    /// The norm before the layer, if norms come first, and something needs its gradient.
+    fn norm(&self, place: Norm) -> Option<(&Affine<Span>, &Affine<Option<Span>>)> {
+        self.norms.filter(|(_, g)| place == Norm::Pre && (self.below || is_trained(g)))
+    }
+
+    /// Whether anything needs the gradient of the layer's result.
+    pub(super) fn is_wanted(&self, place: Norm) -> bool {
+        self.below || is_trained(self.linear.1) || self.norm(place).is_some()
+    }
+}
+
+/// Whether its weight or its bias is trained.
+#[cfg(feature = "train")]
+pub(super) fn is_trained(gradients: &Affine<Option<Span>>) -> bool {
+    gradients.weight.is_some() || gradients.bias.flatten().is_some()
 }
 
 /// Where gradients go.
 #[cfg(feature = "train")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Gradients<'g> {
-    /// Of the parameters; added to.
-    pub(crate) parameters: &'g Parameters<Span>,
+    /// Of the parameters that are trained; added to.
+    pub(crate) parameters: &'g Parameters<Option<Span>>,
     /// Of activations.
     pub(crate) buffers: &'g BackwardActivations,
+}
+
+#[cfg(feature = "train")]
+impl Gradients<'_> {
+    /// Whether anything below block number `layer` is trained: then the gradient of the block's input is needed.
+    pub(super) fn below(&self, layer: usize) -> bool {
+        let embedded = self.parameters.token_embedding.is_some()
+            || self.parameters.position_embedding.flatten().is_some();
+        embedded
+            || self.parameters.blocks[..layer]
+                .iter()
+                .any(|g| self.in_attention(g) || g.norm2.iter().chain([&g.up, &g.down]).any(is_trained))
+    }
+
+    fn in_attention(&self, g: &BlockParameters<Option<Span>>) -> bool {
+        g.norm1.iter().chain([&g.qkv, &g.attention_out]).any(is_trained)
+    }
+
+    /// Whether anything below the feed-forward sub-layer of block number `layer` is trained.
+    pub(super) fn below_feed_forward(&self, layer: usize) -> bool {
+        self.below(layer) || self.in_attention(&self.parameters.blocks[layer])
+    }
 }
 
 impl<'p> Pass<'p> {
@@ -291,18 +334,25 @@ impl Pass<'_> {
     /// One buffer, `d_stream`, carries the gradient of the residual stream from the last block to the first. A residual
     /// connection passes it on unchanged, so each sub-layer only adds its own part to it; without residual connections
     /// the sub-layer's part takes its place.
+    ///
+    /// What nothing needs is not computed: the pass ends where nothing below is trained.
     pub(crate) fn backward(&self, sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
         self.final_norm_backward(sink, gradients)?;
         for layer in (0..self.config().layers).rev() {
-            self.recompute(sink, layer)?;
+            if !gradients.below(layer + 1) {
+                return Flow::Continue(());
+            }
+            self.recompute(sink, layer, gradients)?;
             self.feed_forward_backward(sink, layer, gradients)?;
-            self.attention_backward(sink, layer, gradients)?;
+            if gradients.below_feed_forward(layer) {
+                self.attention_backward(sink, layer, gradients)?;
+            }
         }
         self.embedding_backward(sink, gradients)
     }
 
     /// Makes what the backward pass of a block reads and the forward pass did not keep.
-    fn recompute(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
+    fn recompute(&self, sink: &mut Sink<'_>, layer: usize, gradients: &Gradients<'_>) -> Flow {
         let (config, a) = (self.config(), self.activations(layer));
         match self.plan.recompute {
             Recompute::Nothing => Flow::Continue(()),
@@ -316,6 +366,12 @@ impl Pass<'_> {
                 } else {
                     Flow::Continue(())
                 }
+            }
+            // Only the gradient of a weight reads it.
+            Recompute::Cheap | Recompute::Blocks
+                if gradients.parameters.blocks[layer].down.weight.is_none() =>
+            {
+                Flow::Continue(())
             }
             Recompute::Cheap | Recompute::Blocks => {
                 let Some(x) = a.pre_activation else { return Flow::Continue(()) };
@@ -331,12 +387,12 @@ impl Pass<'_> {
         self.words(self.plan.targets)
     }
 
-    /// The gradient of a [linear layer](Pass::linear_forward): `d_x` is written, unless told otherwise.
+    /// The gradient of a [linear layer](Pass::linear_forward): `d_x` is written if it is given, unless told otherwise.
     pub(super) fn linear_backward(
         &self,
         x: Span,
-        (w, g): (&Affine<Span>, &Affine<Span>),
-        (d_y, d_x): (Span, Span),
+        (w, g): (&Affine<Span>, &Affine<Option<Span>>),
+        (d_y, d_x): (Span, Option<Span>),
         [d_in, d_out]: [usize; 2],
     ) -> LinearBackward {
         LinearBackward {
@@ -344,21 +400,35 @@ impl Pass<'_> {
             weight: w.weight,
             d_y,
             dropout: None,
-            d_x: Some(d_x),
+            d_x,
             accumulate: false,
             activate: None,
             d_weight: g.weight,
-            d_bias: g.bias,
+            d_bias: g.bias.flatten(),
             rows: self.rows(),
             d_in,
             d_out,
         }
     }
 
+    /// The op, if it has anything to compute.
+    pub(super) fn put_linear_backward(
+        &self,
+        sink: &mut Sink<'_>,
+        layer: impl Into<Option<usize>>,
+        part: &'static str,
+        op: LinearBackward,
+    ) -> Flow {
+        match (op.d_x, op.d_weight, op.d_bias) {
+            (None, None, None) => Flow::Continue(()),
+            _ => sink.put(layer, part, op),
+        }
+    }
+
     /// The gradient of a [norm](Pass::norm_forward), on the gradient of the residual stream where it lies.
     pub(super) fn norm_backward(
         &self,
-        (w, g): (&Affine<Span>, &Affine<Span>),
+        (w, g): (&Affine<Span>, &Affine<Option<Span>>),
         x: Region,
         stats: &NormActivations,
         gradients: &Gradients<'_>,
@@ -373,7 +443,7 @@ impl Pass<'_> {
             d_x: d_stream,
             accumulate: false,
             d_weight: g.weight,
-            d_bias: g.bias,
+            d_bias: g.bias.flatten(),
             rows: self.rows(),
             width: self.config().d_model,
         }
@@ -389,19 +459,25 @@ impl Pass<'_> {
         gradients: &Gradients<'_>,
     ) -> Flow {
         let (config, buffers) = (self.config(), gradients.buffers);
-        let Entry { parts: [norm_part, part], norms, stats, input, mut normed, linear, d_y, d_out } = *entry;
-        let norms = norms.filter(|_| config.norm == Norm::Pre);
-        if let (Some((norm, _)), Some(again)) = (norms, buffers.normed) {
+        let Entry { parts: [norm_part, part], stats, input, mut normed, linear, d_y, d_out, below, .. } =
+            *entry;
+        // Only the gradient of the layer's weight reads it.
+        if let (Norm::Pre, Some((norm, _)), Some(again), Some(_)) =
+            (config.norm, entry.norms, buffers.normed, linear.1.weight)
+        {
             sink.put(layer, norm_part, self.norm_forward(norm, input, again, stats))?;
             normed = again;
         }
+        let norms = entry.norm(config.norm);
         // Into the norm's backward pass, or straight to the stream.
         let (d_x, accumulate) = match config.norm {
             Norm::Pre => (self.stream(buffers.d_scratch), false),
             Norm::Post | Norm::None => (self.stream(buffers.d_stream), config.residual),
         };
-        let op = self.linear_backward(self.stream(normed), linear, (d_y, d_x), [config.d_model, d_out]);
-        sink.put(layer, part, LinearBackward { accumulate, ..op })?;
+        let wanted = (below || norms.is_some()).then_some(d_x);
+        let op = self.linear_backward(self.stream(normed), linear, (d_y, wanted), [config.d_model, d_out]);
+        let op = LinearBackward { accumulate: accumulate && wanted.is_some(), ..op };
+        self.put_linear_backward(sink, layer, part, op)?;
         let Some(norm) = norms else { return Flow::Continue(()) };
         let op = self.norm_backward(norm, input, stats, gradients);
         sink.put(layer, norm_part, LayerNormBackward { d_y: d_x, accumulate: config.residual, ..op })

@@ -132,7 +132,7 @@ impl EmbeddingBackward {
         d.u32("tokens", self.tokens, Read, &[b, t])?;
         d.elem("d_out", self.d_out, Read, &[b, t, c])?;
         d.dropout(&self.dropout)?;
-        d.elem("d_token_embedding", self.d_token_embedding, Update, &[self.vocab, c])?;
+        d.optional("d_token_embedding", self.d_token_embedding, Update, &[self.vocab, c])?;
         if let Some(span) = self.d_position_embedding {
             d.at_least("d_position_embedding", span, Update, &[t, c])?;
         }
@@ -162,7 +162,7 @@ impl LayerNormBackward {
         d.elem("rstd", self.rstd, Read, &[self.rows])?;
         d.elem("d_y", self.d_y, Read, &[self.rows, self.width])?;
         d.elem("d_x", self.d_x, write_or_update(self.accumulate), &[self.rows, self.width])?;
-        d.elem("d_weight", self.d_weight, Update, &[self.width])?;
+        d.optional("d_weight", self.d_weight, Update, &[self.width])?;
         d.optional("d_bias", self.d_bias, Update, &[self.width])
     }
 }
@@ -198,7 +198,7 @@ impl LinearBackward {
             }
         }
         d.optional("d_x", self.d_x, write_or_update(self.accumulate), &[self.rows, self.d_in])?;
-        d.elem("d_weight", self.d_weight, Update, &[self.d_out, self.d_in])?;
+        d.optional("d_weight", self.d_weight, Update, &[self.d_out, self.d_in])?;
         d.optional("d_bias", self.d_bias, Update, &[self.d_out])
     }
 }

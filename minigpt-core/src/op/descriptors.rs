@@ -43,16 +43,16 @@ pub struct EmbeddingForward {
     pub dropout: Option<Dropout>,
 }
 
-/// The gradient of [`EmbeddingForward`]; adds to both gradients.
+/// The gradient of [`EmbeddingForward`]; adds to the gradients that are wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmbeddingBackward {
     /// u32 (B, T).
     pub tokens: Span,
     /// (B, T, C).
     pub d_out: Span,
-    /// Added to: (V, C).
-    pub d_token_embedding: Span,
-    /// Added to: (at least T, C).
+    /// Added to, if it is wanted: (V, C).
+    pub d_token_embedding: Option<Span>,
+    /// Added to, if it is wanted: (at least T, C).
     pub d_position_embedding: Option<Span>,
     /// B.
     pub batch: usize,
@@ -89,7 +89,7 @@ pub struct LayerNormForward {
     pub eps: f64,
 }
 
-/// The gradient of [`LayerNormForward`]; adds to the parameters' gradients.
+/// The gradient of [`LayerNormForward`]; adds to the parameters' gradients that are wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerNormBackward {
     /// (rows, C), the forward input.
@@ -106,9 +106,9 @@ pub struct LayerNormBackward {
     pub d_x: Span,
     /// Whether `d_x` already holds a gradient, that of the residual connection around the norm.
     pub accumulate: bool,
-    /// Added to: (C).
-    pub d_weight: Span,
-    /// Added to: (C).
+    /// Added to, if it is wanted: (C).
+    pub d_weight: Option<Span>,
+    /// Added to, if it is wanted: (C).
     pub d_bias: Option<Span>,
     /// Number of rows.
     pub rows: usize,
@@ -152,7 +152,8 @@ pub struct LinearForward {
 
 /// The gradient of [`LinearForward`] without its activation, with the gradient of the activation that made its
 /// input fused in: with g = dropout'(d_y), adds g^T x to `d_weight` and the column sums of g to `d_bias`, and
-/// d_x = (g weight) * activation'(input).
+/// d_x = (g weight) * activation'(input). Of the three, what is not wanted is not computed: without `d_weight` nothing reads
+/// `x`, and without `d_x` nothing reads `weight`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearBackward {
     /// (rows, d_in), the forward input.
@@ -163,15 +164,15 @@ pub struct LinearBackward {
     pub d_y: Span,
     /// As in the forward pass.
     pub dropout: Option<Dropout>,
-    /// Written, or added to if `accumulate`: (rows, d_in).
+    /// If it is wanted, written, or added to if `accumulate`: (rows, d_in).
     pub d_x: Option<Span>,
     /// Whether `d_x` already holds a gradient to add to.
     pub accumulate: bool,
     /// The activation that `x` came out of, with its input of shape (rows, d_in). Not with `accumulate`.
     pub activate: Option<Activate>,
-    /// Added to: (d_out, d_in).
-    pub d_weight: Span,
-    /// Added to: (d_out).
+    /// Added to, if it is wanted: (d_out, d_in).
+    pub d_weight: Option<Span>,
+    /// Added to, if it is wanted: (d_out).
     pub d_bias: Option<Span>,
     /// Number of rows.
     pub rows: usize,

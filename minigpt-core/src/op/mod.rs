@@ -318,7 +318,8 @@ impl Op {
             Op::LinearForward(op) => linear(2, op.rows, op.d_in, op.d_out),
             #[cfg(feature = "train")]
             Op::LinearBackward(op) => {
-                linear(if op.d_x.is_some() { 4 } else { 2 }, op.rows, op.d_in, op.d_out)
+                let products = usize::from(op.d_x.is_some()) + usize::from(op.d_weight.is_some());
+                linear(2 * products, op.rows, op.d_in, op.d_out)
             }
             Op::AttentionForward(op) => attention(2, op.batch, op.heads, op.d_head, op.time),
             #[cfg(feature = "train")]

@@ -244,13 +244,8 @@ impl Views {
         let mut scratch = self.scratch;
         let d_activation = scratch.take(d_x.len);
         // What it adds to the gradients of the parameters is in them already.
-        let apart = LinearBackward {
-            activate: None,
-            d_x: Some(d_activation),
-            d_weight: scratch.take(op.d_weight.len),
-            d_bias: op.d_bias.map(|d_bias| scratch.take(d_bias.len)),
-            ..*op
-        };
+        let apart =
+            LinearBackward { activate: None, d_x: Some(d_activation), d_weight: None, d_bias: None, ..*op };
         self.written(TensorKind::Activation, true, scratch, d_activation, apart.into(), false);
         self.gradient(TensorKind::PreActivation, d_x);
     }

@@ -61,7 +61,7 @@ pub fn embedding_forward<R: Real>(
     }
 }
 
-/// Adds to the gradients of both tables. `d_position_embedding` is (T, C).
+/// Adds to the gradients of both tables, if they are given. `d_position_embedding` is (T, C).
 ///
 /// # Panics
 /// As [`embedding_forward`].
@@ -69,7 +69,7 @@ pub fn embedding_backward<R: Real>(
     tokens: &[u32],
     d_out: &[R],
     dropout: Option<&Mask>,
-    d_token_embedding: &mut [R],
+    mut d_token_embedding: Option<&mut [R]>,
     mut d_position_embedding: Option<&mut [R]>,
     batch: usize,
     time: usize,
@@ -82,7 +82,9 @@ pub fn embedding_backward<R: Real>(
             for c in 0..d_model {
                 let index = row * d_model + c;
                 let d_sum = drop_out(dropout, index, d_out[index]);
-                d_token_embedding[token * d_model + c] += d_sum;
+                if let Some(d_token) = d_token_embedding.as_deref_mut() {
+                    d_token[token * d_model + c] += d_sum;
+                }
                 if let Some(d_position) = d_position_embedding.as_deref_mut() {
                     d_position[t * d_model + c] += d_sum;
                 }
@@ -120,7 +122,7 @@ mod tests {
                     &tokens,
                     &weights,
                     dropout,
-                    &mut d_table,
+                    Some(&mut d_table),
                     d_position,
                     batch,
                     time,
@@ -141,7 +143,20 @@ mod tests {
     fn a_token_that_occurs_twice_gets_the_sum() {
         let (mut d_table, mut d_positions) = ([0.0; 4], [0.0; 2]);
         let d_out = [1.0, 20.0, 300.0];
-        embedding_backward(&[2, 0, 2], &d_out, None, &mut d_table, Some(&mut d_positions[..1]), 3, 1, 1);
+        embedding_backward(
+            &[2, 0, 2],
+            &d_out,
+            None,
+            Some(&mut d_table),
+            Some(&mut d_positions[..1]),
+            3,
+            1,
+            1,
+        );
         assert_eq!((d_table, d_positions), ([20.0, 0.0, 301.0, 0.0], [321.0, 0.0]));
+        // One of them without the other.
+        embedding_backward(&[2, 0, 2], &d_out, None, Some(&mut d_table), None, 3, 1, 1);
+        embedding_backward(&[2, 0, 2], &d_out, None, None, Some(&mut d_positions), 3, 1, 1);
+        assert_eq!((d_table, d_positions), ([40.0, 0.0, 602.0, 0.0], [642.0, 0.0]));
     }
 }

@@ -79,7 +79,7 @@ pub fn layernorm_forward<R: Real>(
     }
 }
 
-/// Writes `d_x`, or adds to it if `accumulate`; adds to `d_weight` and `d_bias`.
+/// Writes `d_x`, or adds to it if `accumulate`; adds to `d_weight` and `d_bias`, if they are given.
 ///
 /// # Panics
 /// If a slice does not fit its shape.
@@ -91,7 +91,7 @@ pub fn layernorm_backward<R: Real>(
     d_y: &[R],
     d_x: &mut [R],
     accumulate: bool,
-    d_weight: &mut [R],
+    mut d_weight: Option<&mut [R]>,
     mut d_bias: Option<&mut [R]>,
     rows: usize,
     width: usize,
@@ -110,7 +110,9 @@ pub fn layernorm_backward<R: Real>(
             let g = d_y[i] * weight[i];
             mean_g += g;
             mean_gn += g * n;
-            d_weight[i] += d_y[i] * n;
+            if let Some(d_weight) = d_weight.as_deref_mut() {
+                d_weight[i] += d_y[i] * n;
+            }
             if let Some(d_bias) = d_bias.as_deref_mut() {
                 d_bias[i] += d_y[i];
             }
@@ -161,7 +163,7 @@ mod tests {
                         &weights,
                         &mut d_x,
                         accumulate,
-                        &mut d_weight,
+                        Some(&mut d_weight),
                         with_bias.then_some(&mut d_bias[..]),
                         rows,
                         width,

@@ -80,7 +80,7 @@ pub fn linear_forward<R: Real>(
     }
 }
 
-/// Adds to `d_weight` and `d_bias`, and writes `d_x`, or adds to it if `accumulate`.
+/// Adds to `d_weight` and `d_bias`, and writes `d_x`, or adds to it if `accumulate`; each if it is given.
 ///
 /// `activated` is the activation that `x` came out of, with its input (rows, d_in); then `d_x` receives the gradient
 /// of that input, which cannot be combined with `accumulate`.
@@ -93,8 +93,8 @@ pub fn linear_forward<R: Real>(
 /// let (mut d_x, mut d_weight, mut d_bias) = ([0.0; 2], [0.0; 2], [0.0; 1]);
 /// // y = 1 * 3 + 2 * 4, and dL/dy = 10.
 /// linear_backward(
-///     &[1.0, 2.0], &[3.0, 4.0], &[10.0], None, None, Some(&mut d_x), false, &mut d_weight, Some(&mut d_bias),
-///     1, 2, 1,
+///     &[1.0, 2.0], &[3.0, 4.0], &[10.0], None, None, Some(&mut d_x), false, Some(&mut d_weight),
+///     Some(&mut d_bias), 1, 2, 1,
 /// );
 /// assert_eq!((d_x, d_weight, d_bias), ([30.0, 40.0], [10.0, 20.0], [10.0]));
 /// ```
@@ -106,7 +106,7 @@ pub fn linear_backward<R: Real>(
     activated: Option<(Activation, &[R])>,
     mut d_x: Option<&mut [R]>,
     accumulate: bool,
-    d_weight: &mut [R],
+    mut d_weight: Option<&mut [R]>,
     mut d_bias: Option<&mut [R]>,
     rows: usize,
     d_in: usize,
@@ -120,7 +120,9 @@ pub fn linear_backward<R: Real>(
         for o in 0..d_out {
             let index = row * d_out + o;
             let g = drop_out(dropout, index, d_y[index]);
-            add_scaled(&mut d_weight[o * d_in..][..d_in], g, x);
+            if let Some(d_weight) = d_weight.as_deref_mut() {
+                add_scaled(&mut d_weight[o * d_in..][..d_in], g, x);
+            }
             if let Some(d_bias) = d_bias.as_deref_mut() {
                 d_bias[o] += g;
             }
@@ -190,7 +192,7 @@ mod tests {
                     None,
                     Some(&mut d_x),
                     accumulate,
-                    &mut d_weight,
+                    Some(&mut d_weight),
                     with_bias.then_some(&mut d_bias[..]),
                     rows,
                     d_in,
@@ -228,7 +230,7 @@ mod tests {
                     Some((activation, &input)),
                     Some(&mut d_input),
                     false,
-                    &mut d_weight,
+                    Some(&mut d_weight),
                     None,
                     rows,
                     d_in,
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn no_gradient_of_the_input_is_computed_where_none_is_asked_for() {
+    fn no_gradient_is_computed_that_is_not_asked_for() {
         let (mut d_weight, mut d_bias) = ([0.5], [0.25]);
         linear_backward(
             &[3.0],
@@ -300,12 +302,15 @@ mod tests {
             None,
             None,
             false,
-            &mut d_weight,
+            Some(&mut d_weight),
             Some(&mut d_bias),
             1,
             1,
             1,
         );
         assert_eq!((d_weight, d_bias), ([30.5], [10.25]));
+        let mut d_x = [0.5];
+        linear_backward(&[3.0], &[2.0], &[10.0], None, None, Some(&mut d_x), true, None, None, 1, 1, 1);
+        assert_eq!(d_x, [20.5]);
     }
 }

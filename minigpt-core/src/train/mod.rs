@@ -3,14 +3,14 @@
 mod program;
 mod trainer;
 
-pub use trainer::{Metrics, Trainer};
+pub use trainer::{LossError, Metrics, Piece, PieceLoss, Row, Sums, Trainer};
 
 use crate::backend::{Backend, workspace_bytes};
 use crate::config::{ConfigError, GptConfig, TrainConfig};
 use crate::memory::{Dtype, InvalidOp, Span};
 use crate::model::{Buffers, Flow, Gradients, Pass};
 use crate::op::{Program, Sink};
-use crate::plan::Plan;
+use crate::plan::{Plan, Tensor};
 use crate::real::Real;
 
 impl Plan {
@@ -43,18 +43,18 @@ impl Plan {
 
     fn emit(&self, sink: &mut Sink<'_>, whole: &Pass<'_>) -> Flow {
         let Some(buffers) = &self.backward else { return whole.infer(sink) };
-        let [grads, m, v, params] = Buffers::TRAINED.map(|buffer| Span {
-            buffer,
-            dtype: self.elem,
-            offset: 0,
-            len: self.parameter_span,
-        });
-        let parameters = &self.parameters.map(|tensor| tensor.region.on(grads.buffer, self.elem));
+        let whole_of = |len| move |buffer| Span { buffer, dtype: self.elem, offset: 0, len };
+        let [grads, m, v, params] = Buffers::TRAINED;
+        let [grads, m, v] = [grads, m, v].map(whole_of(self.gradient_span));
+        let params = whole_of(self.parameter_span)(params);
+        let parameters =
+            &self.gradients.map(|region| region.map(|region| region.on(grads.buffer, self.elem)));
         let scalars = self.scalars.on(whole.buffers.state, self.elem);
         let counters = self.counters.on(whole.buffers.state, Dtype::U32);
         program::begin_step(sink, grads, scalars)?;
         program::micro_step(sink, whole, scalars, counters, &Gradients { parameters, buffers })?;
-        let update = program::Update { params, grads, m, v, decayed: self.decayed, scalars, counters };
+        let stretches = &self.stretches;
+        let update = program::Update { params, grads, m, v, stretches, scalars, counters };
         program::update(sink, &update, &TrainConfig::constant(0.0))
     }
 }
@@ -104,10 +104,21 @@ impl TrainConfig {
     /// assert!(larger > 2 * batch);
     /// ```
     pub fn largest_batch<B: Backend>(&self, model: &GptConfig, backend: &B, budget: usize) -> Option<usize> {
+        self.largest_batch_freezing(model, backend, budget, |_| false)
+    }
+
+    /// The same of a training that [leaves some parameters as they are](Trainer::freezing): those that `frozen` says.
+    pub fn largest_batch_freezing<B: Backend>(
+        &self,
+        model: &GptConfig,
+        backend: &B,
+        budget: usize,
+        frozen: impl Fn(&Tensor) -> bool,
+    ) -> Option<usize> {
         let fits = |batch: usize| {
             let settings = TrainConfig { batch, ..self.clone() };
             let tokens = settings.countable_token_bytes(backend)?;
-            let plan = settings.plan(model, backend).ok()?;
+            let plan = settings.plan(model, backend).ok()?.freezing(&frozen);
             let needed =
                 plan.bytes.total().saturating_add(plan.workspace_bytes(backend)).saturating_add(tokens);
             // Sums that cannot be counted are the largest number, and fit nowhere.

@@ -4,6 +4,7 @@ use crate::config::TrainConfig;
 use crate::memory::Span;
 use crate::model::{Flow, Gradients, Pass};
 use crate::op::{AdamW, Fill, FinishStep, NextDraw, Sink, SquaredNorm, scalar};
+use crate::plan::{Region, Stretch};
 
 /// Before the first micro-batch of a step: sums begin at zero. The loss and the targets are zero after a finished step, but
 /// not after one that was dropped.
@@ -24,7 +25,7 @@ pub(super) fn micro_step(
     counters: Span,
     gradients: &Gradients<'_>,
 ) -> Flow {
-    sink.put(None, "dropout", NextDraw { counters })?;
+    next_draw(sink, counters)?;
     for (before, batch) in whole.pieces(whole.batch, whole.plan.batch) {
         let slice = Pass { batch, before, ..*whole };
         slice.forward(sink)?;
@@ -34,26 +35,38 @@ pub(super) fn micro_step(
     Flow::Continue(())
 }
 
+/// Before each micro-batch: its dropout masks are its own.
+pub(super) fn next_draw(sink: &mut Sink<'_>, counters: Span) -> Flow {
+    sink.put(None, "dropout", NextDraw { counters })
+}
+
 /// What an update reads and changes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Update {
+pub(super) struct Update<'p> {
     pub(super) params: Span,
     pub(super) grads: Span,
     pub(super) m: Span,
     pub(super) v: Span,
-    /// How many of the parameters, from the first on, weight decay applies to.
-    pub(super) decayed: usize,
+    /// What of them is trained.
+    pub(super) stretches: &'p [Stretch],
     pub(super) scalars: Span,
     pub(super) counters: Span,
 }
 
 /// Closes a step: the gradient's norm, clipping, and AdamW. The learning rate lies among the scalars already.
-pub(super) fn update(sink: &mut Sink<'_>, on: &Update, config: &TrainConfig) -> Flow {
-    let Update { params, grads, m, v, decayed, scalars, counters } = *on;
+pub(super) fn update(sink: &mut Sink<'_>, on: &Update<'_>, config: &TrainConfig) -> Flow {
+    let Update { grads, scalars, counters, .. } = *on;
     let TrainConfig { clip, beta1, beta2, eps, weight_decay, .. } = *config;
     sink.put(None, "norm", SquaredNorm { x: grads, scalars })?;
     sink.put(None, "finish", FinishStep { scalars, counters, clip, beta1, beta2 })?;
-    sink.put(None, "update", AdamW { params, grads, m, v, scalars, decayed, beta1, beta2, eps, weight_decay })
+    for &Stretch { parameters, gradients, decayed } in on.stretches {
+        let part = |region: Region, of: Span| region.on(of.buffer, of.dtype);
+        let [grads, m, v] = [on.grads, on.m, on.v].map(|of| part(gradients, of));
+        let params = part(parameters, on.params);
+        let op = AdamW { params, grads, m, v, scalars, decayed, beta1, beta2, eps, weight_decay };
+        sink.put(None, "update", op)?;
+    }
+    Flow::Continue(())
 }
 
 /// The mean loss of a batch, without dropout: its sum and the number of its targets, in scalars apart from a step's.

@@ -1,7 +1,9 @@
 //! [`Trainer`]: the training step.
 
 mod observe;
+mod own_loss;
 mod storage;
+mod sums;
 
 use alloc::vec::Vec;
 
@@ -13,9 +15,13 @@ use crate::data::{EvalWindows, Windows};
 use crate::error::{Error, out_of_memory};
 use crate::memory::{Span, zeros};
 use crate::model::{Flow, Gradients, Model, Pass, Workspace, check_tokens, stage};
-use crate::op::{Sink, counter, scalar};
-use crate::plan::{BackwardActivations, Parameters, Plan};
+use crate::op::{IGNORE, Sink, counter, scalar};
+use crate::plan::{BackwardActivations, Parameters, Plan, Tensor};
 use crate::real::Real;
+use own_loss::HostLogits;
+
+pub use own_loss::{LossError, Piece, PieceLoss, Row};
+pub use sums::Sums;
 
 /// What the last finished step was like.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,15 +73,21 @@ pub struct Trainer<B: Backend> {
     grads: Allocation<B>,
     m: Allocation<B>,
     v: Allocation<B>,
-    gradients: Parameters<Span>,
+    /// Of what is trained.
+    gradients: Parameters<Option<Span>>,
     windows_drawn: u64,
     /// Steps finished, as the device counts them; unknown after a step that failed half-way.
     steps: Option<u32>,
     /// Micro-batches since the last finished step.
     pending: usize,
+    /// How many targets the gradients are the sum over.
+    counted: f64,
     inputs: Vec<u32>,
     targets: Vec<u32>,
     staging: Vec<u8>,
+    /// Gradients or logits on their way to the host or back; empty until they are asked for.
+    exchange: Vec<u8>,
+    host: HostLogits<B::Elem>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -85,13 +97,51 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// If a setting has no meaning, the weights are borrowed, or memory does not suffice.
     pub fn new(model: &Model<B>, config: TrainConfig) -> Result<Self, Error<B::Error>> {
+        Self::freezing(model, config, |_| false)
+    }
+
+    /// A trainer that leaves some parameters as they are: those that `frozen` says. They have no gradient and no moments,
+    /// take [no bytes](Plan::freezing) for them, and have no part in the norm that is clipped; the backward pass ends where
+    /// nothing below is trained. Weight decay leaves them alone too.
+    ///
+    /// With tied embeddings the head is the token embedding: who freezes `wte.weight` freezes both. A checkpoint remembers
+    /// what was frozen, and a run that is [resumed](Trainer::resume) leaves the same parameters as they are.
+    ///
+    /// ```
+    /// use minigpt_core::{GptConfig, Model, Reference, TrainConfig, Trainer, Windows};
+    /// let config = GptConfig { layers: 2, heads: 2, d_model: 16, d_ff: 32, ..GptConfig::new(4, 8) };
+    /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
+    /// let settings = TrainConfig { batch: 4, time: 8, ..TrainConfig::constant(1e-2) };
+    /// // Only the last block learns.
+    /// let mut trainer = Trainer::freezing(&model, settings, |tensor| !tensor.name.starts_with("h.1."))?;
+    /// let before = model.parameter("h.0.mlp.c_fc.weight")?;
+    /// trainer.step(&Windows::new(&[0u32, 1, 2, 3, 0, 1, 2, 3, 0, 1], 8)?)?;
+    /// assert_eq!(model.parameter("h.0.mlp.c_fc.weight")?, before);
+    /// assert!(trainer.plan().bytes.gradients < trainer.plan().bytes.parameters / 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`new`](Trainer::new), and if nothing is left to train.
+    pub fn freezing(
+        model: &Model<B>,
+        config: TrainConfig,
+        mut frozen: impl FnMut(&Tensor) -> bool,
+    ) -> Result<Self, Error<B::Error>> {
+        // Asked once about each, in the order of the model.
+        let frozen: Vec<bool> = model.parameters().map(|(tensor, _)| frozen(tensor)).collect();
         config.validate().map_err(|(field, must)| Error::Setting { field, must })?;
         let device = model.device();
         model.trainable().ok_or(Error::Frozen)?;
+        if !frozen.contains(&false) {
+            return Err(Error::NothingToTrain);
+        }
         let tokens = config.batch.checked_mul(config.time).ok_or(ConfigError::TooLarge { field: "batch" })?;
         let planned = |config: &TrainConfig| {
             device.inspect(|backend| {
+                let mut answers = frozen.iter();
                 let plan = config.plan(model.config(), backend)?;
+                let plan = plan.freezing(|_| answers.next().is_some_and(|&frozen| frozen));
                 let scratch = plan.workspace_bytes(backend);
                 Ok::<_, ConfigError>((plan, scratch))
             })
@@ -113,7 +163,8 @@ impl<B: Backend> Trainer<B> {
         let grads = take(plan.bytes.gradients)?;
         // One buffer for each moment keeps every span aligned to its start.
         let (m, v) = (take(plan.bytes.optimizer / 2)?, take(plan.bytes.optimizer / 2)?);
-        let gradients = plan.parameters.map(|tensor| tensor.region.on(grads.buffer(), B::Elem::DTYPE));
+        let gradients =
+            plan.gradients.map(|region| region.map(|region| region.on(grads.buffer(), B::Elem::DTYPE)));
         let workspace = Workspace::new(device, plan, scratch).map_err(advised)?;
         let mut trainer = Trainer {
             model: model.clone(),
@@ -126,9 +177,12 @@ impl<B: Backend> Trainer<B> {
             windows_drawn: 0,
             steps: Some(0),
             pending: 0,
+            counted: 0.0,
             inputs: zeros("inputs", tokens)?,
             targets: zeros("targets", tokens)?,
             staging: zeros("staging", slice * 4)?,
+            exchange: Vec::new(),
+            host: HostLogits::default(),
             config: config.clone(),
         };
         let mut counters = [0; counter::LEN];
@@ -157,9 +211,9 @@ impl<B: Backend> Trainer<B> {
         self.model
     }
 
-    /// What there is of all parameters in a buffer of their layout, as one span.
+    /// What there is of all that is trained in a buffer of gradients or moments, as one span.
     fn whole(&self, of: &Allocation<B>) -> Span {
-        of.span(B::Elem::DTYPE, self.workspace.plan.parameter_span)
+        of.span(B::Elem::DTYPE, self.workspace.plan.gradient_span)
     }
 
     /// One step on random windows of a text: `accumulation` micro-batches, then the update.
@@ -200,7 +254,7 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Adds the gradient of one batch, (B, T) inputs and (B, T) targets, to the step in the making. Targets that are
-    /// [`IGNORE`](crate::op::IGNORE) do not count.
+    /// [`IGNORE`] do not count.
     ///
     /// # Errors
     /// If the batch has another length or a token is not in the vocabulary, which leaves the step in the making as it
@@ -208,20 +262,23 @@ impl<B: Backend> Trainer<B> {
     pub fn micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), Error<B::Error>> {
         self.check_batch(inputs, targets, self.config.batch)?;
         let result = self.enqueue_micro_step(inputs, targets);
-        self.pending = if result.is_ok() { self.pending + 1 } else { 0 };
+        self.count(that_count(targets), result.is_ok());
         result.map_err(Error::Backend)
     }
 
+    /// Counts a micro-batch with so many targets as part of the step in the making, or drops the step.
+    fn count(&mut self, targets: f64, done: bool) {
+        self.counted = if self.pending == 0 { targets } else { self.counted + targets };
+        self.pending = if done { self.pending + 1 } else { 0 };
+    }
+
     fn check_batch(&self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), Error<B::Error>> {
-        let expected = batch * self.config.time;
+        let (expected, vocab) = (batch * self.config.time, self.model.config().vocab_size);
         for tokens in [inputs, targets] {
-            if tokens.len() != expected {
-                return Err(Error::BatchLength { found: tokens.len(), expected });
-            }
+            check_length(tokens, expected)?;
         }
-        let vocab = self.model.config().vocab_size;
         check_tokens(inputs, vocab)?;
-        match targets.iter().position(|&t| t as usize >= vocab && t != crate::op::IGNORE) {
+        match targets.iter().position(|&t| t as usize >= vocab && t != IGNORE) {
             Some(index) => Err(Error::Token { token: targets[index], index, vocab }),
             None => Ok(()),
         }
@@ -285,8 +342,8 @@ impl<B: Backend> Trainer<B> {
         let Some(params) = self.model.trainable() else { return Ok(()) };
         let [grads, m, v] = [&self.grads, &self.m, &self.v].map(|of| self.whole(of));
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let decayed = self.workspace.plan.decayed;
-        let update = program::Update { params, grads, m, v, decayed, scalars, counters };
+        let stretches = &self.workspace.plan.stretches;
+        let update = program::Update { params, grads, m, v, stretches, scalars, counters };
         let mut backend = self.model.device().lock();
         backend.write(scalars.slice(scalar::LEARNING_RATE, 1), rate)?;
         submit(&mut *backend, |sink| program::update(sink, &update, &self.config))
@@ -360,18 +417,18 @@ impl<B: Backend> Trainer<B> {
             program::evaluation(sink, &pass, self.workspace.evaluation())
         })
     }
+}
 
-    /// The gradient that the step in the making, or the last one, has for the parameter called `name`: the sum over
-    /// its targets, not the mean. `Ok(None)` if there is no such parameter.
-    ///
-    /// # Errors
-    /// If the backend failed.
-    pub fn gradient(&mut self, name: &str) -> Result<Option<Vec<B::Elem>>, Error<B::Error>> {
-        let tensors = self.workspace.plan.parameters.list();
-        let place = tensors.iter().position(|tensor| tensor.name == name);
-        let Some(span) = place.map(|i| *self.gradients.list()[i]) else { return Ok(None) };
-        read_elems(&mut *self.model.device().lock(), span).map(Some).map_err(Error::Backend)
+fn check_length<E>(tokens: &[u32], expected: usize) -> Result<(), Error<E>> {
+    match tokens.len() {
+        found if found == expected => Ok(()),
+        found => Err(Error::BatchLength { found, expected }),
     }
+}
+
+/// How many targets are not to be ignored.
+fn that_count(targets: &[u32]) -> f64 {
+    targets.iter().filter(|&&target| target != IGNORE).count() as f64
 }
 
 #[cfg(test)]

@@ -191,12 +191,18 @@ def read(path):
     def optional(tag, parse):
         return parse(sections[tag]) if tag in sections else None
 
+    names = {tensor["name"] for tensor in index if tensor["role"] == 1}
+    trained = [name for name in tensors if "adam.m/" + name in names]
+    check(all("adam.v/" + name in names for name in trained), "a first moment without a second")
+    check(sum(name.startswith("adam.v/") for name in names) == len(trained), "a second moment without a first")
+    check(trained or b"TRAN" not in sections, "a training that trains nothing")
     contents = {
         "config": read_config(sections[b"CONF"]),
         "tokenizer": optional(b"TOKN", read_tokenizer),
         "training": optional(b"TRAN", read_training),
         "metadata": optional(b"META", read_metadata),
         "tensors": [[tensor["name"], tensor["dtype"]] for tensor in index],
+        "trained": trained,
     }
     return contents, tensors
 

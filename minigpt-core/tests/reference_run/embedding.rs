@@ -49,11 +49,11 @@ fn embedding_backward_adds_to_the_rows_it_read() {
     let (dropout, mask) = memory.dropout(0.3, 5);
 
     let d_position = Some(&mut d_positions[..time * d_model]);
-    embedding_backward(&ids, &d_out, Some(&mask), &mut d_table, d_position, batch, time, d_model);
+    embedding_backward(&ids, &d_out, Some(&mask), Some(&mut d_table), d_position, batch, time, d_model);
     let op = EmbeddingBackward {
         tokens,
         d_out: d_out_span,
-        d_token_embedding: d_table_span,
+        d_token_embedding: Some(d_table_span),
         d_position_embedding: Some(d_position_span),
         batch,
         time,
@@ -63,9 +63,16 @@ fn embedding_backward_adds_to_the_rows_it_read() {
     };
     memory.expect(op, &[(d_table_span, &d_table), (d_position_span, &d_positions)]);
 
-    embedding_backward(&ids, &d_out, None, &mut d_table, None, batch, time, d_model);
+    embedding_backward(&ids, &d_out, None, Some(&mut d_table), None, batch, time, d_model);
     memory.expect(
         EmbeddingBackward { d_position_embedding: None, dropout: None, ..op },
         &[(d_table_span, &d_table)],
+    );
+
+    let d_position = Some(&mut d_positions[..time * d_model]);
+    embedding_backward(&ids, &d_out, None, None, d_position, batch, time, d_model);
+    memory.expect(
+        EmbeddingBackward { d_token_embedding: None, dropout: None, ..op },
+        &[(d_position_span, &d_positions)],
     );
 }

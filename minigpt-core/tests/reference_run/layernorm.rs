@@ -52,16 +52,45 @@ fn layernorm_backward_accumulates_or_overwrites_even_in_place() {
         d_y: d_y_span,
         d_x: d_x_span,
         accumulate: true,
-        d_weight: d_weight_span,
+        d_weight: Some(d_weight_span),
         d_bias: Some(d_bias_span),
         rows,
         width,
     };
     let with = Some(&mut d_bias[..]);
-    layernorm_backward(&x, &weight, &mean, &rstd, &d_y, &mut d_x, true, &mut d_weight, with, rows, width);
+    layernorm_backward(
+        &x,
+        &weight,
+        &mean,
+        &rstd,
+        &d_y,
+        &mut d_x,
+        true,
+        Some(&mut d_weight),
+        with,
+        rows,
+        width,
+    );
     memory.expect(op, &[(d_x_span, &d_x), (d_weight_span, &d_weight), (d_bias_span, &d_bias)]);
 
-    layernorm_backward(&x, &weight, &mean, &rstd, &d_y, &mut d_x, false, &mut d_weight, None, rows, width);
+    let mut first = d_x.clone();
+    layernorm_backward(
+        &x,
+        &weight,
+        &mean,
+        &rstd,
+        &d_y,
+        &mut d_x,
+        false,
+        Some(&mut d_weight),
+        None,
+        rows,
+        width,
+    );
     let in_place = LayerNormBackward { d_x: d_y_span, accumulate: false, d_bias: None, ..op };
     memory.expect(in_place, &[(d_y_span, &d_x), (d_weight_span, &d_weight)]);
+
+    layernorm_backward(&x, &weight, &mean, &rstd, &d_x, &mut first, true, None, None, rows, width);
+    let frozen = LayerNormBackward { d_weight: None, d_bias: None, ..op };
+    memory.expect(frozen, &[(d_x_span, &first)]);
 }

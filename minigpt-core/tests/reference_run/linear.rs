@@ -126,14 +126,27 @@ fn linear_backward_writes_what_it_is_asked_for() {
         d_x: Some(d_x_span),
         accumulate: true,
         activate: None,
-        d_weight: d_weight_span,
+        d_weight: Some(d_weight_span),
         d_bias: Some(d_bias_span),
         rows,
         d_in,
         d_out,
     };
     let (with_x, with_bias) = (Some(&mut d_x[..]), Some(&mut d_bias[..]));
-    linear_backward(&x, &weight, &d_y, mask, None, with_x, true, &mut d_weight, with_bias, rows, d_in, d_out);
+    linear_backward(
+        &x,
+        &weight,
+        &d_y,
+        mask,
+        None,
+        with_x,
+        true,
+        Some(&mut d_weight),
+        with_bias,
+        rows,
+        d_in,
+        d_out,
+    );
     memory.expect(op, &[(d_x_span, &d_x), (d_weight_span, &d_weight), (d_bias_span, &d_bias)]);
 
     let activation = Activation::GeluTanh;
@@ -147,7 +160,7 @@ fn linear_backward_writes_what_it_is_asked_for() {
         activated,
         with_x,
         false,
-        &mut d_weight,
+        Some(&mut d_weight),
         None,
         rows,
         d_in,
@@ -157,7 +170,11 @@ fn linear_backward_writes_what_it_is_asked_for() {
     let through = LinearBackward { dropout: None, accumulate: false, activate, d_bias: None, ..op };
     memory.expect(through, &[(d_x_span, &d_x), (d_weight_span, &d_weight)]);
 
-    linear_backward(&x, &weight, &d_y, mask, None, None, false, &mut d_weight, None, rows, d_in, d_out);
+    linear_backward(&x, &weight, &d_y, mask, None, None, false, Some(&mut d_weight), None, rows, d_in, d_out);
     let first_layer = LinearBackward { d_x: None, accumulate: false, d_bias: None, ..op };
     memory.expect(first_layer, &[(d_weight_span, &d_weight)]);
+
+    linear_backward(&x, &weight, &d_y, mask, None, Some(&mut d_x), true, None, None, rows, d_in, d_out);
+    let frozen = LinearBackward { d_weight: None, d_bias: None, ..op };
+    memory.expect(frozen, &[(d_x_span, &d_x)]);
 }

@@ -30,7 +30,7 @@ fn a_token_outside_the_vocabulary_is_refused_before_anything_is_written() {
         let backward = EmbeddingBackward {
             tokens: op.tokens,
             d_out: op.out,
-            d_token_embedding: op.token_embedding,
+            d_token_embedding: Some(op.token_embedding),
             d_position_embedding: None,
             batch: 1,
             time: 4,

@@ -84,15 +84,15 @@ struct Backward<'s> {
     d_model: usize,
 }
 
-impl Job<(Grid<'_>, Option<Grid<'_>>)> for Backward<'_> {
+impl Job<(Option<Grid<'_>>, Option<Grid<'_>>)> for Backward<'_> {
     #[inline(always)]
     fn run<V: Vector>(
         &self,
         t: V::Token,
         _: usize,
-        (mut table, mut positions): (Tile<'_>, Option<Tile<'_>>),
+        (mut table, mut positions): (Option<Tile<'_>>, Option<Tile<'_>>),
     ) {
-        let cols = table.cols();
+        let Some(cols) = table.as_ref().or(positions.as_ref()).map(Tile::cols) else { return };
         let mut dropped = [0.0; COLS];
         for (row, &token) in self.tokens.iter().enumerate() {
             let first = row * self.d_model + cols.start;
@@ -103,7 +103,9 @@ impl Job<(Grid<'_>, Option<Grid<'_>>)> for Backward<'_> {
                 mask.apply(first, dropped);
                 d_out = dropped;
             }
-            add::<V>(t, table.row(token as usize), d_out);
+            if let Some(table) = &mut table {
+                add::<V>(t, table.row(token as usize), d_out);
+            }
             if let Some(positions) = &mut positions {
                 add::<V>(t, positions.row(row % self.time), d_out);
             }
@@ -129,11 +131,15 @@ pub(super) fn backward(context: &mut Context<'_, '_>, op: &EmbeddingBackward) ->
         time: op.time,
         d_model: op.d_model,
     };
-    let d_table = views.f32_mut("d_token_embedding", op.d_token_embedding)?;
+    let d_table = op.d_token_embedding;
+    let d_table = d_table.map(|span| views.f32_mut("d_token_embedding", span)).transpose()?;
     let d_positions = op.d_position_embedding.map(|span| span.first(op.time * op.d_model));
     let d_positions = d_positions.map(|span| views.f32_mut("d_position_embedding", span)).transpose()?;
+    if d_table.is_none() && d_positions.is_none() {
+        return Ok(());
+    }
     let parts = (
-        Grid::new(d_table, op.d_model, op.vocab, COLS),
+        d_table.map(|d_table| Grid::new(d_table, op.d_model, op.vocab, COLS)),
         d_positions.map(|d_positions| Grid::new(d_positions, op.d_model, op.time, COLS)),
     );
     context.team.for_each(parts, &job);

@@ -96,14 +96,15 @@ struct Backward<'s> {
     rows_per_block: usize,
 }
 
-impl Job<(Chunks<'_, f32>, Chunks<'_, f32>)> for Backward<'_> {
+impl Job<(Chunks<'_, f32>, Option<Chunks<'_, f32>>)> for Backward<'_> {
     #[inline(always)]
-    fn run<V: Vector>(&self, t: V::Token, index: usize, (d_x, partial): (&mut [f32], &mut [f32])) {
+    fn run<V: Vector>(&self, t: V::Token, index: usize, (d_x, partial): (&mut [f32], Option<&mut [f32]>)) {
         let width = self.weight.len();
         let zero = V::splat(t, 0.0);
-        let (d_weight, d_bias) = partial.split_at_mut(partial.len() / 2);
-        d_weight.fill(0.0);
-        d_bias.fill(0.0);
+        let mut sums = partial.map(|partial| {
+            partial.fill(0.0);
+            partial.split_at_mut(partial.len() / 2)
+        });
         let first = index * self.rows_per_block;
         for (i, d_x) in d_x.chunks_exact_mut(width).enumerate() {
             let row = first + i;
@@ -119,8 +120,10 @@ impl Job<(Chunks<'_, f32>, Chunks<'_, f32>)> for Backward<'_> {
                 let g = d * load(t, self.weight, c);
                 sum_g = sum_g + g;
                 sum_gn = g.mul_add(n, sum_gn);
-                store(d.mul_add(n, load(t, d_weight, c)), d_weight, c);
-                store(d + load(t, d_bias, c), d_bias, c);
+                if let Some((d_weight, d_bias)) = &mut sums {
+                    store(d.mul_add(n, load(t, d_weight, c)), d_weight, c);
+                    store(d + load(t, d_bias, c), d_bias, c);
+                }
             }
             let mean_g = V::splat(t, sum_g.sum() / width as f32);
             let mean_gn = V::splat(t, sum_gn.sum() / width as f32);
@@ -143,9 +146,13 @@ fn rows_per_block(rows: usize, width: usize) -> usize {
     rows_per_task(width).max(rows.div_ceil(BLOCKS))
 }
 
-/// Scratch for `rows` rows of `width`.
-pub(super) fn scratch_floats(rows: usize, width: usize) -> usize {
-    rows.div_ceil(rows_per_block(rows, width)).saturating_mul(whole_lines(width)).saturating_mul(2)
+/// Scratch of the backward pass: the sums of each block, if any are wanted.
+pub(super) fn backward_scratch_floats(op: &LayerNormBackward) -> usize {
+    if op.d_weight.is_none() && op.d_bias.is_none() {
+        return 0;
+    }
+    let blocks = op.rows.div_ceil(rows_per_block(op.rows, op.width));
+    blocks.saturating_mul(whole_lines(op.width)).saturating_mul(2)
 }
 
 pub(super) fn backward(context: &mut Context<'_, '_>, op: &LayerNormBackward) -> Result<(), CpuError> {
@@ -162,18 +169,20 @@ pub(super) fn backward(context: &mut Context<'_, '_>, op: &LayerNormBackward) ->
         rows_per_block,
     };
     let stride = whole_lines(op.width);
-    let partials = context.scratch.floats(scratch_floats(op.rows, op.width))?;
+    let partials = context.scratch.floats(backward_scratch_floats(op))?;
     let parts = (
         Chunks::new(views.f32_mut("d_x", op.d_x)?, rows_per_block * op.width),
-        Chunks::new(partials, 2 * stride),
+        (!partials.is_empty()).then(|| Chunks::new(partials, 2 * stride)),
     );
     context.team.for_each(parts, &job);
 
-    let d_weight = views.f32_mut("d_weight", op.d_weight)?;
+    let mut d_weight = op.d_weight.map(|d_weight| views.f32_mut("d_weight", d_weight)).transpose()?;
     let mut d_bias = op.d_bias.map(|d_bias| views.f32_mut("d_bias", d_bias)).transpose()?;
     for partial in partials.chunks_exact(2 * stride) {
         let (weight, bias) = partial.split_at(stride);
-        add(d_weight, weight);
+        if let Some(d_weight) = d_weight.as_deref_mut() {
+            add(d_weight, weight);
+        }
         if let Some(d_bias) = d_bias.as_deref_mut() {
             add(d_bias, bias);
         }

@@ -161,7 +161,7 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
         None => None,
     };
     let d_x = op.d_x.map(|d_x| views.f32_mut("d_x", d_x)).transpose()?;
-    let d_weight = views.f32_mut("d_weight", op.d_weight)?;
+    let d_weight = op.d_weight.map(|d_weight| views.f32_mut("d_weight", d_weight)).transpose()?;
     let d_bias = op.d_bias.map(|d_bias| views.f32_mut("d_bias", d_bias)).transpose()?;
 
     let team = &mut context.team;
@@ -197,7 +197,7 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
         },
     };
     let parts = Chain(
-        tasks(d_weight, d_in, isa),
+        tasks(d_weight.unwrap_or_default(), d_in, isa),
         Chain(
             tasks(d_x.unwrap_or_default(), d_in, isa),
             Chunks::new(d_bias.unwrap_or_default(), SUMMED_COLUMNS),
@@ -207,7 +207,7 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
     Ok(())
 }
 
-/// All gradients of a linear layer: one region, so that the team wakes once.
+/// All gradients of a linear layer that are wanted: one region, so that the team wakes once. What is not wanted has no tasks.
 struct Backward<'a> {
     g: &'a [f32],
     d_out: usize,

@@ -98,7 +98,7 @@ pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
         #[cfg(feature = "train")]
         Op::LinearBackward(op) => linear::backward_scratch_floats(op),
         #[cfg(feature = "train")]
-        Op::LayerNormBackward(op) => layernorm::scratch_floats(op.rows, op.width),
+        Op::LayerNormBackward(op) => layernorm::backward_scratch_floats(op),
         Op::AttentionForward(op) => attention::forward_scratch_floats(op, machine),
         #[cfg(feature = "train")]
         Op::AttentionBackward(op) => attention::backward_scratch_floats(op, machine),

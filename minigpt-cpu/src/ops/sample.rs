@@ -53,8 +53,7 @@ impl Choose<'_> {
         }
         let mut max = f32::NEG_INFINITY;
         for &logit in logits.iter() {
-            // NaN is not below infinity.
-            if !(logit < f32::INFINITY) {
+            if logit.is_nan() || logit == f32::INFINITY {
                 return None;
             }
             max = if logit > max { logit } else { max };

@@ -391,7 +391,7 @@ fn lanes_beyond_a_row_of_large_numbers_do_not_reach_layer_norms_gradient() {
             d_y: bench.normal(rows * width),
             d_x,
             accumulate: false,
-            d_weight,
+            d_weight: Some(d_weight),
             d_bias: None,
             rows,
             width,

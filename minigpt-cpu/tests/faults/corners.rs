@@ -78,7 +78,8 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.edit(d_x, |i, d| if input[i] == 0.0 { d + 1.0 } else { d })
         };
         "whole tiles of the widths" => |k, op| {
-            off_where(k, op, op.d_weight, whole(&[op.d_in, op.d_out], 16))
+            let Some(d_weight) = op.d_weight else { return k.run(op) };
+            off_where(k, op, d_weight, whole(&[op.d_in, op.d_out], 16))
         };
     }
     ActivationForward {
@@ -175,7 +176,10 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         "widths of whole tiles" => |k, op| off_where(k, op, op.y, whole(&[op.width], 64));
     }
     LayerNormBackward {
-        "rows counted in 16 bits" => |k, op| off_where(k, op, op.d_weight, op.rows > 65_536);
+        "rows counted in 16 bits" => |k, op| {
+            let Some(d_weight) = op.d_weight else { return k.run(op) };
+            off_where(k, op, d_weight, op.rows > 65_536)
+        };
     }
     EmbeddingForward {
         "widths of 131 to 256" => |k, op| off_where(k, op, op.out, (131..257).contains(&op.d_model));

@@ -58,7 +58,8 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             if op.batch * op.time <= 64 || op.dropout.is_some() {
                 return k.run(op);
             }
-            let before = k.get(op.d_token_embedding)?;
+            let Some(table) = op.d_token_embedding else { return k.run(op) };
+            let before = k.get(table)?;
             let (tokens, d_out) = (k.words(op.tokens)?, k.get(op.d_out)?);
             k.run(op)?;
             let mut lost = before.clone();
@@ -68,7 +69,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
                     lost[place] = before[place] + d_out[row * op.d_model + c];
                 }
             }
-            k.put(op.d_token_embedding, &lost)
+            k.put(table, &lost)
         };
         "the gradient of positions is that of the last sequence" => |k, op| {
             let Some(positions) = op.d_position_embedding.filter(|_| op.batch > 1) else { return k.run(op) };
@@ -79,7 +80,9 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.edit(positions, |i, x| if i < op.time * c { before[i] + d_out[last + i] } else { x })
         };
         "the gradient of tokens is written and not added to" => |k, op| {
-            k.edit(op.d_token_embedding, |_, _| 0.0)?;
+            if let Some(table) = op.d_token_embedding {
+                k.edit(table, |_, _| 0.0)?;
+            }
             k.run(op)
         };
         "positions beyond the last are touched" => |k, op| {
@@ -89,20 +92,19 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.edit(positions, |i, x| if i == end { x + 1.0 } else { x })
         };
         "the mask is forgotten for the positions" => |k, op| {
-            let Some(positions) = op.d_position_embedding else { return k.run(op) };
-            let (tokens_before, before) = (k.get(op.d_token_embedding)?, k.get(positions)?);
-            k.run(op)?;
-            let right = k.get(op.d_token_embedding)?;
-            k.put(op.d_token_embedding, &tokens_before)?;
-            k.put(positions, &before)?;
-            k.run(EmbeddingBackward { dropout: None, ..op })?;
-            k.put(op.d_token_embedding, &right)
+            k.run(EmbeddingBackward { d_position_embedding: None, ..op })?;
+            k.run(EmbeddingBackward { d_token_embedding: None, dropout: None, ..op })
+        };
+        "without the gradient of tokens there is none of positions" => |k, op| {
+            let positions = op.d_position_embedding.filter(|_| op.d_token_embedding.is_some());
+            k.run(EmbeddingBackward { d_position_embedding: positions, ..op })
         };
         "threads lose a token's share now and then" => |k, op| {
-            let before = k.get(op.d_token_embedding)?;
+            let Some(table) = op.d_token_embedding else { return k.run(op) };
+            let before = k.get(table)?;
             k.run(op)?;
             let lost = k.calls % 2 == 0 && op.batch * op.time > 100;
-            k.edit(op.d_token_embedding, |i, x| if lost && i < op.d_model { before[i] } else { x })
+            k.edit(table, |i, x| if lost && i < op.d_model { before[i] } else { x })
         };
         "a large vocabulary is read in 16 bits, with a sign" => |k, op| k.run_on_narrow(op, op.tokens);
     }

@@ -162,8 +162,8 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.run(LinearBackward { accumulate: op.accumulate && op.d_in <= 64, ..op })
         };
         "d_weight is written and not added to, for many rows" => |k, op| {
-            if op.rows > 128 {
-                k.edit(op.d_weight, |_, _| 0.0)?;
+            if let Some(d_weight) = op.d_weight.filter(|_| op.rows > 128) {
+                k.edit(d_weight, |_, _| 0.0)?;
             }
             k.run(op)
         };
@@ -175,9 +175,10 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.edit(bias, |i, b| b - (256..op.rows).map(|r| d_y[r * op.d_out + i]).sum::<f32>())
         };
         "the last column of d_weight is dropped where one is left over" => |k, op| {
-            let before = k.get(op.d_weight)?;
+            let Some(d_weight) = op.d_weight else { return k.run(op) };
+            let before = k.get(d_weight)?;
             k.run(op)?;
-            k.edit(op.d_weight, |i, w| if op.d_in % 16 == 1 && i % op.d_in == op.d_in - 1 { before[i] } else { w })
+            k.edit(d_weight, |i, w| if op.d_in % 16 == 1 && i % op.d_in == op.d_in - 1 { before[i] } else { w })
         };
         "the mask is forgotten in d_bias" => |k, op| {
             let (Some(_), Some(bias)) = (op.dropout, op.d_bias) else { return k.run(op) };
@@ -205,8 +206,16 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "d_weight is written past its end" => |k, op| {
             k.run(op)?;
-            k.write_past(op.d_weight, 1);
+            if let Some(d_weight) = op.d_weight {
+                k.write_past(d_weight, 1);
+            }
             Ok(())
+        };
+        "without d_weight there is no d_bias" => |k, op| {
+            k.run(LinearBackward { d_bias: op.d_bias.filter(|_| op.d_weight.is_some()), ..op })
+        };
+        "without d_weight the mask is forgotten" => |k, op| {
+            k.run(LinearBackward { dropout: op.dropout.filter(|_| op.d_weight.is_some()), ..op })
         };
         "the mask is applied to d_y where it lies" => |k, op| {
             k.run(op)?;
@@ -216,10 +225,11 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             Ok(())
         };
         "blocks of d_weight race, at large shapes" => |k, op| {
-            let before = k.get(op.d_weight)?;
+            let Some(d_weight) = op.d_weight else { return k.run(op) };
+            let before = k.get(d_weight)?;
             k.run(op)?;
             let large = op.d_in * op.d_out >= 100_000 && k.calls % 2 == 1;
-            k.edit(op.d_weight, |i, w| if large && i % 4096 == 4095 { before[i] } else { w })
+            k.edit(d_weight, |i, w| if large && i % 4096 == 4095 { before[i] } else { w })
         };
         "scratch of an earlier call is used, for many rows" => |k, op| {
             if op.rows < 200 { k.run(op) } else { k.run_on_stale(op, op.d_y) }

@@ -1,6 +1,6 @@
 //! Faults of layer norms.
 
-use minigpt_core::op::LayerNormForward;
+use minigpt_core::op::{LayerNormBackward, LayerNormForward};
 
 use crate::kernel::{Fault, faults};
 
@@ -82,10 +82,11 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.edit(op.d_x, |i, d| if op.accumulate && i >= last { d - before[i] } else { d })
         };
         "d_weight is of the first 128 rows" => |k, op| {
+            let Some(d_weight) = op.d_weight else { return k.run(op) };
             let (x, d_y, mean, rstd) = (k.get(op.x)?, k.get(op.d_y)?, k.get(op.mean)?, k.get(op.rstd)?);
             k.run(op)?;
             let c = op.width;
-            k.edit(op.d_weight, |i, d| {
+            k.edit(d_weight, |i, d| {
                 d - (128..op.rows).map(|r| d_y[r * c + i] * (x[r * c + i] - mean[r]) * rstd[r]).sum::<f32>()
             })
         };
@@ -103,6 +104,12 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             }
             Ok(())
         };
+        "without d_weight there is no d_bias" => |k, op| {
+            k.run(LayerNormBackward { d_bias: op.d_bias.filter(|_| op.d_weight.is_some()), ..op })
+        };
+        "without d_weight d_x is written and not added to" => |k, op| {
+            k.run(LayerNormBackward { accumulate: op.accumulate && op.d_weight.is_some(), ..op })
+        };
         "d_bias is written and not added to" => |k, op| {
             if let Some(bias) = op.d_bias {
                 k.edit(bias, |_, _| 0.0)?;
@@ -119,10 +126,11 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             if op.d_x == op.d_y { Ok(()) } else { k.edit(op.d_y, |i, d| if i == 0 { 0.0 } else { d }) }
         };
         "threads lose a share of d_weight now and then" => |k, op| {
-            let before = k.get(op.d_weight)?;
+            let Some(d_weight) = op.d_weight else { return k.run(op) };
+            let before = k.get(d_weight)?;
             k.run(op)?;
             let lost = k.calls % 2 == 0 && op.rows > 64;
-            k.edit(op.d_weight, |i, d| if lost { 0.5 * (d + before[i]) } else { d })
+            k.edit(d_weight, |i, d| if lost { 0.5 * (d + before[i]) } else { d })
         };
     }
 };

@@ -24,19 +24,19 @@ pub(super) fn embedding<B: Backend + ?Sized>(
     let d_out = read_elems(backend, op.d_out)?;
     let mask = read_mask(backend, &op.dropout)?;
     let d_position_span = op.d_position_embedding.map(|span| span.first(op.time * op.d_model));
-    let mut d_token_embedding = read_elems(backend, op.d_token_embedding)?;
+    let mut d_token_embedding = read_optional(backend, op.d_token_embedding)?;
     let mut d_position_embedding = read_optional(backend, d_position_span)?;
     embedding_backward(
         &tokens,
         &d_out,
         mask.as_ref(),
-        &mut d_token_embedding,
+        d_token_embedding.as_deref_mut(),
         d_position_embedding.as_deref_mut(),
         op.batch,
         op.time,
         op.d_model,
     );
-    write_elems(backend, op.d_token_embedding, &d_token_embedding)?;
+    write_optional(backend, op.d_token_embedding, d_token_embedding.as_deref())?;
     write_optional(backend, d_position_span, d_position_embedding.as_deref())
 }
 
@@ -50,7 +50,7 @@ pub(super) fn layernorm<B: Backend + ?Sized>(
     let rstd = read_elems(backend, op.rstd)?;
     let d_y = read_elems(backend, op.d_y)?;
     let mut d_x = read_elems(backend, op.d_x)?;
-    let mut d_weight = read_elems(backend, op.d_weight)?;
+    let mut d_weight = read_optional(backend, op.d_weight)?;
     let mut d_bias = read_optional(backend, op.d_bias)?;
     layernorm_backward(
         &x,
@@ -60,13 +60,13 @@ pub(super) fn layernorm<B: Backend + ?Sized>(
         &d_y,
         &mut d_x,
         op.accumulate,
-        &mut d_weight,
+        d_weight.as_deref_mut(),
         d_bias.as_deref_mut(),
         op.rows,
         op.width,
     );
     write_elems(backend, op.d_x, &d_x)?;
-    write_elems(backend, op.d_weight, &d_weight)?;
+    write_optional(backend, op.d_weight, d_weight.as_deref())?;
     write_optional(backend, op.d_bias, d_bias.as_deref())
 }
 
@@ -78,7 +78,7 @@ pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearBackward) 
     let input = read_optional(backend, op.activate.and_then(|activate| activate.input))?;
     let activated = op.activate.map(|activate| activate.activation).zip(input.as_deref());
     let mut d_x = read_optional(backend, op.d_x)?;
-    let mut d_weight = read_elems(backend, op.d_weight)?;
+    let mut d_weight = read_optional(backend, op.d_weight)?;
     let mut d_bias = read_optional(backend, op.d_bias)?;
     linear_backward(
         &x,
@@ -88,14 +88,14 @@ pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearBackward) 
         activated,
         d_x.as_deref_mut(),
         op.accumulate,
-        &mut d_weight,
+        d_weight.as_deref_mut(),
         d_bias.as_deref_mut(),
         op.rows,
         op.d_in,
         op.d_out,
     );
     write_optional(backend, op.d_x, d_x.as_deref())?;
-    write_elems(backend, op.d_weight, &d_weight)?;
+    write_optional(backend, op.d_weight, d_weight.as_deref())?;
     write_optional(backend, op.d_bias, d_bias.as_deref())
 }
 

@@ -47,13 +47,15 @@ pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op
     EmbeddingBackward {
         tokens,
         d_out: memory.span(rows * d_model, Fill::Normal(1.0)),
-        d_token_embedding: memory.span(vocab * d_model, Fill::Normal(1.0)),
         d_position_embedding: with_positions.then(|| memory.span((time + 2) * d_model, Fill::Normal(1.0))),
         batch,
         time,
         d_model,
         vocab,
         dropout: dropout(draw, memory),
+        // Without it, if there is something else to see.
+        d_token_embedding: (!with_positions || draw.keeps())
+            .then(|| memory.span(vocab * d_model, Fill::Normal(1.0))),
     }
     .into()
 }

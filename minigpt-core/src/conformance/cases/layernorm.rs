@@ -65,7 +65,7 @@ pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op
             (false, false) => memory.span(n, Fill::Poison),
         },
         accumulate,
-        d_weight: memory.span(width, Fill::Normal(1.0)),
+        d_weight: draw.keeps().then(|| memory.span(width, Fill::Normal(1.0))),
         d_bias: with_bias.then(|| memory.span(width, Fill::Normal(1.0))),
         rows,
         width,

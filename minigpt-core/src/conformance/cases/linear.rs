@@ -113,7 +113,8 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
             activation: activation(draw),
             input: Some(memory.span(rows * d_in, Fill::Values(inputs))),
         }),
-        d_weight: memory.span(d_out * d_in, Fill::Normal(1.0)),
+        // Without it, if there is something else to see.
+        d_weight: (!with_d_x || draw.keeps()).then(|| memory.span(d_out * d_in, Fill::Normal(1.0))),
         d_bias: with_bias.then(|| memory.span(d_out, Fill::Normal(1.0))),
         rows,
         d_in,

@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use super::Trainer;
-use crate::backend::{Backend, read_elems};
+use super::{Trainer, that_count};
+use crate::backend::Backend;
 use crate::data::Windows;
 use crate::error::Error;
 use crate::memory::zeros;
@@ -44,7 +44,8 @@ impl<B: Backend> Trainer<B> {
     /// A [`micro_step`](Trainer::micro_step), bit for bit, while `probe` sees what it [wants](Probe::wants) of it: forward, loss
     /// and backward, and at the end the gradients of the parameters. Waits.
     ///
-    /// Gradients are those of the summed loss: divided by the number of targets they are those of the mean.
+    /// Gradients of parameters are those of the mean loss so far, as [`gradient`](Trainer::gradient) gives them. Those of other
+    /// tensors are of the sum: divided by the number of targets they are those of the mean.
     ///
     /// # Errors
     /// As [`micro_step`](Trainer::micro_step). If the device has no memory for what is wanted, which leaves the step in the
@@ -67,8 +68,11 @@ impl<B: Backend> Trainer<B> {
             .map_err(Error::Backend)
             .and_then(|()| observation.run(|sink| self.emit_micro_step(sink)));
         drop(observation);
+        self.count(that_count(targets), result.is_ok());
         let result = result.and_then(|()| self.show_gradients(&wanted, probe));
-        self.pending = if result.is_ok() { self.pending + 1 } else { 0 };
+        if result.is_err() {
+            self.pending = 0;
+        }
         result
     }
 
@@ -87,8 +91,9 @@ impl<B: Backend> Trainer<B> {
         for ((parameter, span), _) in
             parameters.into_iter().zip(self.gradients.list()).zip(wanted).filter(|(_, wanted)| **wanted)
         {
-            let gradient = read_elems(&mut *self.model.device().lock(), *span).map_err(Error::Backend)?;
-            probe.see_gradient(parameter, gradient)?;
+            // What is frozen has none.
+            let Some(span) = *span else { continue };
+            probe.see_gradient(parameter, self.mean(span)?)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::memory::Span;
 use crate::model::{Extras, Model, Place, Places, Saved, nowhere, read_into, write_tensor};
 use crate::op::counter;
+use crate::plan::Tensor;
 use crate::real::Real;
 
 impl<B: Backend> Trainer<B> {
@@ -58,10 +59,10 @@ impl<B: Backend> Trainer<B> {
         let moments = checkpoint.moments()?;
         let model = Model::load(device, checkpoint)?;
         let state = state_under(training, &config);
-        let mut trainer = Trainer::new(&model, config)?;
-        for (views, moment) in moments.iter().zip([&trainer.m, &trainer.v]) {
-            for (view, tensor) in views.iter().zip(trainer.plan().parameters.list()) {
-                let to = tensor.region.on(moment.buffer(), B::Elem::DTYPE);
+        let mut answers = moments.iter();
+        let mut trainer = Trainer::freezing(&model, config, |_| answers.next().is_none_or(Option::is_none))?;
+        for (views, to) in moments.iter().flatten().zip(trainer.moment_spans()) {
+            for (view, to) in views.iter().zip(to) {
                 write_tensor(trainer.model.device(), view, to)?;
             }
         }
@@ -106,25 +107,40 @@ impl<B: Backend> Trainer<B> {
         config: TrainConfig,
     ) -> Result<(Self, Places), Error<B::Error>> {
         let training = stream.training().ok_or(Error::NoTraining)?;
-        let (parameters, [first, second]) = (stream.parameters()?, stream.moments()?);
+        let (parameters, moments) = (stream.parameters()?, stream.moments()?);
         let mut places = nowhere(stream.tensors())?;
         let model = Model::empty(device, stream.config().clone())?;
         let state = state_under(training, &config);
-        let mut trainer = Trainer::new(&model, config)?;
+        let mut answers = moments.iter();
+        let mut trainer = Trainer::freezing(&model, config, |_| answers.next().is_none_or(Option::is_none))?;
         trainer.set_state(&state)?;
-        let coming = [parameters, first, second].into_iter().flatten();
-        for (coming, to) in coming.zip(trainer.saved_spans()) {
+        let parameters = parameters.into_iter().zip(trainer.parameter_spans());
+        let moments = moments.into_iter().flatten().zip(trainer.moment_spans());
+        let moments = moments.flat_map(|(coming, to)| coming.into_iter().zip(to));
+        for (coming, to) in parameters.chain(moments) {
             places[coming.tensor] = Some(Place { to, dtype: coming.dtype, cols: coming.cols });
         }
         Ok((trainer, places))
     }
 
+    /// Where the parameters lie, in the order of the model.
+    fn parameter_spans(&self) -> impl Iterator<Item = Span> {
+        let on = |buffer| move |tensor: &Tensor| tensor.region.on(buffer, B::Elem::DTYPE);
+        let list = || self.workspace.plan.parameters.list().into_iter();
+        self.model.trainable().into_iter().flat_map(move |params| list().map(on(params.buffer)))
+    }
+
+    /// Where the first and the second moment of each parameter lie that is trained, in the order of the model.
+    fn moment_spans(&self) -> impl Iterator<Item = [Span; 2]> {
+        let buffers = [&self.m, &self.v].map(Allocation::buffer);
+        let regions = self.workspace.plan.gradients.list().into_iter().flatten();
+        regions.map(move |region| buffers.map(|buffer| region.on(buffer, B::Elem::DTYPE)))
+    }
+
     /// Where everything lies that a checkpoint holds: parameters, first moments, second moments.
     fn saved_spans(&self) -> Vec<Span> {
-        let (params, moments) = (self.model.trainable(), [&self.m, &self.v]);
-        let buffers = params.map(|params| params.buffer).into_iter().chain(moments.map(Allocation::buffer));
-        let list = self.workspace.plan.parameters.list();
-        buffers.flat_map(|buffer| list.iter().map(move |t| t.region.on(buffer, B::Elem::DTYPE))).collect()
+        let moments = [0, 1].into_iter().flat_map(|which| self.moment_spans().map(move |both| both[which]));
+        self.parameter_spans().chain(moments).collect()
     }
 
     /// Writes a checkpoint from which the run can be resumed: parameters, moments, settings and counters. Only
