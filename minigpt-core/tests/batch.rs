@@ -252,7 +252,7 @@ fn who_has_left_or_belongs_elsewhere_is_refused() {
     for (slots, rows) in [(0, 1), (1, 0)] {
         assert!(matches!(Batch::new(&model, slots, rows), Err(Error::Config(_))));
     }
-    assert!(matches!(Batch::new(&model, usize::MAX / 2, 1), Err(_)));
+    assert!(Batch::new(&model, usize::MAX / 2, 1).is_err());
 }
 
 #[test]
