@@ -200,3 +200,100 @@ fn a_batch_beyond_all_memory_is_planned_at_once() {
     // As many as there are rows would take days.
     assert!(plan.workspace_bytes(&Recorder::default()) > 1 << 40);
 }
+
+/// The reference, which keeps programs. It knows what was prepared, and what was run outside of a program.
+#[derive(Default)]
+struct Keeping {
+    inner: Reference<f32>,
+    prepared: Vec<Option<Vec<Op>>>,
+    replays: usize,
+    alone: usize,
+    refuses: bool,
+}
+
+impl Keeping {
+    fn kept(&self) -> usize {
+        self.prepared.iter().flatten().count()
+    }
+}
+
+impl Backend for Keeping {
+    type Elem = f32;
+    type Error = ReferenceError;
+
+    forward!(inner: alloc release write read copy fill sync);
+    fn run(&mut self, op: &Op) -> Result<(), Self::Error> {
+        self.alone += 1;
+        self.inner.run(op)
+    }
+    fn keeps_programs(&self) -> bool {
+        true
+    }
+    fn prepare(&mut self, ops: &[Op]) -> Result<u64, Self::Error> {
+        // After one that it takes.
+        if self.refuses && self.kept() > 0 {
+            return Err(ReferenceError::OutOfMemory { bytes: ops.len() });
+        }
+        self.prepared.push(Some(ops.to_vec()));
+        Ok(self.prepared.len() as u64 - 1)
+    }
+    fn replay(&mut self, number: u64, ops: &[Op]) -> Result<(), Self::Error> {
+        assert_eq!(self.prepared[number as usize].as_deref(), Some(ops));
+        self.replays += 1;
+        ops.iter().try_for_each(|op| self.inner.run(op))
+    }
+    fn forget(&mut self, number: u64) {
+        assert!(self.prepared[number as usize].take().is_some());
+    }
+}
+
+/// Losses of a training with evaluations between, and then the logits of a decoder that is fed pieces of all lengths.
+fn numbers<B: Backend<Elem = f32>>(model: &Model<B>) -> (Vec<f64>, Vec<f32>) {
+    let text: Vec<u32> = (0..200).map(|i| i * i % 11).collect();
+    let (windows, eval) = (Windows::new(&text, 8).unwrap(), EvalWindows::new(&text[..90], 8).unwrap());
+    let settings = TrainConfig { batch: 5, time: 8, accumulation: 2, ..TrainConfig::constant(1e-2) };
+    let mut trainer = Trainer::new(model, settings).unwrap();
+    let mut losses = Vec::new();
+    for _ in 0..3 {
+        trainer.step(&windows).unwrap();
+        losses.extend([trainer.metrics().unwrap().loss, trainer.evaluate(&eval).unwrap()]);
+    }
+    let mut decoder = Decoder::new(model, 70).unwrap();
+    let mut logits = Vec::new();
+    for piece in [1, 2, 7, 1, 8, 3] {
+        decoder.feed(&text[..piece]).unwrap();
+        logits.extend_from_slice(decoder.logits());
+    }
+    (losses, logits)
+}
+
+#[test]
+fn what_a_backend_keeps_is_prepared_once_replayed_and_forgotten() {
+    for config in configs() {
+        let model = Model::new(Keeping::default(), config.clone(), 1).unwrap();
+        assert_eq!(numbers(&model), numbers(&Model::new(Reference::<f32>::new(), config, 1).unwrap()));
+        // What begins a step, a micro-step and an update; and passes of one row and of eight, which is all that there is room for.
+        model.device().inspect(|backend| {
+            assert_eq!((backend.prepared.len(), backend.kept()), (3 + 2, 0));
+            assert_eq!(backend.replays, 3 * (1 + 2 + 1) + 6);
+            // Evaluations alone.
+            assert!(backend.alone > 0);
+        });
+        let mut decoder = Decoder::new(&model, 3).unwrap();
+        let before = model.device().inspect(|backend| backend.alone);
+        decoder.feed(&[1, 2, 3, 4]).unwrap();
+        model.device().inspect(|backend| assert_eq!((backend.alone, backend.kept()), (before, 2)));
+    }
+}
+
+#[test]
+fn a_backend_that_can_keep_no_more_is_left_as_it_was() {
+    let [config, ..] = &configs()[..] else { panic!("there are configs") };
+    let model = Model::new(Keeping { refuses: true, ..Keeping::default() }, config.clone(), 1).unwrap();
+    assert!(Decoder::new(&model, 8).is_err_and(|error| error.is_out_of_memory()));
+    assert!(
+        Trainer::new(&model, TrainConfig { time: 8, ..TrainConfig::constant(1.0) })
+            .is_err_and(|error| error.is_out_of_memory())
+    );
+    model.device().inspect(|backend| assert_eq!((backend.prepared.len(), backend.kept()), (2, 0)));
+}

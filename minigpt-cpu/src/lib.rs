@@ -258,6 +258,16 @@ impl<'a> Cpu<'a> {
         self.fallbacks.get(kind as usize).copied().unwrap_or(0)
     }
 
+    /// Runs an op that has passed [`Op::check`].
+    fn run_checked(&mut self, op: &Op) -> Result<(), CpuError> {
+        let mut context = Context {
+            views: Views::new(&mut self.memory),
+            scratch: &mut self.scratch,
+            team: Team { executor: &mut self.executor, simd: self.simd },
+        };
+        if ops::run(&mut context, op)? { Ok(()) } else { fall_back(self, op) }
+    }
+
     fn machine(&self) -> Machine {
         Machine { threads: self.executor.threads(), isa: self.simd.isa() }
     }
@@ -362,12 +372,16 @@ impl Backend for Cpu<'_> {
 
     fn run(&mut self, op: &Op) -> Result<(), CpuError> {
         op.check(Dtype::F32)?;
-        let mut context = Context {
-            views: Views::new(&mut self.memory),
-            scratch: &mut self.scratch,
-            team: Team { executor: &mut self.executor, simd: self.simd },
-        };
-        if ops::run(&mut context, op)? { Ok(()) } else { fall_back(self, op) }
+        self.run_checked(op)
+    }
+
+    fn keeps_programs(&self) -> bool {
+        cfg!(feature = "std")
+    }
+
+    /// Its ops were checked when they were prepared; whether their spans lie in their buffers is looked at each time.
+    fn replay(&mut self, _: u64, ops: &[Op]) -> Result<(), CpuError> {
+        ops.iter().try_for_each(|op| self.run_checked(op))
     }
 
     fn fell_back(&mut self, op: OpKind) {

@@ -108,8 +108,16 @@ pub struct Device<B: Backend>(Shared<Inner<B>>);
 
 struct Inner<B> {
     backend: shared::Lock<B>,
-    /// Buffers that were dropped while the backend was in use, to be given back by whoever uses it next.
-    dropped: shared::Lock<Vec<Buffer>>,
+    /// What was dropped while the backend was in use, to be given back by whoever uses it next.
+    dropped: shared::Lock<Vec<Dropped>>,
+}
+
+/// What goes back to a backend.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Dropped {
+    Buffer(Buffer),
+    /// The number of a program that was prepared.
+    Program(u64),
 }
 
 impl<B: Backend> Device<B> {
@@ -158,8 +166,26 @@ impl<B: Backend> Device<B> {
 
     /// Gives back what was dropped meanwhile. A backend that will not take a buffer back keeps it until it is dropped itself.
     fn give_back(&self, backend: &mut B) {
-        for buffer in self.0.dropped.lock().drain(..) {
-            let _ = backend.release(buffer);
+        for dropped in self.0.dropped.lock().drain(..) {
+            match dropped {
+                Dropped::Buffer(buffer) => {
+                    let _ = backend.release(buffer);
+                }
+                Dropped::Program(number) => backend.forget(number),
+            }
+        }
+    }
+
+    /// Gives something back as soon as may be. Never waits, since this may be inside a use of the backend: then whoever uses it
+    /// next gives it back.
+    pub(super) fn drop_later(&self, what: Dropped) {
+        let mut dropped = self.0.dropped.lock();
+        if dropped.try_reserve(1).is_ok() {
+            dropped.push(what);
+        }
+        drop(dropped);
+        if let Some(mut backend) = self.0.backend.try_lock() {
+            self.give_back(&mut backend);
         }
     }
 
@@ -219,15 +245,7 @@ impl<B: Backend> Allocation<B> {
 
 impl<B: Backend> Drop for Allocation<B> {
     fn drop(&mut self) {
-        let mut dropped = self.device.0.dropped.lock();
-        if dropped.try_reserve(1).is_ok() {
-            dropped.push(self.buffer);
-        }
-        drop(dropped);
-        // Without waiting, since this may be inside a use of the backend: then whoever uses it next gives the buffer back.
-        if let Some(mut backend) = self.device.0.backend.try_lock() {
-            self.device.give_back(&mut backend);
-        }
+        self.device.drop_later(Dropped::Buffer(self.buffer));
     }
 }
 

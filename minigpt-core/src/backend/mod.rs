@@ -40,6 +40,7 @@
 mod device;
 mod fallback;
 mod reference;
+mod replay;
 mod submit;
 mod transfer;
 
@@ -53,6 +54,7 @@ pub use device::Device;
 pub(crate) use device::{Allocation, Shared};
 pub use fallback::fall_back;
 pub use reference::{Reference, ReferenceError};
+pub(crate) use replay::Replay;
 pub(crate) use submit::{submit, workspace_bytes};
 pub use transfer::{read_elems, read_u32, write_elems, write_u32};
 
@@ -175,6 +177,39 @@ pub trait Backend {
     fn workspace_bytes(&self, ops: &[Op]) -> usize {
         let _ = ops;
         0
+    }
+
+    /// Whether a program that is to run again and again is kept as a list and [prepared](Backend::prepare). If not, as by
+    /// default, its ops are told one by one each time, and no memory is taken for them: some hundred bytes each.
+    fn keeps_programs(&self) -> bool {
+        false
+    }
+
+    /// Has a look at ops that are to be [replayed](Backend::replay) together, in this order. A backend may check them here once
+    /// and for all, or capture them. The result is the number by which it knows them.
+    ///
+    /// # Errors
+    /// As those of the ops, but for what their operands hold.
+    fn prepare(&mut self, ops: &[Op]) -> Result<u64, Self::Error> {
+        for op in ops {
+            op.check(<Self::Elem as Real>::DTYPE)?;
+        }
+        Ok(0)
+    }
+
+    /// Runs ops that were [prepared](Backend::prepare), which gave `number`; the default: one by one. Their buffers are still
+    /// there.
+    ///
+    /// # Errors
+    /// As [`run`](Backend::run).
+    fn replay(&mut self, number: u64, ops: &[Op]) -> Result<(), Self::Error> {
+        let _ = number;
+        ops.iter().try_for_each(|op| self.run(op))
+    }
+
+    /// Told that what was prepared under this number is not replayed any more.
+    fn forget(&mut self, number: u64) {
+        let _ = number;
     }
 
     /// Makes sure of at least so many bytes of scratch, so that no op allocates later.

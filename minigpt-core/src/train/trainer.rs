@@ -8,7 +8,7 @@ mod sums;
 use alloc::vec::Vec;
 
 use super::program;
-use crate::backend::{Allocation, Backend, read_elems, read_u32, submit};
+use crate::backend::{Allocation, Backend, Replay, read_elems, read_u32, submit};
 use crate::checkpoint::TrainState;
 use crate::config::{ConfigError, Recompute, TrainConfig};
 use crate::data::{EvalWindows, Windows};
@@ -69,6 +69,8 @@ pub struct Trainer<B: Backend> {
     model: Model<B>,
     config: TrainConfig,
     workspace: Workspace<B>,
+    /// Made once everything else stands.
+    programs: Option<Programs<B>>,
     backward: BackwardActivations,
     grads: Allocation<B>,
     m: Allocation<B>,
@@ -88,6 +90,14 @@ pub struct Trainer<B: Backend> {
     /// Gradients or logits on their way to the host or back; empty until they are asked for.
     exchange: Vec<u8>,
     host: HostLogits<B::Elem>,
+}
+
+/// What a trainer runs again and again.
+#[derive(Debug)]
+struct Programs<B: Backend> {
+    begin: Replay<B>,
+    micro_step: Replay<B>,
+    update: Replay<B>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -169,6 +179,7 @@ impl<B: Backend> Trainer<B> {
         let mut trainer = Trainer {
             model: model.clone(),
             workspace,
+            programs: None,
             backward,
             grads,
             m,
@@ -188,6 +199,8 @@ impl<B: Backend> Trainer<B> {
         let mut counters = [0; counter::LEN];
         [counters[counter::SEED], counters[counter::SEED + 1]] = crate::rng::key(trainer.config.seed);
         trainer.set_state(&TrainState { counters, windows_drawn: 0 })?;
+        let programs = trainer.prepare().map_err(|error| advised(out_of_memory(needed, error)))?;
+        trainer.programs = Some(programs);
         Ok(trainer)
     }
 
@@ -284,21 +297,51 @@ impl<B: Backend> Trainer<B> {
         }
     }
 
+    fn prepare(&self) -> Result<Programs<B>, B::Error> {
+        let device = self.model.device();
+        Ok(Programs {
+            begin: Replay::new(device, |sink| self.emit_begin(sink))?,
+            micro_step: Replay::new(device, |sink| self.emit_slices(sink))?,
+            update: Replay::new(device, |sink| self.emit_update(sink))?,
+        })
+    }
+
     fn enqueue_micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
         self.write_tokens(inputs, targets)?;
-        submit(&mut *self.model.device().lock(), |sink| self.emit_micro_step(sink))
+        let Some(programs) = &self.programs else { return Ok(()) };
+        let mut backend = self.model.device().lock();
+        if self.pending == 0 {
+            programs.begin.run(&mut backend, |sink| self.emit_begin(sink))?;
+        }
+        programs.micro_step.run(&mut backend, |sink| self.emit_slices(sink))
     }
 
     /// What the next micro-step runs.
     fn emit_micro_step(&self, sink: &mut Sink<'_>) -> Flow {
-        let (scalars, counters, grads) =
-            (self.workspace.scalars(), self.workspace.counters(), self.whole(&self.grads));
+        if self.pending == 0 {
+            self.emit_begin(sink)?;
+        }
+        self.emit_slices(sink)
+    }
+
+    fn emit_begin(&self, sink: &mut Sink<'_>) -> Flow {
+        program::begin_step(sink, self.whole(&self.grads), self.workspace.scalars())
+    }
+
+    fn emit_slices(&self, sink: &mut Sink<'_>) -> Flow {
+        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
         let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward };
         let whole = Pass { dropout: true, batch: self.config.batch, ..self.workspace.pass(&self.model) };
-        if self.pending == 0 {
-            program::begin_step(sink, grads, scalars)?;
-        }
         program::micro_step(sink, &whole, scalars, counters, &gradients)
+    }
+
+    fn emit_update(&self, sink: &mut Sink<'_>) -> Flow {
+        let Some(params) = self.model.trainable() else { return Flow::Continue(()) };
+        let [grads, m, v] = [&self.grads, &self.m, &self.v].map(|of| self.whole(of));
+        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
+        let stretches = &self.workspace.plan.stretches;
+        let update = program::Update { params, grads, m, v, stretches, scalars, counters };
+        program::update(sink, &update, &self.config)
     }
 
     /// Brings a batch, or the first sequences of one, to the device.
@@ -339,14 +382,10 @@ impl<B: Backend> Trainer<B> {
         let mut rate = [0; size_of::<u64>()];
         B::Elem::from_f64(self.config.schedule.learning_rate(steps)).to_le_slice(&mut rate);
         let rate = &rate[..size_of::<B::Elem>()];
-        let Some(params) = self.model.trainable() else { return Ok(()) };
-        let [grads, m, v] = [&self.grads, &self.m, &self.v].map(|of| self.whole(of));
-        let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let stretches = &self.workspace.plan.stretches;
-        let update = program::Update { params, grads, m, v, stretches, scalars, counters };
+        let Some(programs) = &self.programs else { return Ok(()) };
         let mut backend = self.model.device().lock();
-        backend.write(scalars.slice(scalar::LEARNING_RATE, 1), rate)?;
-        submit(&mut *backend, |sink| program::update(sink, &update, &self.config))
+        backend.write(self.workspace.scalars().slice(scalar::LEARNING_RATE, 1), rate)?;
+        programs.update.run(&mut backend, |sink| self.emit_update(sink))
     }
 
     /// Waits for all steps and tells of the last one.

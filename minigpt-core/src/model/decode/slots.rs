@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::window_length;
-use crate::backend::{Backend, submit};
+use crate::backend::{Backend, Replay, submit};
 use crate::error::Error;
 use crate::memory::{Buffer, Dtype, InvalidOp, zeros};
 use crate::model::{Model, Pass, Workspace, stage};
@@ -95,6 +95,8 @@ pub(super) enum Outcome<'a> {
 pub(super) struct Slots<B: Backend> {
     model: Model<B>,
     workspace: Workspace<B>,
+    /// One for each of the [`ROWS`] that there is room for, and one for all rows.
+    programs: Vec<Replay<B>>,
     texts: Vec<Text>,
     /// What a pass is told, as [`LiveRows`] has it.
     words: Vec<u32>,
@@ -137,7 +139,15 @@ impl<B: Backend> Slots<B> {
         wanted.try_reserve_exact(most).map_err(no_room(most, size_of::<usize>()))?;
         let workspace = Workspace::decoding(model, plan, chooses)?;
         let model = model.clone();
-        Ok(Slots { model, workspace, texts, words, staging, wanted, choosing: 0, logits })
+        let mut programs = Vec::new();
+        let count = ROWS.len() + 1;
+        programs.try_reserve_exact(count).map_err(no_room(count, size_of::<Replay<B>>()))?;
+        let most = workspace.plan.time;
+        for rows in ROWS.into_iter().filter(|&rows| rows < most).chain([most]) {
+            let pass = Pass { time: rows, ..workspace.pass(&model) };
+            programs.push(Replay::new(model.device(), |sink| pass.infer(sink)).map_err(Error::Backend)?);
+        }
+        Ok(Slots { model, workspace, programs, texts, words, staging, wanted, choosing: 0, logits })
     }
 
     pub(super) fn model(&self) -> &Model<B> {
@@ -217,10 +227,13 @@ impl<B: Backend> Slots<B> {
             let pass = Pass { time: rows, ..self.workspace.pass(&self.model) };
             let mut backend = self.model.device().lock();
             backend.write(words, stage(&self.words[..told], &mut self.staging))?;
-            submit(&mut *backend, |sink| {
-                pass.infer(sink)?;
-                if self.choosing > 0 { pass.choose(sink) } else { core::ops::ControlFlow::Continue(()) }
-            })?;
+            let program = ROWS.into_iter().take_while(|&fewer| fewer < rows).count();
+            if let Some(program) = self.programs.get(program) {
+                program.run(&mut backend, |sink| pass.infer(sink))?;
+            }
+            if self.choosing > 0 {
+                submit(&mut *backend, |sink| pass.choose(sink))?;
+            }
             let (choosing, others) = self.wanted.split_at(self.choosing);
             for (i, &slot) in choosing.iter().enumerate() {
                 let place = slot * self.ring() + self.texts[slot].end;
