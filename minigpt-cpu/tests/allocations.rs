@@ -10,9 +10,9 @@ use std::hint::black_box;
 
 use heap::allocations;
 use minigpt_core::config::TrainConfig;
-use minigpt_core::model::Extras;
+use minigpt_core::model::{Extras, Sequence};
 use minigpt_core::train::{PieceLoss, Sums, Trainer};
-use minigpt_core::{Checkpoint, Decoder, GptConfig, Model, Windows};
+use minigpt_core::{Batch, Checkpoint, Decoder, GptConfig, Model, SampleConfig, Windows};
 use minigpt_cpu::Cpu;
 
 fn main() {
@@ -48,6 +48,31 @@ fn neither_training_nor_decoding_allocates() {
     // The window slides four times on the way.
     let decoded = allocations(|| text[..200].iter().for_each(|&token| decoder.feed(&[token]).unwrap()));
     assert_eq!(decoded, 0);
+    nor_do_sequences_side_by_side();
+}
+
+/// They come and go, with prompts and tokens that the device chooses.
+fn nor_do_sequences_side_by_side() {
+    let config = GptConfig { layers: 2, heads: 4, d_model: 48, d_ff: 192, ..GptConfig::new(65, 40) };
+    let model = Model::new(Cpu::builder().threads(3).build().unwrap(), config, 1).unwrap();
+    let mut batch = Batch::new(&model, 5, 16).unwrap();
+    let settings =
+        SampleConfig { top_p: Some(0.9), repetition_penalty: Some(1.1), ..SampleConfig::default() };
+    let generated = allocations(|| {
+        for round in 0..60 {
+            if let Some(sequence) = batch.join() {
+                batch.feed(sequence, &[1; 20]).unwrap();
+                batch.generate(sequence, settings, &[], 10 + round).unwrap();
+            }
+            let ended: [Option<Sequence>; 5] = {
+                let mut ended = batch.step().unwrap().iter().filter(|chosen| chosen.ended);
+                core::array::from_fn(|_| ended.next().map(|chosen| chosen.sequence))
+            };
+            ended.into_iter().flatten().for_each(|sequence| batch.leave(sequence).unwrap());
+        }
+    });
+    assert_eq!(generated, 0);
+    assert!(batch.is_generating());
 }
 
 /// Once the first step has made room on the host.
