@@ -55,7 +55,7 @@
 //! 7. [`probe`]: how to look inside while it runs.
 //!
 //! Models, trainers and decoders live on a [`Device`], which owns the backend: one of its own for a model that is given a
-//! backend, or one that any number of them share.
+//! backend, or one that any number of them share. A [`Batch`] runs many texts side by side.
 //!
 //! To write a backend, read [`backend`] and [`op`], and let the `conformance` feature's suite check it.
 //!
