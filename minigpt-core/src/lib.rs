@@ -73,6 +73,9 @@
 //! | F | `d_ff` | width of the feed-forward layer |
 //! | V | `vocab` | size of the vocabulary |
 //! | L | `layers` | blocks |
+//! | R | `rows` | rows of a pass of decoding, each a token of some sequence |
+//! | S | `slot_count` | slots of the cache, each for one sequence |
+//! | W | | rows from which logits are wanted |
 //!
 //! # Features
 //!
