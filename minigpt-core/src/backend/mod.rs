@@ -172,8 +172,8 @@ pub trait Backend {
 
     /// Bytes of scratch that these ops need beyond their operands, given one after the other. Their buffers need not exist
     /// yet: only types and dimensions count. What is enough for an op is enough for the same op with fewer rows, sequences
-    /// or positions. What [`AttentionCached`](crate::op::AttentionCached) needs depends on its capacity, and not on how
-    /// many positions are past.
+    /// or positions. What [`AttentionRows`](crate::op::AttentionRows) needs depends on its capacity, and not on where its
+    /// rows stand.
     fn workspace_bytes(&self, ops: &[Op]) -> usize {
         let _ = ops;
         0

@@ -1,11 +1,12 @@
 //! Every op on random shapes, on a backend and on the oracle.
 //!
-//! A case is run six times: on NaN, so that whatever the kernel keeps is broken; then the case before again, on NaN too,
-//! which has other shapes; then as it is, which is compared with the oracle; on NaN again; and twice more as it is, the first
-//! time with operands that came by other routes, which must give the same bits.
+//! A case is run six times: on NaN, so that whatever the kernel keeps is broken, and with other rows live and in other places;
+//! then the case before again, on NaN too, which has other shapes; then as it is, which is compared with the oracle; on NaN
+//! again; and twice more as it is, the first time with operands that came by other routes, which must give the same bits.
 
 mod attention;
 mod embedding;
+mod empty;
 mod layernorm;
 mod linear;
 mod refusals;
@@ -41,6 +42,26 @@ type Build<'b> = &'b dyn Fn(&mut Draw, &mut dyn Memory) -> Op;
 /// Runs `options.cases` cases of one op, and notes the worst error.
 pub(super) fn check<B: Backend>(backend: &mut B, kind: OpKind, options: &Options, line: &mut Line) {
     check_built(backend, (kind, 0), &|draw, memory| case(kind, draw, memory), options, line);
+    for number in empty::numbers(kind) {
+        if options.stop_early && !line.passed() {
+            break;
+        }
+        let (draw, mut placed) = (Draw::new(options.seed, kind as u64, 0, options.work), None);
+        line.cases += 1;
+        let build = |_: &mut Draw, memory: &mut dyn Memory| empty::case(kind, number, memory);
+        if let Err(what) = run(backend, &build, draw, &mut placed, line) {
+            line.fail(format!("of dimensions that are 0, number {number}: {what}"));
+        }
+        release(backend, placed, line);
+    }
+}
+
+fn release<B: Backend>(backend: &mut B, placed: Option<(Op, Placed)>, line: &mut Line) {
+    if let Some((_, placed)) = placed
+        && let Err(error) = placed.release(backend)
+    {
+        line.fail(describe(&error));
+    }
 }
 
 /// The same for a linear layer's forward pass with a weight stored as `dtype`, from one row, as in decoding, to many.
@@ -48,7 +69,7 @@ pub(super) fn check_stored<B: Backend>(backend: &mut B, dtype: Dtype, options: &
     let build = |draw: &mut Draw, memory: &mut dyn Memory| {
         let (many, d_in, d_out) = linear::shape(draw);
         let rows = if draw.below(3) == 0 { many } else { 1 + draw.below(6) };
-        linear::forward_with(draw, memory, (rows, d_in, d_out), Some(dtype))
+        linear::forward_with(draw, memory, (rows, d_in, d_out), Some(dtype), rows).into()
     };
     check_built(backend, (OpKind::LinearForward, 1 + dtype as u64), &build, options, line);
 }
@@ -73,11 +94,7 @@ fn check_built<B: Backend>(
             break;
         }
     }
-    if let Some((_, placed)) = before
-        && let Err(error) = placed.release(backend)
-    {
-        line.fail(describe(&error));
-    }
+    release(backend, before, line);
 }
 
 fn run<B: Backend>(
@@ -110,7 +127,7 @@ fn run<B: Backend>(
     placed.fill(backend, false).map_err(told)?;
     backend.run(&op).map_err(told)?;
     let result = placed.read(backend).map_err(told)?;
-    placed.fill(backend, true).map_err(told)?;
+    placed.break_numbers(backend).map_err(told)?;
     backend.run(&op).map_err(told)?;
     placed.fill_in_parts(backend, &mut places).map_err(told)?;
     backend.run(&op).map_err(told)?;
@@ -199,6 +216,16 @@ fn compare<R: Real>(
     Ok(())
 }
 
+/// A result (rows, width), of which the first `live` rows are to be written and the others left as they are.
+fn result(draw: &mut Draw, memory: &mut dyn Memory, (rows, width): (usize, usize), live: usize) -> Span {
+    if live == rows {
+        return memory.span(rows * width, Fill::Poison);
+    }
+    let mut values = draw.normals(rows * width, 1.0);
+    values[..live * width].fill(f64::NAN);
+    memory.span(values.len(), Fill::Values(values))
+}
+
 /// The types that hold a weight in fewer bits.
 pub(super) const STORED: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0];
 
@@ -272,7 +299,8 @@ fn left_behind(op: Op, memory: &mut Recording, spans: &[Span]) -> Vec<Vec<f64>> 
 fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     match kind {
         OpKind::EmbeddingForward | OpKind::EmbeddingBackward => embedding::case(kind, draw, memory),
-        OpKind::LayerNormForward | OpKind::LayerNormBackward => layernorm::case(kind, draw, memory),
+        OpKind::LayerNormForward => layernorm::forward(draw, memory),
+        OpKind::LayerNormBackward => layernorm::backward(draw, memory),
         OpKind::LinearForward => linear::forward(draw, memory),
         OpKind::LinearBackward => linear::backward(draw, memory),
         OpKind::ActivationForward => linear::activation_forward(draw, memory),

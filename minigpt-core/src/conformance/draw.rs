@@ -4,7 +4,8 @@
 //! (small, middling, large), by an orthogonal array of strength two; and of the variants the first block has none, the second
 //! all, and the others half of them, in all pairs. Every fourth case is even: all its sizes are whole tiles, at every pair of
 //! levels too. In the others the remainders by 16 go round all 16 for every dimension. In two cases all dimensions are large,
-//! and one is tall: of more rows than 16 bits count.
+//! and one is tall: of more rows, or positions,
+//! than 16 bits count.
 
 use alloc::vec::Vec;
 
@@ -63,9 +64,19 @@ impl Draw {
         self.case % 4 == 3
     }
 
-    /// Whether there are more rows than 16 bits count: in one case of a run.
+    /// Whether there are more rows, or positions, than 16 bits count: in one case of a run.
     pub(super) fn is_tall(&self) -> bool {
         self.case == 22
+    }
+
+    /// Whether no row is live: in one case of a run.
+    pub(super) fn is_idle(&self) -> bool {
+        self.case == 29
+    }
+
+    /// Whether there are more sequences than 8 bits count: in one case of a run.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.case == 26
     }
 
     /// Whether all dimensions are large, and each as small as large ones are: then no other has to give way for the work.
@@ -87,7 +98,7 @@ impl Draw {
     }
 
     /// Each of these in turn, from case to case, and with every level of the first three dimensions: one of two, three, four
-    /// or eight.
+    /// or eight. Of nine, each comes once in a block.
     pub(super) fn turn<T: Copy>(&self, of: &[T]) -> T {
         let (row, count) = (self.case % BLOCK, of.len() as u64);
         // The levels go round by threes; this is the column of the array that they leave.

@@ -18,10 +18,11 @@
 //!
 //! What kernels get wrong is looked for where they do. Shapes reach past every tile and leave every remainder; operands lie
 //! side by side at any offset, with guards between them, so that what is read or written outside shows; what an op must
-//! overwrite is NaN before, and what it only reads must be unchanged after. Before each case the same op runs on NaN, and so
-//! does one of other shapes, so that whatever a kernel keeps is broken; and each case runs twice, to the same bits. Every
-//! variant is met both ways, and with every other, whatever the seed. `minigpt-cpu/tests/faults` plants faults of all these
-//! kinds, and the suite finds each.
+//! overwrite is NaN before, and what it only reads must be unchanged after. Of rows that are not live, operands are NaN,
+//! words name what there is not, and results must stay as they are; how many are live, and where, changes between two runs.
+//! Before each case the same op runs on NaN, and so does one of other shapes, so that whatever a kernel keeps is broken; and
+//! each case runs twice, to the same bits. Every variant is met both ways, and with every other, whatever the seed.
+//! `minigpt-cpu/tests/faults` plants faults of all these kinds, and the suite finds each.
 //!
 //! The error of an operand is max|x - oracle| / max(max|oracle|, floor): relative to the operand's largest value, so that a
 //! value near zero between large ones is not held to digits that it cannot have; the device scalars, which have nothing to

@@ -22,8 +22,8 @@ pub(super) enum Fill {
     Poison,
     /// u32.
     Words(Vec<u32>),
-    /// u32, such as how many rows are live, which are right also where all else is broken.
-    Kept(Vec<u32>),
+    /// u32, and others that are as good, for when all else is broken.
+    WordsAfter { now: Vec<u32>, before: Vec<u32> },
     /// Bytes of a weight in fewer bits.
     Stored(Dtype, Vec<u8>),
 }
@@ -42,7 +42,7 @@ pub(super) struct Asked {
 enum Contents {
     Numbers(Vec<f64>),
     Words(Vec<u32>),
-    Kept(Vec<u32>),
+    WordsAfter { now: Vec<u32>, before: Vec<u32> },
     Stored(Dtype, Vec<u8>),
 }
 
@@ -82,12 +82,12 @@ impl Memory for Recording {
             Fill::Values(values) => Contents::Numbers(values.into_iter().map(rounded).collect()),
             Fill::Poison => Contents::Numbers(vec![f64::NAN; len]),
             Fill::Words(words) => Contents::Words(words),
-            Fill::Kept(words) => Contents::Kept(words),
+            Fill::WordsAfter { now, before } => Contents::WordsAfter { now, before },
             Fill::Stored(dtype, bytes) => Contents::Stored(dtype, bytes),
         };
         let dtype = match &contents {
             Contents::Numbers(_) => Dtype::F64,
-            Contents::Words(_) | Contents::Kept(_) => Dtype::U32,
+            Contents::Words(_) | Contents::WordsAfter { .. } => Dtype::U32,
             Contents::Stored(dtype, _) => *dtype,
         };
         let bytes = dtype.bytes(len).unwrap_or(0).max(1);
@@ -98,7 +98,9 @@ impl Memory for Recording {
         // The oracle refuses none of it.
         let _ = match &contents {
             Contents::Numbers(values) => write_elems(&mut self.oracle, span, values),
-            Contents::Words(words) | Contents::Kept(words) => write_u32(&mut self.oracle, span, words),
+            Contents::Words(words) | Contents::WordsAfter { now: words, .. } => {
+                write_u32(&mut self.oracle, span, words)
+            }
             Contents::Stored(_, bytes) => self.oracle.write(span, bytes),
         };
         self.asked.push(Asked { len, contents });
@@ -114,8 +116,10 @@ pub(super) struct Placed {
     buffers: Vec<Buffer>,
     /// What each buffer is to hold before the op.
     images: Vec<Vec<u8>>,
-    /// The same with NaN for every number, and 0 for every word.
+    /// The same with NaN for every number, and with other words.
     broken: Vec<Vec<u8>>,
+    /// The words that were others before, as they are now.
+    now: Vec<(Span, Vec<u8>)>,
     /// As large as the largest, for what comes by way of another buffer.
     staging: Buffer,
     spans: Vec<Span>,
@@ -139,6 +143,7 @@ impl Placed {
         let unplaced = Span { buffer: Buffer(0), dtype: Dtype::U32, offset: 0, len: 0 };
         let mut spans = vec![unplaced; asked.len()];
         let mut homes = vec![0; asked.len()];
+        let mut now = Vec::new();
         let mut breaks: Vec<(usize, usize, Vec<u8>)> = Vec::new();
         for place in order {
             let (home, asked) = (rng.below(count as u64) as usize, &asked[place]);
@@ -171,9 +176,14 @@ impl Placed {
         for (span, home) in spans.iter_mut().zip(homes) {
             span.buffer = buffers[home];
         }
+        for (&span, asked) in spans.iter().zip(asked) {
+            if let Contents::WordsAfter { now: words, .. } = &asked.contents {
+                now.push((span, little_endian(words)));
+            }
+        }
         let largest = images.iter().map(Vec::len).max().unwrap_or(0);
         let staging = backend.alloc(largest)?;
-        Ok(Placed { buffers, images, broken, staging, spans, next: 0 })
+        Ok(Placed { buffers, images, broken, now, staging, spans, next: 0 })
     }
 
     /// The same as [`fill`](Placed::fill) for what is not broken, by other routes: the first part of each buffer, up to any
@@ -194,7 +204,13 @@ impl Placed {
         Ok(())
     }
 
-    /// Writes what the buffers are to hold before the op, with NaN for all numbers if `broken`.
+    /// Breaks all numbers, while what rows are told is as it is to be.
+    pub(super) fn break_numbers<B: Backend>(&self, backend: &mut B) -> Result<(), B::Error> {
+        self.fill(backend, true)?;
+        self.now.iter().try_for_each(|(span, words)| backend.write(*span, words))
+    }
+
+    /// Writes what the buffers are to hold before the op, with NaN for all numbers and other words if `broken`.
     pub(super) fn fill<B: Backend>(&self, backend: &mut B, broken: bool) -> Result<(), B::Error> {
         let images = if broken { &self.broken } else { &self.images };
         for (&buffer, image) in self.buffers.iter().zip(images) {
@@ -282,7 +298,7 @@ impl Asked {
             Contents::Numbers(_) => nan::<R>().repeat(bytes / size_of::<R>()),
             // The first of a vocabulary, and counters that have not counted.
             Contents::Words(_) => vec![0; bytes],
-            Contents::Kept(words) => words.iter().flat_map(|word| word.to_le_bytes()).collect(),
+            Contents::WordsAfter { before, .. } => little_endian(before),
             // NaN, or a block with a scale that is NaN.
             Contents::Stored(..) => vec![0xff; bytes],
         }
@@ -292,8 +308,8 @@ impl Asked {
     fn bytes<R: Real>(&self) -> (Dtype, Vec<u8>) {
         match &self.contents {
             Contents::Stored(dtype, bytes) => (*dtype, bytes.clone()),
-            Contents::Words(words) | Contents::Kept(words) => {
-                (Dtype::U32, words.iter().flat_map(|word| word.to_le_bytes()).collect())
+            Contents::Words(words) | Contents::WordsAfter { now: words, .. } => {
+                (Dtype::U32, little_endian(words))
             }
             Contents::Numbers(values) => {
                 let size = size_of::<R>();
@@ -305,6 +321,10 @@ impl Asked {
             }
         }
     }
+}
+
+fn little_endian(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 fn whole(buffer: Buffer, bytes: usize) -> Span {

@@ -71,7 +71,7 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         }
         Op::RotaryRows(op) if op.qkv.len > 0 => rows::rotary(context, op)?,
         Op::CacheAppend(op) if op.keys.len > 0 => rows::append(context, op)?,
-        Op::AttentionRows(op) if op.qkv.len > 0 => attention::rows(context, op)?,
+        Op::AttentionRows(op) if op.qkv.len > 0 && op.keys.len > 0 => attention::rows(context, op)?,
         Op::GatherRows(op) if op.to.len > 0 => rows::gather(context, op)?,
         Op::Sample(op) if op.logits.len > 0 => sample::sample(context, op)?,
         #[cfg(feature = "train")]
@@ -104,7 +104,7 @@ pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
         Op::AttentionBackward(op) => attention::backward_scratch_floats(op, machine),
         Op::LinearRows(op) => linear::forward_scratch_floats(&op.linear, machine),
         Op::Sample(op) => sample::scratch_floats(op, machine),
-        Op::AttentionRows(op) => attention::rows_scratch_floats(op, machine),
+        Op::AttentionRows(op) if op.keys.len > 0 => attention::rows_scratch_floats(op, machine),
         #[cfg(feature = "train")]
         Op::CrossEntropy(op) => cross_entropy::scratch_floats(op),
         #[cfg(feature = "train")]

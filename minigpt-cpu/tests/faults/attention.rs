@@ -65,14 +65,6 @@ fn cut(dropout: Option<Dropout>) -> Option<Dropout> {
 
 pub(crate) const FAULTS: &[Fault] = faults! {
     Rotary {
-        "the first position is ignored from the second sequence on" => |k, op| {
-            let rows = op.time * 3 * op.heads * op.d_head;
-            for b in 0..op.batch {
-                let start = if b == 0 { op.start } else { 0 };
-                k.run(Rotary { qkv: op.qkv.slice(b * rows, rows), batch: 1, start, ..op })?;
-            }
-            Ok(())
-        };
         "the values of the last head are turned too" => |k, op| {
             let before = k.get(op.qkv)?;
             k.run(op)?;
@@ -86,7 +78,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.run(Rotary { inverse: op.inverse && op.d_head <= 64, ..op })
         };
         "the table is read at half its width" => |k, op| {
-            if op.d_head % 4 == 0 { k.run(op) } else { k.run(Rotary { table: op.table.slice(0, op.table.len), start: op.start, inverse: !op.inverse, ..op }) }
+            if op.d_head % 4 == 0 { k.run(op) } else { k.run(Rotary { inverse: !op.inverse, ..op }) }
         };
         "the last pair of a head is left where it fills no vector" => |k, op| {
             let before = k.get(op.qkv)?;
@@ -236,63 +228,6 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "scratch of an earlier call is used, for long sequences" => |k, op| {
             if op.time < 128 { k.run(op) } else { k.run_on_stale(op, op.d_out) }
-        };
-    }
-    AttentionCached {
-        "new keys are stored one place late" => |k, op| {
-            let before = k.get(op.keys)?;
-            k.run(op)?;
-            let keys = k.get(op.keys)?;
-            let (d, place) = (op.d_head, |i: usize| i / op.d_head % op.capacity);
-            k.edit(op.keys, |i, x| match place(i) {
-                at if at > op.past && at <= op.past + op.time => keys[i - d],
-                at if at == op.past => before[i],
-                _ => x,
-            })
-        };
-        "the cache is as long as what it holds" => |k, op| {
-            let out = k.get(op.out)?;
-            k.run(op)?;
-            let _ = out;
-            let tight = op.past + op.time == op.capacity;
-            k.edit(op.out, |i, x| if !tight && i / op.d_head % op.heads > 0 { x * 0.99 + 0.01 } else { x })
-        };
-        "several new queries see each other" => |k, op| {
-            k.run(op)?;
-            let row = op.heads * op.d_head;
-            k.edit(op.out, |i, x| if op.past > 64 && op.time > 1 && i / row % op.time + 1 < op.time { x + 0.01 } else { x })
-        };
-        "what the cache holds behind the newest is read" => |k, op| {
-            let values = k.get(op.values)?;
-            k.run(op)?;
-            let d = op.d_head;
-            let behind = |b: usize, h: usize| {
-                let from = ((b * op.heads + h) * op.capacity + op.past + op.time) * d;
-                values.get(from).copied().filter(|_| op.past + op.time < op.capacity).unwrap_or(0.0)
-            };
-            let rows = op.time * op.heads * d;
-            k.edit(op.out, |i, x| x + 0.0 * behind(i / rows, i / d % op.heads))
-        };
-        "a vector store reaches the place behind the newest" => |k, op| {
-            k.run(op)?;
-            let place = |i: usize| i / op.d_head % op.capacity;
-            k.edit(op.values, |i, x| if op.d_head % 8 != 0 && place(i) == op.past + op.time && i % op.d_head == 0 { 0.5 } else { x })
-        };
-        "an earlier key is written again" => |k, op| {
-            k.run(op)?;
-            let place = |i: usize| i / op.d_head % op.capacity;
-            k.edit(op.keys, |i, x| if op.past > 0 && place(i) == op.past - 1 { x * 1.001 } else { x })
-        };
-        "of more than 512 keys the last are not seen" => |k, op| {
-            k.run(op)?;
-            let row = op.heads * op.d_head;
-            k.edit(op.out, |i, x| if op.past + i / row % op.time >= 512 { x * 1.02 + 0.01 } else { x })
-        };
-        "all sequences have the cache of the first" => |k, op| {
-            k.run(op)?;
-            let out = k.get(op.out)?;
-            let rows = out.len() / op.batch;
-            k.edit(op.out, |i, _| out[i % rows])
         };
     }
     AttentionScores {

@@ -115,32 +115,6 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.edit(op.d_qkv, |_, x| if over { f32::NAN } else { x })
         };
     }
-    AttentionCached {
-        "the largest score is not taken off" => |k, op| {
-            k.run(op)?;
-            let (qkv, keys) = (k.get(op.qkv)?, k.get(op.keys)?);
-            let (heads, d) = (op.heads, op.d_head);
-            let mut over = false;
-            for (row, qkv) in qkv.chunks_exact(3 * heads * d).enumerate() {
-                let (b, t) = (row / op.time, row % op.time);
-                for (h, q) in qkv[..heads * d].chunks_exact(d).enumerate() {
-                    let keys = keys[(b * heads + h) * op.capacity * d..].chunks_exact(d);
-                    let score = |key: &[f32]| q.iter().zip(key).map(|(x, y)| x * y).sum::<f32>();
-                    over |= keys.take(op.past + t + 1).any(|key| op.scale as f32 * score(key) > 88.7);
-                }
-            }
-            k.edit(op.out, |_, x| if over { f32::INFINITY } else { x })
-        };
-        "NaN of a later new position reaches an earlier query" => |k, op| {
-            k.run(op)?;
-            let qkv = k.get(op.qkv)?;
-            let width = 3 * op.heads * op.d_head;
-            let broken = |t: usize| qkv[t * width..][..width].iter().any(|x| x.is_nan());
-            let wrong = broken(op.time - 1) && !broken(0);
-            k.edit(op.out, |i, x| if wrong && i < op.heads * op.d_head { f32::NAN } else { x })
-        };
-        "heads of 128" => |k, op| off_where(k, op, op.out, op.d_head == 128);
-    }
     CrossEntropy {
         "NaN in a row that is ignored counts" => |k, op| {
             let (logits, targets) = (k.get(op.logits)?, k.words(op.targets)?);

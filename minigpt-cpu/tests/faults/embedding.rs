@@ -11,13 +11,6 @@ fn cut(dropout: Option<Dropout>) -> Option<Dropout> {
 
 pub(crate) const FAULTS: &[Fault] = faults! {
     EmbeddingForward {
-        "the first position is ignored from the second sequence on" => |k, op| {
-            k.run(op)?;
-            let right = k.get(op.out)?;
-            k.run(EmbeddingForward { start: 0, ..op })?;
-            let rows = op.time * op.d_model;
-            k.edit(op.out, |i, x| if i < rows { right[i] } else { x })
-        };
         "positions go on from one sequence to the next" => |k, op| {
             let Some(positions) = op.position_embedding.filter(|_| op.dropout.is_none()) else { return k.run(op) };
             let table = k.get(positions)?;
@@ -25,7 +18,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             let (c, held) = (op.d_model, table.len());
             k.edit(op.out, |i, x| {
                 let (row, at) = (i / c, i % c);
-                let (right, wrong) = ((op.start + row % op.time) * c + at, (op.start + row) * c + at);
+                let (right, wrong) = (row % op.time * c + at, row * c + at);
                 x - table[right] + table[wrong % held]
             })
         };
@@ -50,7 +43,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             let table = k.get(positions)?;
             k.run(op)?;
             let (c, whole) = (op.d_model, op.d_model / 16 * 16);
-            k.edit(op.out, |i, x| if i % c >= whole { x - table[(op.start + i / c % op.time) * c + i % c] } else { x })
+            k.edit(op.out, |i, x| if i % c >= whole { x - table[i / c % op.time * c + i % c] } else { x })
         };
     }
     EmbeddingBackward {

@@ -23,6 +23,10 @@ pub(crate) struct Kernel {
     pub(crate) calls: u64,
     /// What the last call made of an operand: which one, and its numbers.
     kept: Option<(Span, Vec<f32>)>,
+    /// Words as they were when the kernel first met their spans.
+    met: Vec<(Span, Vec<u32>)>,
+    /// Words of the last call.
+    last: Option<Vec<u32>>,
 }
 
 impl Kernel {
@@ -76,6 +80,36 @@ impl Kernel {
         done
     }
 
+    /// Runs the op with other words in some spans, which hold their own again afterwards.
+    pub(crate) fn run_on_words(&mut self, op: impl Into<Op>, others: &[(Span, Vec<u32>)]) -> Done {
+        let mut before = Vec::new();
+        for (span, words) in others {
+            before.push((*span, self.words(*span)?));
+            self.put_words(*span, words)?;
+        }
+        let done = self.run(op);
+        for (span, words) in before {
+            self.put_words(span, &words)?;
+        }
+        done
+    }
+
+    /// The words that the span held when this was first asked: what a recorded list of ops would go on using.
+    pub(crate) fn first_words(&mut self, span: Span) -> Result<Vec<u32>, CpuError> {
+        if let Some((_, words)) = self.met.iter().find(|(met, _)| *met == span) {
+            return Ok(words.clone());
+        }
+        let words = self.words(span)?;
+        self.met.push((span, words.clone()));
+        Ok(words)
+    }
+
+    /// The words that were asked for in the last call, of whatever span; in the first call its own.
+    pub(crate) fn last_words(&mut self, span: Span) -> Result<Vec<u32>, CpuError> {
+        let words = self.words(span)?;
+        Ok(self.last.replace(words.clone()).unwrap_or(words))
+    }
+
     /// Runs the op on what an operand held in the last call, if that was the same span: as a kernel does that keeps a packed
     /// copy for too long.
     pub(crate) fn run_on_stale(&mut self, op: impl Into<Op>, operand: Span) -> Done {
@@ -110,7 +144,7 @@ impl Planted {
         #[cfg(feature = "std")]
         let cpu = cpu.threads(1);
         let cpu = cpu.build().expect("one thread");
-        Planted { kernel: Kernel { cpu, calls: 0, kept: None }, fault }
+        Planted { kernel: Kernel { cpu, calls: 0, kept: None, met: Vec::new(), last: None }, fault }
     }
 }
 

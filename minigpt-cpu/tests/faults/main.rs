@@ -1,17 +1,20 @@
 //! A catalogue of faults, of the kinds that kernels have: tails, offsets, strides, stale scratch, a forgotten accumulation,
-//! missing rows, sums in too short a type, races, writes past the end, a mask off by one, a wrong head. Each is planted in
-//! the kernel of one op, and the suite must find it and name the op.
+//! missing rows, sums in too short a type, races, writes past the end, a mask off by one, a wrong head; and where the device's
+//! words say what is to be done, dead rows that are written, words of an earlier call or read in too few bits, a neighbour's
+//! slot or position. Each is planted in the kernel of one op, and the suite must find it and name the op.
 //!
 //! ```sh
 //! MINIGPT_SEEDS=20 cargo test -p minigpt-cpu --test faults -- --nocapture
 //! ```
 
 mod attention;
+mod cached;
 mod corners;
 mod embedding;
 mod kernel;
 mod linear;
 mod norm;
+mod rows;
 #[path = "../support/runs.rs"]
 mod runs;
 mod step;
@@ -21,10 +24,9 @@ use minigpt_core::OpKind;
 use minigpt_core::conformance::{Options, check};
 
 fn catalogue() -> Vec<&'static Fault> {
-    [linear::FAULTS, norm::FAULTS, attention::FAULTS, embedding::FAULTS, step::FAULTS, corners::FAULTS]
-        .into_iter()
-        .flatten()
-        .collect()
+    let passes = [linear::FAULTS, norm::FAULTS, attention::FAULTS, embedding::FAULTS, step::FAULTS];
+    let decoding = [rows::FAULTS, cached::FAULTS];
+    passes.into_iter().chain(decoding).chain([corners::FAULTS]).flatten().collect()
 }
 
 /// Those with which each fault must be found.
@@ -65,7 +67,7 @@ fn the_suite_finds_every_fault_and_names_its_op() {
     let seeds = seeds();
     let faults = catalogue();
     assert!(
-        faults.len() >= 203 && OpKind::ALL.iter().all(|kind| faults.iter().any(|fault| fault.op == *kind))
+        faults.len() >= 384 && OpKind::ALL.iter().all(|kind| faults.iter().any(|fault| fault.op == *kind))
     );
     let missed: Vec<Vec<u64>> =
         runs::on_every_core(&faults, |fault| seeds.clone().filter(|&seed| !is_found(fault, seed)).collect());

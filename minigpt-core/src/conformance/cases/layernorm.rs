@@ -1,42 +1,62 @@
 //! Random norms.
 
-use super::{Draw, Fill, Memory, Recording, Sizes, left_behind};
+use super::{Draw, Fill, Memory, Recording, Sizes, left_behind, result};
 use crate::op::*;
 
-/// Forward or backward.
-pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    // At a width of 2 or 3 the gradient is a small difference of large numbers, in any arithmetic.
+/// Rows and width. At a width of 2 or 3 the gradient is a small difference of large numbers, in any arithmetic.
+pub(super) fn shape(draw: &mut Draw) -> (usize, usize) {
     let (rows, width) = draw.rows(Sizes(33, 130, 257, 400), Sizes(33, 130, 1030, 1200), 5);
-    let rows = rows.min(draw.work.div_ceil(width));
-    // The larger one is seen in the result.
-    let eps = if draw.variant() { 1e-5 } else { 0.5 };
-    let (with_bias, accumulate, in_place) = (!draw.variant(), draw.variant(), draw.variant());
+    (rows.min(draw.work.div_ceil(width)), width)
+}
+
+/// The larger one is seen in the result.
+fn eps(draw: &mut Draw) -> f64 {
+    if draw.variant() { 1e-5 } else { 0.5 }
+}
+
+pub(super) fn forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (rows, width) = shape(draw);
+    forward_of(draw, memory, (rows, width), rows).into()
+}
+
+/// Of this shape. What it reads of the rows from `live` on is no number.
+pub(super) fn forward_of(
+    draw: &mut Draw,
+    memory: &mut dyn Memory,
+    (rows, width): (usize, usize),
+    live: usize,
+) -> LayerNormForward {
+    let (eps, with_bias) = (eps(draw), !draw.variant());
     let (far, broken) = (draw.variant(), draw.variant());
-    let n = rows * width;
-    if kind == OpKind::LayerNormForward {
-        let mut x = draw.normals(n, 2.0);
-        if far {
-            // A mean far from 0, where a difference of squares has no digits left.
-            x.iter_mut().for_each(|x| *x = f64::from((*x + 60.0) as f32));
-        }
-        // What is no number in one row is no matter of the others.
-        if broken {
-            let place = draw.below(n);
-            x[place] = f64::NAN;
-        }
-        return LayerNormForward {
-            x: memory.span(n, Fill::Values(x)),
-            weight: memory.span(width, Fill::Normal(1.0)),
-            bias: with_bias.then(|| memory.span(width, Fill::Normal(1.0))),
-            y: memory.span(n, Fill::Poison),
-            mean: memory.span(rows, Fill::Poison),
-            rstd: memory.span(rows, Fill::Poison),
-            rows,
-            width,
-            eps,
-        }
-        .into();
+    let mut x = draw.normals(rows * width, 2.0);
+    if far {
+        // A mean far from 0, where a difference of squares has no digits left.
+        x.iter_mut().for_each(|x| *x = f64::from((*x + 60.0) as f32));
     }
+    // What is no number in one row is no matter of the others.
+    if broken {
+        let place = draw.below(x.len());
+        x[place] = f64::NAN;
+    }
+    x[live * width..].fill(f64::NAN);
+    LayerNormForward {
+        x: memory.span(x.len(), Fill::Values(x)),
+        weight: memory.span(width, Fill::Normal(1.0)),
+        bias: with_bias.then(|| memory.span(width, Fill::Normal(1.0))),
+        y: result(draw, memory, (rows, width), live),
+        mean: result(draw, memory, (rows, 1), live),
+        rstd: result(draw, memory, (rows, 1), live),
+        rows,
+        width,
+        eps,
+    }
+}
+
+pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let (rows, width) = shape(draw);
+    let eps = eps(draw);
+    let (with_bias, accumulate, in_place) = (!draw.variant(), draw.variant(), draw.variant());
+    let n = rows * width;
     let x = draw.normals(n, 2.0);
     let mut at = Recording::new(draw.rng.clone());
     let forward = LayerNormForward {

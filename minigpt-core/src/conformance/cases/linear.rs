@@ -1,6 +1,6 @@
 //! Random linear layers.
 
-use super::{Draw, Fill, Memory, SIZES, dropout, stored};
+use super::{Draw, Fill, Memory, SIZES, dropout, result, stored};
 use crate::config::Activation;
 use crate::memory::Dtype;
 use crate::op::*;
@@ -39,26 +39,31 @@ pub(super) fn shape(draw: &mut Draw) -> (usize, usize, usize) {
 
 pub(super) fn forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let shape = shape(draw);
-    forward_with(draw, memory, shape, None)
+    forward_with(draw, memory, shape, None, shape.0).into()
 }
 
-/// Of this shape, and with a weight of this type, if there is one.
+/// Of this shape, and with a weight of this type, if there is one. What it reads of the rows from `live` on is no number.
 pub(super) fn forward_with(
     draw: &mut Draw,
     memory: &mut dyn Memory,
     (rows, d_in, d_out): (usize, usize, usize),
     dtype: Option<Dtype>,
-) -> Op {
+    live: usize,
+) -> LinearForward {
     let (with_bias, with_activation, keep) = (draw.variant(), draw.variant(), draw.variant());
     let (residual, in_place, broken) = (draw.variant(), draw.variant(), draw.variant());
     let n = rows * d_out;
-    let y = memory.span(n, if residual && in_place { Fill::Normal(1.0) } else { Fill::Poison });
+    let y = match residual && in_place {
+        true => memory.span(n, Fill::Normal(1.0)),
+        false => result(draw, memory, (rows, d_out), live),
+    };
     let mut x = draw.normals(rows * d_in, 1.0);
     // What is no number in one row is no matter of the others.
     if broken {
         let place = draw.below(x.len());
         x[place] = f64::NAN;
     }
+    x[live * d_in..].fill(f64::NAN);
     LinearForward {
         x: memory.span(rows * d_in, Fill::Values(x)),
         weight: match dtype {
@@ -68,20 +73,24 @@ pub(super) fn forward_with(
         bias: with_bias.then(|| memory.span(d_out, Fill::Normal(1.0))),
         activate: with_activation.then(|| Activate {
             activation: activation(draw),
-            input: keep.then(|| memory.span(n, Fill::Poison)),
+            input: keep.then(|| result(draw, memory, (rows, d_out), live)),
         }),
         dropout: dropout(draw, memory),
         residual: match (residual, in_place) {
             (false, _) => None,
             (true, true) => Some(y),
-            (true, false) => Some(memory.span(n, Fill::Normal(1.0))),
+            (true, false) if live == rows => Some(memory.span(n, Fill::Normal(1.0))),
+            (true, false) => {
+                let mut values = draw.normals(n, 1.0);
+                values[live * d_out..].fill(f64::NAN);
+                Some(memory.span(n, Fill::Values(values)))
+            }
         },
         y,
         rows,
         d_in,
         d_out,
     }
-    .into()
 }
 
 pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {

@@ -3,61 +3,108 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Draw, Fill, Memory, STORED, Sizes, layernorm, linear, stored};
+use super::{Draw, Fill, Memory, STORED, Sizes, layernorm, linear, result, stored};
 use crate::memory::Span;
 use crate::op::*;
 use crate::sample::{SampleConfig, Sampler};
 
-/// How many of `rows` rows are live, and the word that says so: some of them, all, or more than there are.
-fn live(draw: &mut Draw, rows: usize) -> (usize, u32) {
-    let (some, beyond) = (1 + draw.below(rows), draw.below(4) == 0);
-    match (draw.turn(&[true, false]), beyond) {
-        (true, _) => (some, some as u32),
-        (false, true) => (rows, (rows + 1 + some) as u32),
-        (false, false) => (rows, rows as u32),
-    }
+/// Of how many rows a case's live ones are.
+#[derive(Clone, Copy)]
+enum Live {
+    Part,
+    All,
+    One,
+    Few,
+    /// Some more than there are.
+    Beyond,
+    /// As many as a word counts.
+    Most,
 }
 
-/// Words of the live rows, and for the dead ones what no row may have.
-fn words(memory: &mut dyn Memory, of_live: &[u32], rows: usize) -> Span {
-    let mut words = vec![u32::MAX; rows];
-    words[..of_live.len()].copy_from_slice(of_live);
-    memory.span(rows, Fill::Words(words))
+/// How many of `rows` rows are live, and the word that says so. Before, it was another number.
+fn live(draw: &mut Draw, memory: &mut dyn Memory, rows: usize) -> (usize, Span) {
+    use Live::*;
+    let least = if rows > 65_536 { 65_537 } else { 1 };
+    let (part, few) = (least + draw.below(rows + 1 - least), 2 + draw.below(6));
+    let word = match draw.turn(&[Part, All, One, Part, Few, Beyond, Part, All, Most]) {
+        _ if draw.is_idle() => 0,
+        Part => part as u32,
+        All => rows as u32,
+        One => 1,
+        Few => rows.min(few) as u32,
+        Beyond => (rows + few) as u32,
+        Most => u32::MAX,
+    };
+    let live = rows.min(word as usize);
+    let before = if live < rows { rows } else { 1 + draw.below(rows) };
+    (live, memory.span(1, Fill::WordsAfter { now: vec![word], before: vec![before as u32] }))
+}
+
+/// Words of the live rows, and for the others what no row may have; before, each row had another one.
+fn words(memory: &mut dyn Memory, of_live: &[u32], before: Vec<u32>) -> Span {
+    let rows = before.len();
+    let mut now = vec![u32::MAX; rows];
+    now[..of_live.len()].copy_from_slice(of_live);
+    memory.span(rows, Fill::WordsAfter { now, before })
+}
+
+/// For each of some rows a number below `count`: of the first row the last.
+fn below(draw: &mut Draw, rows: usize, count: usize) -> Vec<u32> {
+    let mut numbers: Vec<u32> = (0..rows).map(|_| draw.below(count) as u32).collect();
+    if let Some(first) = numbers.first_mut() {
+        *first = count as u32 - 1;
+    }
+    numbers
+}
+
+/// How many positions a table has whose rows are of `width`.
+fn positions(draw: &mut Draw, width: usize) -> usize {
+    match draw.is_tall() && draw.work / width > 70_000 {
+        true => 65_537 + draw.below(4000),
+        false => 1 + draw.below(draw.turn(&[40, 600, 90])),
+    }
 }
 
 pub(super) fn embedding(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, vocab) = (draw.size(Sizes(33, 100, 257, 400)), draw.size(Sizes(33, 1000, 40_000, 50_257)));
     let d_model = draw.size(Sizes(33, 130, 257, 400));
     let vocab = vocab.min(draw.work);
-    let d_model = d_model.min((draw.work / 16).div_ceil(vocab)).max(1);
+    // Of a large table little is read, but all of it is written and compared some times.
+    let d_model = d_model.min((draw.work / 64).div_ceil(vocab)).max(1);
+    let d_model = if draw.is_tall() { d_model.min(9) } else { d_model };
     let rows = rows.min(draw.work.div_ceil(d_model));
-    let (with_positions, count) = (!draw.variant(), 1 + draw.below(90));
-    let (live, word) = live(draw, rows);
+    let (with_positions, count) = (!draw.variant() || draw.is_tall(), positions(draw, d_model));
+    let (live, live_word) = live(draw, memory, rows);
     // Tokens that no live row has are outside of the vocabulary.
-    let mut tokens = vec![u32::MAX; live + 1 + draw.below(40)];
-    let mut places = Vec::new();
+    let spare = if draw.is_tall() { 65_536 } else { 1 + draw.below(40) };
+    let mut tokens = vec![u32::MAX; rows + spare];
+    let mut places = below(draw, live, tokens.len());
     for row in 0..live {
         // Now and then the token of an earlier row.
-        let place = if row % 5 == 4 { places[row / 2] as usize } else { draw.below(tokens.len()) };
-        let last = row == 0;
-        tokens[place] = if last { vocab as u32 - 1 } else { draw.below(vocab) as u32 };
-        places.push(place as u32);
+        if row % 5 == 4 {
+            places[row] = places[row / 2];
+        }
+        tokens[places[row] as usize] = draw.below(vocab) as u32;
     }
-    let mut positions: Vec<u32> = (0..live).map(|_| draw.below(count) as u32).collect();
-    positions[live - 1] = count as u32 - 1;
+    if let Some(&place) = places.first() {
+        tokens[place as usize] = vocab as u32 - 1;
+    }
+    let positions = below(draw, live, count);
+    let before = [tokens.len(), count].map(|count| below(draw, rows, count));
+    let [places_before, positions_before] = before;
     let [f16, bf16, q8, q4] = STORED.map(Some);
     let dtype = draw.turn(&[None, f16, None, bf16, None, q8, None, q4]);
     EmbeddingRows {
-        live: memory.span(1, Fill::Kept(vec![word])),
+        live: live_word,
         tokens: memory.span(tokens.len(), Fill::Words(tokens)),
-        places: words(memory, &places, rows),
-        positions: words(memory, &positions, rows),
+        places: words(memory, &places, places_before),
+        positions: words(memory, &positions, positions_before),
         token_embedding: match dtype {
             Some(dtype) => stored(draw, memory, dtype, vocab, d_model, 1.0),
             None => memory.span(vocab * d_model, Fill::Normal(1.0)),
         },
         position_embedding: with_positions.then(|| memory.span(count * d_model, Fill::Normal(1.0))),
-        out: memory.span(rows * d_model, Fill::Poison),
+        out: result(draw, memory, (rows, d_model), live),
         rows,
         d_model,
         vocab,
@@ -66,11 +113,9 @@ pub(super) fn embedding(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 }
 
 pub(super) fn layernorm(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let Op::LayerNormForward(norm) = layernorm::case(OpKind::LayerNormForward, draw, memory) else {
-        unreachable!("the case of a norm is a norm")
-    };
-    let (_, word) = live(draw, norm.rows);
-    LayerNormRows { live: memory.span(1, Fill::Kept(vec![word])), norm }.into()
+    let shape = layernorm::shape(draw);
+    let (rows, live) = live(draw, memory, shape.0);
+    LayerNormRows { live, norm: layernorm::forward_of(draw, memory, shape, rows) }.into()
 }
 
 pub(super) fn linear(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
@@ -79,24 +124,22 @@ pub(super) fn linear(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let shape = linear::shape(draw);
     let [f16, bf16, q8, q4] = STORED.map(Some);
     let dtype = draw.turn(&[None, f16, None, bf16, None, q8, None, q4]);
-    let Op::LinearForward(linear) = linear::forward_with(draw, memory, shape, dtype) else {
-        unreachable!("the case of a layer is a layer")
-    };
-    let (_, word) = live(draw, linear.rows);
-    LinearRows { live: memory.span(1, Fill::Kept(vec![word])), linear }.into()
+    let (rows, live) = live(draw, memory, shape.0);
+    LinearRows { live, linear: linear::forward_with(draw, memory, shape, dtype, rows) }.into()
 }
 
 pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, d_head) = (draw.size(Sizes(33, 100, 257, 330)), draw.size(Sizes(24, 128, 129, 256)));
     let (heads, d_head) = (draw.size(Sizes(2, 5, 6, 8)), 2 * d_head.div_ceil(2));
+    let d_head = if draw.is_tall() { d_head.min(8) } else { d_head };
     let rows = rows.min(draw.work.div_ceil(heads * d_head));
-    let count = 1 + draw.below(90);
-    let (live, word) = live(draw, rows);
-    let mut positions: Vec<u32> = (0..live).map(|_| draw.below(count) as u32).collect();
-    positions[0] = count as u32 - 1;
+    let count = positions(draw, d_head);
+    let (live, live_word) = live(draw, memory, rows);
+    let positions = below(draw, live, count);
+    let before = below(draw, rows, count);
     RotaryRows {
-        live: memory.span(1, Fill::Kept(vec![word])),
-        positions: words(memory, &positions, rows),
+        live: live_word,
+        positions: words(memory, &positions, before),
         qkv: memory.span(rows * 3 * heads * d_head, Fill::Normal(1.0)),
         table: memory.span(count * d_head, Fill::Normal(0.7)),
         rows,
@@ -108,10 +151,12 @@ pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 
 /// Live rows of some sequences over a cache.
 struct Cached {
-    rows: usize,
-    live: u32,
+    live: usize,
+    live_word: Span,
     slots: Vec<u32>,
     positions: Vec<u32>,
+    /// Slots and positions of as many rows as there are, as they were before.
+    before: [Vec<u32>; 2],
     slot_count: usize,
     capacity: usize,
     heads: usize,
@@ -120,7 +165,7 @@ struct Cached {
 
 /// Prompts, single tokens and what is between, sequences one after the other and again, each row behind the one before it in
 /// its slot; but in some cases the rows stand in no order.
-fn cached(draw: &mut Draw) -> Cached {
+fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Cached {
     let (rows, past) = (draw.size(Sizes(8, 40, 96, 130)), draw.size(Sizes(33, 130, 513, 600)));
     let (d_head, heads) = (draw.size(Sizes(24, 128, 129, 256)), 1 + draw.below(4));
     let slot_count = draw.turn(&[1, 3, 5]);
@@ -133,43 +178,56 @@ fn cached(draw: &mut Draw) -> Cached {
     // The cache is read and written as a whole, and as it is large gives way.
     let past = past.min((draw.work / (slot_count * heads * d_head * 20)).max(3));
     let past = if draw.variant() { 0 } else { past };
+    let (mut shape, mut past) = ((rows, slot_count, heads, d_head), past);
+    if draw.is_tall() && draw.work > 10_000_000 {
+        (shape, past) = ((rows.min(9), 2, 1, d_head % 4 + 2), 65_536 + draw.below(1000));
+    }
+    if draw.is_crowded() && draw.work > 10_000_000 {
+        (shape, past) = ((rows, 257 + draw.below(30), 1, d_head % 8 + 2), past.min(40));
+    }
+    let (rows, slot_count, heads, d_head) = shape;
     let spare = if draw.variant() { 0 } else { 1 + draw.below(9) };
     let capacity = past + rows + spare;
-    let (live, word) = live(draw, rows);
+    let (live, live_word) = live(draw, memory, rows);
     let run = draw.turn(&[1, 70, 5, 12]);
-    let mut next: Vec<usize> =
-        (0..slot_count).map(|_| if past == 0 { 0 } else { draw.below(past + 1) }).collect();
+    // One sequence is long, and the last one has hardly begun.
+    let mut next: Vec<usize> = (0..slot_count).map(|_| draw.below(past + 1)).collect();
+    next[slot_count - 1] = draw.below(past.min(4) + 1);
     next[0] = past;
-    let (mut slots, mut positions) = (Vec::new(), Vec::new());
-    let mut slot = draw.below(slot_count);
-    while slots.len() < live {
-        for _ in 0..run.min(live - slots.len()) {
-            slots.push(slot as u32);
-            positions.push(next[slot] as u32);
+    let mut places = Vec::new();
+    let mut slot = if draw.is_tall() { 0 } else { slot_count - 1 };
+    while places.len() < rows {
+        for _ in 0..run.min(rows - places.len()) {
+            places.push((slot as u32, next[slot] as u32));
             next[slot] += 1;
         }
         slot = if run == 1 { (slot + 1) % slot_count } else { draw.below(slot_count) };
     }
+    let before = places.iter().rev().copied().unzip();
+    places.truncate(live);
     if draw.variant() {
         for row in (1..live).rev() {
-            let other = draw.below(row + 1);
-            slots.swap(row, other);
-            positions.swap(row, other);
+            places.swap(row, draw.below(row + 1));
         }
     }
-    Cached { rows, live: word, slots, positions, slot_count, capacity, heads, d_head }
+    let (slots, positions) = places.into_iter().unzip();
+    Cached { live, live_word, slots, positions, before: before.into(), slot_count, capacity, heads, d_head }
 }
 
 pub(super) fn append(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let Cached { rows, live, slots, positions, slot_count, capacity, heads, d_head } = cached(draw);
-    let cache = slot_count * heads * capacity * d_head;
+    let cached = cached(draw, memory);
+    let Cached { live, slot_count, capacity, heads, d_head, .. } = cached;
+    let [slots_before, positions_before] = cached.before;
+    let (rows, size) = (slots_before.len(), slot_count * heads * capacity * d_head);
+    let mut qkv = draw.normals(rows * 3 * heads * d_head, 1.0);
+    qkv[live * 3 * heads * d_head..].fill(f64::NAN);
     CacheAppend {
-        live: memory.span(1, Fill::Kept(vec![live])),
-        slots: words(memory, &slots, rows),
-        positions: words(memory, &positions, rows),
-        qkv: memory.span(rows * 3 * heads * d_head, Fill::Normal(1.0)),
-        keys: memory.span(cache, Fill::Normal(1.0)),
-        values: memory.span(cache, Fill::Normal(1.0)),
+        live: cached.live_word,
+        slots: words(memory, &cached.slots, slots_before),
+        positions: words(memory, &cached.positions, positions_before),
+        qkv: memory.span(qkv.len(), Fill::Values(qkv)),
+        keys: memory.span(size, Fill::Normal(1.0)),
+        values: memory.span(size, Fill::Normal(1.0)),
         rows,
         slot_count,
         capacity,
@@ -180,51 +238,62 @@ pub(super) fn append(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 }
 
 pub(super) fn attention(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let Cached { rows, live, slots, positions, slot_count, capacity, heads, d_head } = cached(draw);
+    let cached = cached(draw, memory);
+    let Cached { live, slot_count, capacity, heads, d_head, .. } = cached;
+    let [slots_before, positions_before] = cached.before;
+    let rows = slots_before.len();
     let scale = draw.pick(&[1.0, 1.0, 0.7]) / libm::sqrt(d_head as f64);
     let (large, broken) = (draw.variant() && d_head <= 40, draw.variant());
     // All keys alike in one place, and so are the queries: the scores are large, and their differences are not.
     let front = large.then(|| f64::from(libm::sqrt(95.0 / scale) as f32));
-    let newest = |slot: usize| {
-        let of_slot = slots.iter().zip(&positions).filter(|(s, _)| **s as usize == slot);
-        of_slot.map(|(_, &position)| position as usize).max()
-    };
-    let newest: Vec<Option<usize>> = (0..slot_count).map(newest).collect();
-    let cache = |draw: &mut Draw, front: Option<f64>| {
-        let mut values = draw.normals(slot_count * heads * capacity * d_head, 1.0);
-        for (place, row) in values.chunks_exact_mut(d_head).enumerate() {
-            let (slot, position) = (place / capacity / heads, place % capacity);
-            match newest[slot] {
-                // Behind the newest, and in slots without a row, is nothing that anybody may read.
-                Some(newest) if position <= newest => {
-                    if let Some(front) = front {
-                        row[0] = front;
-                    }
-                    // What is no number in the newest row concerns no row before it.
-                    if broken && position == newest && position > 0 {
-                        row[d_head - 1] = f64::NAN;
-                    }
-                }
-                _ => row.fill(f64::NAN),
-            }
-        }
-        Fill::Values(values)
-    };
-    let mut qkv = draw.normals(rows * 3 * heads * d_head, 1.0);
-    if let Some(front) = front {
-        for head in qkv.chunks_exact_mut(d_head) {
-            head[0] = front;
-        }
+    // Of each slot how many rows are live, and where the newest is.
+    let mut sequences = vec![(0, 0); slot_count];
+    for (&slot, &position) in cached.slots.iter().zip(&cached.positions) {
+        let (rows, newest) = &mut sequences[slot as usize];
+        (*rows, *newest) = (*rows + 1, position.max(*newest));
     }
     let size = slot_count * heads * capacity * d_head;
+    // The mean of very many is far from 0 only if theirs is.
+    let mean = if capacity > 65_536 { 1.0 } else { 0.0 };
+    let cache = |draw: &mut Draw, front: Option<f64>, mean: f64| {
+        let mut numbers = draw.normals(size, 1.0);
+        for (place, row) in numbers.chunks_exact_mut(d_head).enumerate() {
+            let (slot, position) = (place / capacity / heads, (place % capacity) as u32);
+            let (rows, newest) = sequences[slot];
+            // Behind the newest, and in slots without a row, is nothing that anybody may read.
+            if rows == 0 || position > newest {
+                row.fill(f64::NAN);
+                continue;
+            }
+            row.iter_mut().for_each(|x| *x = f64::from((*x + mean) as f32));
+            if let Some(front) = front {
+                row[0] = front;
+            }
+            // What is no number in the newest row concerns no row before it.
+            if broken && rows > 1 && position == newest {
+                row[d_head - 1] = f64::NAN;
+            }
+        }
+        Fill::Values(numbers)
+    };
+    // Of the queries of live rows only.
+    let mut qkv = vec![f64::NAN; rows * 3 * heads * d_head];
+    for row in qkv.chunks_exact_mut(3 * heads * d_head).take(live) {
+        for query in row[..heads * d_head].chunks_exact_mut(d_head) {
+            query.copy_from_slice(&draw.normals(d_head, 1.0));
+            if let Some(front) = front {
+                query[0] = front;
+            }
+        }
+    }
     AttentionRows {
-        live: memory.span(1, Fill::Kept(vec![live])),
-        slots: words(memory, &slots, rows),
-        positions: words(memory, &positions, rows),
+        live: cached.live_word,
+        slots: words(memory, &cached.slots, slots_before),
+        positions: words(memory, &cached.positions, positions_before),
         qkv: memory.span(qkv.len(), Fill::Values(qkv)),
-        keys: memory.span(size, cache(draw, front)),
-        values: memory.span(size, cache(draw, None)),
-        out: memory.span(rows * heads * d_head, Fill::Poison),
+        keys: memory.span(size, cache(draw, front, 0.0)),
+        values: memory.span(size, cache(draw, None, mean)),
+        out: result(draw, memory, (rows, heads * d_head), live),
         rows,
         slot_count,
         capacity,
@@ -238,13 +307,26 @@ pub(super) fn attention(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 pub(super) fn gather(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, count) = (draw.size(Sizes(33, 100, 257, 400)), draw.size(Sizes(8, 40, 65, 90)));
     let width = draw.size(Sizes(33, 130, 1030, 1200)).min(draw.work.div_ceil(rows.max(count)));
-    let (live, word) = live(draw, count);
-    let wanted: Vec<u32> = (0..live).map(|_| draw.below(rows) as u32).collect();
+    let (rows, width) = match draw.is_tall() && draw.work > 1_000_000 {
+        true => (65_536 + rows, width % 5 + 1),
+        false => (rows, width),
+    };
+    let (live, live_word) = live(draw, memory, count);
+    let mut wanted = below(draw, live, rows);
+    // Now and then one that was wanted before.
+    for place in (4..live).step_by(5) {
+        wanted[place] = wanted[place / 2];
+    }
+    let mut from = vec![f64::NAN; rows * width];
+    for &row in &wanted {
+        from[row as usize * width..][..width].copy_from_slice(&draw.normals(width, 1.0));
+    }
+    let before = below(draw, count, rows);
     GatherRows {
-        live: memory.span(1, Fill::Kept(vec![word])),
-        wanted: words(memory, &wanted, count),
-        from: memory.span(rows * width, Fill::Normal(1.0)),
-        to: memory.span(count * width, Fill::Poison),
+        live: live_word,
+        wanted: words(memory, &wanted, before),
+        from: memory.span(from.len(), Fill::Values(from)),
+        to: result(draw, memory, (count, width), live),
         rows,
         count,
         width,
@@ -257,12 +339,17 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, vocab) = (draw.size(Sizes(3, 8, 20, 40)), draw.size(Sizes(33, 1000, 20_000, 50_257)));
     let vocab = vocab.min((draw.work / 40).max(2));
     let rows = rows.min((draw.work / 20).div_ceil(vocab));
-    let (live, word) = live(draw, rows);
+    let (live, live_word) = live(draw, memory, rows);
     let (greedy, broken) = (draw.variant(), draw.variant());
     let with = [(); 4].map(|()| draw.variant());
     let ring_len = 2 + draw.below(70);
-    let mut tokens: Vec<u32> = (0..live * ring_len).map(|_| draw.below(vocab) as u32).collect();
+    let mut tokens: Vec<u32> = (0..live.max(1) * ring_len).map(|_| draw.below(vocab) as u32).collect();
     let (mut logits, mut settings) = (Vec::new(), Vec::new());
+    // Before, all rows choose the likeliest for the first ring.
+    let config = SampleConfig::greedy();
+    let likeliest =
+        SampleRow { next: 0, ring: 0, ring_len: ring_len as u32, recent: 0, uniform: 0.0, config };
+    let before = (0..rows).flat_map(|_| likeliest.words()).collect();
     for row in 0..live {
         let (place, spread) = (draw.below(ring_len), draw.pick(&[0.5, 2.0, 6.0]));
         let mut choice = SampleRow {
@@ -280,6 +367,10 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
                 ..SampleConfig::default()
             },
         };
+        if (choice.recent as usize) < ring_len {
+            // What is nobody's choice.
+            tokens[choice.next as usize] = u32::MAX - 1;
+        }
         let recent: Vec<u32> = choice.recent_places().map(|place| tokens[place]).collect();
         let mut of_row = Vec::new();
         for attempt in 0..30 {
@@ -301,15 +392,13 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         }
         logits.extend(of_row);
         settings.extend(choice.words());
-        // What was there before is not the choice.
-        tokens[choice.next as usize] = draw.below(vocab) as u32;
     }
-    logits.resize(rows * vocab, 0.5);
+    logits.resize(rows * vocab, f64::NAN);
     settings.resize(rows * SampleRow::WORDS, u32::MAX);
     Sample {
-        live: memory.span(1, Fill::Kept(vec![word])),
+        live: live_word,
         logits: memory.span(logits.len(), Fill::Values(logits)),
-        settings: memory.span(settings.len(), Fill::Kept(settings)),
+        settings: memory.span(settings.len(), Fill::WordsAfter { now: settings, before }),
         tokens: memory.span(tokens.len(), Fill::Words(tokens)),
         rows,
         vocab,
