@@ -5,8 +5,9 @@
 //! live: those are the first ones, and the others are neither read nor written. So a prompt, single tokens of many sequences,
 //! and any mixture of the two are the same list of ops with other words in these places.
 //!
-//! What a row gives depends on nothing but itself and its slot: not on the rows beside it, nor on its place among them. On how
-//! many are live it depends only where a backend has another kernel for few rows than for many.
+//! What a row gives depends on nothing but itself and its slot: not on the rows of other sequences, nor on its place among
+//! them. On how many rows are live, or follow each other in a sequence, it depends only where a backend has another kernel for
+//! few of them than for many.
 
 use super::describe::Describe;
 use super::descriptors::{LayerNormForward, LinearForward};

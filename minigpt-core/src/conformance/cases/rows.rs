@@ -338,7 +338,7 @@ pub(super) fn gather(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, vocab) = (draw.size(Sizes(3, 8, 20, 40)), draw.size(Sizes(33, 1000, 20_000, 50_257)));
     let vocab = vocab.min((draw.work / 40).max(2));
-    let rows = rows.min((draw.work / 20).div_ceil(vocab));
+    let rows = rows.min((draw.work / 100).div_ceil(vocab));
     let (live, live_word) = live(draw, memory, rows);
     let (greedy, broken) = (draw.variant(), draw.variant());
     let with = [(); 4].map(|()| draw.variant());
@@ -371,9 +371,11 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
             // What is nobody's choice.
             tokens[choice.next as usize] = u32::MAX - 1;
         }
+        let decisive =
+            (with[3] && row % 3 < 2).then(|| penalised(draw, &mut choice, &mut tokens, vocab)).flatten();
         let recent: Vec<u32> = choice.recent_places().map(|place| tokens[place]).collect();
-        let mut of_row = Vec::new();
-        for attempt in 0..30 {
+        let mut of_row = decisive.unwrap_or_default();
+        for attempt in 0..if of_row.is_empty() { 30 } else { 0 } {
             of_row = draw.normals(vocab, spread);
             // Some that are alike, and some that are never chosen.
             for place in (3..vocab).step_by(7) {
@@ -387,7 +389,7 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
                 choice.config.top_k = Some(1);
             }
         }
-        if broken && row % 3 == 1 {
+        if broken && row % 3 == 2 {
             of_row[draw.below(vocab)] = f64::NAN;
         }
         logits.extend(of_row);
@@ -404,6 +406,29 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         vocab,
     }
     .into()
+}
+
+/// Logits by which the likeliest token is one only without its penalty, or if that raises what is below 0: it is the oldest of a
+/// full ring, and in no other place of it. `None` if there are too few tokens.
+fn penalised(draw: &mut Draw, choice: &mut SampleRow, tokens: &mut [u32], vocab: usize) -> Option<Vec<f64>> {
+    let ring = &mut tokens[choice.ring as usize..][..choice.ring_len as usize];
+    if vocab < ring.len() + 2 {
+        return None;
+    }
+    let oldest = draw.below(vocab) as u32;
+    let other = (0..vocab as u32).find(|token| *token != oldest && !ring.contains(token))?;
+    for token in ring.iter_mut().filter(|token| **token == oldest || **token as usize >= vocab) {
+        *token = if oldest == 0 { 1 } else { 0 };
+    }
+    if ring.contains(&other) {
+        return None;
+    }
+    ring[(choice.next - choice.ring) as usize] = oldest;
+    (choice.recent, choice.config.top_k, choice.uniform) = (choice.ring_len, Some(1), draw.rng.uniform());
+    let (most, above, limit) = if draw.below(2) == 0 { (3.5, 3.0, 2.0) } else { (-0.5, -0.6, -3.0) };
+    let mut logits: Vec<f64> = draw.normals(vocab, 1.0).into_iter().map(|x| x.min(0.0) + limit).collect();
+    (logits[oldest as usize], logits[other as usize]) = (most, above);
+    Some(logits)
 }
 
 /// Whether the choice is the same if every number is a little other.
