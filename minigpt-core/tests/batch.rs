@@ -231,11 +231,16 @@ fn who_has_left_or_belongs_elsewhere_is_refused() {
     let device = Device::new(Reference::<f32>::new());
     let model = Model::new(&device, configs()[0].clone(), 1).unwrap();
     let [mut batch, mut other] = [(); 2].map(|()| Batch::new(&model, 2, 4).unwrap());
+    // On another device buffers may have the same numbers.
+    let apart = Model::new(Reference::<f32>::new(), configs()[0].clone(), 1).unwrap();
+    let mut apart = Batch::new(&apart, 2, 4).unwrap();
     let (gone, foreign) = (batch.join().unwrap(), other.join().unwrap());
+    let elsewhere = apart.join().unwrap();
     batch.leave(gone).unwrap();
     let next = batch.join().unwrap();
     assert_ne!(gone, next);
-    for stranger in [gone, foreign] {
+    assert!(batch.feed(elsewhere, &[1]).is_err() && apart.feed(foreign, &[1]).is_err());
+    for stranger in [gone, foreign, elsewhere] {
         assert_eq!(batch.feed(stranger, &[1]), Err(Error::NoSequence));
         assert_eq!(batch.generate(stranger, SampleConfig::greedy(), &[], 1), Err(Error::NoSequence));
         assert_eq!(batch.leave(stranger), Err(Error::NoSequence));

@@ -64,7 +64,8 @@ struct Member {
 /// A sequence of a [`Batch`], until it leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sequence {
-    batch: Buffer,
+    /// The numbers of its batch.
+    batch: (usize, Buffer),
     slot: usize,
     serial: u64,
 }

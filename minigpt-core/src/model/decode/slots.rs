@@ -158,9 +158,9 @@ impl<B: Backend> Slots<B> {
         &self.workspace.plan
     }
 
-    /// A number that no other slots on this device have.
-    pub(super) fn number(&self) -> Buffer {
-        self.workspace.buffers.state
+    /// Two numbers that no other slots have: the device's, and that of a buffer on it.
+    pub(super) fn number(&self) -> (usize, Buffer) {
+        (self.model.device().number(), self.workspace.buffers.state)
     }
 
     pub(super) fn window(&self, slot: usize) -> &[u32] {
