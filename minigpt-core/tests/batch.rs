@@ -227,6 +227,69 @@ fn numbers_that_are_broken_end_a_sequence_and_no_other() {
 }
 
 #[test]
+fn who_was_broken_may_try_again_also_if_the_penalty_reaches_back_to_the_oldest_token() {
+    let model = model(Reference::<f64>::new(), &configs()[0]);
+    let good = model.parameter("wte.weight").unwrap().unwrap();
+    let mut bad = good.clone();
+    bad[3 * 8] = f64::NAN;
+    model.set_parameter("wte.weight", &bad).unwrap();
+    let mut batch = Batch::new(&model, 2, 8).unwrap();
+    let (broken, other) = (batch.join().unwrap(), batch.join().unwrap());
+    // As many as are kept: there the choice takes the place of the oldest.
+    let mut prompt: Vec<u32> = (0..2 * CONTEXT as u32).map(|i| 4 + i % 9).collect();
+    prompt[2 * CONTEXT - 1] = 3;
+    batch.feed(broken, &prompt).unwrap();
+    batch.feed(other, &[1, 2]).unwrap();
+    let config =
+        SampleConfig { repetition_penalty: Some(1.5), repetition_window: 99, ..SampleConfig::greedy() };
+    for _ in 0..2 {
+        batch.generate(broken, config, &[], 1).unwrap();
+        let chosen = batch.step().unwrap();
+        assert!(chosen.len() == 1 && matches!(chosen[0].token, Err(SampleError::Logit { .. })), "{chosen:?}");
+        assert_eq!(batch.window(other).unwrap(), [1, 2]);
+    }
+    // With good weights the last position, which runs again, is as if it had never been broken.
+    model.set_parameter("wte.weight", &good).unwrap();
+    batch.generate(broken, config, &[], 1).unwrap();
+    let chosen = batch.step().unwrap()[0];
+    let mut decoder = Decoder::new(&model, CONTEXT).unwrap();
+    decoder.feed(&prompt).unwrap();
+    assert_eq!(decoder.recent().len(), 2 * CONTEXT);
+    let expected = Sampler::new(config, VOCAB).unwrap().sample(decoder.logits(), decoder.recent());
+    assert_eq!(chosen.token, expected);
+}
+
+/// The reference, which is wrong about the tokens that it chose.
+#[derive(Default)]
+struct Lying(Reference<f32>);
+
+impl Backend for Lying {
+    type Elem = f32;
+    type Error = ReferenceError;
+
+    forward!(0: alloc release write copy fill sync run);
+    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), ReferenceError> {
+        self.0.read(from, bytes)?;
+        if from.dtype == Dtype::U32 && from.len == 1 && from.offset < 4 * 2 * CONTEXT {
+            bytes.copy_from_slice(&(VOCAB as u32).to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_token_that_is_none_is_not_believed() {
+    let model = Model::new(Lying::default(), configs()[0].clone(), 1).unwrap();
+    let mut batch = Batch::new(&model, 1, 4).unwrap();
+    let sequence = batch.join().unwrap();
+    batch.feed(sequence, &[1]).unwrap();
+    batch.generate(sequence, SampleConfig::greedy(), &[], 3).unwrap();
+    let chosen = batch.step().unwrap();
+    assert!(chosen.len() == 1 && chosen[0].token.is_err() && chosen[0].ended, "{chosen:?}");
+    assert_eq!(batch.window(sequence).unwrap(), [1]);
+}
+
+#[test]
 fn who_has_left_or_belongs_elsewhere_is_refused() {
     let device = Device::new(Reference::<f32>::new());
     let model = Model::new(&device, configs()[0].clone(), 1).unwrap();
