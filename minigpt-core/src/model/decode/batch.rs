@@ -159,6 +159,7 @@ impl<B: Backend> Batch<B> {
     /// From here on each [`step`](Batch::step) chooses a token for the sequence, by `config`, until it has had `most` of them or
     /// one that is in `stop`. If it generates already, this takes the place of what it was told before; a `most` of 0 ends it.
     ///
+    /// Each call draws anew from the seed: sequences that shall differ need seeds that do, and so does one that goes on.
     /// The same seed chooses as it does for a [`Sampler`](crate::Sampler), but for rounding: a backend may choose in its own
     /// number type, and then tokens differ where the choice hangs on the last digits.
     ///
