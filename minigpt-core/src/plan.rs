@@ -443,7 +443,7 @@ impl Plan {
     /// going through the model at once.
     ///
     /// # Errors
-    /// If the config is invalid, `slots` or `rows` is 0, or a size overflows.
+    /// If the config is invalid, `slots` or `rows` is 0, a size overflows, or the slots have more than 2^31 positions together.
     pub fn decoding(config: &GptConfig, elem: Dtype, slots: usize, rows: usize) -> Result<Plan, ConfigError> {
         if slots == 0 {
             return Err(ConfigError::Zero { field: "slots" });
@@ -514,7 +514,12 @@ impl Plan {
 
         let mut state = Layout::new(Dtype::U32, "tokens");
         let tokens = match purpose {
-            Purpose::Decoding => state.push(&[slots, 2, config.context])?,
+            Purpose::Decoding => {
+                let tokens = state.push(&[slots, 2, config.context])?;
+                // Words of u32 say where a token is.
+                u32::try_from(tokens.len).map_err(|_| ConfigError::TooLarge { field: "slots" })?;
+                tokens
+            }
             Purpose::Training | Purpose::Inference => state.push(&[sequences, time])?,
         };
         let rows = match purpose {
@@ -648,6 +653,15 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_tokens_are_kept_than_a_word_can_tell_apart() {
+        let config = GptConfig { layers: 1, heads: 1, d_model: 1, d_ff: 1, ..GptConfig::new(2, 1 << 11) };
+        let plan = |slots| Plan::decoding(&config, Dtype::F32, slots, 1);
+        assert_eq!(plan(1 << 20), Err(ConfigError::TooLarge { field: "slots" }));
+        #[cfg(target_pointer_width = "64")]
+        assert_eq!(plan((1 << 20) - 1).unwrap().tokens.len, (1 << 32) - (1 << 12));
+    }
 
     #[test]
     fn training_operations_are_counted_and_saturate() {

@@ -1,10 +1,10 @@
 //! [`Probe`]: looks at the tensors of a pass while it runs. Attention maps, the residual stream, gradients: what an op leaves
-//! behind is overwritten soon, and what it never stores, such as attention weights, exists only for who asks.
+//! behind is overwritten soon, and what it never stores, such as attention weights, exists only for whoever asks.
 //!
 //! [`Model::observe`](crate::Model::observe) observes a forward pass,
 //! [`Trainer::observe_step`](crate::Trainer::observe_step) and
-//! [`Trainer::observe_micro_step`](crate::Trainer::observe_micro_step) training, backward pass included. A [`Recording`] keeps what it is told to keep; [`when`] takes two closures; a type of your
-//! own implements [`Probe`].
+//! [`Trainer::observe_micro_step`](crate::Trainer::observe_micro_step) training, backward pass included. A [`Recording`]
+//! keeps what it is told to keep; [`when`] takes two closures; a type of your own implements [`Probe`].
 //!
 //! ```
 //! use minigpt_core::probe::{Recording, TensorKind};
@@ -212,7 +212,8 @@ pub trait Probe<R: Real> {
         false
     }
 
-    /// The gradient of a parameter, (rows, cols): the sum over the targets of the step so far, not their mean.
+    /// The gradient of a parameter, (rows, cols): of the mean loss over the targets of the step so far, as
+    /// [`Trainer::gradient`](crate::Trainer::gradient) gives it.
     ///
     /// # Errors
     /// As [`see`](Probe::see).

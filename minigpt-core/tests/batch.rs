@@ -163,6 +163,99 @@ fn the_device_chooses_the_tokens_that_a_sampler_chooses() {
     }
 }
 
+/// A sequence by itself: a decoder, and what it is to generate by, with which stops, and how many tokens yet.
+struct Alone {
+    sequence: Sequence,
+    decoder: Decoder<Reference<f32>>,
+    generates: Option<(Sampler, Vec<u32>, usize)>,
+}
+
+/// One of the things that a program may do with sequences at any time.
+fn act(
+    rng: &mut Rng,
+    batch: &mut Batch<Reference<f32>>,
+    members: &mut Vec<Alone>,
+    model: &Model<Reference<f32>>,
+) {
+    let GptConfig { context, vocab_size: vocab, .. } = *model.config();
+    let what = rng.below(16);
+    if what < 3 {
+        let decoder = Decoder::new(model, context).unwrap();
+        let joined = batch.join().map(|sequence| Alone { sequence, decoder, generates: None });
+        return members.extend(joined);
+    }
+    if members.is_empty() {
+        return;
+    }
+    let at = rng.below(members.len() as u64) as usize;
+    let Alone { sequence, decoder, generates } = &mut members[at];
+    match what {
+        3 => {
+            batch.leave(*sequence).unwrap();
+            members.swap_remove(at);
+        }
+        4..=8 => {
+            let count = [1, 1, 2, context, 2 * context + 1, 3 * context + 2][rng.below(6) as usize];
+            let tokens: Vec<u32> = (0..count).map(|_| rng.below(vocab as u64) as u32).collect();
+            batch.feed(*sequence, &tokens).unwrap();
+            decoder.feed(&tokens).unwrap();
+        }
+        _ => {
+            let (config, most) = (settings(rng.below(99)), [0, 1, 3, 40][rng.below(4) as usize]);
+            let stop: Vec<u32> = (0..rng.below(2) as u32).collect();
+            let result = batch.generate(*sequence, config, &stop, most);
+            if decoder.window().is_empty() {
+                return assert_eq!(result, Err(Error::EmptyPrompt));
+            }
+            result.unwrap();
+            *generates = (most > 0).then(|| (Sampler::new(config, vocab).unwrap(), stop, most));
+        }
+    }
+}
+
+#[test]
+fn whoever_joins_feeds_generates_and_leaves_in_any_order_has_what_a_decoder_and_a_sampler_have() {
+    let mut generated = 0;
+    for (vocab, context, slots, rows) in
+        [(1, 1, 2, 1), (7, 1, 3, 4), (7, 2, 3, 1), (1, 3, 2, 4), (7, 3, 1, 2), (7, 5, 4, 64), (5, 9, 3, 4)]
+    {
+        let config = GptConfig { vocab_size: vocab, context, ..configs()[0].clone() };
+        let [model, alone_on] = [(); 2].map(|()| model(Reference::<f32>::new(), &config));
+        let mut batch = Batch::new(&model, slots, rows).unwrap();
+        let (mut rng, mut members) = (Rng::new(rows as u64, Stream::User), Vec::new());
+        for _ in 0..200 {
+            for _ in 0..1 + rng.below(4) {
+                act(&mut rng, &mut batch, &mut members, &alone_on);
+            }
+            let chosen = batch.step().unwrap().to_vec();
+            for Alone { sequence, decoder, generates } in &mut members {
+                let found: Vec<_> = chosen.iter().filter(|chosen| chosen.sequence == *sequence).collect();
+                match generates {
+                    Some((sampler, stop, left)) => {
+                        let token = sampler.sample(decoder.logits(), decoder.recent()).unwrap();
+                        decoder.feed(&[token]).unwrap();
+                        *left -= 1;
+                        let ended = *left == 0 || stop.contains(&token);
+                        assert!(found.len() == 1 && found[0].token == Ok(token) && found[0].ended == ended);
+                        generated += 1;
+                        if ended {
+                            *generates = None;
+                        }
+                    }
+                    None => {
+                        assert_eq!(found.len(), 0);
+                        assert_eq!(batch.logits(*sequence).unwrap(), decoder.logits());
+                    }
+                }
+                assert_eq!(batch.window(*sequence).unwrap(), decoder.window());
+                assert_eq!(batch.recent(*sequence).unwrap(), decoder.recent());
+            }
+            assert_eq!(batch.is_generating(), members.iter().any(|alone| alone.generates.is_some()));
+        }
+    }
+    assert!(generated > 1000, "{generated}");
+}
+
 #[test]
 fn a_sequence_ends_where_it_is_told_to_and_goes_on_if_it_is_asked() {
     let mut batch = Batch::new(&model(Reference::<f64>::new(), &configs()[0]), 1, 4).unwrap();
@@ -227,15 +320,83 @@ fn numbers_that_are_broken_end_a_sequence_and_no_other() {
 }
 
 #[test]
+fn who_was_broken_may_try_again_also_if_the_penalty_reaches_back_to_the_oldest_token() {
+    let model = model(Reference::<f64>::new(), &configs()[0]);
+    let good = model.parameter("wte.weight").unwrap().unwrap();
+    let mut bad = good.clone();
+    bad[3 * 8] = f64::NAN;
+    model.set_parameter("wte.weight", &bad).unwrap();
+    let mut batch = Batch::new(&model, 2, 8).unwrap();
+    let (broken, other) = (batch.join().unwrap(), batch.join().unwrap());
+    // As many as are kept: there the choice takes the place of the oldest.
+    let mut prompt: Vec<u32> = (0..2 * CONTEXT as u32).map(|i| 4 + i % 9).collect();
+    prompt[2 * CONTEXT - 1] = 3;
+    batch.feed(broken, &prompt).unwrap();
+    batch.feed(other, &[1, 2]).unwrap();
+    let config =
+        SampleConfig { repetition_penalty: Some(1.5), repetition_window: 99, ..SampleConfig::greedy() };
+    for _ in 0..2 {
+        batch.generate(broken, config, &[], 1).unwrap();
+        let chosen = batch.step().unwrap();
+        assert!(chosen.len() == 1 && matches!(chosen[0].token, Err(SampleError::Logit { .. })), "{chosen:?}");
+        assert_eq!(batch.window(other).unwrap(), [1, 2]);
+    }
+    // With good weights the last position, which runs again, is as if it had never been broken.
+    model.set_parameter("wte.weight", &good).unwrap();
+    batch.generate(broken, config, &[], 1).unwrap();
+    let chosen = batch.step().unwrap()[0];
+    let mut decoder = Decoder::new(&model, CONTEXT).unwrap();
+    decoder.feed(&prompt).unwrap();
+    assert_eq!(decoder.recent().len(), 2 * CONTEXT);
+    let expected = Sampler::new(config, VOCAB).unwrap().sample(decoder.logits(), decoder.recent());
+    assert_eq!(chosen.token, expected);
+}
+
+/// The reference, which is wrong about the tokens that it chose.
+#[derive(Default)]
+struct Lying(Reference<f32>);
+
+impl Backend for Lying {
+    type Elem = f32;
+    type Error = ReferenceError;
+
+    forward!(0: alloc release write copy fill sync run);
+    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), ReferenceError> {
+        self.0.read(from, bytes)?;
+        if from.dtype == Dtype::U32 && from.len == 1 && from.offset < 4 * 2 * CONTEXT {
+            bytes.copy_from_slice(&(VOCAB as u32).to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_token_that_is_none_is_not_believed() {
+    let model = Model::new(Lying::default(), configs()[0].clone(), 1).unwrap();
+    let mut batch = Batch::new(&model, 1, 4).unwrap();
+    let sequence = batch.join().unwrap();
+    batch.feed(sequence, &[1]).unwrap();
+    batch.generate(sequence, SampleConfig::greedy(), &[], 3).unwrap();
+    let chosen = batch.step().unwrap();
+    assert!(chosen.len() == 1 && chosen[0].token.is_err() && chosen[0].ended, "{chosen:?}");
+    assert_eq!(batch.window(sequence).unwrap(), [1]);
+}
+
+#[test]
 fn who_has_left_or_belongs_elsewhere_is_refused() {
     let device = Device::new(Reference::<f32>::new());
     let model = Model::new(&device, configs()[0].clone(), 1).unwrap();
     let [mut batch, mut other] = [(); 2].map(|()| Batch::new(&model, 2, 4).unwrap());
+    // On another device buffers may have the same numbers.
+    let apart = Model::new(Reference::<f32>::new(), configs()[0].clone(), 1).unwrap();
+    let mut apart = Batch::new(&apart, 2, 4).unwrap();
     let (gone, foreign) = (batch.join().unwrap(), other.join().unwrap());
+    let elsewhere = apart.join().unwrap();
     batch.leave(gone).unwrap();
     let next = batch.join().unwrap();
     assert_ne!(gone, next);
-    for stranger in [gone, foreign] {
+    assert!(batch.feed(elsewhere, &[1]).is_err() && apart.feed(foreign, &[1]).is_err());
+    for stranger in [gone, foreign, elsewhere] {
         assert_eq!(batch.feed(stranger, &[1]), Err(Error::NoSequence));
         assert_eq!(batch.generate(stranger, SampleConfig::greedy(), &[], 1), Err(Error::NoSequence));
         assert_eq!(batch.leave(stranger), Err(Error::NoSequence));

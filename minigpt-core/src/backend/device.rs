@@ -157,6 +157,11 @@ impl<B: Backend> Device<B> {
         Shared::try_unwrap(self.0).map(|inner| inner.backend.into_inner()).map_err(Device)
     }
 
+    /// A number that no other device has while this one is there.
+    pub(crate) fn number(&self) -> usize {
+        Shared::as_ptr(&self.0).addr()
+    }
+
     /// The backend, for as long as the guard lives.
     pub(crate) fn lock(&self) -> shared::Guard<'_, B> {
         let mut backend = self.0.backend.lock();

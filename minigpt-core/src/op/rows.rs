@@ -208,7 +208,7 @@ impl SampleRow {
     /// As [`Sample::settings`] has it.
     pub fn words(&self) -> [u32; SampleRow::WORDS] {
         let SampleConfig { temperature, top_k, top_p, min_p, repetition_penalty, .. } = self.config;
-        // Nought, which none of them may be, stands for what is not given.
+        // 0 stands for what is not given: none of them may be 0, but for min-p, which then keeps all.
         let top_k = top_k.map_or(0, |top_k| u32::try_from(top_k).unwrap_or(u32::MAX));
         let mut words = [0; SampleRow::WORDS];
         words[..5].copy_from_slice(&[self.next, self.ring, self.ring_len, self.recent, top_k]);

@@ -10,7 +10,7 @@ use super::{Point, Probe};
 use crate::backend::{Allocation, Backend, Device, read_elems};
 use crate::config::GptConfig;
 use crate::error::{Error, out_of_memory};
-use crate::memory::{Buffer, InvalidOp};
+use crate::memory::{Buffer, InvalidOp, zeros};
 use crate::op::{Sink, Step};
 use crate::real::Real;
 
@@ -148,17 +148,15 @@ impl<'o, B: Backend> Observation<'o, B> {
         if let Some(writer) = view.writer.filter(|writer| !writer.instead) {
             backend.run(&writer.op)?;
         }
-        let mut values = read_elems(&mut *backend, view.span)?;
-        if let Some(third) = view.third {
-            let width = self.config.d_model;
-            let rows = values.len() / (3 * width);
-            for row in 0..rows {
-                let from = (3 * row + third) * width;
-                values.copy_within(from..from + width, row * width);
-            }
-            values.truncate(rows * width);
+        let values = read_elems(&mut *backend, view.span)?;
+        let Some(third) = view.third else { return Ok(values) };
+        // A vector of its own, since a probe may keep it: one that was cut would keep all three.
+        let width = self.config.d_model;
+        let mut part = zeros("observed values", values.len() / 3)?;
+        for (to, row) in part.chunks_exact_mut(width).zip(values.chunks_exact(3 * width)) {
+            to.copy_from_slice(&row[third * width..][..width]);
         }
-        Ok(values)
+        Ok(part)
     }
 
     /// Hands the values to the probe, once there are those of all slices and pieces.

@@ -66,7 +66,7 @@ impl<R, W> Recording<R, W> {
             .map(|(_, values)| values)
     }
 
-    /// The gradient of the parameter called `name`: the sum over the targets of the step so far.
+    /// The gradient of the parameter called `name`: of the mean loss over the targets of the step so far.
     pub fn parameter_gradient(&self, name: &str) -> Option<&[R]> {
         self.gradients.iter().find(|(of, _)| of == name).map(|(_, values)| &values[..])
     }

@@ -316,9 +316,9 @@ impl<B: Backend> Trainer<B> {
         programs.micro_step.run(&mut backend, |sink| self.emit_slices(sink))
     }
 
-    /// What the next micro-step runs.
-    fn emit_micro_step(&self, sink: &mut Sink<'_>) -> Flow {
-        if self.pending == 0 {
+    /// What a micro-step runs, which is the `first` of its step or not.
+    fn emit_micro_step(&self, sink: &mut Sink<'_>, first: bool) -> Flow {
+        if first {
             self.emit_begin(sink)?;
         }
         self.emit_slices(sink)

@@ -107,6 +107,45 @@ fn a_probes_error_ends_the_pass_and_drops_the_step() {
     assert_eq!(trainer.metrics().unwrap().step, 1);
 }
 
+/// Panics at what it sees, after so many others; or at a gradient of a parameter.
+struct Panics(usize);
+
+impl Probe<f32> for Panics {
+    fn wants(&mut self, _: &Point) -> bool {
+        true
+    }
+
+    fn see(&mut self, _: &Point, _: Vec<f32>) -> Result<(), InvalidOp> {
+        self.0 = self.0.checked_sub(1).expect("on purpose");
+        Ok(())
+    }
+
+    fn wants_gradient(&mut self, _: &minigpt_core::plan::Tensor) -> bool {
+        true
+    }
+
+    fn see_gradient(&mut self, _: &minigpt_core::plan::Tensor, _: Vec<f32>) -> Result<(), InvalidOp> {
+        panic!("on purpose")
+    }
+}
+
+#[test]
+fn a_probe_that_panics_drops_the_step() {
+    let (inputs, targets) = (tokens(&config(), 32, 1), tokens(&config(), 32, 2));
+    let model = model(Reference::<f32>::new(), &config(), 1);
+    let mut trainer = Trainer::new(&model, TrainConfig { time: 32, ..TrainConfig::constant(0.1) }).unwrap();
+    for seen in [5, usize::MAX] {
+        trainer.micro_step(&inputs, &targets).unwrap();
+        let panics =
+            std::panic::AssertUnwindSafe(|| trainer.observe_micro_step(&inputs, &targets, &mut Panics(seen)));
+        assert!(std::panic::catch_unwind(panics).is_err());
+        assert_eq!(trainer.finish_step(), Err(Error::EmptyStep));
+    }
+    trainer.micro_step(&inputs, &targets).unwrap();
+    trainer.finish_step().unwrap();
+    assert_eq!(trainer.metrics().unwrap().tokens, 32);
+}
+
 #[test]
 fn a_probe_may_use_the_model_and_its_device() {
     let model = model(Reference::<f32>::new(), &config(), 1);

@@ -1,8 +1,8 @@
 //! Every tensor of a forward pass against plain loops over those before it, in f64.
 
-use minigpt_core::probe::{Point, Recording, TensorKind};
+use minigpt_core::probe::{Point, Probe, Recording, TensorKind};
 use minigpt_core::reference::activation::activate;
-use minigpt_core::{GptConfig, Model, Norm, Position, Reference};
+use minigpt_core::{GptConfig, InvalidOp, Model, Norm, Position, Reference};
 
 use super::configs::{config, covering_set};
 use super::{BATCH, model, tokens};
@@ -219,6 +219,29 @@ fn every_tensor_is_what_the_formulas_make_of_those_before_it() {
         }
         pass.head(last);
     }
+}
+
+/// Sees whether it is given memory that holds more than the tensor.
+struct Roomy(usize);
+
+impl Probe<f64> for Roomy {
+    fn wants(&mut self, _: &Point) -> bool {
+        true
+    }
+
+    fn see(&mut self, at: &Point, values: Vec<f64>) -> Result<(), InvalidOp> {
+        assert_eq!(values.capacity(), at.count(), "{at}");
+        self.0 += 1;
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_probe_keeps_is_no_larger_than_the_tensor() {
+    let config = GptConfig { layers: 2, heads: 2, d_model: 8, d_ff: 12, ..GptConfig::new(5, 4) };
+    let mut probe = Roomy(0);
+    model(Reference::new(), &config, 1).observe(&[1, 2, 3], 1, 3, &mut probe).unwrap();
+    assert!(probe.0 > 20);
 }
 
 #[test]

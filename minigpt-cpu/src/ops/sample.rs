@@ -47,8 +47,8 @@ impl Choose<'_> {
         if let Some(penalty) = row.config.repetition_penalty {
             for place in row.recent_places() {
                 // From the model's logit: a token counts once however often it occurred.
-                let (token, penalty) = (self.tokens[place] as usize, penalty as f32);
-                logits[token] = if from[token] > 0.0 { from[token] / penalty } else { from[token] * penalty };
+                let token = self.tokens[place] as usize;
+                logits[token] = penalised(from[token], penalty);
             }
         }
         let mut max = f32::NEG_INFINITY;
@@ -61,10 +61,11 @@ impl Choose<'_> {
         if max == f32::NEG_INFINITY {
             return None;
         }
-        let temperature = row.config.temperature as f32;
-        if temperature == 0.0 {
+        if row.config.temperature == 0.0 {
             return logits.iter().position(|&logit| logit == max).map(|token| token as u32);
         }
+        // Divided by infinity, minus infinity would not be a number; and what rounds to 0 is not greedy.
+        let temperature = (row.config.temperature as f32).clamp(f32::MIN_POSITIVE, f32::MAX);
         for at in (0..logits.len()).step_by(V::LANES) {
             let scaled = (load::<V>(t, logits, at) - V::splat(t, max)) / V::splat(t, temperature);
             store(exp(t, scaled), weights, at);
@@ -93,6 +94,14 @@ impl Choose<'_> {
         }
         pick(weights, row.uniform * sum(weights))
     }
+}
+
+/// The logit of a token that occurred lately. Where f32 ends it stays finite: it may be the best that there is.
+#[inline(always)]
+fn penalised(logit: f32, penalty: f64) -> f32 {
+    let wide = f64::from(logit);
+    let penalised = if logit > 0.0 { wide / penalty } else { wide * penalty };
+    if penalised.is_finite() { penalised.max(f32::MIN.into()) as f32 } else { penalised as f32 }
 }
 
 #[inline(always)]

@@ -3,13 +3,14 @@
 
 use std::vec::Vec;
 
-use minigpt_core::backend::{fall_back, read_elems, write_elems, write_u32};
+use minigpt_core::backend::{fall_back, read_elems, read_u32, write_elems, write_u32};
 use minigpt_core::op::{
     Activate, ActivationForward, AdamW, AttentionBackward, AttentionForward, AttentionRows, CrossEntropy,
-    Dropout, EmbeddingForward, IGNORE, LayerNormBackward, LinearForward, SquaredNorm, counter, scalar,
+    Dropout, EmbeddingForward, IGNORE, LayerNormBackward, LinearForward, NO_TOKEN, Sample, SampleRow,
+    SquaredNorm, counter, scalar,
 };
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Activation, Backend, Dtype, InvalidOp, Op, Span};
+use minigpt_core::{Activation, Backend, Dtype, InvalidOp, Op, SampleConfig, Span};
 
 use crate::{Cpu, CpuError, Isa};
 
@@ -429,6 +430,40 @@ fn an_activation_alone_gives_the_bits_of_the_linear_layer_that_ends_in_it() {
                     "{isa}: {activation:?}, {rows} {d_in} {d_out}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn settings_beyond_f32_choose_as_the_reference_does() {
+    let (least, plain) = (f32::NEG_INFINITY, SampleConfig::default());
+    let of = |temperature| SampleConfig { temperature, ..plain };
+    let penalty = SampleConfig { repetition_penalty: Some(1e39), ..plain };
+    for (logits, config) in [
+        ([least, 1.0, 2.0, least, 1.5], of(1e39)),
+        ([0.0, 1.0, 2.0, 2.0, 1.5], of(1e-60)),
+        ([0.0, 0.0, 0.0, 0.0, -1.0], penalty),
+        ([-1.0, -1.0, -1.0, -1.0, least], penalty),
+        ([0.0, 1.0, 2.0, 2.0, 1.5], SampleConfig { min_p: Some(1.0), ..plain }),
+    ] {
+        for (isa, uniform) in Isa::available().flat_map(|isa| [0.0, 0.4, 0.8].map(|uniform| (isa, uniform))) {
+            let mut bench = Bench::new(isa);
+            let recent = if config.repetition_penalty.is_some() { 4 } else { 0 };
+            let row = SampleRow { next: 4, ring: 0, ring_len: 5, recent, uniform, config };
+            let op = Sample {
+                live: bench.words(&[1]),
+                logits: bench.values(&logits),
+                settings: bench.words(&row.words()),
+                tokens: bench.words(&[0, 1, 2, 3, 4]),
+                rows: 1,
+                vocab: 5,
+            };
+            let slow = Sample { tokens: bench.words(&[0, 1, 2, 3, 4]), ..op };
+            bench.cpu.run(&op.into()).unwrap();
+            fall_back(&mut bench.cpu, &slow.into()).unwrap();
+            let [found, expected] = [op, slow].map(|op| read_u32(&mut bench.cpu, op.tokens).unwrap()[4]);
+            assert_eq!(found, expected, "{isa}: {logits:?} at {uniform}, {config:?}");
+            assert_ne!(found, NO_TOKEN);
         }
     }
 }

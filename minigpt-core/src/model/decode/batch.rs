@@ -64,7 +64,8 @@ struct Member {
 /// A sequence of a [`Batch`], until it leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sequence {
-    batch: Buffer,
+    /// The numbers of its batch.
+    batch: (usize, Buffer),
     slot: usize,
     serial: u64,
 }
@@ -139,7 +140,8 @@ impl<B: Backend> Batch<B> {
         Ok(())
     }
 
-    /// Adds `tokens` to a sequence. They wait for the next [`step`](Batch::step). Of the window the same is true as for [`Decoder::feed`](super::Decoder::feed).
+    /// Adds `tokens` to a sequence. They wait for the next [`step`](Batch::step). A window that overflows is cut as
+    /// [`Decoder::feed`](super::Decoder::feed) cuts it.
     ///
     /// # Errors
     /// If `tokens` is empty or has one that is not in the vocabulary, or [`Error::NoSequence`]: then all is as it was. If the
@@ -155,8 +157,11 @@ impl<B: Backend> Batch<B> {
     }
 
     /// From here on each [`step`](Batch::step) chooses a token for the sequence, by `config`, until it has had `most` of them or
-    /// one that is in `stop`. The same seed chooses as it does for a
-    /// [`Sampler`](crate::Sampler).
+    /// one that is in `stop`. If it generates already, this takes the place of what it was told before; a `most` of 0 ends it.
+    ///
+    /// Each call draws anew from the seed: sequences that shall differ need seeds that do, and so does one that goes on.
+    /// The same seed chooses as it does for a [`Sampler`](crate::Sampler), but for rounding: a backend may choose in its own
+    /// number type, and then tokens differ where the choice hangs on the last digits.
     ///
     /// # Errors
     /// If `config` has a number that is out of its range, or there is no memory for `stop`; [`Error::EmptyPrompt`] if the

@@ -7,7 +7,7 @@ use crate::backend::{Backend, Replay, submit};
 use crate::error::Error;
 use crate::memory::{Buffer, Dtype, InvalidOp, zeros};
 use crate::model::{Model, Pass, Workspace, stage};
-use crate::op::{NO_TOKEN, SampleRow};
+use crate::op::SampleRow;
 use crate::plan::{LiveRows, Plan};
 use crate::real::Real;
 use crate::rng::Rng;
@@ -158,9 +158,9 @@ impl<B: Backend> Slots<B> {
         &self.workspace.plan
     }
 
-    /// A number that no other slots on this device have.
-    pub(super) fn number(&self) -> Buffer {
-        self.workspace.buffers.state
+    /// Two numbers that no other slots have: the device's, and that of a buffer on it.
+    pub(super) fn number(&self) -> (usize, Buffer) {
+        (self.model.device().number(), self.workspace.buffers.state)
     }
 
     pub(super) fn window(&self, slot: usize) -> &[u32] {
@@ -237,16 +237,23 @@ impl<B: Backend> Slots<B> {
             let (choosing, others) = self.wanted.split_at(self.choosing);
             for (i, &slot) in choosing.iter().enumerate() {
                 let place = slot * self.ring() + self.texts[slot].end;
+                let next = plan.tokens.on(state, Dtype::U32).slice(place, 1);
                 let mut token = [0; 4];
-                backend.read(plan.tokens.on(state, Dtype::U32).slice(place, 1), &mut token)?;
-                match u32::from_le_bytes(token) {
-                    NO_TOKEN => {
-                        let logits = &mut self.logits[..size];
-                        backend.read(self.workspace.logits().slice(i * vocab, vocab), logits)?;
-                        take(Outcome::Broken(slot, logits));
-                    }
-                    token => take(Outcome::Chosen(slot, token)),
+                backend.read(next, &mut token)?;
+                let token = u32::from_le_bytes(token);
+                // [`NO_TOKEN`](crate::op::NO_TOKEN) is not below it, and a backend may be wrong.
+                if (token as usize) < vocab {
+                    take(Outcome::Chosen(slot, token));
+                    continue;
                 }
+                let history = &self.texts[slot].history;
+                if let Some(oldest) = history.first().filter(|_| history.len() == self.ring()) {
+                    // It stood where the choice went, and the repetition penalty looks at it when a token is chosen again.
+                    backend.write(next, &oldest.to_le_bytes())?;
+                }
+                let logits = &mut self.logits[..size];
+                backend.read(self.workspace.logits().slice(i * vocab, vocab), logits)?;
+                take(Outcome::Broken(slot, logits));
             }
             if others.is_empty() {
                 continue;

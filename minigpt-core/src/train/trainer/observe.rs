@@ -60,20 +60,21 @@ impl<B: Backend> Trainer<B> {
         let wanted = self.wanted_gradients(probe)?;
         let model = self.model.clone();
         let batch = [self.config.batch, self.config.time];
+        let before = self.pending;
         let mut observation = Observation::new(model.device(), model.config(), batch, &mut *probe, |sink| {
-            self.emit_micro_step(sink)
+            self.emit_micro_step(sink, before == 0)
         })?;
-        let result = self
-            .write_tokens(inputs, targets)
-            .map_err(Error::Backend)
-            .and_then(|()| observation.run(|sink| self.emit_micro_step(sink)));
+        // Also a probe that panics has dropped the step.
+        self.pending = 0;
+        self.write_tokens(inputs, targets).map_err(Error::Backend)?;
+        observation.run(|sink| self.emit_micro_step(sink, before == 0))?;
         drop(observation);
-        self.count(that_count(targets), result.is_ok());
-        let result = result.and_then(|()| self.show_gradients(&wanted, probe));
-        if result.is_err() {
-            self.pending = 0;
-        }
-        result
+        self.pending = before;
+        self.count(that_count(targets), true);
+        let done = core::mem::take(&mut self.pending);
+        self.show_gradients(&wanted, probe)?;
+        self.pending = done;
+        Ok(())
     }
 
     /// Of which parameters `probe` wants to see the gradient.
