@@ -146,7 +146,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
                 }
                 f.write_str(
                     "a smaller batch, shorter sequences or a smaller model need less (TrainConfig::largest_batch says \
-                     what fits)",
+                     what fits in training; decoding needs less with fewer slots, or fewer rows at once)",
                 )
             }
             Error::Token { token, index, vocab } => write!(

@@ -119,7 +119,7 @@ pub use config::{
 pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;
 pub use memory::{Buffer, Dtype, InvalidOp, Span};
-pub use model::{Batch, Decoder, Model};
+pub use model::{Batch, Chosen, Decoder, Model, Sequence};
 pub use op::{Op, OpKind};
 pub use plan::Plan;
 pub use probe::Probe;

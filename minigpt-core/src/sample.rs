@@ -51,7 +51,8 @@ pub struct SampleConfig {
     pub min_p: Option<f64>,
     /// Makes tokens that occurred lately less likely: at least 1, which changes nothing; CTRL used 1.2.
     pub repetition_penalty: Option<f64>,
-    /// How many of the latest tokens the repetition penalty looks at; at least 1.
+    /// How many of the latest tokens the repetition penalty looks at; at least 1. A decoder remembers those of one to two
+    /// contexts.
     pub repetition_window: usize,
     /// Seed of the draws.
     pub seed: u64,

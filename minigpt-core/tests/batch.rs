@@ -408,6 +408,8 @@ fn who_has_left_or_belongs_elsewhere_is_refused() {
     assert_eq!(batch.feed(next, &[1, 13]), Err(Error::Token { token: 13, index: 1, vocab: 13 }));
     assert_eq!(batch.generate(next, SampleConfig::greedy(), &[], 1), Err(Error::EmptyPrompt));
     batch.feed(next, &[1]).unwrap();
+    let unknown = Error::Token { token: 13, index: 1, vocab: 13 };
+    assert_eq!(batch.generate(next, SampleConfig::greedy(), &[0, 13], 1), Err(unknown));
     let hot = SampleConfig { temperature: -1.0, ..SampleConfig::default() };
     assert!(matches!(batch.generate(next, hot, &[], 1), Err(Error::Sample(_))));
     for (slots, rows) in [(0, 1), (1, 0)] {
@@ -438,4 +440,27 @@ fn after_a_failure_of_the_backend_all_sequences_are_as_new() {
     assert_eq!(batch.step().unwrap(), []);
     assert_eq!(batch.logits(a).unwrap(), expected);
     assert_eq!(batch.logits(b).unwrap(), expected);
+}
+
+#[test]
+fn who_has_ended_leaves_if_it_is_asked_to_and_no_other() {
+    let mut batch = Batch::new(&model(Reference::<f32>::new(), &configs()[0]), 3, 8).unwrap();
+    let [short, long, silent] = [(); 3].map(|()| batch.join().unwrap());
+    for sequence in [short, long, silent] {
+        batch.feed(sequence, &[1, 2]).unwrap();
+    }
+    batch.generate(short, SampleConfig::greedy(), &[], 1).unwrap();
+    batch.generate(long, SampleConfig::greedy(), &[], 2).unwrap();
+    assert_eq!([short, long, silent].map(|sequence| batch.generates(sequence).unwrap()), [true, true, false]);
+    assert_eq!(batch.step().unwrap().len(), 2);
+    batch.leave_ended();
+    assert_eq!(batch.generates(short), Err(Error::NoSequence));
+    // Once is enough, also if the slot has a new owner.
+    let next = batch.join().unwrap();
+    batch.leave_ended();
+    assert_eq!(batch.generates(next), Ok(false));
+    assert_eq!(batch.step().unwrap().len(), 1);
+    batch.leave_ended();
+    assert_eq!(batch.len(), 2);
+    assert!(batch.window(silent).is_ok() && batch.window(next).is_ok());
 }

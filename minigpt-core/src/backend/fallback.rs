@@ -24,7 +24,7 @@ use crate::reference::weights::decode_weight;
 /// Runs an op on any backend: reads its operands, computes, writes the results back.
 ///
 /// All operands are read before any result is written, so a span may stand in two places wherever [`Op::check`]
-/// allows it, and an op that fails a check has changed nothing.
+/// allows it, and an op that fails a check has changed nothing. Ops by rows go row by row, once the words of all are looked at.
 ///
 /// # Errors
 /// [`InvalidOp`] if the descriptor is wrong or a token is outside the vocabulary, and whatever error the backend

@@ -207,7 +207,7 @@ pub trait Backend {
         ops.iter().try_for_each(|op| self.run(op))
     }
 
-    /// Told that what was prepared under this number is not replayed any more.
+    /// Told that what was prepared under this number is not replayed any more, before its buffers are given back.
     fn forget(&mut self, number: u64) {
         let _ = number;
     }

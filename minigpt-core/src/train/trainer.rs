@@ -13,7 +13,7 @@ use crate::checkpoint::TrainState;
 use crate::config::{ConfigError, Recompute, TrainConfig};
 use crate::data::{EvalWindows, Windows};
 use crate::error::{Error, out_of_memory};
-use crate::memory::{Span, zeros};
+use crate::memory::{InvalidOp, Span, zeros};
 use crate::model::{Flow, Gradients, Model, Pass, Workspace, check_tokens, stage};
 use crate::op::{IGNORE, Sink, counter, scalar};
 use crate::plan::{BackwardActivations, Parameters, Plan, Tensor};
@@ -66,11 +66,11 @@ pub struct Metrics {
 /// ```
 #[derive(Debug)]
 pub struct Trainer<B: Backend> {
+    /// Made once everything else stands, and forgotten before the memory that they speak of is given back.
+    programs: Option<Programs<B>>,
     model: Model<B>,
     config: TrainConfig,
     workspace: Workspace<B>,
-    /// Made once everything else stands.
-    programs: Option<Programs<B>>,
     backward: BackwardActivations,
     grads: Allocation<B>,
     m: Allocation<B>,
@@ -297,6 +297,11 @@ impl<B: Backend> Trainer<B> {
         }
     }
 
+    fn programs(&self) -> Result<&Programs<B>, InvalidOp> {
+        // There are none only while it is made.
+        self.programs.as_ref().ok_or(InvalidOp::Value { operand: "programs" })
+    }
+
     fn prepare(&self) -> Result<Programs<B>, B::Error> {
         let device = self.model.device();
         Ok(Programs {
@@ -308,7 +313,7 @@ impl<B: Backend> Trainer<B> {
 
     fn enqueue_micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
         self.write_tokens(inputs, targets)?;
-        let Some(programs) = &self.programs else { return Ok(()) };
+        let programs = self.programs()?;
         let mut backend = self.model.device().lock();
         if self.pending == 0 {
             programs.begin.run(&mut backend, |sink| self.emit_begin(sink))?;
@@ -382,7 +387,7 @@ impl<B: Backend> Trainer<B> {
         let mut rate = [0; size_of::<u64>()];
         B::Elem::from_f64(self.config.schedule.learning_rate(steps)).to_le_slice(&mut rate);
         let rate = &rate[..size_of::<B::Elem>()];
-        let Some(programs) = &self.programs else { return Ok(()) };
+        let programs = self.programs()?;
         let mut backend = self.model.device().lock();
         backend.write(self.workspace.scalars().slice(scalar::LEARNING_RATE, 1), rate)?;
         programs.update.run(&mut backend, |sink| self.emit_update(sink))

@@ -155,21 +155,21 @@ pub(super) fn gather<B: Backend + ?Sized>(backend: &mut B, op: &GatherRows) -> R
 pub(super) fn sample<B: Backend + ?Sized>(backend: &mut B, op: &Sample) -> Result<(), B::Error> {
     let live = live_rows(backend, op.live, op.rows)?;
     let words = read_u32(backend, op.settings.first(live * SampleRow::WORDS))?;
-    let mut tokens = read_u32(backend, op.tokens)?;
-    let mut recent = zeros("tokens", tokens.len())?;
     let mut choices = zeros("tokens", live)?;
     for (row, (choice, words)) in choices.iter_mut().zip(words.as_chunks().0).enumerate() {
         let row_of = SampleRow::from_words(words);
-        row_of.check(tokens.len())?;
-        let logits = read_elems(backend, op.logits.slice(row * op.vocab, op.vocab))?;
+        row_of.check(op.tokens.len)?;
+        let first = row_of.ring as usize;
+        let ring = read_u32(backend, op.tokens.slice(first, row_of.ring_len as usize))?;
+        let mut recent = zeros("tokens", row_of.recent as usize)?;
         for (to, place) in recent.iter_mut().zip(row_of.recent_places()) {
-            *to = tokens[place];
+            *to = ring[place - first];
         }
-        let recent = &recent[..row_of.recent as usize];
         check_tokens(recent.iter().copied(), op.vocab)?;
+        let logits = read_elems(backend, op.logits.slice(row * op.vocab, op.vocab))?;
         let config = SampleConfig { repetition_window: recent.len().max(1), ..row_of.config };
         let sampler = Sampler::new(config, op.vocab);
-        let chosen = sampler.and_then(|mut sampler| sampler.sample_with(&logits, recent, row_of.uniform));
+        let chosen = sampler.and_then(|mut sampler| sampler.sample_with(&logits, &recent, row_of.uniform));
         *choice = match chosen {
             Ok(token) => token,
             Err(SampleError::OutOfMemory) => {
@@ -180,7 +180,7 @@ pub(super) fn sample<B: Backend + ?Sized>(backend: &mut B, op: &Sample) -> Resul
         };
     }
     for (&choice, words) in choices.iter().zip(words.as_chunks().0) {
-        tokens[SampleRow::from_words(words).next as usize] = choice;
+        write_u32(backend, op.tokens.slice(SampleRow::from_words(words).next as usize, 1), &[choice])?;
     }
-    write_u32(backend, op.tokens, &tokens)
+    Ok(())
 }

@@ -35,8 +35,11 @@ use crate::sample::{SampleConfig, SampleError};
 ///     for chosen in batch.step()? {
 ///         texts[usize::from(chosen.sequence == second)].push(chosen.token?);
 ///     }
+///     // Who is through makes room for others.
+///     batch.leave_ended();
 /// }
 /// assert_eq!([texts[0].len(), texts[1].len()], [4, 2]);
+/// assert!(batch.is_empty());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -72,6 +75,7 @@ pub struct Sequence {
 
 /// A token that was chosen for a sequence.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Chosen {
     /// The sequence.
     pub sequence: Sequence,
@@ -156,43 +160,65 @@ impl<B: Backend> Batch<B> {
         self.or_reset(result)
     }
 
-    /// From here on each [`step`](Batch::step) chooses a token for the sequence, by `config`, until it has had `most` of them or
-    /// one that is in `stop`. If it generates already, this takes the place of what it was told before; a `most` of 0 ends it.
+    /// From here on each [`step`](Batch::step) chooses a token for the sequence, by `config`, until it has had `max_tokens` of them or
+    /// one that is in `stop`. If it generates already, this takes the place of what it was told before; a `max_tokens` of 0 ends it.
     ///
     /// Each call draws anew from the seed: sequences that shall differ need seeds that do, and so does one that goes on.
     /// The same seed chooses as it does for a [`Sampler`](crate::Sampler), but for rounding: a backend may choose in its own
     /// number type, and then tokens differ where the choice hangs on the last digits.
     ///
     /// # Errors
-    /// If `config` has a number that is out of its range, or there is no memory for `stop`; [`Error::EmptyPrompt`] if the
-    /// sequence was not fed, and [`Error::NoSequence`].
+    /// If `config` has a number that is out of its range, a token of `stop` is not in the vocabulary, or there is no memory for
+    /// them; [`Error::EmptyPrompt`] if the sequence was not fed, and [`Error::NoSequence`].
     pub fn generate(
         &mut self,
         sequence: Sequence,
         config: SampleConfig,
         stop: &[u32],
-        most: usize,
+        max_tokens: usize,
     ) -> Result<(), Error<B::Error>> {
         let slot = self.slot(sequence)?;
         config.validate()?;
         if self.slots.window(slot).is_empty() {
             return Err(Error::EmptyPrompt);
         }
+        check_tokens(stop, self.model().config().vocab_size)?;
         let mut kept = Vec::new();
         let bytes = stop.len().saturating_mul(4);
         kept.try_reserve_exact(stop.len()).map_err(|_| InvalidOp::HostMemory { operand: "stop", bytes })?;
         kept.extend_from_slice(stop);
         let rng = Rng::new(config.seed, Stream::Sample);
-        *self.slots.choice(slot) = (most > 0).then_some(Choice { config, rng });
+        *self.slots.choice(slot) = (max_tokens > 0).then_some(Choice { config, rng });
         let member = &mut self.members[slot];
-        (member.stop, member.left) = (kept, most);
-        self.slots.run_again(slot);
+        (member.stop, member.left) = (kept, max_tokens);
+        if max_tokens > 0 {
+            self.slots.run_again(slot);
+        }
         Ok(())
+    }
+
+    /// Whether this sequence generates.
+    ///
+    /// # Errors
+    /// [`Error::NoSequence`].
+    pub fn generates(&self, sequence: Sequence) -> Result<bool, Error<B::Error>> {
+        self.slot(sequence).map(|slot| self.members[slot].left > 0)
     }
 
     /// Whether any sequence generates.
     pub fn is_generating(&self) -> bool {
         self.members.iter().any(|member| member.left > 0)
+    }
+
+    /// Makes room of the sequences that ended in the last [`step`](Batch::step).
+    pub fn leave_ended(&mut self) {
+        for Chosen { sequence, ended, .. } in self.chosen.drain(..) {
+            let is_here = self.members[sequence.slot].serial == Some(sequence.serial);
+            if ended && is_here {
+                self.slots.reset(sequence.slot);
+                self.members[sequence.slot] = Member::default();
+            }
+        }
     }
 
     /// Runs all that waits. Each sequence that [generates](Batch::generate) has its next token then, which waits in turn; of the

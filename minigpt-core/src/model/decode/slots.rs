@@ -93,10 +93,11 @@ pub(super) enum Outcome<'a> {
 /// Texts in the slots of one cache.
 #[derive(Debug)]
 pub(super) struct Slots<B: Backend> {
+    /// One for each of the [`ROWS`] that there is room for, and one for all rows: forgotten before the memory that they speak
+    /// of is given back.
+    programs: Vec<Replay<B>>,
     model: Model<B>,
     workspace: Workspace<B>,
-    /// One for each of the [`ROWS`] that there is room for, and one for all rows.
-    programs: Vec<Replay<B>>,
     texts: Vec<Text>,
     /// What a pass is told, as [`LiveRows`] has it.
     words: Vec<u32>,
@@ -228,9 +229,8 @@ impl<B: Backend> Slots<B> {
             let mut backend = self.model.device().lock();
             backend.write(words, stage(&self.words[..told], &mut self.staging))?;
             let program = ROWS.into_iter().take_while(|&fewer| fewer < rows).count();
-            if let Some(program) = self.programs.get(program) {
-                program.run(&mut backend, |sink| pass.infer(sink))?;
-            }
+            let program = self.programs.get(program).ok_or(InvalidOp::Value { operand: "rows" })?;
+            program.run(&mut backend, |sink| pass.infer(sink))?;
             if self.choosing > 0 {
                 submit(&mut *backend, |sink| pass.choose(sink))?;
             }

@@ -10,7 +10,8 @@ use crate::op::scalar;
 use crate::real::Real;
 
 /// The sums of a step in the making: loss, number of targets, gradients. The update divides by the number of targets, so the
-/// sums of ranks that had a part of the batch each add up to those of the whole.
+/// sums of ranks that had a part of the batch each add up to those of the whole. Ranks of one seed draw the same windows and drop
+/// the same elements: give each its own part of the data, and its own seed where there is dropout.
 ///
 /// [`Trainer::read_sums`] fills it and [`Trainer::write_sums`] takes it back. Between the two, a program adds up what its ranks
 /// have, in whatever way they reach each other:
@@ -58,12 +59,18 @@ pub struct Sums<R> {
 }
 
 impl<R: Real> Sums<R> {
-    /// Adds those of another rank. The order in which ranks are added decides the last bits of the result: all ranks must
+    /// Adds those of another rank; to sums without gradients, which are new, any. The order in which ranks are added decides the last bits of the result: all ranks must
     /// write the same one.
     ///
     /// # Errors
     /// If there are more or fewer gradients in `other`, which leaves these as they are: ranks train the same parameters.
     pub fn add(&mut self, other: &Self) -> Result<(), InvalidOp> {
+        if self.gradients.is_empty() {
+            let bytes = size_of_val(&other.gradients[..]);
+            let no_room = |_| InvalidOp::HostMemory { operand: "gradients", bytes };
+            self.gradients.try_reserve_exact(other.gradients.len()).map_err(no_room)?;
+            self.gradients.resize(other.gradients.len(), R::zero());
+        }
         check_length(other, self.gradients.len())?;
         self.loss += other.loss;
         self.targets += other.targets;
