@@ -76,7 +76,7 @@ pub(super) fn embedding(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (with_positions, count) = (!draw.variant() || draw.is_tall(), positions(draw, d_model));
     let (live, live_word) = live(draw, memory, rows);
     // Tokens that no live row has are outside of the vocabulary.
-    let spare = if draw.is_tall() { 65_536 } else { 1 + draw.below(40) };
+    let spare = if draw.is_tall() && draw.work > 1_000_000 { 65_536 } else { 1 + draw.below(40) };
     let mut tokens = vec![u32::MAX; rows + spare];
     let mut places = below(draw, live, tokens.len());
     for row in 0..live {
