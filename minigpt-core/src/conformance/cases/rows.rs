@@ -185,9 +185,12 @@ fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Cached {
     if draw.is_crowded() && draw.work > 10_000_000 {
         (shape, past) = ((rows, 257 + draw.below(30), 1, d_head % 8 + 2), past.min(40));
     }
-    let (rows, slot_count, heads, d_head) = shape;
+    let (rows, slot_count, mut heads, mut d_head) = shape;
     let spare = if draw.variant() { 0 } else { 1 + draw.below(9) };
     let capacity = past + rows + spare;
+    while slot_count * heads * capacity * d_head > 4 * draw.work.max(100) && heads * d_head > 1 {
+        (heads, d_head) = if heads > 1 { (heads - 1, d_head) } else { (1, d_head.div_ceil(2)) };
+    }
     let (live, live_word) = live(draw, memory, rows);
     let run = draw.turn(&[1, 70, 5, 12]);
     // One sequence is long, and the last one has hardly begun.
