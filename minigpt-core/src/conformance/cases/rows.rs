@@ -61,7 +61,7 @@ fn below(draw: &mut Draw, rows: usize, count: usize) -> Vec<u32> {
 fn positions(draw: &mut Draw, width: usize) -> usize {
     match draw.is_tall() && draw.work / width > 70_000 {
         true => 65_537 + draw.below(4000),
-        false => 1 + draw.below(draw.turn(&[40, 600, 90])),
+        false => (1 + draw.below(draw.turn(&[40, 600, 90]))).min(draw.work / width + 1),
     }
 }
 
