@@ -341,7 +341,7 @@ pub(super) fn gather(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, vocab) = (draw.size(Sizes(3, 8, 20, 40)), draw.size(Sizes(33, 1000, 20_000, 50_257)));
     let vocab = vocab.min((draw.work / 40).max(2));
-    let rows = rows.min((draw.work / 100).div_ceil(vocab));
+    let rows = rows.min((draw.work / 100).div_ceil(vocab).max(1));
     let (live, live_word) = live(draw, memory, rows);
     let (greedy, broken) = (draw.variant(), draw.variant());
     let with = [(); 4].map(|()| draw.variant());
