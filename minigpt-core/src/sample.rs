@@ -272,8 +272,8 @@ impl Sampler {
         candidates.clear();
         candidates.extend(0..logits.len() as u32);
         if let Some(top_k) = self.config.top_k.filter(|top_k| *top_k < logits.len()) {
-            let mut cut = Cut::new(candidates, logits, |_| 1.0, top_k as f64);
-            candidates.retain(|&token| cut.takes(logits[token as usize], 1.0));
+            let mut cut = Cut::new(|| logits.iter().map(|&logit| (Cut::key(logit), 1.0)), top_k as f64);
+            candidates.retain(|&token| cut.takes(Cut::key(logits[token as usize]), 1.0));
         }
     }
 
@@ -282,10 +282,11 @@ impl Sampler {
         let Some(top_p) = self.config.top_p.filter(|top_p| *top_p < 1.0) else { return };
         let Sampler { candidates, logits, probabilities: weights, .. } = self;
         let total: f64 = candidates.iter().map(|&token| weights[token as usize]).sum();
-        let mut cut = Cut::new(candidates, logits, |token| weights[token as usize], top_p * total);
+        let told = |token: &u32| (Cut::key(logits[*token as usize]), weights[*token as usize]);
+        let mut cut = Cut::new(|| candidates.iter().map(told), top_p * total);
         for &token in candidates.iter() {
             let weight = &mut weights[token as usize];
-            if !cut.takes(logits[token as usize], *weight) {
+            if !cut.takes(Cut::key(logits[token as usize]), *weight) {
                 *weight = 0.0;
             }
         }
@@ -293,10 +294,21 @@ impl Sampler {
 }
 
 /// Where to cut: the fewest tokens, from the largest logit down and of equal ones from the lowest id up, whose masses together
-/// reach a limit.
+/// reach a limit. With masses of 1 that is top-k, with weights top-p.
+///
+/// For backends that choose tokens themselves; [`Sampler`] is made of it.
+///
+/// ```
+/// use minigpt_core::sample::Cut;
+/// let logits = [1.0f64, 3.0, -2.0, 3.0];
+/// let tokens = || logits.iter().map(|&logit| (Cut::key(logit), 1.0));
+/// let mut cut = Cut::new(tokens, 2.0);
+/// let stays: Vec<bool> = tokens().map(|(key, mass)| cut.takes(key, mass)).collect();
+/// assert_eq!(stays, [false, true, false, true]);
+/// ```
 #[derive(Debug, Clone, Copy)]
-struct Cut {
-    /// The [key](key) of the last logit of which tokens stay.
+pub struct Cut {
+    /// The key of the last logit of which tokens stay.
     key: u64,
     /// The mass of what stays before the next token of that logit.
     above: f64,
@@ -304,40 +316,43 @@ struct Cut {
 }
 
 impl Cut {
+    /// Finds it. `tokens` gives the [key](Cut::key) and the mass of each, in order of ids.
+    ///
     /// Digit by digit of the keys, the highest first: how much mass has each value of the digit, and at which one is the limit
-    /// reached? So the tokens are gone through eight times at most, and sorted never.
-    fn new(tokens: &[u32], logits: &[f64], mass: impl Fn(u32) -> f64, limit: f64) -> Self {
+    /// reached? The tokens are gone through once for each digit, eight times at most, and never sorted.
+    #[inline(always)]
+    pub fn new<I: Iterator<Item = (u64, f64)>>(tokens: impl Fn() -> I, limit: f64) -> Self {
         let mut cut = Cut { key: 0, above: 0.0, limit };
         for shift in (0..u64::BITS).step_by(8).rev() {
             let (mut masses, mut counts) = ([0.0; 256], [0_usize; 256]);
-            for &token in tokens {
-                let key = key(logits[token as usize]);
-                // Shifted twice, since the first digit has nothing before it.
-                if key >> shift >> 8 == cut.key >> shift >> 8 {
-                    let digit = (key >> shift) as usize % 256;
-                    masses[digit] += mass(token);
-                    counts[digit] += 1;
-                }
+            // All bits of lower digits; without any, the key is known.
+            let mut lower = 0;
+            // Shifted twice, since the first digit has nothing before it.
+            for (key, mass) in tokens().filter(|(key, _)| key >> shift >> 8 == cut.key >> shift >> 8) {
+                let digit = (key >> shift) as usize % 256;
+                masses[digit] += mass;
+                counts[digit] += 1;
+                lower |= key & ((1 << shift) - 1);
             }
-            // If rounding leaves the sum of all below the limit, the lowest.
-            let mut chosen = 0;
-            for digit in (0..256).rev().filter(|&digit| counts[digit] > 0) {
-                chosen = digit;
-                if cut.above + masses[digit] >= limit {
+            let mut there = (0..256).rev().filter(|&digit| counts[digit] > 0).peekable();
+            while let Some(digit) = there.next() {
+                // If rounding leaves the sum of all below the limit, the lowest.
+                if cut.above + masses[digit] >= limit || there.peek().is_none() {
+                    cut.key |= (digit as u64) << shift;
                     break;
                 }
-                if counts[..digit].iter().any(|&count| count > 0) {
-                    cut.above += masses[digit];
-                }
+                cut.above += masses[digit];
             }
-            cut.key |= (chosen as u64) << shift;
+            if lower == 0 {
+                break;
+            }
         }
         cut
     }
 
     /// Whether a token stays; asked of each, in order of ids.
-    fn takes(&mut self, logit: f64, mass: f64) -> bool {
-        let key = key(logit);
+    #[inline(always)]
+    pub fn takes(&mut self, key: u64, mass: f64) -> bool {
         if key != self.key {
             return key > self.key;
         }
@@ -345,12 +360,13 @@ impl Cut {
         self.above += mass;
         stays
     }
-}
 
-/// A number that is the larger the larger `x` is. The two zeros are one.
-fn key(x: f64) -> u64 {
-    let bits = (x + 0.0).to_bits();
-    if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
+    /// A number that is the larger the larger `logit` is. The two zeros are one.
+    #[inline(always)]
+    pub fn key(logit: f64) -> u64 {
+        let bits = (logit + 0.0).to_bits();
+        if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
+    }
 }
 
 /// The place of the largest value, the first of equal ones.

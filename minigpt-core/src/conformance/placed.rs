@@ -22,7 +22,7 @@ pub(super) enum Fill {
     Poison,
     /// u32.
     Words(Vec<u32>),
-    /// u32, and others that are as good, for when all else is broken.
+    /// u32: the words of the case, and other valid ones for the runs in which all else is broken.
     WordsAfter { now: Vec<u32>, before: Vec<u32> },
     /// Bytes of a weight in fewer bits.
     Stored(Dtype, Vec<u8>),

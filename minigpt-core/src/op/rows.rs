@@ -221,7 +221,7 @@ impl SampleRow {
         words
     }
 
-    /// The way back.
+    /// The inverse of [`words`](SampleRow::words).
     pub fn from_words(words: &[u32; SampleRow::WORDS]) -> Self {
         let number = |at: usize| f64::from_bits(u64::from(words[at]) | u64::from(words[at + 1]) << 32);
         let optional = |at: usize| Some(number(at)).filter(|number| *number != 0.0);

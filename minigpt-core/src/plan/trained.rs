@@ -24,7 +24,7 @@ impl Plan {
     /// and no moments, and no bytes for them, and the backward pass ends where nothing below is trained. What forward and
     /// backward compute keeps its room. A plan for inference stays as it is.
     ///
-    /// With tied embeddings the head is the token embedding: who freezes `wte.weight` freezes both.
+    /// With tied embeddings the head is the token embedding: freezing `wte.weight` freezes both.
     ///
     /// ```
     /// use minigpt_core::{Dtype, GptConfig, Plan};

@@ -114,7 +114,7 @@ impl<B: Backend> Trainer<B> {
     /// take [no bytes](Plan::freezing) for them, and have no part in the norm that is clipped; the backward pass ends where
     /// nothing below is trained. Weight decay leaves them alone too.
     ///
-    /// With tied embeddings the head is the token embedding: who freezes `wte.weight` freezes both. A checkpoint remembers
+    /// With tied embeddings the head is the token embedding: freezing `wte.weight` freezes both. A checkpoint remembers
     /// what was frozen, and a run that is [resumed](Trainer::resume) leaves the same parameters as they are.
     ///
     /// ```

@@ -3,6 +3,7 @@
 //! A row is one task. Its logits are gone through a few times, from end to end, and never sorted.
 
 use minigpt_core::op::{NO_TOKEN, Sample, SampleRow};
+use minigpt_core::sample::Cut;
 
 use super::embedding::check_tokens;
 use super::lanes::{load, store};
@@ -71,18 +72,18 @@ impl Choose<'_> {
             store(exp(t, scaled), weights, at);
         }
         if let Some(top_k) = row.config.top_k.filter(|top_k| *top_k < logits.len()) {
-            let mut cut = Cut::new(logits, |_| 1.0, top_k as f64);
+            let mut cut = Cut::new(|| logits.iter().map(|&logit| (key(logit), 1.0)), top_k as f64);
             for (&logit, weight) in logits.iter().zip(weights.iter_mut()) {
-                if !cut.takes(logit, 1.0) {
+                if !cut.takes(key(logit), 1.0) {
                     *weight = 0.0;
                 }
             }
         }
         if let Some(top_p) = row.config.top_p.filter(|top_p| *top_p < 1.0) {
-            let limit = top_p * sum(weights);
-            let mut cut = Cut::new(logits, |token| f64::from(weights[token]), limit);
+            let told = |(&logit, &weight): (&f32, &f32)| (key(logit), f64::from(weight));
+            let mut cut = Cut::new(|| logits.iter().zip(&*weights).map(told), top_p * sum(weights));
             for (&logit, weight) in logits.iter().zip(weights.iter_mut()) {
-                if !cut.takes(logit, f64::from(*weight)) {
+                if !cut.takes(key(logit), f64::from(*weight)) {
                     *weight = 0.0;
                 }
             }
@@ -125,63 +126,12 @@ fn pick(weights: &[f32], limit: f64) -> Option<u32> {
     picked
 }
 
-/// The fewest tokens, from the largest logit down and of equal ones from the lowest id up, whose masses together reach a limit.
-struct Cut {
-    /// The [key] of the last logit of which tokens stay.
-    key: u32,
-    /// The mass of what stays before the next token of that logit.
-    above: f64,
-    limit: f64,
-}
-
-impl Cut {
-    /// Digit by digit of the keys, the highest first: how much mass has each value of the digit, and at which one is the limit
-    /// reached?
-    #[inline(always)]
-    fn new(logits: &[f32], mass: impl Fn(usize) -> f64, limit: f64) -> Self {
-        let mut cut = Cut { key: 0, above: 0.0, limit };
-        for shift in [24, 16, 8, 0] {
-            let (mut masses, mut counts) = ([0.0; 256], [0_u32; 256]);
-            for (token, &logit) in logits.iter().enumerate() {
-                let key = key(logit);
-                // Shifted twice, since the first digit has nothing before it.
-                if key >> shift >> 8 == cut.key >> shift >> 8 {
-                    let digit = (key >> shift) as usize % 256;
-                    masses[digit] += mass(token);
-                    counts[digit] += 1;
-                }
-            }
-            let mut there = (0..256).rev().filter(|&digit| counts[digit] > 0).peekable();
-            while let Some(digit) = there.next() {
-                // If rounding leaves the sum of all below the limit, the lowest.
-                if cut.above + masses[digit] >= limit || there.peek().is_none() {
-                    cut.key |= (digit as u32) << shift;
-                    break;
-                }
-                cut.above += masses[digit];
-            }
-        }
-        cut
-    }
-
-    /// Whether a token stays; asked of each, in order of ids.
-    #[inline(always)]
-    fn takes(&mut self, logit: f32, mass: f64) -> bool {
-        let key = key(logit);
-        if key != self.key {
-            return key > self.key;
-        }
-        let stays = self.above < self.limit;
-        self.above += mass;
-        stays
-    }
-}
-
-/// A number that is the larger the larger `x` is. The two zeros are one.
+/// An f32's [key](Cut::key), with fewer digits to go through: the lower half is 0.
 #[inline(always)]
-fn key(x: f32) -> u32 {
+fn key(x: f32) -> u64 {
     let bits = (x + 0.0).to_bits();
-    if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
+    let key = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    u64::from(key) << 32
 }
 
 /// Scratch of a thread.

@@ -54,7 +54,7 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
         vocab: 4,
         dropout: None,
     };
-    // Two rows, of which the second names what there is not.
+    // Two rows, of which the second names a row that does not exist.
     let gather = GatherRows {
         live: tokens.slice(1, 1),
         wanted: tokens,

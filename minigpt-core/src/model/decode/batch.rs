@@ -35,7 +35,7 @@ use crate::sample::{SampleConfig, SampleError};
 ///     for chosen in batch.step()? {
 ///         texts[usize::from(chosen.sequence == second)].push(chosen.token?);
 ///     }
-///     // Who is through makes room for others.
+///     // Sequences that have ended make room for others.
 ///     batch.leave_ended();
 /// }
 /// assert_eq!([texts[0].len(), texts[1].len()], [4, 2]);
@@ -53,7 +53,7 @@ pub struct Batch<B: Backend> {
     chosen: Vec<Chosen>,
 }
 
-/// Who is in a slot.
+/// The occupant of a slot.
 #[derive(Debug, Default)]
 struct Member {
     /// The number with which it joined; `None` if the slot is free.
@@ -300,7 +300,7 @@ impl<B: Backend> Batch<B> {
         &mut self.logits[slot * vocab..][..vocab]
     }
 
-    /// After a failure nobody knows what the caches hold.
+    /// After a failure the contents of the caches are unknown.
     fn or_reset<T>(&mut self, result: Result<T, B::Error>) -> Result<T, Error<B::Error>> {
         if result.is_err() {
             self.chosen.clear();
