@@ -196,8 +196,6 @@ impl<B: Backend> Trainer<B> {
         if goes_on {
             sums = self.loss_and_targets().map_err(failed)?;
         }
-        let (scalars, counters, grads) =
-            (self.workspace.scalars(), self.workspace.counters(), self.whole(&self.grads));
         let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward };
         let whole = Pass { dropout: true, batch: self.config.batch, ..self.workspace.pass(&self.model) };
         // The device is free while the loss runs, which may use it.
@@ -206,9 +204,9 @@ impl<B: Backend> Trainer<B> {
         };
         run(&|sink| {
             if !goes_on {
-                program::begin_step(sink, grads, scalars)?;
+                self.emit_begin(sink)?;
             }
-            program::next_draw(sink, counters)
+            program::next_draw(sink, self.workspace.counters())
         })?;
         let (vocab, time, mut targets) = (self.model.config().vocab_size, self.config.time, 0.0);
         for (before, batch) in whole.pieces(whole.batch, whole.plan.batch) {
