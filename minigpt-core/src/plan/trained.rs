@@ -58,16 +58,17 @@ impl Plan {
     /// alignment, with the gap behind it, so that what is contiguous there is contiguous here.
     pub(super) fn freeze(&mut self, mut frozen: impl FnMut(&Tensor) -> bool) -> Result<(), ConfigError> {
         let tensors = self.parameters.list();
-        let mut order: Vec<(usize, bool)> =
-            tensors.iter().enumerate().map(|(i, tensor)| (i, frozen(tensor))).collect();
-        order.retain(|&(_, frozen)| !frozen);
-        order.sort_unstable_by_key(|&(i, _)| tensors[i].region.offset);
+        let trained: Vec<bool> = tensors.iter().map(|tensor| !frozen(tensor)).collect();
+        let of_kind = |matrix| {
+            let (tensors, trained) = (&tensors, &trained);
+            (0..tensors.len()).filter(move |&i| trained[i] && tensors[i].is_matrix() == matrix)
+        };
 
         let unit = self.elem.unit().1;
         let mut layout = Layout::new(self.elem, "gradients");
         let mut regions = alloc::vec![None; tensors.len()];
         let mut stretches: Vec<Stretch> = Vec::new();
-        for (i, _) in order {
+        for i in of_kind(true).chain(of_kind(false)) {
             let region = tensors[i].region;
             let place = layout.push(&[region.len])?;
             regions[i] = Some(place);
