@@ -197,6 +197,33 @@ pub struct Operand {
     pub kind: OperandKind,
 }
 
+impl Operand {
+    /// That its type is right, and its offset aligned. The result is where it ends, in bytes.
+    fn check(&self, elem: Dtype) -> Result<usize, InvalidOp> {
+        let Operand { name, span, kind, .. } = *self;
+        let fits = match kind {
+            OperandKind::Elem => span.dtype == elem,
+            OperandKind::U32 => span.dtype == Dtype::U32,
+            OperandKind::Weight { .. } => {
+                span.dtype == elem
+                    || matches!(span.dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0)
+            }
+        };
+        if !fits {
+            let expected = if kind == OperandKind::U32 { Dtype::U32 } else { elem };
+            return Err(InvalidOp::Dtype { operand: name, expected, found: span.dtype });
+        }
+        let end = span.bytes().and_then(|bytes| span.offset.checked_add(bytes));
+        let end = end.ok_or(InvalidOp::Overflow { operand: name })?;
+        let (elements, unit) = span.dtype.unit();
+        let align = if elements == 1 { unit } else { 2 };
+        if !span.offset.is_multiple_of(align) {
+            return Err(InvalidOp::Misaligned { operand: name, offset: span.offset });
+        }
+        Ok(end)
+    }
+}
+
 /// What the elements of an operand must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OperandKind {
@@ -256,34 +283,20 @@ impl Op {
     /// The first operand that is wrong.
     pub fn check(&self, elem: Dtype) -> Result<Operands, InvalidOp> {
         let operands = self.operands()?;
-        for operand in operands.iter() {
-            let (name, span) = (operand.name, operand.span);
-            let fits = match operand.kind {
-                OperandKind::Elem => span.dtype == elem,
-                OperandKind::U32 => span.dtype == Dtype::U32,
-                OperandKind::Weight { .. } => {
-                    span.dtype == elem
-                        || matches!(span.dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0)
-                }
-            };
-            if !fits {
-                let expected = if operand.kind == OperandKind::U32 { Dtype::U32 } else { elem };
-                return Err(InvalidOp::Dtype { operand: name, expected, found: span.dtype });
-            }
-            let bytes = span.bytes().ok_or(InvalidOp::Overflow { operand: name })?;
-            if span.offset.checked_add(bytes).is_none() {
-                return Err(InvalidOp::Overflow { operand: name });
-            }
-            let (elements, unit) = span.dtype.unit();
-            let align = if elements == 1 { unit } else { 2 };
-            if !span.offset.is_multiple_of(align) {
-                return Err(InvalidOp::Misaligned { operand: name, offset: span.offset });
-            }
+        let mut ends = [0; MAX_OPERANDS];
+        for (operand, end) in operands.iter().zip(&mut ends) {
+            *end = operand.check(elem)?;
         }
-        for (i, a) in operands.iter().enumerate() {
-            for b in operands.iter().skip(i + 1) {
-                let written = a.access != Access::Read || b.access != Access::Read;
-                if written && a.span.overlaps(&b.span) && !self.may_alias(a, b) {
+        let list = || operands.iter().zip(&ends).enumerate();
+        for (i, (a, a_end)) in list().filter(|(_, (a, _))| a.access != Access::Read) {
+            // A pair of which both are written comes once.
+            for (j, (b, b_end)) in list().filter(|(j, (b, _))| i < *j || b.access == Access::Read) {
+                let apart = a.span.buffer != b.span.buffer
+                    || *a_end <= b.span.offset
+                    || *b_end <= a.span.offset
+                    || a.span.len.min(b.span.len) == 0;
+                let (a, b) = if i < j { (a, b) } else { (b, a) };
+                if !apart && !self.may_alias(a, b) {
                     return Err(InvalidOp::Overlap { a: a.name, b: b.name });
                 }
             }

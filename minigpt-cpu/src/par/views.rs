@@ -2,7 +2,7 @@
 
 use core::slice;
 
-use minigpt_core::{Dtype, InvalidOp, Span};
+use minigpt_core::{Buffer, Dtype, InvalidOp, Span};
 
 use crate::error::CpuError;
 use crate::memory::{Line, Memory, Storage};
@@ -17,12 +17,32 @@ const MAX_VIEWS: usize = 16;
 /// the op's description was checked before.
 pub(crate) struct Views<'m, 'a> {
     memory: &'m mut Memory<'a>,
-    handed: [Option<(Span, bool)>; MAX_VIEWS],
+    handed: [Handed; MAX_VIEWS],
+    count: usize,
+}
+
+/// What was handed out: bytes of a buffer.
+#[derive(Clone, Copy)]
+struct Handed {
+    buffer: Buffer,
+    start: usize,
+    end: usize,
+    write: bool,
+}
+
+impl Handed {
+    /// Whether the two share a byte that either may write.
+    fn conflicts(&self, other: &Handed) -> bool {
+        self.buffer == other.buffer
+            && (self.write || other.write)
+            && self.start.max(other.start) < self.end.min(other.end)
+    }
 }
 
 impl<'m, 'a> Views<'m, 'a> {
     pub(crate) fn new(memory: &'m mut Memory<'a>) -> Self {
-        Views { memory, handed: [None; MAX_VIEWS] }
+        let nothing = Handed { buffer: Buffer(0), start: 0, end: 0, write: false };
+        Views { memory, handed: [nothing; MAX_VIEWS], count: 0 }
     }
 
     /// f32 to read.
@@ -98,12 +118,12 @@ impl<'m, 'a> Views<'m, 'a> {
         if !span.offset.is_multiple_of(align) {
             return Err(InvalidOp::Misaligned { operand, offset: span.offset }.into());
         }
-        let conflict = self.handed.iter().flatten().find(|(other, w)| (write || *w) && span.overlaps(other));
-        if conflict.is_some() {
+        let this = Handed { buffer: span.buffer, start: span.offset, end, write };
+        if self.handed[..self.count].iter().any(|other| this.conflicts(other)) {
             return Err(InvalidOp::Overlap { a: operand, b: "another operand" }.into());
         }
-        let free = self.handed.iter_mut().find(|h| h.is_none()).ok_or(InvalidOp::Value { operand })?;
-        *free = Some((span, write));
+        *self.handed.get_mut(self.count).ok_or(InvalidOp::Value { operand })? = this;
+        self.count += 1;
         // SAFETY: the offset is inside the allocation, or one past its end.
         Ok(unsafe { address.add(span.offset) })
     }
