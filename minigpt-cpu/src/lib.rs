@@ -114,7 +114,7 @@ mod sync;
 
 use alloc::string::String;
 
-use minigpt_core::backend::{Import, Imported, fall_back, import_by_copy};
+use minigpt_core::backend::{Import, Imported, fall_back, fall_back_in_training, import_by_copy};
 use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Span};
 
 use arch::Simd;
@@ -265,7 +265,11 @@ impl<'a> Cpu<'a> {
             scratch: &mut self.scratch,
             team: Team { executor: &mut self.executor, simd: self.simd },
         };
-        if ops::run(&mut context, op)? { Ok(()) } else { fall_back(self, op) }
+        match ops::run(&mut context, op)? {
+            true => Ok(()),
+            false if ops::COMPLETE => fall_back_in_training(self, op),
+            false => fall_back(self, op),
+        }
     }
 
     fn machine(&self) -> Machine {

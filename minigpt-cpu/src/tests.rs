@@ -1,8 +1,9 @@
 use super::*;
+use minigpt_core::Activation;
 use minigpt_core::backend::{BackendError, ErrorKind, read_elems, read_u32, write_elems, write_u32};
 use minigpt_core::op::{
-    AttentionBackward, AttentionForward, AttentionRows, AttentionScores, CrossEntropy, Dropout,
-    LayerNormBackward, LinearBackward, LinearForward, NextDraw, SquaredNorm, counter, scalar,
+    ActivationForward, AttentionBackward, AttentionForward, AttentionRows, AttentionScores, CrossEntropy,
+    Dropout, LayerNormBackward, LinearBackward, LinearForward, NextDraw, SquaredNorm, counter, scalar,
 };
 use std::string::ToString;
 use std::vec::Vec;
@@ -167,10 +168,12 @@ fn ops_that_are_left_to_the_reference_are_counted() {
     cpu.run(&scores.into()).unwrap();
     assert_eq!(cpu.fallbacks(), 0);
     // Without a width there is nothing to be fast at.
-    let empty = AttentionScores { qkv: scores.qkv.first(0), d_head: 0, ..scores };
+    let nothing = scores.qkv.first(0);
+    let activation = Activation::Relu;
+    let empty = ActivationForward { x: nothing, y: nothing, activation, rows: 2, width: 0 };
     cpu.run(&empty.into()).unwrap();
     assert_eq!(cpu.fallbacks(), 1);
-    assert_eq!(cpu.fallbacks_of(OpKind::AttentionScores), 1);
+    assert_eq!(cpu.fallbacks_of(OpKind::ActivationForward), 1);
     assert_eq!(cpu.fallbacks_of(OpKind::AdamW), 0);
     let short = AttentionScores { time: 3, ..scores };
     assert_eq!(cpu.run(&short.into()).unwrap_err().kind(), ErrorKind::Invalid);

@@ -30,34 +30,15 @@ use crate::reference::weights::decode_weight;
 /// [`InvalidOp`] if the descriptor is wrong or a token is outside the vocabulary, and whatever error the backend
 /// has for transfers. Never a panic, whatever the descriptor says.
 pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
-    let operands = op.check(B::Elem::DTYPE)?;
-    // Every backend has a `fill`, which need not wait for earlier work as a fallback does.
-    #[cfg(feature = "train")]
-    if let Op::Fill(op) = op {
-        return backend.fill(op.to, op.value);
-    }
-    backend.fell_back(op.kind());
-    // Nothing to do; and dimensions that no span bounds could be astronomical.
-    if operands.iter().all(|operand| operand.access == Access::Read || operand.span.len == 0) {
+    if begin(backend, op)? {
         return Ok(());
     }
-    touch_ends(backend, &operands)?;
     match op {
         Op::EmbeddingForward(op) => embedding(backend, op),
-        #[cfg(feature = "train")]
-        Op::EmbeddingBackward(op) => training::embedding(backend, op),
         Op::LayerNormForward(op) => layernorm(backend, op),
-        #[cfg(feature = "train")]
-        Op::LayerNormBackward(op) => training::layernorm(backend, op),
         Op::LinearForward(op) => linear(backend, op),
-        #[cfg(feature = "train")]
-        Op::LinearBackward(op) => training::linear(backend, op),
-        #[cfg(feature = "train")]
-        Op::ActivationForward(op) => training::activation(backend, op),
         Op::Rotary(op) => rotate(backend, op),
         Op::AttentionForward(op) => attention(backend, op),
-        #[cfg(feature = "train")]
-        Op::AttentionBackward(op) => training::attention(backend, op),
         Op::AttentionScores(op) => scores(backend, op),
         Op::EmbeddingRows(op) => rows::embedding(backend, op),
         Op::LayerNormRows(op) => rows::layernorm(backend, op),
@@ -68,18 +49,50 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         Op::GatherRows(op) => rows::gather(backend, op),
         Op::Sample(op) => rows::sample(backend, op),
         #[cfg(feature = "train")]
-        Op::CrossEntropy(op) => training::loss(backend, op),
-        #[cfg(feature = "train")]
-        Op::SquaredNorm(op) => training::norm(backend, op),
-        #[cfg(feature = "train")]
-        Op::NextDraw(op) => training::draw(backend, op),
-        #[cfg(feature = "train")]
-        Op::FinishStep(op) => training::finish(backend, op),
-        #[cfg(feature = "train")]
-        Op::AdamW(op) => training::update(backend, op),
-        #[cfg(feature = "train")]
-        Op::Fill(op) => backend.fill(op.to, op.value),
+        Op::EmbeddingBackward(_)
+        | Op::LayerNormBackward(_)
+        | Op::LinearBackward(_)
+        | Op::ActivationForward(_)
+        | Op::AttentionBackward(_)
+        | Op::CrossEntropy(_)
+        | Op::SquaredNorm(_)
+        | Op::NextDraw(_)
+        | Op::FinishStep(_)
+        | Op::AdamW(_)
+        | Op::Fill(_) => training::run(backend, op),
     }
+}
+
+/// As [`fall_back`], for a backend with kernels for every op that inference has, whatever its shape: an image that only runs
+/// models then has the kernels, and no reference beside them.
+///
+/// # Errors
+/// As [`fall_back`], and of an op that inference has: [`InvalidOp::Value`].
+pub fn fall_back_in_training<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
+    if begin(backend, op)? {
+        return Ok(());
+    }
+    #[cfg(feature = "train")]
+    return training::run(backend, op);
+    #[cfg(not(feature = "train"))]
+    Err(InvalidOp::Value { operand: "op" }.into())
+}
+
+/// Checks an op that falls back, and counts it. Whether it is done already.
+fn begin<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<bool, B::Error> {
+    let operands = op.check(B::Elem::DTYPE)?;
+    // Every backend has a `fill`, which need not wait for earlier work as a fallback does.
+    #[cfg(feature = "train")]
+    if let Op::Fill(op) = op {
+        return backend.fill(op.to, op.value).map(|()| true);
+    }
+    backend.fell_back(op.kind());
+    // Nothing to do; and dimensions that no span bounds could be astronomical.
+    if operands.iter().all(|operand| operand.access == Access::Read || operand.span.len == 0) {
+        return Ok(true);
+    }
+    touch_ends(backend, &operands)?;
+    Ok(false)
 }
 
 fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingForward) -> Result<(), B::Error> {

@@ -52,7 +52,7 @@ use crate::real::Real;
 
 pub use device::Device;
 pub(crate) use device::{Allocation, Shared};
-pub use fallback::fall_back;
+pub use fallback::{fall_back, fall_back_in_training};
 pub use reference::{Reference, ReferenceError};
 pub(crate) use replay::Replay;
 pub(crate) use submit::{submit, workspace_bytes};

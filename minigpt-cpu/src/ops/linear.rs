@@ -65,6 +65,7 @@ pub(crate) fn linear_forward(context: &mut Context<'_, '_>, op: &LinearForward) 
     }
     let packed = &mut packed[..packed_floats(d_out, d_in, machine.isa)];
     match weight {
+        _ if d_in == 0 => {}
         Weight::F32(weight) => pack_transposed(team, weight, d_in, packed),
         narrow => widened::pack_transposed(team, narrow, d_in, packed),
     }

@@ -5,6 +5,7 @@ mod attention;
 mod cross_entropy;
 mod draw;
 mod embedding;
+mod empty;
 mod lanes;
 mod layernorm;
 pub(crate) mod linear;
@@ -19,20 +20,22 @@ mod weight;
 use minigpt_core::Op;
 #[cfg(feature = "train")]
 use minigpt_core::op::LinearBackward;
-use minigpt_core::op::{LayerNormRows, LinearForward, LinearRows};
+use minigpt_core::op::{LayerNormRows, LinearRows};
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
 use weight::Weight;
 
-/// Runs `op`, which was checked, if there is a kernel for it; says whether there was. Shapes without elements are
-/// left to the reference, so that kernels need not think of them.
+/// Whether every op of inference has a kernel, whatever its shape and the formats of its weights.
+pub(crate) const COMPLETE: bool = Weight::READS_ALL;
+
+/// Runs `op`, which was checked, if there is a kernel for it; says whether there was. What only training runs is left to the
+/// reference where some dimension is 0, so that kernels need not think of it.
 pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuError> {
+    if empty::run(&mut context.views, op)? {
+        return Ok(true);
+    }
     match op {
-        // Nothing to compute is no work for a kernel.
-        Op::LinearForward(LinearForward { rows, d_in, d_out, .. }) if [*rows, *d_in, *d_out].contains(&0) => {
-            return Ok(false);
-        }
         #[cfg(feature = "train")]
         Op::LinearBackward(LinearBackward { rows, d_in, d_out, .. })
             if [*rows, *d_in, *d_out].contains(&0) =>
@@ -42,38 +45,37 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::LinearForward(op) if Weight::reads(op.weight.dtype) => linear::linear_forward(context, op)?,
         #[cfg(feature = "train")]
         Op::LinearBackward(op) => linear::linear_backward(context, op)?,
-        Op::EmbeddingForward(op) if op.out.len > 0 && Weight::reads(op.token_embedding.dtype) => {
+        Op::EmbeddingForward(op) if Weight::reads(op.token_embedding.dtype) => {
             embedding::forward(context, op)?
         }
         #[cfg(feature = "train")]
         Op::EmbeddingBackward(op) if op.d_out.len > 0 => embedding::backward(context, op)?,
-        Op::LayerNormForward(op) if op.y.len > 0 => layernorm::forward(context, op)?,
+        Op::LayerNormForward(op) => layernorm::forward(context, op)?,
         #[cfg(feature = "train")]
         Op::LayerNormBackward(op) if op.d_x.len > 0 => layernorm::backward(context, op)?,
         #[cfg(feature = "train")]
         Op::ActivationForward(op) if op.y.len > 0 => activation::forward(context, op)?,
-        Op::Rotary(op) if op.qkv.len > 0 => rotary::rotary(context, op)?,
-        Op::AttentionForward(op) if op.qkv.len > 0 => attention::forward(context, op)?,
+        Op::Rotary(op) => rotary::rotary(context, op)?,
+        Op::AttentionForward(op) => attention::forward(context, op)?,
         #[cfg(feature = "train")]
         Op::AttentionBackward(op) if op.qkv.len > 0 => attention::backward(context, op)?,
-        Op::AttentionScores(op) if op.qkv.len > 0 => attention::scores(context, op)?,
-        Op::EmbeddingRows(op) if op.out.len > 0 && Weight::reads(op.token_embedding.dtype) => {
+        Op::AttentionScores(op) => attention::scores(context, op)?,
+        Op::EmbeddingRows(op) if Weight::reads(op.token_embedding.dtype) => {
             rows::embedding(context, op)?;
         }
-        Op::LayerNormRows(LayerNormRows { live, norm }) if norm.y.len > 0 => {
+        Op::LayerNormRows(LayerNormRows { live, norm }) => {
             let live = rows::live_rows(&mut context.views, *live, norm.rows)?;
             layernorm::forward(context, &norm.first_rows(live))?;
         }
         Op::LinearRows(LinearRows { live, linear }) => {
             let live = rows::live_rows(&mut context.views, *live, linear.rows)?;
-            let whole = linear.x.len > 0 && linear.y.len > 0;
-            return if live == 0 && whole { Ok(true) } else { run(context, &linear.first_rows(live).into()) };
+            return run(context, &linear.first_rows(live).into());
         }
-        Op::RotaryRows(op) if op.qkv.len > 0 => rows::rotary(context, op)?,
-        Op::CacheAppend(op) if op.keys.len > 0 => rows::append(context, op)?,
-        Op::AttentionRows(op) if op.qkv.len > 0 && op.keys.len > 0 => attention::rows(context, op)?,
-        Op::GatherRows(op) if op.to.len > 0 => rows::gather(context, op)?,
-        Op::Sample(op) if op.logits.len > 0 => sample::sample(context, op)?,
+        Op::RotaryRows(op) => rows::rotary(context, op)?,
+        Op::CacheAppend(op) => rows::append(context, op)?,
+        Op::AttentionRows(op) => attention::rows(context, op)?,
+        Op::GatherRows(op) => rows::gather(context, op)?,
+        Op::Sample(op) => sample::sample(context, op)?,
         #[cfg(feature = "train")]
         Op::CrossEntropy(op) if op.logits.len > 0 => cross_entropy::cross_entropy(context, op)?,
         #[cfg(feature = "train")]

@@ -156,12 +156,13 @@ macro_rules! with_format {
 pub(super) use with_format;
 
 impl<'s> Weight<'s> {
-    /// Whether a weight of this type can be read where it lies. Where bytes are reached by way of their words (see
+    /// Whether weights of all types can be read where they lie. Where bytes are reached by way of their words (see
     /// [`crate::memory`]), only whole words can.
+    pub(super) const READS_ALL: bool = cfg!(target_endian = "little");
+
+    /// Whether a weight of this type can be read where it lies.
     pub(super) const fn reads(dtype: Dtype) -> bool {
-        matches!(dtype, Dtype::F32)
-            || cfg!(target_endian = "little")
-                && matches!(dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0)
+        Self::READS_ALL || matches!(dtype, Dtype::F32)
     }
 
     /// The weight in `span`.

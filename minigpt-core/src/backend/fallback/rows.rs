@@ -8,8 +8,8 @@ use super::{check_tokens, read_weight};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::{
-    AttentionRows, CacheAppend, EmbeddingRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, RotaryRows,
-    Sample, SampleRow,
+    AttentionRows, CacheAppend, EmbeddingRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, OpKind,
+    RotaryRows, Sample, SampleRow,
 };
 use crate::reference::attention::{attention_cached, cache_append};
 use crate::reference::embedding::embedding_forward;
@@ -20,6 +20,11 @@ use crate::sample::{SampleConfig, SampleError, Sampler};
 fn live_rows<B: Backend + ?Sized>(backend: &mut B, live: Span, rows: usize) -> Result<usize, B::Error> {
     let live = read_u32(backend, live)?;
     Ok(live.first().map_or(0, |&live| rows.min(live as usize)))
+}
+
+/// Whether the live rows of an op go to the backend's kernel for whole ops.
+fn has_kernel<B: Backend + ?Sized>(backend: &B, kind: OpKind) -> bool {
+    backend.kernels().contains(&kind)
 }
 
 /// The first `live` words, each of which must be below `count`.
@@ -63,13 +68,23 @@ pub(super) fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingRows
 }
 
 pub(super) fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormRows) -> Result<(), B::Error> {
-    let live = live_rows(backend, op.live, op.norm.rows)?;
-    backend.run(&op.norm.first_rows(live).into())
+    let rows = live_rows(backend, op.live, op.norm.rows)?;
+    let live = op.norm.first_rows(rows);
+    match rows {
+        0 => Ok(()),
+        _ if has_kernel(backend, OpKind::LayerNormForward) => backend.run(&live.into()),
+        _ => super::layernorm(backend, &live),
+    }
 }
 
 pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearRows) -> Result<(), B::Error> {
-    let live = live_rows(backend, op.live, op.linear.rows)?;
-    backend.run(&op.linear.first_rows(live).into())
+    let rows = live_rows(backend, op.live, op.linear.rows)?;
+    let live = op.linear.first_rows(rows);
+    match rows {
+        0 => Ok(()),
+        _ if has_kernel(backend, OpKind::LinearForward) => backend.run(&live.into()),
+        _ => super::linear(backend, &live),
+    }
 }
 
 pub(super) fn rotate<B: Backend + ?Sized>(backend: &mut B, op: &RotaryRows) -> Result<(), B::Error> {

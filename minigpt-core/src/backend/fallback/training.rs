@@ -2,10 +2,10 @@
 
 use super::{check_tokens, read_mask, read_optional, read_tokens, write_optional};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
-use crate::memory::zeros;
+use crate::memory::{InvalidOp, zeros};
 use crate::op::{
     ActivationForward, AdamW, AttentionBackward, CrossEntropy, EmbeddingBackward, FinishStep, IGNORE,
-    LayerNormBackward, LinearBackward, NextDraw, SquaredNorm, scalar,
+    LayerNormBackward, LinearBackward, NextDraw, Op, SquaredNorm, scalar,
 };
 use crate::real::Real;
 use crate::reference::activation::activate;
@@ -16,10 +16,25 @@ use crate::reference::layernorm::layernorm_backward;
 use crate::reference::linear::linear_backward;
 use crate::reference::optimizer::{adamw, finish_step, next_draw, squared_norm};
 
-pub(super) fn embedding<B: Backend + ?Sized>(
-    backend: &mut B,
-    op: &EmbeddingBackward,
-) -> Result<(), B::Error> {
+/// Runs an op that only training has; of another it is an error.
+pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
+    match op {
+        Op::EmbeddingBackward(op) => embedding(backend, op),
+        Op::LayerNormBackward(op) => layernorm(backend, op),
+        Op::LinearBackward(op) => linear(backend, op),
+        Op::ActivationForward(op) => activation(backend, op),
+        Op::AttentionBackward(op) => attention(backend, op),
+        Op::CrossEntropy(op) => loss(backend, op),
+        Op::SquaredNorm(op) => norm(backend, op),
+        Op::NextDraw(op) => draw(backend, op),
+        Op::FinishStep(op) => finish(backend, op),
+        Op::AdamW(op) => update(backend, op),
+        Op::Fill(op) => backend.fill(op.to, op.value),
+        _ => Err(InvalidOp::Value { operand: "op" }.into()),
+    }
+}
+
+fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingBackward) -> Result<(), B::Error> {
     let tokens = read_tokens(backend, op.tokens, op.vocab)?;
     let d_out = read_elems(backend, op.d_out)?;
     let mask = read_mask(backend, &op.dropout)?;
@@ -40,10 +55,7 @@ pub(super) fn embedding<B: Backend + ?Sized>(
     write_optional(backend, d_position_span, d_position_embedding.as_deref())
 }
 
-pub(super) fn layernorm<B: Backend + ?Sized>(
-    backend: &mut B,
-    op: &LayerNormBackward,
-) -> Result<(), B::Error> {
+fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormBackward) -> Result<(), B::Error> {
     let x = read_elems(backend, op.x)?;
     let weight = read_elems(backend, op.weight)?;
     let mean = read_elems(backend, op.mean)?;
@@ -70,7 +82,7 @@ pub(super) fn layernorm<B: Backend + ?Sized>(
     write_optional(backend, op.d_bias, d_bias.as_deref())
 }
 
-pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearBackward) -> Result<(), B::Error> {
+fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearBackward) -> Result<(), B::Error> {
     let x = read_elems(backend, op.x)?;
     let weight = read_elems(backend, op.weight)?;
     let d_y = read_elems(backend, op.d_y)?;
@@ -99,10 +111,7 @@ pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearBackward) 
     write_optional(backend, op.d_bias, d_bias.as_deref())
 }
 
-pub(super) fn activation<B: Backend + ?Sized>(
-    backend: &mut B,
-    op: &ActivationForward,
-) -> Result<(), B::Error> {
+fn activation<B: Backend + ?Sized>(backend: &mut B, op: &ActivationForward) -> Result<(), B::Error> {
     let mut values = read_elems(backend, op.x)?;
     for value in &mut values {
         *value = activate(op.activation, *value);
@@ -110,10 +119,7 @@ pub(super) fn activation<B: Backend + ?Sized>(
     write_elems(backend, op.y, &values)
 }
 
-pub(super) fn attention<B: Backend + ?Sized>(
-    backend: &mut B,
-    op: &AttentionBackward,
-) -> Result<(), B::Error> {
+fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionBackward) -> Result<(), B::Error> {
     let qkv = read_elems(backend, op.qkv)?;
     let out = read_elems(backend, op.out)?;
     let lse = read_elems(backend, op.lse)?;
@@ -136,7 +142,7 @@ pub(super) fn attention<B: Backend + ?Sized>(
     write_elems(backend, op.d_qkv, &d_qkv)
 }
 
-pub(super) fn loss<B: Backend + ?Sized>(backend: &mut B, op: &CrossEntropy) -> Result<(), B::Error> {
+fn loss<B: Backend + ?Sized>(backend: &mut B, op: &CrossEntropy) -> Result<(), B::Error> {
     let targets = read_u32(backend, op.targets)?;
     check_tokens(targets.iter().copied().filter(|&target| target != IGNORE), op.vocab)?;
     let logits = read_elems(backend, op.logits)?;
@@ -163,19 +169,19 @@ pub(super) fn loss<B: Backend + ?Sized>(backend: &mut B, op: &CrossEntropy) -> R
     write_elems(backend, op.scalars, &scalars)
 }
 
-pub(super) fn norm<B: Backend + ?Sized>(backend: &mut B, op: &SquaredNorm) -> Result<(), B::Error> {
+fn norm<B: Backend + ?Sized>(backend: &mut B, op: &SquaredNorm) -> Result<(), B::Error> {
     let x = read_elems(backend, op.x)?;
     let sum = B::Elem::from_f64(squared_norm(&x));
     write_elems(backend, op.scalars.slice(scalar::GRAD_SQUARED, 1), &[sum])
 }
 
-pub(super) fn draw<B: Backend + ?Sized>(backend: &mut B, op: &NextDraw) -> Result<(), B::Error> {
+fn draw<B: Backend + ?Sized>(backend: &mut B, op: &NextDraw) -> Result<(), B::Error> {
     let mut counters = read_u32(backend, op.counters)?;
     next_draw(&mut counters);
     write_u32(backend, op.counters, &counters)
 }
 
-pub(super) fn finish<B: Backend + ?Sized>(backend: &mut B, op: &FinishStep) -> Result<(), B::Error> {
+fn finish<B: Backend + ?Sized>(backend: &mut B, op: &FinishStep) -> Result<(), B::Error> {
     let mut scalars = read_elems(backend, op.scalars)?;
     let mut counters = read_u32(backend, op.counters)?;
     finish_step(&mut scalars, &mut counters, op.clip, op.beta1, op.beta2);
@@ -183,7 +189,7 @@ pub(super) fn finish<B: Backend + ?Sized>(backend: &mut B, op: &FinishStep) -> R
     write_u32(backend, op.counters, &counters)
 }
 
-pub(super) fn update<B: Backend + ?Sized>(backend: &mut B, op: &AdamW) -> Result<(), B::Error> {
+fn update<B: Backend + ?Sized>(backend: &mut B, op: &AdamW) -> Result<(), B::Error> {
     let scalars = read_elems(backend, op.scalars)?;
     if scalars[scalar::APPLY] == B::Elem::from_f64(0.0) {
         return Ok(());
