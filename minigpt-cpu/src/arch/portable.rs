@@ -80,7 +80,7 @@ impl Vector for F32x4 {
 
     #[inline(always)]
     fn splat(_: Portable, x: f32) -> Self {
-        F32x4([x; LANES])
+        F32x4([x, x, x, x])
     }
 
     #[inline(always)]
