@@ -12,9 +12,9 @@ use crate::real::Real;
 use crate::rng::{Rng, Stream};
 use crate::sample::{SampleConfig, SampleError};
 
-/// Sequences side by side on one model, which join and leave when they like: a pass takes what waits of all of them, prompts
+/// Sequences side by side on one model, which join and leave when they like: a pass takes what waits of several of them, prompts
 /// and single tokens alike. Reading the weights costs as much for many rows as for one, so together they are faster than one
-/// after the other.
+/// after the other. A long prompt goes through in pieces, one in each [`step`](Batch::step), so its neighbours go on meanwhile.
 ///
 /// Whatever its neighbours do, a sequence has the numbers that it would have alone, as far as the backend gives the same for
 /// few rows as for many: within rounding, and bit for bit where the same kernel serves both.
@@ -86,8 +86,9 @@ pub struct Chosen {
 }
 
 impl<B: Backend> Batch<B> {
-    /// Room for `slots` sequences. Up to `rows` tokens of theirs go through the model at once: more are faster while there are
-    /// prompts, fewer take less memory.
+    /// Room for `slots` sequences. Up to `rows` tokens of theirs go through the model at once, and that is also the piece of a long
+    /// prompt that goes through between two tokens of its neighbours. With more, prompts are through sooner; with fewer,
+    /// neighbours wait less, and it takes less memory.
     ///
     /// # Errors
     /// If the caches and the activations do not fit in memory, or one of the two is 0.
@@ -144,8 +145,8 @@ impl<B: Backend> Batch<B> {
         Ok(())
     }
 
-    /// Adds `tokens` to a sequence. They wait for the next [`step`](Batch::step). A window that overflows is cut as
-    /// [`Decoder::feed`](super::Decoder::feed) cuts it.
+    /// Adds `tokens` to a sequence. They [wait](Batch::waiting) for the next [`step`](Batch::step), or for several if they are
+    /// many. A window that overflows is cut as [`Decoder::feed`](super::Decoder::feed) cuts it.
     ///
     /// # Errors
     /// If `tokens` is empty or has one that is not in the vocabulary, or [`Error::NoSequence`]: then all is as it was. If the
@@ -160,8 +161,9 @@ impl<B: Backend> Batch<B> {
         self.or_reset(result)
     }
 
-    /// From here on each [`step`](Batch::step) chooses a token for the sequence, by `config`, until it has had `max_tokens` of them or
-    /// one that is in `stop`. If it generates already, this takes the place of what it was told before; a `max_tokens` of 0 ends it.
+    /// From here on each [`step`](Batch::step) that gets through what waits of the sequence chooses a token for it, by `config`,
+    /// until it has had `max_tokens` of them or one that is in `stop`. If it generates already, this takes the place of what it
+    /// was told before; a `max_tokens` of 0 ends it.
     ///
     /// Each call draws anew from the seed: sequences that shall differ need seeds that do, and so does one that goes on.
     /// The same seed chooses as it does for a [`Sampler`](crate::Sampler), but for rounding: a backend may choose in its own
@@ -221,8 +223,12 @@ impl<B: Backend> Batch<B> {
         }
     }
 
-    /// Runs all that waits. Each sequence that [generates](Batch::generate) has its next token then, which waits in turn; of the
-    /// others the [logits](Batch::logits) are there.
+    /// Takes each sequence at most one piece further: as many of its [waiting](Batch::waiting) tokens as go through the model at
+    /// once. So neighbours wait for one pass at most for each long prompt, and every sequence moves on in every step.
+    ///
+    /// Of a sequence that is through then, with nothing left that waits, the [logits](Batch::logits) are there; or if it
+    /// [generates](Batch::generate), its next token, which waits in turn. A sequence that generates has no token in a step that
+    /// leaves some of its prompt waiting, or of its window, which runs anew after it was cut.
     ///
     /// # Errors
     /// If the backend fails: then all sequences are as new.
@@ -263,7 +269,17 @@ impl<B: Backend> Batch<B> {
         Ok(&self.chosen)
     }
 
-    /// The logits of the next token of a sequence that does not generate: (V). All zero before anything of it ran.
+    /// How many tokens of a sequence have not run yet: none once its [logits](Batch::logits) are there. The token that was chosen
+    /// last is among them, and all of a window that was cut.
+    ///
+    /// # Errors
+    /// [`Error::NoSequence`].
+    pub fn waiting(&self, sequence: Sequence) -> Result<usize, Error<B::Error>> {
+        self.slot(sequence).map(|slot| self.slots.waiting(slot))
+    }
+
+    /// The logits of the next token of a sequence that does not generate: (V). They are there once nothing of it
+    /// [waits](Batch::waiting); until then they are those of before, and at first all zero.
     ///
     /// # Errors
     /// [`Error::NoSequence`].

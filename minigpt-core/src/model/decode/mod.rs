@@ -126,19 +126,25 @@ impl<B: Backend> Decoder<B> {
     }
 
     fn append(&mut self, tokens: &[u32]) -> Result<(), Error<B::Error>> {
-        let logits = &mut self.logits;
-        let result = self.slots.append(0, tokens).and_then(|()| {
-            self.slots.run(|outcome| {
-                let Outcome::Logits(_, bytes) = outcome else { return };
-                for (logit, bytes) in logits.iter_mut().zip(bytes.chunks_exact(size_of::<B::Elem>())) {
-                    *logit = B::Elem::from_le_slice(bytes);
-                }
-            })
-        });
+        let result = self.slots.append(0, tokens).and_then(|()| self.run());
         if result.is_err() {
             self.reset();
         }
         result.map_err(Error::Backend)
+    }
+
+    /// Runs all that waits.
+    fn run(&mut self) -> Result<(), B::Error> {
+        let Decoder { slots, logits, .. } = self;
+        while slots.waiting(0) > 0 {
+            slots.run(|outcome| {
+                let Outcome::Logits(_, bytes) = outcome else { return };
+                for (logit, bytes) in logits.iter_mut().zip(bytes.chunks_exact(size_of::<B::Elem>())) {
+                    *logit = B::Elem::from_le_slice(bytes);
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// The logits of the next token: (V). All zero before anything was fed.

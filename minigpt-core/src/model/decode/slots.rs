@@ -25,6 +25,8 @@ struct Text {
     seen: usize,
     /// How many of the window's positions are in the cache; the others wait for a pass.
     cached: usize,
+    /// How many of those that wait are yet to go through in this [`run`](Slots::run).
+    due: usize,
     /// Where in the slot's ring of tokens on the device the next one goes.
     end: usize,
     /// How the device chooses its next tokens, if it does.
@@ -56,7 +58,7 @@ impl Text {
 
     fn reset(&mut self) {
         self.history.clear();
-        (self.seen, self.cached, self.end, self.choice) = (0, 0, 0, None);
+        (self.seen, self.cached, self.due, self.end, self.choice) = (0, 0, 0, 0, None);
     }
 
     /// Adds `tokens`, which wait then. Where the window has to be cut, all of it waits.
@@ -129,7 +131,7 @@ impl<B: Backend> Slots<B> {
         for _ in 0..count {
             let mut history = Vec::new();
             history.try_reserve_exact(ring).map_err(no_room(ring, 4))?;
-            texts.push(Text { history, seen: 0, cached: 0, end: 0, choice: None });
+            texts.push(Text { history, seen: 0, cached: 0, due: 0, end: 0, choice: None });
         }
         let words = zeros("rows", plan.rows.len)?;
         let staging = zeros("rows", plan.rows.len.saturating_mul(4))?;
@@ -172,6 +174,11 @@ impl<B: Backend> Slots<B> {
         &self.texts[slot].history
     }
 
+    /// How many tokens of the text in `slot` have not run yet.
+    pub(super) fn waiting(&self, slot: usize) -> usize {
+        self.texts[slot].waiting()
+    }
+
     /// How the device chooses its tokens from here on, or that it does not.
     pub(super) fn choice(&mut self, slot: usize) -> &mut Option<Choice> {
         &mut self.texts[slot].choice
@@ -187,7 +194,7 @@ impl<B: Backend> Slots<B> {
         self.texts[slot].reset();
     }
 
-    /// Adds `tokens` to the text in `slot`, to run with the next [`run`](Slots::run).
+    /// Adds `tokens` to the text in `slot`, where they wait for [`run`](Slots::run).
     pub(super) fn append(&mut self, slot: usize, tokens: &[u32]) -> Result<(), B::Error> {
         let rings = self.workspace.plan.tokens.on(self.workspace.buffers.state, Dtype::U32);
         let (context, ring) = (self.model.config().context, self.ring());
@@ -217,10 +224,13 @@ impl<B: Backend> Slots<B> {
         self.texts[slot].append(&[token], context, ring);
     }
 
-    /// Runs all that was appended, pass by pass, and tells `take` what came of each text that had something to run.
+    /// Runs one piece of each text that has something waiting, pass by pass, and tells `take` what came of each text that is
+    /// through.
     pub(super) fn run(&mut self, mut take: impl FnMut(Outcome<'_>)) -> Result<(), B::Error> {
         let vocab = self.model.config().vocab_size;
         let size = vocab * size_of::<B::Elem>();
+        let most = self.workspace.plan.time;
+        self.texts.iter_mut().for_each(|text| text.due = text.piece(most));
         while let Some(rows) = self.next_rows() {
             let (plan, state) = (&self.workspace.plan, self.workspace.buffers.state);
             let told = LiveRows::words(rows, plan.wanted(rows));
@@ -268,7 +278,7 @@ impl<B: Backend> Slots<B> {
         Ok(())
     }
 
-    /// Lists the rows of the next pass in `words`, and in `wanted` the slots that are through with it; `None` if nothing waits.
+    /// Lists the rows of the next pass in `words`, and in `wanted` the slots that are through with it; `None` if nothing is due.
     /// The result is how many rows the pass has, dead ones included.
     fn next_rows(&mut self) -> Option<usize> {
         let (most, ring) = (self.workspace.plan.time, self.ring());
@@ -295,7 +305,8 @@ impl<B: Backend> Slots<B> {
         });
         self.words[..3].copy_from_slice(&[live as u32, self.wanted.len() as u32, self.choosing as u32]);
         for &slot in &self.words[slots..][..live] {
-            self.texts[slot as usize].cached += 1;
+            let text = &mut self.texts[slot as usize];
+            (text.cached, text.due) = (text.cached + 1, text.due - 1);
         }
         let settings = wanted + self.workspace.plan.wanted(rows);
         let settings = self.words[settings..].chunks_exact_mut(SampleRow::WORDS);
@@ -320,16 +331,15 @@ impl<B: Backend> Slots<B> {
     }
 }
 
-/// What runs next of the texts, as many rows as there is room for: tells the slot and how many rows it has. Texts for which
-/// the device chooses come first, and a piece goes with others only if it fits beside them as it is.
+/// What runs next of the pieces that are due, as many rows as there is room for: tells the slot and how many rows it has. Texts
+/// for which the device chooses come first, and a piece goes with others only if it fits beside them as it is.
 fn pieces(texts: &[Text], most: usize, mut tell: impl FnMut(usize, usize)) {
     let mut room = most;
     for choosing in [true, false] {
         for (slot, text) in texts.iter().enumerate().filter(|(_, text)| text.choice.is_some() == choosing) {
-            let count = text.piece(most);
-            if (1..=room).contains(&count) {
-                room -= count;
-                tell(slot, count);
+            if (1..=room).contains(&text.due) {
+                room -= text.due;
+                tell(slot, text.due);
             }
         }
     }
