@@ -287,6 +287,8 @@ pub struct Plan {
     pub tokens: Region,
     /// What says which rows are live, and of which logits are wanted, in the state buffer. Decoding only; else empty.
     pub rows: Region,
+    /// The tokens that a pass chose, (W), in the state buffer. Decoding only; else empty.
+    pub choices: Region,
     /// Targets (sequences, T), in the state buffer.
     pub targets: Region,
     /// [`scalar`]s, in the state buffer.
@@ -522,10 +524,11 @@ impl Plan {
             }
             Purpose::Training | Purpose::Inference => state.push(&[sequences, time])?,
         };
-        let rows = match purpose {
-            Purpose::Decoding => state.push(&[LiveRows::words(time, slots.min(time))])?,
-            Purpose::Training | Purpose::Inference => state.push(&[0])?,
+        let (rows, wanted) = match purpose {
+            Purpose::Decoding => (LiveRows::words(time, slots.min(time)), slots.min(time)),
+            Purpose::Training | Purpose::Inference => (0, 0),
         };
+        let (rows, choices) = (state.push(&[rows])?, state.push(&[wanted])?);
         let targets = state.push(&[sequences, if training { time } else { 0 }])?;
         let counters = state.push(&[counter::LEN])?;
         state.unit = unit;
@@ -563,6 +566,7 @@ impl Plan {
             caches,
             tokens,
             rows,
+            choices,
             targets,
             scalars,
             evaluation,

@@ -381,7 +381,8 @@ impl Backend for Lying {
     forward!(0: alloc release write copy fill sync run);
     fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), ReferenceError> {
         self.0.read(from, bytes)?;
-        if from.dtype == Dtype::U32 && from.len == 1 && from.offset < 4 * 2 * CONTEXT {
+        // Of all words, a batch reads the choices alone.
+        if from.dtype == Dtype::U32 {
             bytes.copy_from_slice(&(VOCAB as u32).to_le_bytes());
         }
         Ok(())
@@ -398,6 +399,37 @@ fn a_token_that_is_none_is_not_believed() {
     let chosen = batch.step().unwrap();
     assert!(chosen.len() == 1 && chosen[0].token.is_err() && chosen[0].ended, "{chosen:?}");
     assert_eq!(batch.window(sequence).unwrap(), [1]);
+}
+
+/// The reference, which counts how often it is read.
+#[derive(Default)]
+struct Counting {
+    inner: Reference<f32>,
+    reads: usize,
+}
+
+impl Backend for Counting {
+    type Elem = f32;
+    type Error = ReferenceError;
+
+    forward!(inner: alloc release write copy fill sync run);
+    fn read(&mut self, from: Span, bytes: &mut [u8]) -> Result<(), ReferenceError> {
+        self.reads += 1;
+        self.inner.read(from, bytes)
+    }
+}
+
+#[test]
+fn the_choices_of_a_pass_are_read_at_once() {
+    let model = model(Counting::default(), &long_config());
+    let mut batch = Batch::new(&model, 5, 8).unwrap();
+    generating(&mut batch, 5);
+    let reads = || model.device().inspect(|backend| backend.reads);
+    for _ in 0..3 {
+        let before = reads();
+        assert_eq!(batch.step().unwrap().len(), 5);
+        assert_eq!(reads() - before, 1);
+    }
 }
 
 #[test]

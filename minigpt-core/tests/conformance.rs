@@ -124,7 +124,7 @@ fn every_op_that_is_wrong_is_found() {
         (CacheAppend, &["keys", "values", "qkv", "slots"]),
         (AttentionRows, &["out", "keys", "values", "qkv", "positions"]),
         (GatherRows, &["to", "from", "wanted"]),
-        (Sample, &["tokens", "settings", "logits"]),
+        (Sample, &["tokens", "choices", "settings", "logits"]),
         (CrossEntropy, &["d_logits", "losses", "scalars", "logits", "targets"]),
         (SquaredNorm, &["x"]),
         (NextDraw, &["counters"]),

@@ -50,9 +50,12 @@ impl Pass<'_> {
         };
         let vocab = self.config().vocab_size;
         let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
-        let tokens = self.plan.tokens.on(self.buffers.state, Dtype::U32);
-        let logits = logits.first(wanted.len * vocab);
-        sink.put(None, "choice", Sample { live, logits, settings, tokens, rows: wanted.len, vocab })
+        let rows = wanted.len;
+        let logits = logits.first(rows * vocab);
+        let [tokens, choices] =
+            [self.plan.tokens, self.plan.choices].map(|region| region.on(self.buffers.state, Dtype::U32));
+        let choices = choices.first(rows);
+        sink.put(None, "choice", Sample { live, logits, settings, tokens, choices, rows, vocab })
     }
 
     fn final_norm_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize) -> Flow {

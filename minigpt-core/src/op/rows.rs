@@ -160,7 +160,7 @@ pub struct GatherRows {
 }
 
 /// Chooses the next token of each live row, and puts it with the other tokens, where the row's next pass reads it: so a device
-/// goes from token to token without its host.
+/// goes from token to token without its host. For the host it also puts the choices side by side, to be read at once.
 ///
 /// What a row is chosen by is in `settings`, as [`SampleRow`] has it, and what that means in [`sample`](mod@crate::sample).
 /// Where no token can be chosen, since a logit is not a number or none is finite, the choice is [`NO_TOKEN`].
@@ -174,6 +174,8 @@ pub struct Sample {
     pub settings: Span,
     /// u32, of any length: the tokens, of which the repetition penalty reads the latest, and to which each choice is written.
     pub tokens: Span,
+    /// Written: u32 (W), the choices.
+    pub choices: Span,
     /// W.
     pub rows: usize,
     /// V.
@@ -389,7 +391,8 @@ impl Sample {
         d.u32("live", self.live, Read, &[1])?;
         d.elem("logits", self.logits, Read, &[self.rows, self.vocab])?;
         d.u32("settings", self.settings, Read, &[self.rows, SampleRow::WORDS])?;
-        d.u32("tokens", self.tokens, Update, &[self.tokens.len])
+        d.u32("tokens", self.tokens, Update, &[self.tokens.len])?;
+        d.u32("choices", self.choices, Write, &[self.rows])
     }
 }
 

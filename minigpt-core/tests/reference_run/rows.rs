@@ -225,22 +225,29 @@ fn a_token_is_chosen_as_a_sampler_chooses_it() {
         logits: logits_span,
         settings: memory.put_u32(&words),
         tokens: memory.put_u32(&tokens),
+        choices: memory.put_u32(&[8, 8, 77]),
         rows,
         vocab,
     };
-    let mut expected = tokens;
+    let (mut expected, mut side_by_side) = (tokens, vec![]);
     for ((choice, logits), recent) in choices.iter().zip(logits.chunks(vocab)).zip([&[4, 1, 3][..], &[2, 0]])
     {
         let config = SampleConfig { repetition_window: recent.len(), ..settings };
-        expected[choice.next as usize] = Sampler::new(config, vocab).unwrap().sample(logits, recent).unwrap();
+        let token = Sampler::new(config, vocab).unwrap().sample(logits, recent).unwrap();
+        expected[choice.next as usize] = token;
+        side_by_side.push(token);
     }
+    // The row that is not live has none.
+    side_by_side.push(77);
     memory.run(op);
     assert_eq!(memory.words(op.tokens), expected);
+    assert_eq!(memory.words(op.choices), side_by_side);
 
     // Without a number there is no choice.
     let broken = memory.put(&[0.0, 1.0, f64::NAN, 0.0, 0.0].repeat(rows));
     memory.run(Sample { logits: broken, ..op });
     assert_eq!([memory.words(op.tokens)[1], memory.words(op.tokens)[7]], [NO_TOKEN; 2]);
+    assert_eq!(memory.words(op.choices), [NO_TOKEN, NO_TOKEN, 77]);
     memory.refuse(
         Sample { tokens: op.tokens.first(7), ..op },
         InvalidOp::Index { operand: "settings", index: 8, count: 7 },

@@ -21,16 +21,14 @@ struct Choose<'s> {
     vocab: usize,
 }
 
-impl Job<(Chunks<'_, f32>, PerWorker<'_, f32>)> for Choose<'_> {
+impl Job<(Chunks<'_, u32>, PerWorker<'_, f32>)> for Choose<'_> {
     #[inline(always)]
-    fn run<V: Vector>(&self, t: V::Token, index: usize, (choice, scratch): (&mut [f32], &mut [f32])) {
+    fn run<V: Vector>(&self, t: V::Token, index: usize, (choice, scratch): (&mut [u32], &mut [f32])) {
         let row = SampleRow::from_words(&self.settings[index]);
         let logits = &self.logits[index * self.vocab..][..self.vocab];
         let (penalised, weights) = scratch.split_at_mut(whole_lines(self.vocab));
         let (penalised, weights) = (&mut penalised[..self.vocab], &mut weights[..self.vocab]);
-        let chosen = self.choose::<V>(t, &row, logits, penalised, weights).unwrap_or(NO_TOKEN);
-        // Any bits are an f32, and these are never computed with.
-        choice.fill(f32::from_bits(chosen));
+        choice.fill(self.choose::<V>(t, &row, logits, penalised, weights).unwrap_or(NO_TOKEN));
     }
 }
 
@@ -139,9 +137,9 @@ fn each(op: &Sample) -> usize {
     whole_lines(op.vocab).saturating_mul(2)
 }
 
-/// For all threads, and the choices.
+/// For all threads.
 pub(super) fn scratch_floats(op: &Sample, machine: Machine) -> usize {
-    each(op).saturating_mul(machine.threads).saturating_add(whole_lines(op.rows))
+    each(op).saturating_mul(machine.threads)
 }
 
 pub(super) fn sample(context: &mut Context<'_, '_>, op: &Sample) -> Result<(), CpuError> {
@@ -155,15 +153,12 @@ pub(super) fn sample(context: &mut Context<'_, '_>, op: &Sample) -> Result<(), C
         check_tokens(row.recent_places().map(|place| tokens[place]), op.vocab)?;
     }
     let logits = views.f32("logits", op.logits)?;
-    let (choices, scratch) = context
-        .scratch
-        .floats(scratch_floats(op, context.team.machine()))?
-        .split_at_mut(whole_lines(op.rows));
-    let choices = &mut choices[..live];
+    let choices = views.u32_mut("choices", op.choices.first(live))?;
+    let scratch = context.scratch.floats(scratch_floats(op, context.team.machine()))?;
     let job = Choose { logits, settings, tokens, vocab: op.vocab };
     context.team.for_each((Chunks::new(choices, 1), PerWorker::new(scratch, each(op))), &job);
-    for (words, choice) in settings.iter().zip(choices) {
-        tokens[SampleRow::from_words(words).next as usize] = choice.to_bits();
+    for (words, &mut choice) in settings.iter().zip(choices) {
+        tokens[SampleRow::from_words(words).next as usize] = choice;
     }
     Ok(())
 }

@@ -502,15 +502,19 @@ fn settings_beyond_f32_choose_as_the_reference_does() {
                 logits: bench.values(&logits),
                 settings: bench.words(&row.words()),
                 tokens: bench.words(&[0, 1, 2, 3, 4]),
+                choices: bench.words(&[9]),
                 rows: 1,
                 vocab: 5,
             };
-            let slow = Sample { tokens: bench.words(&[0, 1, 2, 3, 4]), ..op };
+            let slow = Sample { tokens: bench.words(&[0, 1, 2, 3, 4]), choices: bench.words(&[9]), ..op };
             bench.cpu.run(&op.into()).unwrap();
             fall_back(&mut bench.cpu, &slow.into()).unwrap();
             let [found, expected] = [op, slow].map(|op| read_u32(&mut bench.cpu, op.tokens).unwrap()[4]);
             assert_eq!(found, expected, "{isa}: {logits:?} at {uniform}, {config:?}");
             assert_ne!(found, NO_TOKEN);
+            for op in [op, slow] {
+                assert_eq!(read_u32(&mut bench.cpu, op.choices).unwrap(), [found]);
+            }
         }
     }
 }

@@ -34,7 +34,7 @@ fn on_logits(k: &mut Kernel, op: Sample, change: impl Fn(usize, usize, f32) -> f
     done
 }
 
-/// Changes the choices: each is told its row.
+/// Changes the choices, in the ring and side by side: each is told its row.
 fn on_choices(k: &mut Kernel, op: Sample, change: impl Fn(usize, u32) -> u32) -> Done {
     k.run(op)?;
     let (settings, live) = (k.words(op.settings)?, live(k, &op)?);
@@ -43,7 +43,17 @@ fn on_choices(k: &mut Kernel, op: Sample, change: impl Fn(usize, u32) -> u32) ->
         let next = SampleRow::from_words(words).next as usize;
         tokens[next] = change(i, tokens[next]);
     }
-    k.put_words(op.tokens, &tokens)
+    k.put_words(op.tokens, &tokens)?;
+    on_side_by_side(k, &op, |choices| {
+        choices.iter_mut().enumerate().for_each(|(i, choice)| *choice = change(i, *choice))
+    })
+}
+
+/// Changes the choices that stand side by side, after the op.
+fn on_side_by_side(k: &mut Kernel, op: &Sample, change: impl FnOnce(&mut [u32])) -> Done {
+    let (mut choices, live) = (k.words(op.choices)?, live(k, op)?);
+    change(&mut choices[..live]);
+    k.put_words(op.choices, &choices)
 }
 
 pub(crate) const FAULTS: &[Fault] = faults! {
@@ -133,6 +143,52 @@ pub(crate) const FAULTS: &[Fault] = faults! {
                 tokens[last] = before[last];
             }
             k.put_words(op.tokens, &tokens)
+        };
+        "the choices are not written side by side" => |k, op| {
+            let before = k.words(op.choices)?;
+            k.run(op)?;
+            k.put_words(op.choices, &before)
+        };
+        "side by side the choices are in reverse order" => |k, op| {
+            k.run(op)?;
+            on_side_by_side(k, &op, <[u32]>::reverse)
+        };
+        "side by side all choices are that of the first row" => |k, op| {
+            k.run(op)?;
+            on_side_by_side(k, &op, |choices| choices.fill(choices.first().copied().unwrap_or(0)))
+        };
+        "side by side is what stood in the ring before" => |k, op| {
+            let (tokens, settings) = (k.words(op.tokens)?, k.words(op.settings)?);
+            k.run(op)?;
+            on_side_by_side(k, &op, |choices| {
+                for (choice, words) in choices.iter_mut().zip(settings.as_chunks().0) {
+                    *choice = tokens[SampleRow::from_words(words).next as usize];
+                }
+            })
+        };
+        "side by side, no choice is the first token" => |k, op| {
+            k.run(op)?;
+            on_side_by_side(k, &op, |choices| {
+                choices.iter_mut().filter(|choice| **choice == NO_TOKEN).for_each(|choice| *choice = 0);
+            })
+        };
+        "side by side, a token is written in 8 bits" => |k, op| {
+            k.run(op)?;
+            on_side_by_side(k, &op, |choices| {
+                choices.iter_mut().filter(|choice| **choice != NO_TOKEN).for_each(|choice| *choice &= 0xff);
+            })
+        };
+        "side by side a row that is dead has no choice either" => |k, op| {
+            k.run(op)?;
+            let (mut choices, live) = (k.words(op.choices)?, live(k, &op)?);
+            choices[live..].fill(NO_TOKEN);
+            k.put_words(op.choices, &choices)
+        };
+        "side by side one place behind the live rows is written" => |k, op| {
+            k.run(op)?;
+            let (mut choices, live) = (k.words(op.choices)?, live(k, &op)?);
+            choices.iter_mut().skip(live).take(1).for_each(|choice| *choice = 0);
+            k.put_words(op.choices, &choices)
         };
         "more than 16 rows are cut off" => |k, op| {
             let words = k.words(op.live)?;

@@ -197,5 +197,5 @@ pub(super) fn sample<B: Backend + ?Sized>(backend: &mut B, op: &Sample) -> Resul
     for (&choice, words) in choices.iter().zip(words.as_chunks().0) {
         write_u32(backend, op.tokens.slice(SampleRow::from_words(words).next as usize, 1), &[choice])?;
     }
-    Ok(())
+    write_u32(backend, op.choices.first(live), &choices)
 }

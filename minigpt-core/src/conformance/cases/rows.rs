@@ -400,11 +400,14 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     }
     logits.resize(rows * vocab, f64::NAN);
     settings.resize(rows * SampleRow::WORDS, u32::MAX);
+    // What no row chooses: those of live rows go, and the others stay.
+    let choices = (0..rows).map(|_| draw.rng.next_u32() | 1 << 30).collect();
     Sample {
         live: live_word,
         logits: memory.span(logits.len(), Fill::Values(logits)),
         settings: memory.span(settings.len(), Fill::WordsAfter { now: settings, before }),
         tokens: memory.span(tokens.len(), Fill::Words(tokens)),
+        choices: memory.span(rows, Fill::Words(choices)),
         rows,
         vocab,
     }

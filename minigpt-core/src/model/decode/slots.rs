@@ -227,53 +227,75 @@ impl<B: Backend> Slots<B> {
     /// Runs one piece of each text that has something waiting, pass by pass, and tells `take` what came of each text that is
     /// through.
     pub(super) fn run(&mut self, mut take: impl FnMut(Outcome<'_>)) -> Result<(), B::Error> {
-        let vocab = self.model.config().vocab_size;
-        let size = vocab * size_of::<B::Elem>();
         let most = self.workspace.plan.time;
         self.texts.iter_mut().for_each(|text| text.due = text.piece(most));
         while let Some(rows) = self.next_rows() {
-            let (plan, state) = (&self.workspace.plan, self.workspace.buffers.state);
-            let told = LiveRows::words(rows, plan.wanted(rows));
-            let words = plan.rows.on(state, Dtype::U32).first(told);
-            let pass = Pass { time: rows, ..self.workspace.pass(&self.model) };
-            let mut backend = self.model.device().lock();
-            backend.write(words, stage(&self.words[..told], &mut self.staging))?;
-            let program = ROWS.into_iter().take_while(|&fewer| fewer < rows).count();
-            let program = self.programs.get(program).ok_or(InvalidOp::Value { operand: "rows" })?;
-            program.run(&mut backend, |sink| pass.infer(sink))?;
-            if self.choosing > 0 {
-                submit(&mut *backend, |sink| pass.choose(sink))?;
-            }
-            let (choosing, others) = self.wanted.split_at(self.choosing);
-            for (i, &slot) in choosing.iter().enumerate() {
-                let place = slot * self.ring() + self.texts[slot].end;
-                let next = plan.tokens.on(state, Dtype::U32).slice(place, 1);
-                let mut token = [0; 4];
-                backend.read(next, &mut token)?;
-                let token = u32::from_le_bytes(token);
-                // [`NO_TOKEN`](crate::op::NO_TOKEN) is not below it, and a backend may be wrong.
-                if (token as usize) < vocab {
-                    take(Outcome::Chosen(slot, token));
-                    continue;
-                }
-                let history = &self.texts[slot].history;
-                if let Some(oldest) = history.first().filter(|_| history.len() == self.ring()) {
-                    // It stood where the choice went, and the repetition penalty looks at it when a token is chosen again.
-                    backend.write(next, &oldest.to_le_bytes())?;
-                }
-                let logits = &mut self.logits[..size];
-                backend.read(self.workspace.logits().slice(i * vocab, vocab), logits)?;
-                take(Outcome::Broken(slot, logits));
-            }
-            if others.is_empty() {
+            self.run_pass(rows)?;
+            self.tell_choices(&mut take)?;
+            self.tell_logits(&mut take)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the listed rows, and has the device choose tokens where it is to.
+    fn run_pass(&mut self, rows: usize) -> Result<(), B::Error> {
+        let (plan, state) = (&self.workspace.plan, self.workspace.buffers.state);
+        let told = LiveRows::words(rows, plan.wanted(rows));
+        let words = plan.rows.on(state, Dtype::U32).first(told);
+        let pass = Pass { time: rows, ..self.workspace.pass(&self.model) };
+        let mut backend = self.model.device().lock();
+        backend.write(words, stage(&self.words[..told], &mut self.staging))?;
+        let program = ROWS.into_iter().take_while(|&fewer| fewer < rows).count();
+        let program = self.programs.get(program).ok_or(InvalidOp::Value { operand: "rows" })?;
+        program.run(&mut backend, |sink| pass.infer(sink))?;
+        if self.choosing > 0 {
+            submit(&mut *backend, |sink| pass.choose(sink))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the tokens that the pass chose. They are read at once: each reading waits for the device.
+    fn tell_choices(&mut self, take: &mut impl FnMut(Outcome<'_>)) -> Result<(), B::Error> {
+        if self.choosing == 0 {
+            return Ok(());
+        }
+        let (vocab, ring) = (self.model.config().vocab_size, self.ring());
+        let [tokens, choices] = [self.workspace.plan.tokens, self.workspace.plan.choices]
+            .map(|region| region.on(self.workspace.buffers.state, Dtype::U32));
+        let mut backend = self.model.device().lock();
+        let words = &mut self.staging[..4 * self.choosing];
+        backend.read(choices.first(self.choosing), words)?;
+        for (i, (&slot, &word)) in self.wanted.iter().zip(words.as_chunks().0).enumerate() {
+            let token = u32::from_le_bytes(word);
+            // [`NO_TOKEN`](crate::op::NO_TOKEN) is not below it, and a backend may be wrong.
+            if (token as usize) < vocab {
+                take(Outcome::Chosen(slot, token));
                 continue;
             }
-            let bytes = &mut self.logits[..others.len() * size];
-            let logits = self.workspace.logits().slice(choosing.len() * vocab, others.len() * vocab);
-            backend.read(logits, bytes)?;
-            for (&slot, logits) in others.iter().zip(bytes.chunks_exact(size)) {
-                take(Outcome::Logits(slot, logits));
+            let text = &self.texts[slot];
+            if let Some(oldest) = text.history.first().filter(|_| text.history.len() == ring) {
+                // It stood where the choice went, and the repetition penalty looks at it when a token is chosen again.
+                backend.write(tokens.slice(slot * ring + text.end, 1), &oldest.to_le_bytes())?;
             }
+            let logits = &mut self.logits[..vocab * size_of::<B::Elem>()];
+            backend.read(self.workspace.logits().slice(i * vocab, vocab), logits)?;
+            take(Outcome::Broken(slot, logits));
+        }
+        Ok(())
+    }
+
+    /// Tells the logits of the texts for which the pass chose no token.
+    fn tell_logits(&mut self, take: &mut impl FnMut(Outcome<'_>)) -> Result<(), B::Error> {
+        let (vocab, others) = (self.model.config().vocab_size, &self.wanted[self.choosing..]);
+        if others.is_empty() {
+            return Ok(());
+        }
+        let size = vocab * size_of::<B::Elem>();
+        let bytes = &mut self.logits[..others.len() * size];
+        let logits = self.workspace.logits().slice(self.choosing * vocab, others.len() * vocab);
+        self.model.device().lock().read(logits, bytes)?;
+        for (&slot, logits) in others.iter().zip(bytes.chunks_exact(size)) {
+            take(Outcome::Logits(slot, logits));
         }
         Ok(())
     }
