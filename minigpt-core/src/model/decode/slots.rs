@@ -95,8 +95,8 @@ pub(super) enum Outcome<'a> {
 /// Texts in the slots of one cache.
 #[derive(Debug)]
 pub(super) struct Slots<B: Backend> {
-    /// One for each of the [`ROWS`] that there is room for, and one for all rows: forgotten before the memory that they speak
-    /// of is given back.
+    /// One for each of the [`ROWS`] that there is room for, and one for all rows, if the backend keeps programs: forgotten before
+    /// the memory that they speak of is given back.
     programs: Vec<Replay<B>>,
     model: Model<B>,
     workspace: Workspace<B>,
@@ -143,10 +143,12 @@ impl<B: Backend> Slots<B> {
         let workspace = Workspace::decoding(model, plan, chooses)?;
         let model = model.clone();
         let mut programs = Vec::new();
-        let count = ROWS.len() + 1;
-        programs.try_reserve_exact(count).map_err(no_room(count, size_of::<Replay<B>>()))?;
         let most = workspace.plan.time;
-        for rows in ROWS.into_iter().filter(|&rows| rows < most).chain([most]) {
+        let keeps = model.device().lock().keeps_programs();
+        let numbers = ROWS.into_iter().filter(|&rows| rows < most).chain([most]).filter(|_| keeps);
+        let count = numbers.clone().count();
+        programs.try_reserve_exact(count).map_err(no_room(count, size_of::<Replay<B>>()))?;
+        for rows in numbers {
             let pass = Pass { time: rows, ..workspace.pass(&model) };
             programs.push(Replay::new(model.device(), |sink| pass.infer(sink)).map_err(Error::Backend)?);
         }
@@ -246,8 +248,10 @@ impl<B: Backend> Slots<B> {
         let mut backend = self.model.device().lock();
         backend.write(words, stage(&self.words[..told], &mut self.staging))?;
         let program = ROWS.into_iter().take_while(|&fewer| fewer < rows).count();
-        let program = self.programs.get(program).ok_or(InvalidOp::Value { operand: "rows" })?;
-        program.run(&mut backend, |sink| pass.infer(sink))?;
+        match self.programs.get(program) {
+            Some(program) => program.run(&mut backend, |sink| pass.infer(sink))?,
+            None => submit(&mut *backend, |sink| pass.infer(sink))?,
+        }
         if self.choosing > 0 {
             submit(&mut *backend, |sink| pass.choose(sink))?;
         }
