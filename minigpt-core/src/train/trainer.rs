@@ -100,6 +100,42 @@ struct Programs<B: Backend> {
     update: Replay<B>,
 }
 
+/// The plan of a training without what is frozen, and the scratch that a backend needs for its programs.
+fn planned<B: Backend>(
+    model: &Model<B>,
+    config: &TrainConfig,
+    frozen: &[bool],
+) -> Result<(Plan, usize), ConfigError> {
+    model.device().inspect(|backend| {
+        let mut frozen = frozen.iter();
+        let plan = config.plan(model.config(), backend)?;
+        let plan = plan.freezing(|_| frozen.next().is_some_and(|&frozen| frozen));
+        let scratch = plan.workspace_bytes(backend);
+        Ok((plan, scratch))
+    })
+}
+
+fn total((plan, scratch): &(Plan, usize)) -> usize {
+    plan.bytes.total().saturating_add(*scratch)
+}
+
+/// Where memory is too small, the error says what recomputing would need, if that is less.
+fn advised<B: Backend>(
+    error: Error<B::Error>,
+    model: &Model<B>,
+    config: &TrainConfig,
+    frozen: &[bool],
+) -> Error<B::Error> {
+    match error {
+        Error::Memory { needed, source, .. } => {
+            let frugal = TrainConfig { recompute: Recompute::Blocks, ..config.clone() };
+            let less = planned(model, &frugal, frozen).ok().map(|planned| total(&planned));
+            Error::Memory { needed, recomputing: less.filter(|&less| less < needed), source }
+        }
+        other => other,
+    }
+}
+
 impl<B: Backend> Trainer<B> {
     /// Allocates gradients, moments and activations on the model's device. The model stays yours: generate from it, or save
     /// it, between steps.
@@ -147,26 +183,10 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::NothingToTrain);
         }
         let tokens = config.batch.checked_mul(config.time).ok_or(ConfigError::TooLarge { field: "batch" })?;
-        let planned = |config: &TrainConfig| {
-            device.inspect(|backend| {
-                let mut answers = frozen.iter();
-                let plan = config.plan(model.config(), backend)?;
-                let plan = plan.freezing(|_| answers.next().is_some_and(|&frozen| frozen));
-                let scratch = plan.workspace_bytes(backend);
-                Ok::<_, ConfigError>((plan, scratch))
-            })
-        };
-        let total = |plan: &Plan, scratch| plan.bytes.total().saturating_add(scratch);
-        let (plan, scratch) = planned(&config)?;
-        let needed = total(&plan, scratch);
-        let advised = |error| match error {
-            Error::Memory { needed, source, .. } => {
-                let frugal = planned(&TrainConfig { recompute: Recompute::Blocks, ..config.clone() });
-                let less = frugal.ok().map(|(plan, scratch)| total(&plan, scratch));
-                Error::Memory { needed, recomputing: less.filter(|&less| less < needed), source }
-            }
-            other => other,
-        };
+        let planned = planned(model, &config, &frozen)?;
+        let needed = total(&planned);
+        let (plan, scratch) = planned;
+        let advised = |error| advised(error, model, &config, &frozen);
         let slice = plan.batch * plan.time;
         let backward = plan.backward.ok_or(Error::Frozen)?;
         let take = |bytes| device.alloc(bytes).map_err(|error| advised(out_of_memory(needed, error)));
