@@ -7,6 +7,7 @@ mod forwarding;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use minigpt_core::backend::fall_back;
 use minigpt_core::model::Sequence;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
@@ -333,6 +334,8 @@ fn numbers_that_are_broken_end_a_sequence_and_no_other() {
     assert_eq!(chosen.len(), 1);
     assert!(chosen[0].ended && chosen[0].sequence == broken);
     assert!(matches!(chosen[0].token, Err(SampleError::Logit { token: 0, .. })), "{:?}", chosen[0]);
+    assert_eq!(batch.waiting(broken).unwrap(), 0);
+    assert!(batch.logits(broken).unwrap()[0].is_nan());
     assert!(!batch.is_generating());
     assert!(batch.logits(other).unwrap()[0].is_finite());
 }
@@ -480,7 +483,7 @@ fn after_a_failure_of_the_backend_all_sequences_are_as_new() {
         batch.step().unwrap();
         let expected = batch.logits(a).unwrap().to_vec();
         // A prompt of which some is through, and a sequence that generates.
-        batch.feed(a, &[5; 5]).unwrap();
+        batch.feed(a, &[5; 6]).unwrap();
         batch.step().unwrap();
         batch.feed(b, &[4]).unwrap();
         batch.generate(b, SampleConfig::greedy(), &[], 3).unwrap();
@@ -598,10 +601,10 @@ fn a_step_takes_each_of_several_prompts_one_piece_further() {
     assert_eq!(waiting(&batch), [20, 3, 11]);
     batch.step().unwrap();
     assert_eq!(waiting(&batch), [12, 0, 3]);
-    // Pieces end where they would end alone, whatever comes between.
+    // As many as go through at once, also where they go in two passes, since a piece ends where it would end alone.
     batch.feed(members[1], &[1; 9]).unwrap();
     batch.step().unwrap();
-    assert_eq!(waiting(&batch), [4, 4, 0]);
+    assert_eq!(waiting(&batch), [4, 1, 0]);
     batch.step().unwrap();
     assert_eq!(waiting(&batch), [0, 0, 0]);
     // To choose a token, the last one runs again.
@@ -609,6 +612,38 @@ fn a_step_takes_each_of_several_prompts_one_piece_further() {
     assert_eq!(waiting(&batch), [1, 0, 0]);
     assert_eq!(batch.step().unwrap().len(), 1);
     assert_eq!(waiting(&batch), [1, 0, 0]);
+}
+
+/// The reference, with a kernel of its own for whole linear layers.
+#[derive(Default)]
+struct WithKernel {
+    inner: Reference<f32>,
+    ran: AtomicU32,
+}
+
+impl Backend for WithKernel {
+    type Elem = f32;
+    type Error = ReferenceError;
+
+    forward!(inner: alloc release write read copy fill sync);
+    fn run(&mut self, op: &Op) -> Result<(), ReferenceError> {
+        let Op::LinearForward(_) = op else { return fall_back(self, op) };
+        *self.ran.get_mut() += 1;
+        self.inner.run(op)
+    }
+    fn kernels(&self) -> &'static [OpKind] {
+        &[OpKind::LinearForward]
+    }
+}
+
+#[test]
+fn live_rows_go_to_the_kernel_for_whole_ops_that_a_backend_lists() {
+    let config = &configs()[0];
+    let model = model(WithKernel::default(), config);
+    let mut decoder = Decoder::new(&model, CONTEXT).unwrap();
+    decoder.feed(&[1, 2, 3]).unwrap();
+    // Four in each block, and the head.
+    model.device().inspect(|backend| assert_eq!(backend.ran.load(Ordering::Relaxed), 2 * 4 + 1));
 }
 
 #[test]

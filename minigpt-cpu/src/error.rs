@@ -39,7 +39,7 @@ impl From<InvalidOp> for CpuError {
 impl BackendError for CpuError {
     fn kind(&self) -> ErrorKind {
         match self {
-            CpuError::Invalid(InvalidOp::ReadOnly { .. }) => ErrorKind::Unsupported,
+            CpuError::Invalid(InvalidOp::ReadOnly { .. } | InvalidOp::NoKernel) => ErrorKind::Unsupported,
             CpuError::Invalid(_) => ErrorKind::Invalid,
             CpuError::OutOfMemory { .. } => ErrorKind::OutOfMemory,
             CpuError::Isa { .. } => ErrorKind::Unavailable,

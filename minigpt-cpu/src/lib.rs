@@ -395,7 +395,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn run(&mut self, op: &Op) -> Result<(), CpuError> {
-        op.check(Dtype::F32)?;
+        op.verify(Dtype::F32)?;
         self.run_checked(op)
     }
 

@@ -67,7 +67,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
 /// models then has the kernels, and no reference beside them.
 ///
 /// # Errors
-/// As [`fall_back`], and of an op that inference has: [`InvalidOp::Value`].
+/// As [`fall_back`]; and [`InvalidOp::NoKernel`] if inference has the op and it has something to write.
 pub fn fall_back_in_training<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
     if begin(backend, op)? {
         return Ok(());
@@ -75,7 +75,7 @@ pub fn fall_back_in_training<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> R
     #[cfg(feature = "train")]
     return training::run(backend, op);
     #[cfg(not(feature = "train"))]
-    Err(InvalidOp::Value { operand: "op" }.into())
+    Err(InvalidOp::NoKernel.into())
 }
 
 /// Checks an op that falls back, and counts it. Whether it is done already.

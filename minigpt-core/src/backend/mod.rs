@@ -5,7 +5,7 @@
 //! first day and becomes fast one op at a time, by a match in [`Backend::run`]:
 //!
 //! ```
-//! # use minigpt_core::{Backend, Buffer, Op, Reference, Span, backend::fall_back, op::LinearForward};
+//! # use minigpt_core::{Backend, Buffer, Op, OpKind, Reference, Span, backend::fall_back, op::LinearForward};
 //! # struct MyBackend(Reference<f32>);
 //! # impl MyBackend {
 //! #     fn my_fast_linear(&mut self, op: &LinearForward) -> Result<(), <Self as Backend>::Error> {
@@ -28,6 +28,10 @@
 //!             Op::LinearForward(op) => self.my_fast_linear(op),
 //!             other => fall_back(self, other),
 //!         }
+//!     }
+//!     // What has a kernel; that of `LinearForward` then also runs the live rows of a `LinearRows`.
+//!     fn kernels(&self) -> &'static [OpKind] {
+//!         &[OpKind::LinearForward]
 //!     }
 //! }
 //! ```
@@ -158,7 +162,8 @@ pub trait Backend {
     }
 
     /// The kinds of ops of which the backend has a kernel of its own, if only for some descriptors. One that never runs, or
-    /// runs and is not among them, is a failure of the suite behind the feature `conformance`.
+    /// runs and is not among them, is a failure of the suite behind the feature `conformance`. An op of rows that falls back, such
+    /// as [`LinearRows`](crate::op::LinearRows), goes to the kernel of the same op of whole spans, if it is among them.
     fn kernels(&self) -> &'static [OpKind] {
         &[]
     }

@@ -83,6 +83,8 @@ pub enum InvalidOp {
         /// The bytes that it needs.
         bytes: usize,
     },
+    /// The backend has no kernel for the op, or none for these operands, and left out the reference.
+    NoKernel,
     /// A span that is to be written is read-only.
     ReadOnly {
         /// The operand.
@@ -123,6 +125,9 @@ impl fmt::Display for InvalidOp {
                     "`{operand}` needs {bytes} bytes on the host, which has no room: use a smaller batch"
                 )
             }
+            InvalidOp::NoKernel => f.write_str(
+                "the backend has no kernel for this op: it should pass it on to `backend::fall_back`",
+            ),
             InvalidOp::ReadOnly { operand } => write!(f, "`{operand}` is read-only: it is borrowed"),
         }
     }

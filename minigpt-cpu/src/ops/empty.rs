@@ -44,10 +44,14 @@ fn statistics(views: &mut Views<'_, '_>, op: &LayerNormForward) -> Result<(), Cp
     Ok(())
 }
 
-/// Every score is 0, so a position weighs all that it sees alike.
+/// Every score is the scale times 0, so a position weighs all that it sees alike.
 fn denominators(views: &mut Views<'_, '_>, op: &AttentionForward) -> Result<(), CpuError> {
+    if let Some(dropout) = op.dropout {
+        views.u32("dropout.counters", dropout.counters)?;
+    }
+    let score = op.scale as f32 * 0.0;
     for (at, lse) in views.f32_mut("lse", op.lse)?.iter_mut().enumerate() {
-        *lse = libm::logf((at % op.time + 1) as f32);
+        *lse = score + libm::logf((at % op.time + 1) as f32);
     }
     Ok(())
 }

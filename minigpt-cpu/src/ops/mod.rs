@@ -67,9 +67,11 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
             let live = rows::live_rows(&mut context.views, *live, norm.rows)?;
             layernorm::forward(context, &norm.first_rows(live))?;
         }
-        Op::LinearRows(LinearRows { live, linear }) => {
-            let live = rows::live_rows(&mut context.views, *live, linear.rows)?;
-            return run(context, &linear.first_rows(live).into());
+        Op::LinearRows(LinearRows { live, linear: op }) if Weight::reads(op.weight.dtype) => {
+            let live = rows::live_rows(&mut context.views, *live, op.rows)?;
+            if live > 0 {
+                linear::linear_forward(context, &op.first_rows(live))?;
+            }
         }
         Op::RotaryRows(op) => rows::rotary(context, op)?,
         Op::CacheAppend(op) => rows::append(context, op)?,

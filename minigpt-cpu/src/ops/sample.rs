@@ -145,7 +145,7 @@ pub(super) fn scratch_floats(op: &Sample, machine: Machine) -> usize {
 pub(super) fn sample(context: &mut Context<'_, '_>, op: &Sample) -> Result<(), CpuError> {
     let views = &mut context.views;
     let live = live_rows(views, op.live, op.rows)?;
-    let settings = views.u32("settings", op.settings.first(live * SampleRow::WORDS))?.as_chunks().0;
+    let settings = &views.u32("settings", op.settings)?.as_chunks().0[..live];
     let tokens = views.u32_mut("tokens", op.tokens)?;
     for words in settings {
         let row = SampleRow::from_words(words);
@@ -153,10 +153,14 @@ pub(super) fn sample(context: &mut Context<'_, '_>, op: &Sample) -> Result<(), C
         check_tokens(row.recent_places().map(|place| tokens[place]), op.vocab)?;
     }
     let logits = views.f32("logits", op.logits)?;
-    let choices = views.u32_mut("choices", op.choices.first(live))?;
+    let choices = &mut views.u32_mut("choices", op.choices)?[..live];
+    // However large the vocabulary.
+    if op.rows == 0 {
+        return Ok(());
+    }
     let scratch = context.scratch.floats(scratch_floats(op, context.team.machine()))?;
     let job = Choose { logits, settings, tokens, vocab: op.vocab };
-    context.team.for_each((Chunks::new(choices, 1), PerWorker::new(scratch, each(op))), &job);
+    context.team.for_each((Chunks::new(&mut *choices, 1), PerWorker::new(scratch, each(op))), &job);
     for (words, &mut choice) in settings.iter().zip(choices) {
         tokens[SampleRow::from_words(words).next as usize] = choice;
     }

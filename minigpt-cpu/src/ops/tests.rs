@@ -423,6 +423,30 @@ fn what_inference_does_where_a_dimension_is_0_needs_no_reference() {
             (op.into(), [y, input].into())
         });
     }
+    for (rows, in_place, dtype) in [1, 9]
+        .into_iter()
+        .flat_map(|rows| [true, false].map(|in_place| (rows, in_place)))
+        .flat_map(|(rows, in_place)| [Dtype::F32, Dtype::Q8_0].map(|dtype| (rows, in_place, dtype)))
+    {
+        assert_like_the_reference(1e-6, |bench| {
+            let y = bench.normal(rows * 37);
+            let residual = if in_place { y } else { bench.normal(rows * 37) };
+            let x = bench.normal(0);
+            let op = LinearForward {
+                x,
+                weight: Span { dtype, ..x },
+                bias: Some(bench.normal(37)),
+                activate: None,
+                dropout: None,
+                residual: Some(residual),
+                y,
+                rows,
+                d_in: 0,
+                d_out: 37,
+            };
+            (op.into(), [y].into())
+        });
+    }
     assert_like_the_reference(1e-6, |bench| {
         let [mean, rstd] = [bench.normal(3), bench.normal(3)];
         let nothing = bench.normal(0);
@@ -430,10 +454,12 @@ fn what_inference_does_where_a_dimension_is_0_needs_no_reference() {
         let op = LayerNormForward { x, weight, bias: None, y, mean, rstd, rows: 3, width: 0, eps: 0.1 };
         (op.into(), [mean, rstd].into())
     });
-    for [batch, time, heads, d_head] in [[2, 5, 3, 0], [2, 5, 0, 4], [2, 0, 3, 4], [0, 5, 3, 4]] {
+    for [batch, time, heads, d_head] in [[2, 5, 3, 0], [2, 6, 3, 0], [2, 5, 0, 4], [2, 0, 3, 4], [0, 5, 3, 4]]
+    {
         assert_like_the_reference(1e-6, |bench| {
             let op = AttentionForward {
                 lse: bench.normal(batch * time * heads),
+                scale: if time == 5 { 0.3 } else { f64::INFINITY },
                 ..attention(bench, batch, time, heads, d_head)
             };
             (op.into(), [op.out, op.lse].into())
@@ -445,6 +471,42 @@ fn what_inference_does_where_a_dimension_is_0_needs_no_reference() {
                 AttentionScores { qkv, scores, softmax: batch == 2, batch, time, heads, d_head, scale: 1.0 };
             (op.into(), [scores].into())
         });
+    }
+}
+
+#[test]
+fn where_no_row_is_live_no_dimension_is_too_large() {
+    let large = usize::MAX >> 8;
+    for isa in Isa::available() {
+        let mut bench = Bench::new(isa);
+        let (live, words, nothing) = (bench.words(&[0]), bench.words(&[]), bench.normal(0));
+        let sample = Sample {
+            live,
+            logits: nothing,
+            settings: words,
+            tokens: bench.words(&[1, 2]),
+            choices: words,
+            rows: 0,
+            vocab: large,
+        };
+        bench.cpu.run(&sample.into()).unwrap();
+        let attention = AttentionRows {
+            live,
+            slots: bench.words(&[0; 9]),
+            positions: bench.words(&[0; 9]),
+            qkv: bench.normal(27),
+            keys: nothing,
+            values: nothing,
+            out: bench.normal(9),
+            rows: 9,
+            slot_count: 0,
+            capacity: large,
+            heads: 1,
+            d_head: 1,
+            scale: 1.0,
+        };
+        bench.cpu.run(&attention.into()).unwrap();
+        assert_eq!(bench.cpu.fallbacks(), 0);
     }
 }
 

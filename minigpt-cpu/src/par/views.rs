@@ -2,13 +2,11 @@
 
 use core::slice;
 
+use minigpt_core::op::MAX_OPERANDS;
 use minigpt_core::{Buffer, Dtype, InvalidOp, Span};
 
 use crate::error::CpuError;
 use crate::memory::{Line, Memory, Storage};
-
-/// More than any op has operands.
-const MAX_VIEWS: usize = 16;
 
 /// The spans of one op as slices.
 ///
@@ -17,7 +15,7 @@ const MAX_VIEWS: usize = 16;
 /// the op's description was checked before.
 pub(crate) struct Views<'m, 'a> {
     memory: &'m mut Memory<'a>,
-    handed: [Handed; MAX_VIEWS],
+    handed: [Handed; MAX_OPERANDS],
     count: usize,
 }
 
@@ -42,7 +40,7 @@ impl Handed {
 impl<'m, 'a> Views<'m, 'a> {
     pub(crate) fn new(memory: &'m mut Memory<'a>) -> Self {
         let nothing = Handed { buffer: Buffer(0), start: 0, end: 0, write: false };
-        Views { memory, handed: [nothing; MAX_VIEWS], count: 0 }
+        Views { memory, handed: [nothing; MAX_OPERANDS], count: 0 }
     }
 
     /// f32 to read.

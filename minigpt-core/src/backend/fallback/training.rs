@@ -30,7 +30,7 @@ pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B
         Op::FinishStep(op) => finish(backend, op),
         Op::AdamW(op) => update(backend, op),
         Op::Fill(op) => backend.fill(op.to, op.value),
-        _ => Err(InvalidOp::Value { operand: "op" }.into()),
+        _ => Err(InvalidOp::NoKernel.into()),
     }
 }
 

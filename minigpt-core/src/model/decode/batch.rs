@@ -223,12 +223,13 @@ impl<B: Backend> Batch<B> {
         }
     }
 
-    /// Takes each sequence at most one piece further: as many of its [waiting](Batch::waiting) tokens as go through the model at
-    /// once. So neighbours wait for one pass at most for each long prompt, and every sequence moves on in every step.
+    /// Takes each sequence further by as many of its [waiting](Batch::waiting) tokens as go through the model at once, and no
+    /// more. So neighbours need not wait for the whole of a long prompt, and every sequence moves on in every step.
     ///
     /// Of a sequence that is through then, with nothing left that waits, the [logits](Batch::logits) are there; or if it
     /// [generates](Batch::generate), its next token, which waits in turn. A sequence that generates has no token in a step that
-    /// leaves some of its prompt waiting, or of its window, which runs anew after it was cut.
+    /// leaves some of its prompt waiting, or of its window, which runs anew after it was cut. Who feeds as many tokens as go
+    /// through at once before each step gets no logits while others wait from before: step again until none do.
     ///
     /// # Errors
     /// If the backend fails: then all sequences are as new.
@@ -236,13 +237,14 @@ impl<B: Backend> Batch<B> {
         self.chosen.clear();
         let (batch, vocab) = (self.slots.number(), self.model().config().vocab_size);
         let Batch { slots, members, logits, chosen, .. } = self;
-        let result = slots.run(|outcome| match outcome {
-            Outcome::Logits(slot, bytes) => {
-                let logits = logits[slot * vocab..].iter_mut();
-                for (logit, bytes) in logits.zip(bytes.chunks_exact(size_of::<B::Elem>())) {
-                    *logit = B::Elem::from_le_slice(bytes);
-                }
+        let mut keep = |slot: usize, bytes: &[u8]| {
+            let logits = logits[slot * vocab..].iter_mut();
+            for (logit, bytes) in logits.zip(bytes.chunks_exact(size_of::<B::Elem>())) {
+                *logit = B::Elem::from_le_slice(bytes);
             }
+        };
+        let result = slots.run(|outcome| match outcome {
+            Outcome::Logits(slot, bytes) => keep(slot, bytes),
             Outcome::Chosen(slot, token) => {
                 let member = &mut members[slot];
                 let Some(serial) = member.serial else { return };
@@ -252,6 +254,7 @@ impl<B: Backend> Batch<B> {
             }
             Outcome::Broken(slot, bytes) => {
                 let Some(serial) = members[slot].serial else { return };
+                keep(slot, bytes);
                 members[slot].left = 0;
                 let token = Err(what_is_broken::<B::Elem>(bytes));
                 chosen.push(Chosen { sequence: Sequence { batch, slot, serial }, token, ended: true });

@@ -50,10 +50,10 @@ impl Text {
         self.seen - self.cached
     }
 
-    /// How many of them run at once, where a pass takes at most `most`. Pieces end at multiples of that: where a window is cut
-    /// depends on itself and not on its neighbours.
+    /// How many of those that are due run at once, where a pass takes at most `most`. Pieces end at multiples of that: where a
+    /// window is cut depends on itself and not on its neighbours.
     fn piece(&self, most: usize) -> usize {
-        self.waiting().min(most - self.cached % most)
+        self.due.min(most - self.cached % most)
     }
 
     fn reset(&mut self) {
@@ -230,7 +230,7 @@ impl<B: Backend> Slots<B> {
     /// through.
     pub(super) fn run(&mut self, mut take: impl FnMut(Outcome<'_>)) -> Result<(), B::Error> {
         let most = self.workspace.plan.time;
-        self.texts.iter_mut().for_each(|text| text.due = text.piece(most));
+        self.texts.iter_mut().for_each(|text| text.due = text.waiting().min(most));
         while let Some(rows) = self.next_rows() {
             self.run_pass(rows)?;
             self.tell_choices(&mut take)?;
@@ -363,9 +363,10 @@ fn pieces(texts: &[Text], most: usize, mut tell: impl FnMut(usize, usize)) {
     let mut room = most;
     for choosing in [true, false] {
         for (slot, text) in texts.iter().enumerate().filter(|(_, text)| text.choice.is_some() == choosing) {
-            if (1..=room).contains(&text.due) {
-                room -= text.due;
-                tell(slot, text.due);
+            let count = text.piece(most);
+            if (1..=room).contains(&count) {
+                room -= count;
+                tell(slot, count);
             }
         }
     }

@@ -162,6 +162,10 @@ pub(in crate::ops) fn rows(context: &mut Context<'_, '_>, op: &AttentionRows) ->
     };
     let width = shape.d_model();
     let mut out = views.f32_mut("out", op.out.first(live * width))?;
+    // Without positions no row is live, however large the capacity.
+    if op.keys.len == 0 {
+        return Ok(());
+    }
     let each = scratch_floats(op);
     let threads = context.team.machine().threads;
     let scratch = context.scratch.floats(each.saturating_mul(threads))?;
