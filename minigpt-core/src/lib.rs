@@ -118,6 +118,8 @@ pub use config::{
 };
 pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;
+#[cfg(target_has_atomic = "ptr")]
+pub use memory::SharedBytes;
 pub use memory::{Buffer, Dtype, InvalidOp, Span};
 pub use model::{Batch, Chosen, Decoder, Model, Sequence};
 pub use op::{Op, OpKind};

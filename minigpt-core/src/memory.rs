@@ -1,11 +1,15 @@
 //! [`Dtype`], [`Buffer`], [`Span`]: how ops name the memory of a device. [`InvalidOp`]: what can be wrong with that.
 
 mod invalid;
+#[cfg(target_has_atomic = "ptr")]
+mod shared;
 mod table;
 
 use alloc::vec::Vec;
 
 pub use invalid::InvalidOp;
+#[cfg(target_has_atomic = "ptr")]
+pub use shared::SharedBytes;
 pub use table::BufferTable;
 
 /// How numbers are stored.

@@ -134,6 +134,8 @@ mod sync;
 
 use alloc::string::String;
 
+#[cfg(target_has_atomic = "ptr")]
+use minigpt_core::SharedBytes;
 use minigpt_core::backend::{Import, Imported, fall_back, fall_back_in_training, import_by_copy};
 use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Span};
 
@@ -433,6 +435,15 @@ impl Backend for Cpu<'_> {
         let sound = ops.iter().filter(|op| op.check(Dtype::F32).is_ok());
         let most = sound.map(|op| ops::scratch_floats(op, self.machine())).max().unwrap_or(0);
         context::whole_lines(most).saturating_mul(4)
+    }
+
+    /// Uses them where they lie if this processor can, as [`import`](Import::import) does.
+    #[cfg(target_has_atomic = "ptr")]
+    fn import_shared(&mut self, bytes: SharedBytes) -> Result<Imported, CpuError> {
+        match self.memory.share(&bytes) {
+            Some(shared) => shared.map(Imported::Borrowed),
+            None => import_by_copy(self, &bytes).map(Imported::Copied),
+        }
     }
 
     fn reserve(&mut self, bytes: usize) -> Result<(), CpuError> {

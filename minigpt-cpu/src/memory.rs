@@ -6,6 +6,8 @@
 
 use alloc::vec::Vec;
 
+#[cfg(target_has_atomic = "ptr")]
+use minigpt_core::SharedBytes;
 use minigpt_core::memory::BufferTable;
 use minigpt_core::{Buffer, InvalidOp};
 
@@ -30,6 +32,11 @@ pub(crate) fn lines(bytes: usize) -> Result<Vec<Line>, CpuError> {
     Ok(lines)
 }
 
+/// Whether this processor can use bytes of the program as they lie.
+pub(crate) fn is_usable(bytes: &[u8]) -> bool {
+    cfg!(target_endian = "little") && bytes.as_ptr().addr().is_multiple_of(4)
+}
+
 /// Where a buffer's bytes are.
 #[derive(Debug)]
 pub(crate) enum Storage<'a> {
@@ -42,6 +49,9 @@ pub(crate) enum Storage<'a> {
     },
     /// The program's, on a little-endian processor, aligned to four bytes.
     Borrowed(&'a [u8]),
+    /// The same, kept with their owner.
+    #[cfg(target_has_atomic = "ptr")]
+    Shared(SharedBytes),
 }
 
 /// All buffers, by number.
@@ -65,8 +75,13 @@ impl<'a> Memory<'a> {
 
     /// A buffer that is the program's own memory; `None` if this processor cannot use it as it lies.
     pub(crate) fn borrow(&mut self, bytes: &'a [u8]) -> Option<Result<Buffer, CpuError>> {
-        let usable = cfg!(target_endian = "little") && bytes.as_ptr().addr().is_multiple_of(4);
-        usable.then(|| self.insert(Storage::Borrowed(bytes)))
+        is_usable(bytes).then(|| self.insert(Storage::Borrowed(bytes)))
+    }
+
+    /// The same of bytes that come with their owner.
+    #[cfg(target_has_atomic = "ptr")]
+    pub(crate) fn share(&mut self, bytes: &SharedBytes) -> Option<Result<Buffer, CpuError>> {
+        is_usable(bytes).then(|| self.insert(Storage::Shared(bytes.clone())))
     }
 
     /// Frees a buffer.

@@ -6,11 +6,14 @@
 mod heap;
 
 use std::convert::Infallible;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use minigpt_core::checkpoint::{self, Contents, TensorSpec};
-use minigpt_core::{Checkpoint, Decoder, Dtype, GptConfig, Model, Plan, SampleConfig, Sampler, Tokenizer};
+use minigpt_core::{
+    Checkpoint, Decoder, Device, Dtype, GptConfig, Model, Plan, SampleConfig, Sampler, SharedBytes, Tokenizer,
+};
 use minigpt_cpu::Cpu;
 
 /// What is allocated is counted for the whole process, so the tests take turns.
@@ -76,6 +79,72 @@ fn what_is_not_aligned_is_copied_and_the_model_says_so() {
         assert_eq!(generate(&mut model, &[4, 0], 9), expected, "{skip} bytes off");
         assert_eq!(Model::load(cpu(), &checkpoint).unwrap().copied_bytes(), 0);
     }
+}
+
+/// A file that tells when it is let go.
+struct Owner {
+    bytes: Vec<u8>,
+    range: std::ops::Range<usize>,
+    gone: Arc<AtomicBool>,
+}
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[self.range.clone()]
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_model_keeps_the_file_that_it_was_given_and_lets_it_go() {
+    let _turn = TURN.lock().unwrap();
+    let borrowed = &mut Model::borrow(cpu(), &Checkpoint::open(&CHARS.0).unwrap()).unwrap();
+    let expected = generate(borrowed, &[1, 2], 9);
+    for (skip, is_copied) in [(0, false), (2, true)] {
+        let gone = Arc::new(AtomicBool::new(false));
+        let (bytes, range) = place(&CHARS.0, skip);
+        let file = SharedBytes::new(Owner { bytes, range, gone: Arc::clone(&gone) });
+        let device = Device::new(cpu());
+        let mut model = Model::share(&device, &file).unwrap();
+        drop(file);
+        assert_eq!(model.copied_bytes() > 0, is_copied);
+        assert_eq!(gone.load(Ordering::Relaxed), is_copied);
+        assert_eq!(generate(&mut model, &[1, 2], 9), expected);
+        let handle = model.clone();
+        drop(model);
+        assert_eq!(gone.load(Ordering::Relaxed), is_copied);
+        let name = handle.parameters().next().unwrap().0.name.clone();
+        let values = handle.parameter(&name).unwrap().unwrap();
+        assert!(handle.set_parameter(&name, &values).is_err());
+        drop(handle);
+        assert!(gone.load(Ordering::Relaxed));
+    }
+}
+
+#[test]
+fn a_file_that_changes_beneath_its_model_is_an_error() {
+    let _turn = TURN.lock().unwrap();
+    struct Cut(Vec<u8>, std::ops::Range<usize>, Arc<AtomicBool>);
+    impl AsRef<[u8]> for Cut {
+        fn as_ref(&self) -> &[u8] {
+            let whole = &self.0[self.1.clone()];
+            if self.2.load(Ordering::Relaxed) { &whole[..100] } else { whole }
+        }
+    }
+    let is_cut = Arc::new(AtomicBool::new(false));
+    let (bytes, range) = place(&CHARS.0, 0);
+    let model = Model::share(cpu(), &SharedBytes::new(Cut(bytes, range, Arc::clone(&is_cut)))).unwrap();
+    let mut decoder = Decoder::new(&model, 4).unwrap();
+    decoder.feed(&[1]).unwrap();
+    is_cut.store(true, Ordering::Relaxed);
+    assert!(decoder.feed(&[1]).is_err());
+    is_cut.store(false, Ordering::Relaxed);
+    decoder.feed(&[1]).unwrap();
 }
 
 #[test]

@@ -50,6 +50,8 @@ mod transfer;
 
 use core::fmt;
 
+#[cfg(target_has_atomic = "ptr")]
+use crate::memory::SharedBytes;
 use crate::memory::{Buffer, Dtype, InvalidOp, Span};
 use crate::op::{Op, OpKind};
 use crate::real::Real;
@@ -217,6 +219,16 @@ pub trait Backend {
         let _ = number;
     }
 
+    /// Brings in bytes that come with their owner. The default copies; a backend whose memory is the host's may use them
+    /// where they lie, read-only, and keep them until the buffer is released.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`] if a copy is needed and does not fit.
+    #[cfg(target_has_atomic = "ptr")]
+    fn import_shared(&mut self, bytes: SharedBytes) -> Result<Imported, Self::Error> {
+        import_by_copy(self, &bytes).map(Imported::Copied)
+    }
+
     /// Makes sure of at least so many bytes of scratch, so that no op allocates later.
     ///
     /// # Errors
@@ -227,7 +239,7 @@ pub trait Backend {
     }
 }
 
-/// What a backend made of bytes that it was to [import](Import::import).
+/// What a backend made of bytes that it was to [import](Import::import), with their owner or without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Imported {
     /// It uses them where they lie.

@@ -6,10 +6,12 @@ use super::place::{Place, Places, nowhere, read_into, write_tensor};
 use super::{Laid, Model};
 use crate::backend::{Allocation, Backend, Device, Import, Imported};
 use crate::checkpoint::{
-    self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, Training, Write,
+    self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, TensorView, Training, Write,
 };
 use crate::config::{ConfigError, GptConfig};
 use crate::error::{Error, out_of_memory};
+#[cfg(target_has_atomic = "ptr")]
+use crate::memory::SharedBytes;
 use crate::memory::{Buffer, Dtype, InvalidOp, Span, zeros};
 use crate::plan::{Parameters, Plan, Tensor};
 use crate::real::Real;
@@ -235,7 +237,37 @@ impl<B: Backend> Model<B> {
     where
         B: Import<'a>,
     {
-        let device = device.into();
+        Self::lent(&device.into(), checkpoint, |backend, tensor| backend.import(tensor.bytes))
+    }
+
+    /// As [`borrow`](Model::borrow), from bytes that the model keeps: so it may outlive whoever opened the file, and stand in a
+    /// struct of its own. The file is let go with the last handle on the model.
+    ///
+    /// # Errors
+    /// As [`borrow`](Model::borrow), or if the bytes are not a checkpoint.
+    ///
+    /// ```
+    /// use minigpt_core::{Model, Reference, SharedBytes};
+    /// fn open(file: Vec<u8>) -> Result<Model<Reference<f32>>, Box<dyn std::error::Error>> {
+    ///     // Or a mapped file, which costs no memory.
+    ///     Ok(Model::share(Reference::new(), &SharedBytes::new(file))?)
+    /// }
+    /// # assert!(open(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/embed/model.mgpt"))?).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(target_has_atomic = "ptr")]
+    pub fn share(device: impl Into<Device<B>>, file: &SharedBytes) -> Result<Self, Error<B::Error>> {
+        let checkpoint = Checkpoint::open(file)?;
+        Self::lent(&device.into(), &checkpoint, |backend, tensor| {
+            backend.import_shared(file.slice(tensor.offset..tensor.offset + tensor.bytes.len()))
+        })
+    }
+
+    fn lent<'a>(
+        device: &Device<B>,
+        checkpoint: &Checkpoint<'a>,
+        mut import: impl FnMut(&mut B, &TensorView<'a>) -> Result<Imported, B::Error>,
+    ) -> Result<Self, Error<B::Error>> {
         let tensors = checkpoint.parameters()?;
         let plan = Plan::inference(checkpoint.config(), B::Elem::DTYPE, 1, 1)?;
         let (mut spans, mut owned) = (Vec::with_capacity(tensors.len()), Vec::with_capacity(tensors.len()));
@@ -247,7 +279,7 @@ impl<B: Backend> Model<B> {
                 let (expected, found) = (B::Elem::DTYPE, tensor.dtype);
                 return Err(InvalidOp::Dtype { operand, expected, found }.into());
             }
-            let imported = device.lock().import(tensor.bytes).map_err(Error::Backend)?;
+            let imported = import(&mut device.lock(), tensor).map_err(Error::Backend)?;
             if let Imported::Copied(_) = imported {
                 copied += tensor.bytes.len();
             }
@@ -256,7 +288,7 @@ impl<B: Backend> Model<B> {
             owned.push(allocation);
         }
         let spans = in_order(&plan, spans);
-        Self::over(&device, Laid { plan, spans, owned, trainable: None, copied })
+        Self::over(device, Laid { plan, spans, owned, trainable: None, copied })
     }
 
     /// The same model on a device, its own or another, with its matrices stored as `dtype`: F16, Bf16, Q8_0, Q4_0, or the

@@ -6,6 +6,8 @@ use minigpt_core::op::MAX_OPERANDS;
 use minigpt_core::{Buffer, Dtype, InvalidOp, Span};
 
 use crate::error::CpuError;
+#[cfg(target_has_atomic = "ptr")]
+use crate::memory::is_usable;
 use crate::memory::{Line, Memory, Storage};
 
 /// The spans of one op as slices.
@@ -107,6 +109,17 @@ impl<'m, 'a> Views<'m, 'a> {
             Storage::Owned { lines, bytes } => (lines.as_mut_ptr().cast::<u8>(), *bytes),
             Storage::Borrowed(_) if write => return Err(InvalidOp::ReadOnly { operand }.into()),
             Storage::Borrowed(bytes) => (bytes.as_ptr().cast_mut(), bytes.len()),
+            #[cfg(target_has_atomic = "ptr")]
+            Storage::Shared(_) if write => return Err(InvalidOp::ReadOnly { operand }.into()),
+            #[cfg(target_has_atomic = "ptr")]
+            Storage::Shared(shared) => {
+                // Asked for once: an owner may have others each time, all of which it has for as long as it is borrowed, for 'm.
+                let bytes: &[u8] = shared;
+                if !is_usable(bytes) {
+                    return Err(InvalidOp::Misaligned { operand, offset: span.offset }.into());
+                }
+                (bytes.as_ptr().cast_mut(), bytes.len())
+            }
         };
         if end > size || address.is_null() {
             return Err(InvalidOp::OutOfBounds { operand, end, size }.into());
