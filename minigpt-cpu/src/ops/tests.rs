@@ -12,6 +12,7 @@ use minigpt_core::op::{
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Activation, Backend, Dtype, InvalidOp, Op, SampleConfig, Span};
 
+use super::weight::Weight;
 use crate::{Cpu, CpuError, Isa};
 
 /// A backend with operands on it, made from one stream of random numbers.
@@ -427,6 +428,7 @@ fn what_inference_does_where_a_dimension_is_0_needs_no_reference() {
         .into_iter()
         .flat_map(|rows| [true, false].map(|in_place| (rows, in_place)))
         .flat_map(|(rows, in_place)| [Dtype::F32, Dtype::Q8_0].map(|dtype| (rows, in_place, dtype)))
+        .filter(|&(_, _, dtype)| Weight::reads(dtype))
     {
         assert_like_the_reference(1e-6, |bench| {
             let y = bench.normal(rows * 37);
