@@ -8,7 +8,7 @@ use super::{check_tokens, read_weight};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::{
-    AttentionRows, CacheAppend, EmbeddingRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, OpKind,
+    AttentionRows, CacheAppend, EmbeddingRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, Op, OpKind,
     RotaryRows, Sample, SampleRow,
 };
 use crate::reference::attention::{attention_cached, cache_append};
@@ -22,9 +22,19 @@ fn live_rows<B: Backend + ?Sized>(backend: &mut B, live: Span, rows: usize) -> R
     Ok(live.first().map_or(0, |&live| rows.min(live as usize)))
 }
 
-/// Whether the live rows of an op go to the backend's kernel for whole ops.
-fn has_kernel<B: Backend + ?Sized>(backend: &B, kind: OpKind) -> bool {
-    backend.kernels().contains(&kind)
+/// Runs an op of the rows that are live, of which there are `rows`: by the backend's kernel for whole ops, if it has one.
+fn run_live<B: Backend + ?Sized, T: Copy + Into<Op>>(
+    backend: &mut B,
+    rows: usize,
+    op: T,
+    kind: OpKind,
+    reference: impl FnOnce(&mut B, &T) -> Result<(), B::Error>,
+) -> Result<(), B::Error> {
+    match rows {
+        0 => Ok(()),
+        _ if backend.kernels().contains(&kind) => backend.run(&op.into()),
+        _ => reference(backend, &op),
+    }
 }
 
 /// The first `live` words, each of which must be below `count`.
@@ -69,22 +79,12 @@ pub(super) fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingRows
 
 pub(super) fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormRows) -> Result<(), B::Error> {
     let rows = live_rows(backend, op.live, op.norm.rows)?;
-    let live = op.norm.first_rows(rows);
-    match rows {
-        0 => Ok(()),
-        _ if has_kernel(backend, OpKind::LayerNormForward) => backend.run(&live.into()),
-        _ => super::layernorm(backend, &live),
-    }
+    run_live(backend, rows, op.norm.first_rows(rows), OpKind::LayerNormForward, super::layernorm)
 }
 
 pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearRows) -> Result<(), B::Error> {
     let rows = live_rows(backend, op.live, op.linear.rows)?;
-    let live = op.linear.first_rows(rows);
-    match rows {
-        0 => Ok(()),
-        _ if has_kernel(backend, OpKind::LinearForward) => backend.run(&live.into()),
-        _ => super::linear(backend, &live),
-    }
+    run_live(backend, rows, op.linear.first_rows(rows), OpKind::LinearForward, super::linear)
 }
 
 pub(super) fn rotate<B: Backend + ?Sized>(backend: &mut B, op: &RotaryRows) -> Result<(), B::Error> {
