@@ -91,7 +91,7 @@ mod tests {
         let message = of_config(|c| (c.d_model, c.heads) = (d_model, heads));
         assert!(message.starts_with("--d-model 8 is not a multiple of --heads 3: every head"), "{message}");
         assert!(message.ends_with("try --heads 2 or --d-model 9"), "{message}");
-        let message = of_config(|c| (c.d_model, c.heads, c.position) = (9, 3, Position::Rotary));
+        let message = of_config(|c| (c.d_model, c.heads, c.position) = (9, 3, Position::ROTARY));
         assert!(message.ends_with("make --d-model / --heads even"), "{message}");
     }
 

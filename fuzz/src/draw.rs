@@ -2,7 +2,10 @@
 
 use arbitrary::{Result, Unstructured};
 use minigpt_core::config::schedule::{Decay, Schedule};
-use minigpt_core::{Activation, AttentionScale, GptConfig, Norm, Position, Recompute, TrainConfig};
+use minigpt_core::{
+    Activation, AttentionScale, Bias, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Recompute,
+    TrainConfig,
+};
 
 /// One of the values that settings have, or any float.
 pub(super) fn float(u: &mut Unstructured<'_>) -> Result<f64> {
@@ -58,19 +61,40 @@ pub(super) fn config(
         context: dimension(u)?,
         layers: dimension(u)?,
         heads,
+        kv_heads: if u.arbitrary()? { None } else { Some(dimension(u)?) },
+        d_head: if u.arbitrary()? { None } else { Some(dimension(u)?) },
         // Mostly a width that the heads divide.
         d_model: if u.arbitrary()? { dimension(u)? } else { heads.wrapping_mul(dimension(u)?) },
         d_ff: dimension(u)?,
-        position: *u.choose(&[Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None])?,
-        norm: *u.choose(&[Norm::Pre, Norm::Post, Norm::None])?,
+        prefix: if u.arbitrary()? { 0 } else { dimension(u)? },
+        position: match u.int_in_range(0..=3)? {
+            0 => Position::Learned,
+            1 => Position::Sinusoidal,
+            2 => Position::Rotary {
+                base: float(u)?,
+                pairing: *u.choose(&[Pairing::Adjacent, Pairing::Halves])?,
+            },
+            _ => Position::None,
+        },
+        mask: *u.choose(&[Mask::Causal, Mask::Prefix, Mask::None])?,
+        norm: *u.choose(&[Norm::Layer, Norm::Rms])?,
+        norm_place: *u.choose(&[NormPlace::Pre, NormPlace::Post, NormPlace::None])?,
+        qk_norm: u.arbitrary()?,
         attention_scale: match u.int_in_range(0..=2)? {
             0 => AttentionScale::InverseSqrt,
             1 => AttentionScale::None,
             _ => AttentionScale::Custom(float(u)?),
         },
         residual: u.arbitrary()?,
-        activation: *u.choose(&[Activation::GeluTanh, Activation::GeluErf, Activation::Relu])?,
-        bias: u.arbitrary()?,
+        activation: *u.choose(&[
+            Activation::GeluTanh,
+            Activation::GeluErf,
+            Activation::Relu,
+            Activation::ReluSquared,
+            Activation::Silu,
+        ])?,
+        gated: u.arbitrary()?,
+        bias: Bias { qkv: u.arbitrary()?, linear: u.arbitrary()?, norm: u.arbitrary()? },
         dropout: if u.arbitrary()? { 0.0 } else { float(u)? },
         tied_embeddings: u.arbitrary()?,
         norm_eps: if u.arbitrary()? { 1e-5 } else { float(u)? },

@@ -5,8 +5,8 @@ use core::convert::Infallible;
 use minigpt_core::checkpoint::{self, Contents, TensorSpec, TrainState, Training};
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, Norm, Plan, Position,
-    TrainConfig,
+    Activation, AnyTokenizer, AttentionScale, Bias, CharTokenizer, Dtype, GptConfig, NormPlace, Plan,
+    Position, TrainConfig,
 };
 
 /// Target, name and bytes of each. All checkpoints among them are valid.
@@ -38,8 +38,8 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     }
     all.push(("tokenizer_load", "bytes".into(), vec![3, 0]));
 
-    let positions = [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None];
-    let norms = [Norm::Pre, Norm::Post, Norm::None];
+    let positions = [Position::Learned, Position::Sinusoidal, Position::ROTARY, Position::None];
+    let norms = [NormPlace::Pre, NormPlace::Post, NormPlace::None];
     let dtypes = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0, Dtype::F64];
     for i in 0..12 {
         let config = GptConfig {
@@ -48,12 +48,12 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
             d_model: 2 + 2 * (i % 2),
             d_ff: 2 + i % 4,
             position: positions[i % 4],
-            norm: norms[i % 3],
+            norm_place: norms[i % 3],
             attention_scale: [AttentionScale::InverseSqrt, AttentionScale::None, AttentionScale::Custom(0.5)]
                 [i % 3],
             residual: i % 5 > 0,
             activation: [Activation::GeluErf, Activation::GeluTanh, Activation::Relu][i / 4],
-            bias: i % 2 > 0,
+            bias: [Bias::NONE, Bias::ALL][i % 2],
             dropout: if i % 4 == 1 { 0.1 } else { 0.0 },
             tied_embeddings: i % 3 > 0,
             ..GptConfig::new(5, 3)

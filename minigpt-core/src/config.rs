@@ -11,23 +11,72 @@ use core::fmt;
 pub use training::{Recompute, TrainConfig};
 
 /// How a position enters the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Position {
     /// A trained vector per position, added to the token's embedding (GPT-2).
     Learned,
     /// Fixed sines and cosines, added to the token's embedding (Vaswani et al. 2017, section 3.5).
     Sinusoidal,
-    /// Queries and keys are rotated by an angle that grows with the position (Su et al. 2021, RoFormer).
-    Rotary,
+    /// Queries and keys are rotated: pair i by the angle position * base^(-2i/D) (Su et al. 2021, RoFormer).
+    Rotary {
+        /// 10000 in the paper; larger for longer contexts, such as Llama 3's 500000.
+        base: f64,
+        /// Which elements of a head are a pair.
+        pairing: Pairing,
+    },
     /// Nothing: only the causal mask tells positions apart (Haviv et al. 2022).
     None,
 }
 
-/// Where layer norm stands in a block.
+impl Position {
+    /// Rotary positions as the paper has them.
+    pub const ROTARY: Position = Position::Rotary { base: 10_000.0, pairing: Pairing::Adjacent };
+
+    /// Whether queries and keys are rotated.
+    pub const fn is_rotary(self) -> bool {
+        matches!(self, Position::Rotary { .. })
+    }
+}
+
+/// Which elements of a head rotary positions turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Pairing {
+    /// Elements 2i and 2i + 1 (the paper; GPT-J; Meta's own Llama).
+    Adjacent,
+    /// Elements i and i + D/2 (GPT-NeoX; Llama and its kin in Hugging Face's files).
+    Halves,
+}
+
+/// Which positions a query sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Mask {
+    /// Those up to its own (GPT-2).
+    Causal,
+    /// Those of the whole [prefix](GptConfig::prefix), and those up to its own: the prefix sees itself both ways
+    /// (Liu et al. 2018, arXiv:1801.10198, and PaliGemma, Beyer et al. 2024, arXiv:2407.07726, section 3.1).
+    Prefix,
+    /// All (BERT). A model that is trained to tell the next token sees it then: an experiment, and an encoder for a loss of
+    /// one's own.
+    None,
+}
+
+/// How a vector is brought to a common size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Norm {
+    /// (x - mean) / sqrt(variance + eps) (Ba et al. 2016; GPT-2).
+    Layer,
+    /// x / sqrt(mean of x^2 + eps): no mean is taken away (Zhang and Sennrich 2019; Llama).
+    Rms,
+}
+
+/// Where the norms stand in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NormPlace {
     /// Before each sub-layer, and once more before the head (GPT-2; Xiong et al. 2020).
     Pre,
     /// After each residual addition (Vaswani et al. 2017; GPT-1). There is no final norm: the last block ends in one.
@@ -58,6 +107,28 @@ pub enum Activation {
     GeluErf,
     /// max(x, 0).
     Relu,
+    /// max(x, 0)^2 (So et al. 2021, Primer).
+    ReluSquared,
+    /// x / (1 + exp(-x)), also called swish (Elfwing et al. 2017; gated in Llama).
+    Silu,
+}
+
+/// Which layers add a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Bias {
+    /// The layer that makes queries, keys and values.
+    pub qkv: bool,
+    /// The other linear layers of a block. The head never has one.
+    pub linear: bool,
+    /// The norms.
+    pub norm: bool,
+}
+
+impl Bias {
+    /// Every layer (GPT-2).
+    pub const ALL: Bias = Bias { qkv: true, linear: true, norm: true };
+    /// No layer (Llama).
+    pub const NONE: Bias = Bias { qkv: false, linear: false, norm: false };
 }
 
 /// The shape of a GPT. Plain data: change fields freely, [`validate`](GptConfig::validate) is the only gate.
@@ -79,30 +150,46 @@ pub struct GptConfig {
     pub context: usize,
     /// How many blocks.
     pub layers: usize,
-    /// Attention heads per block (H); divides `d_model`.
+    /// Attention heads per block (H).
     pub heads: usize,
+    /// Heads of keys and values per block (K), each of which serves `heads / kv_heads` heads of queries (Ainslie et al. 2023,
+    /// arXiv:2305.13245); divides `heads`. `None`: as many as `heads`.
+    pub kv_heads: Option<usize>,
     /// Width of the residual stream (C).
     pub d_model: usize,
-    /// Width of the feed-forward layer (F), by custom 4 times `d_model`.
+    /// Width of a head (D). `None`: `d_model / heads`, which `heads` must divide then.
+    pub d_head: Option<usize>,
+    /// Width of the feed-forward layer (F), by custom 4 times `d_model`, or 8/3 of it if `gated`.
     pub d_ff: usize,
+    /// How many given vectors stand before the tokens, such as those of an image (P). They take up positions of the context.
+    pub prefix: usize,
     /// How a position enters the model.
     pub position: Position,
-    /// Where layer norm stands.
+    /// Which positions a query sees.
+    pub mask: Mask,
+    /// What kind of norms they are.
     pub norm: Norm,
+    /// Where the norms stand.
+    pub norm_place: NormPlace,
+    /// Whether each head's queries and keys go through a norm of that kind too (Dehghani et al. 2023, arXiv:2302.05442; Qwen3).
+    pub qk_norm: bool,
     /// The factor on the attention scores.
     pub attention_scale: AttentionScale,
     /// Whether each sub-layer's input is added to its output.
     pub residual: bool,
     /// The non-linearity of the feed-forward layer.
     pub activation: Activation,
-    /// Whether linear layers and norms have a bias.
-    pub bias: bool,
+    /// Whether the activation's result is multiplied by a second linear layer's: activation(x W) * (x V) (Shazeer 2020,
+    /// arXiv:2002.05202; with SiLU it is called SwiGLU).
+    pub gated: bool,
+    /// Which layers have a bias.
+    pub bias: Bias,
     /// Probability of dropping an element, in training only: of the embeddings, of the attention weights and of
     /// each sub-layer's output.
     pub dropout: f64,
     /// Whether the head is the token embedding, transposed (Press and Wolf 2017).
     pub tied_embeddings: bool,
-    /// Added to the variance under layer norm's square root.
+    /// Added under the norm's square root.
     pub norm_eps: f64,
 }
 
@@ -115,14 +202,21 @@ impl GptConfig {
             context,
             layers: 4,
             heads: 4,
+            kv_heads: None,
             d_model: 128,
+            d_head: None,
             d_ff: 512,
+            prefix: 0,
             position: Position::Learned,
-            norm: Norm::Pre,
+            mask: Mask::Causal,
+            norm: Norm::Layer,
+            norm_place: NormPlace::Pre,
+            qk_norm: false,
             attention_scale: AttentionScale::InverseSqrt,
             residual: true,
             activation: Activation::GeluErf,
-            bias: false,
+            gated: false,
+            bias: Bias::NONE,
             dropout: 0.0,
             tied_embeddings: true,
             norm_eps: 1e-5,
@@ -134,7 +228,28 @@ impl GptConfig {
     /// # Panics
     /// If `heads` is 0, which [`validate`](GptConfig::validate) refuses.
     pub fn d_head(&self) -> usize {
-        self.d_model / self.heads
+        self.d_head.unwrap_or(self.d_model / self.heads)
+    }
+
+    /// Heads of keys and values (K).
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads.unwrap_or(self.heads)
+    }
+
+    /// Width of the heads of queries side by side, H D: what attention gives for a token.
+    ///
+    /// # Panics
+    /// As [`d_head`](GptConfig::d_head).
+    pub fn d_attention(&self) -> usize {
+        self.heads * self.d_head()
+    }
+
+    /// Width of queries, keys and values side by side, (H + 2K) D.
+    ///
+    /// # Panics
+    /// As [`d_head`](GptConfig::d_head).
+    pub fn d_qkv(&self) -> usize {
+        (self.heads + 2 * self.kv_heads()) * self.d_head()
     }
 
     /// The factor on the scores, as a number.
@@ -156,7 +271,9 @@ impl GptConfig {
             ("context", self.context),
             ("layers", self.layers),
             ("heads", self.heads),
+            ("kv_heads", self.kv_heads()),
             ("d_model", self.d_model),
+            ("d_head", self.d_head.unwrap_or(1)),
             ("d_ff", self.d_ff),
         ] {
             if value == 0 {
@@ -167,12 +284,31 @@ impl GptConfig {
                 return Err(ConfigError::TooLarge { field });
             }
         }
-        if !self.d_model.is_multiple_of(self.heads) {
+        if self.d_head.is_none() && !self.d_model.is_multiple_of(self.heads) {
             return Err(ConfigError::HeadsDoNotDivide { d_model: self.d_model, heads: self.heads });
         }
-        if self.position == Position::Rotary && !self.d_head().is_multiple_of(2) {
-            return Err(ConfigError::OddRotaryHead { d_head: self.d_head() });
+        let heads = self.heads.checked_add(self.kv_heads().saturating_mul(2));
+        if heads.and_then(|heads| heads.checked_mul(self.d_head())).is_none() {
+            return Err(ConfigError::TooLarge { field: "heads * d_head" });
         }
+        if !self.heads.is_multiple_of(self.kv_heads()) {
+            return Err(ConfigError::KvHeadsDoNotDivide { heads: self.heads, kv_heads: self.kv_heads() });
+        }
+        if let Position::Rotary { base, .. } = self.position {
+            if !self.d_head().is_multiple_of(2) {
+                return Err(ConfigError::OddRotaryHead { d_head: self.d_head() });
+            }
+            if !(base.is_finite() && base > 0.0) {
+                return Err(ConfigError::RotaryBase { base });
+            }
+        }
+        if self.prefix >= self.context {
+            return Err(ConfigError::PrefixFillsContext { prefix: self.prefix, context: self.context });
+        }
+        if self.mask == Mask::Prefix && self.prefix == 0 {
+            return Err(ConfigError::NoPrefixToSee);
+        }
+        self.refuse_what_is_not_there_yet()?;
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(ConfigError::Dropout { dropout: self.dropout });
         }
@@ -183,6 +319,29 @@ impl GptConfig {
             && !scale.is_finite()
         {
             return Err(ConfigError::Scale { scale });
+        }
+        Ok(())
+    }
+}
+
+impl GptConfig {
+    fn refuse_what_is_not_there_yet(&self) -> Result<(), ConfigError> {
+        let plain = GptConfig::new(1, 1);
+        let rotary = self.position.is_rotary() && self.position != Position::ROTARY;
+        for (field, given) in [
+            ("kv_heads", self.kv_heads() != self.heads),
+            ("d_head", self.d_attention() != self.d_model),
+            ("position", rotary),
+            ("mask", self.mask != plain.mask),
+            ("prefix", self.prefix != 0),
+            ("norm", self.norm != plain.norm),
+            ("qk_norm", self.qk_norm),
+            ("gated", self.gated),
+            ("activation", matches!(self.activation, Activation::ReluSquared | Activation::Silu)),
+        ] {
+            if given {
+                return Err(ConfigError::NotYet { field });
+            }
         }
         Ok(())
     }
@@ -216,6 +375,27 @@ pub enum ConfigError {
         /// Number of heads.
         heads: usize,
     },
+    /// The heads of queries cannot share those of keys and values evenly.
+    KvHeadsDoNotDivide {
+        /// Heads of queries.
+        heads: usize,
+        /// Heads of keys and values.
+        kv_heads: usize,
+    },
+    /// The given vectors leave no position to a token.
+    PrefixFillsContext {
+        /// Given vectors.
+        prefix: usize,
+        /// The model's context.
+        context: usize,
+    },
+    /// A prefix mask without a prefix.
+    NoPrefixToSee,
+    /// The base of rotary positions is not positive.
+    RotaryBase {
+        /// The value given.
+        base: f64,
+    },
     /// Rotary positions turn pairs of elements, so a head's width must be even.
     OddRotaryHead {
         /// Width of a head.
@@ -231,11 +411,23 @@ pub enum ConfigError {
         /// The value given.
         norm_eps: f64,
     },
+    /// A value that no pass is written for yet.
+    NotYet {
+        /// The field's name.
+        field: &'static str,
+    },
     /// The attention scale is not a number.
     Scale {
         /// The value given.
         scale: f64,
     },
+}
+
+/// The largest divisor of `n` that is at most `most`.
+fn largest_divisor(n: usize, most: usize) -> usize {
+    // Divisors come in pairs about the root: a config from a stranger's file may be in the billions.
+    let pairs = (1..=n.isqrt()).flat_map(|d| [d, n / d]);
+    pairs.filter(|d| *d <= most && n.is_multiple_of(*d)).max().unwrap_or(1)
 }
 
 impl fmt::Display for ConfigError {
@@ -251,15 +443,32 @@ impl fmt::Display for ConfigError {
                  or a model with a longer context"
             ),
             ConfigError::HeadsDoNotDivide { d_model, heads } => {
-                // Divisors come in pairs about the root: a config from a stranger's file may be in the billions.
-                let pairs = (1..=d_model.isqrt()).flat_map(|d| [d, d_model / d]);
-                let fewer = pairs.filter(|h| *h < heads && d_model.is_multiple_of(*h)).max().unwrap_or(1);
                 write!(
                     f,
                     "d_model {d_model} is not a multiple of heads {heads}: every head needs the same width; \
-                     try heads {fewer} or d_model {}",
+                     try heads {} or d_model {}",
+                    largest_divisor(d_model, heads),
                     d_model.div_ceil(heads).saturating_mul(heads)
                 )
+            }
+            ConfigError::KvHeadsDoNotDivide { heads, kv_heads } => write!(
+                f,
+                "heads {heads} is not a multiple of kv_heads {kv_heads}: each head of keys and values serves as many \
+                 heads of queries; try kv_heads {}",
+                largest_divisor(heads, kv_heads)
+            ),
+            ConfigError::PrefixFillsContext { prefix, context } => write!(
+                f,
+                "a prefix of {prefix} leaves no position of the context of {context} to a token: make the context \
+                 longer, by as many tokens as a text has"
+            ),
+            ConfigError::NoPrefixToSee => write!(
+                f,
+                "the mask is Prefix and the prefix is 0: set `prefix` to the number of given vectors, or the mask to \
+                 Causal"
+            ),
+            ConfigError::RotaryBase { base } => {
+                write!(f, "rotary base {base} is not positive: 10000 is common")
             }
             ConfigError::OddRotaryHead { d_head } => write!(
                 f,
@@ -270,6 +479,9 @@ impl fmt::Display for ConfigError {
             }
             ConfigError::NormEps { norm_eps } => {
                 write!(f, "norm_eps {norm_eps} is not positive: 1e-5 is common")
+            }
+            ConfigError::NotYet { field } => {
+                write!(f, "this value of {field} is not there yet: take another")
             }
             ConfigError::Scale { scale } => write!(f, "attention scale {scale} is not a finite number"),
         }

@@ -114,7 +114,8 @@ pub use backend::{Backend, BackendError, Device, ErrorKind, Import, Imported, Re
 pub use checkpoint::Checkpoint;
 pub use config::schedule::{Decay, Schedule};
 pub use config::{
-    Activation, AttentionScale, ConfigError, GptConfig, Norm, Position, Recompute, TrainConfig,
+    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position,
+    Recompute, TrainConfig,
 };
 pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;

@@ -8,7 +8,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::config::{ConfigError, GptConfig, Norm, Position, Recompute};
+use crate::config::{ConfigError, GptConfig, NormPlace, Position, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
 use crate::op::{SampleRow, counter, scalar};
 
@@ -490,7 +490,7 @@ impl Plan {
         let mut constants = Layout::new(elem, "constants");
         let position_table = match config.position {
             Position::Sinusoidal => Some(constants.push(&[config.context, config.d_model])?),
-            Position::Rotary => Some(constants.push(&[config.context, config.d_head()])?),
+            Position::Rotary { .. } => Some(constants.push(&[config.context, config.d_head()])?),
             Position::Learned | Position::None => None,
         };
 
@@ -603,26 +603,26 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
     let nowhere = Region { offset: 0, len: 0 };
     let tensor = |name: String, rows, cols, init| Tensor { name, rows, cols, init, region: nowhere };
     let qkv_rows = c.checked_mul(3).ok_or(ConfigError::TooLarge { field: "d_model" })?;
-    let linear = |name: String, rows, cols, init| Affine {
-        bias: config.bias.then(|| tensor(format!("{name}.bias"), 1, rows, Init::Zeros)),
+    let linear = |name: String, bias: bool, rows, cols, init| Affine {
+        bias: bias.then(|| tensor(format!("{name}.bias"), 1, rows, Init::Zeros)),
         weight: tensor(format!("{name}.weight"), rows, cols, init),
     };
     let norm = |name: String| Affine {
-        bias: config.bias.then(|| tensor(format!("{name}.bias"), 1, c, Init::Zeros)),
+        bias: config.bias.norm.then(|| tensor(format!("{name}.bias"), 1, c, Init::Zeros)),
         weight: tensor(format!("{name}.weight"), 1, c, Init::Ones),
     };
-    let has_norms = config.norm != Norm::None;
+    let has_norms = config.norm_place != NormPlace::None;
     let mut blocks = Vec::new();
     // The number of layers may come from a stranger's file.
     blocks.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
     for i in 0..config.layers {
         blocks.push(BlockParameters {
             norm1: has_norms.then(|| norm(format!("h.{i}.ln_1"))),
-            qkv: linear(format!("h.{i}.attn.c_attn"), qkv_rows, c, Init::Normal),
-            attention_out: linear(format!("h.{i}.attn.c_proj"), c, c, Init::Residual),
+            qkv: linear(format!("h.{i}.attn.c_attn"), config.bias.qkv, qkv_rows, c, Init::Normal),
+            attention_out: linear(format!("h.{i}.attn.c_proj"), config.bias.linear, c, c, Init::Residual),
             norm2: has_norms.then(|| norm(format!("h.{i}.ln_2"))),
-            up: linear(format!("h.{i}.mlp.c_fc"), f, c, Init::Normal),
-            down: linear(format!("h.{i}.mlp.c_proj"), c, f, Init::Residual),
+            up: linear(format!("h.{i}.mlp.c_fc"), config.bias.linear, f, c, Init::Normal),
+            down: linear(format!("h.{i}.mlp.c_proj"), config.bias.linear, c, f, Init::Residual),
         });
     }
     let all = Parameters {
@@ -630,7 +630,7 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
         position_embedding: (config.position == Position::Learned)
             .then(|| tensor("wpe.weight".into(), config.context, c, Init::Normal)),
         blocks,
-        final_norm: (config.norm == Norm::Pre).then(|| norm("ln_f".into())),
+        final_norm: (config.norm_place == NormPlace::Pre).then(|| norm("ln_f".into())),
         head: (!config.tied_embeddings).then(|| tensor("lm_head.weight".into(), v, c, Init::Normal)),
     };
 

@@ -11,8 +11,9 @@ use minigpt_core::backend::fall_back;
 use minigpt_core::model::Sequence;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Activation, Backend, Batch, Buffer, Chosen, Decoder, Device, Dtype, Error, GptConfig, Model, Norm, Op,
-    OpKind, Position, Real, Reference, ReferenceError, SampleConfig, SampleError, Sampler, Span,
+    Activation, Backend, Batch, Bias, Buffer, Chosen, Decoder, Device, Dtype, Error, GptConfig, Model,
+    NormPlace, Op, OpKind, Position, Real, Reference, ReferenceError, SampleConfig, SampleError, Sampler,
+    Span,
 };
 
 const VOCAB: usize = 13;
@@ -21,10 +22,10 @@ const CONTEXT: usize = 9;
 fn configs() -> Vec<GptConfig> {
     let base = GptConfig { layers: 2, heads: 2, d_model: 8, d_ff: 12, ..GptConfig::new(VOCAB, CONTEXT) };
     vec![
-        GptConfig { bias: true, ..base.clone() },
-        GptConfig { norm: Norm::Post, position: Position::Rotary, ..base.clone() },
+        GptConfig { bias: Bias::ALL, ..base.clone() },
+        GptConfig { norm_place: NormPlace::Post, position: Position::ROTARY, ..base.clone() },
         GptConfig {
-            norm: Norm::None,
+            norm_place: NormPlace::None,
             residual: false,
             position: Position::Sinusoidal,
             tied_embeddings: false,

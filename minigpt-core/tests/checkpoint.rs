@@ -10,8 +10,8 @@ use minigpt_core::checkpoint::{
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Activation, AttentionScale, ByteTokenizer, ConfigError, Dtype, GptConfig, Norm, Plan, Position,
-    TokenizerError,
+    Activation, AttentionScale, Bias, ByteTokenizer, ConfigError, Dtype, GptConfig, NormPlace, Plan,
+    Position, TokenizerError,
 };
 use support::*;
 
@@ -53,13 +53,14 @@ fn everything_comes_back() {
 
 #[test]
 fn every_kind_of_config_comes_back() {
-    let base = GptConfig { d_model: 8, d_ff: 5, bias: true, residual: false, ..GptConfig::new(300, 70_000) };
+    let base =
+        GptConfig { d_model: 8, d_ff: 5, bias: Bias::ALL, residual: false, ..GptConfig::new(300, 70_000) };
     let mut configs = vec![base.clone(), GptConfig { norm_eps: 1e-12, layers: 1_000_000, ..base.clone() }];
-    for position in [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None] {
+    for position in [Position::Learned, Position::Sinusoidal, Position::ROTARY, Position::None] {
         configs.push(GptConfig { position, ..base.clone() });
     }
-    for norm in [Norm::Pre, Norm::Post, Norm::None] {
-        configs.push(GptConfig { norm, ..base.clone() });
+    for norm_place in [NormPlace::Pre, NormPlace::Post, NormPlace::None] {
+        configs.push(GptConfig { norm_place, ..base.clone() });
     }
     for attention_scale in
         [AttentionScale::InverseSqrt, AttentionScale::None, AttentionScale::Custom(-0.0625)]

@@ -65,7 +65,7 @@ fn each_limit_is_the_largest_that_is_allowed_and_its_error_names_it() {
 
 #[test]
 fn a_context_that_its_bytes_do_not_justify_is_refused_before_memory_is_asked_for() {
-    for position in [Position::None, Position::Rotary, Position::Sinusoidal] {
+    for position in [Position::None, Position::ROTARY, Position::Sinusoidal] {
         let config =
             GptConfig { layers: 1, heads: 1, d_model: 8, d_ff: 8, position, ..GptConfig::new(5, 64) };
         let model = Model::new(Reference::<f32>::new(), config.clone(), 1).unwrap();

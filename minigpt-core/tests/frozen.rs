@@ -17,8 +17,8 @@ use minigpt_core::plan::Tensor;
 use minigpt_core::rng::{self, Rng};
 use minigpt_core::train::Sums;
 use minigpt_core::{
-    Backend, Checkpoint, Dtype, Error, GptConfig, Model, Norm, Op, OpKind, Plan, Recompute, Reference,
-    ReferenceError, TrainConfig, Trainer, Windows,
+    Backend, Bias, Checkpoint, Dtype, Error, GptConfig, Model, NormPlace, Op, OpKind, Plan, Recompute,
+    Reference, ReferenceError, TrainConfig, Trainer, Windows,
 };
 use small::Small;
 
@@ -153,9 +153,11 @@ fn names(program: &Program) -> Vec<String> {
 
 #[test]
 fn the_backward_pass_ends_where_nothing_below_is_trained() {
-    let config = GptConfig { layers: 3, heads: 2, d_model: 8, d_ff: 12, bias: true, ..GptConfig::new(11, 8) };
-    for (norm, recompute) in [(Norm::Pre, Recompute::Cheap), (Norm::Post, Recompute::Nothing)] {
-        let config = GptConfig { norm, ..config.clone() };
+    let config =
+        GptConfig { layers: 3, heads: 2, d_model: 8, d_ff: 12, bias: Bias::ALL, ..GptConfig::new(11, 8) };
+    for (norm_place, recompute) in [(NormPlace::Pre, Recompute::Cheap), (NormPlace::Post, Recompute::Nothing)]
+    {
+        let config = GptConfig { norm_place, ..config.clone() };
         let plan = Plan::training_with(&config, Dtype::F32, 2, 8, recompute).unwrap();
         let program = |frozen: fn(&Tensor) -> bool| plan.clone().freezing(frozen).program().unwrap();
         let whole = program(|_| false);
@@ -169,8 +171,8 @@ fn the_backward_pass_ends_where_nothing_below_is_trained() {
 
         // Only the last layer of a block: not even its own other half.
         let down = program(|t| t.name != "h.1.mlp.c_proj.weight");
-        let expected: &[&str] = match norm {
-            Norm::Pre => &["head", "final_norm"],
+        let expected: &[&str] = match norm_place {
+            NormPlace::Pre => &["head", "final_norm"],
             _ => &["head", "h.2.feed_forward.norm"],
         };
         let found = names(&down);
@@ -289,7 +291,7 @@ fn a_run_with_frozen_parameters_resumes_bit_for_bit_and_keeps_them_frozen() {
         d_model: 8,
         d_ff: 12,
         dropout: 0.2,
-        bias: true,
+        bias: Bias::ALL,
         ..GptConfig::new(7, 6)
     };
     let text = text(7);

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use load::{Golden, Tensor};
 use minigpt_core::op::IGNORE;
-use minigpt_core::{Dtype, Plan, Reference};
+use minigpt_core::{Bias, Dtype, Plan, Reference};
 
 /// The values of every variant of a config, as text.
 fn variants(golden: &Golden) -> Vec<String> {
@@ -23,7 +23,7 @@ fn variants(golden: &Golden) -> Vec<String> {
         format!("attention_scale {}", scale.split('(').next().unwrap()),
         format!("activation {:?}", c.activation),
         format!("residual {}", c.residual),
-        format!("bias {}", c.bias),
+        format!("bias {}", c.bias == Bias::ALL),
         format!("tied_embeddings {}", c.tied_embeddings),
     ]
 }

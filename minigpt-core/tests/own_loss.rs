@@ -13,7 +13,7 @@ use minigpt_core::model::Extras;
 use minigpt_core::op::IGNORE;
 use minigpt_core::train::{LossError, Piece, PieceLoss};
 use minigpt_core::{
-    Backend, Checkpoint, Decoder, Error, GptConfig, Model, Recompute, Reference, TrainConfig, Trainer,
+    Backend, Bias, Checkpoint, Decoder, Error, GptConfig, Model, Recompute, Reference, TrainConfig, Trainer,
 };
 use small::Small;
 
@@ -154,7 +154,7 @@ fn the_gradient_of_another_loss_matches_finite_differences() {
             heads: 2,
             d_model: 8,
             d_ff: 12,
-            bias: true,
+            bias: Bias::ALL,
             tied_embeddings,
             ..GptConfig::new(7, 5)
         };

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use minigpt_core::op::Program;
 use minigpt_core::probe::Recording;
 use minigpt_core::{
-    Backend, Decoder, Dtype, EvalWindows, GptConfig, Model, Norm, Op, Plan, Position, Recompute, Reference,
-    ReferenceError, TrainConfig, Trainer, Windows,
+    Backend, Bias, Decoder, Dtype, EvalWindows, GptConfig, Model, NormPlace, Op, Plan, Position, Recompute,
+    Reference, ReferenceError, TrainConfig, Trainer, Windows,
 };
 
 /// The reference, which takes 16 rows at once, remembers what it ran, and refuses an op for which it has reserved too little
@@ -51,9 +51,9 @@ impl Backend for Recorder {
 fn configs() -> Vec<GptConfig> {
     let base = GptConfig { layers: 2, heads: 2, d_model: 8, d_ff: 12, ..GptConfig::new(11, 8) };
     vec![
-        GptConfig { dropout: 0.1, bias: true, ..base.clone() },
-        GptConfig { norm: Norm::Post, position: Position::Rotary, ..base.clone() },
-        GptConfig { norm: Norm::None, residual: false, tied_embeddings: false, ..base },
+        GptConfig { dropout: 0.1, bias: Bias::ALL, ..base.clone() },
+        GptConfig { norm_place: NormPlace::Post, position: Position::ROTARY, ..base.clone() },
+        GptConfig { norm_place: NormPlace::None, residual: false, tied_embeddings: false, ..base },
     ]
 }
 

@@ -6,13 +6,13 @@ mod small;
 use minigpt_core::model::Extras;
 use minigpt_core::op::IGNORE;
 use minigpt_core::train::Sums;
-use minigpt_core::{Error, GptConfig, InvalidOp, Model, Reference, TrainConfig, Trainer};
+use minigpt_core::{Bias, Error, GptConfig, InvalidOp, Model, Reference, TrainConfig, Trainer};
 use small::Small;
 
 const TIME: usize = 4;
 
 fn config() -> GptConfig {
-    GptConfig { layers: 2, heads: 2, d_model: 6, d_ff: 9, bias: true, ..GptConfig::new(11, TIME) }
+    GptConfig { layers: 2, heads: 2, d_model: 6, d_ff: 9, bias: Bias::ALL, ..GptConfig::new(11, TIME) }
 }
 
 /// One that clips, so that the norm must be that of all ranks together.

@@ -8,7 +8,7 @@ use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::data::EvalWindows;
 use minigpt_core::model::Extras;
 use minigpt_core::{
-    Dtype, GptConfig, Model, Norm, Plan, Real, Recompute, Reference, TrainConfig, Trainer, Windows,
+    Dtype, GptConfig, Model, NormPlace, Plan, Real, Recompute, Reference, TrainConfig, Trainer, Windows,
 };
 
 const ALL: [Recompute; 3] = [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks];
@@ -86,14 +86,14 @@ fn a_run_may_go_on_with_another_setting_and_gives_the_same_bits() {
 
 #[test]
 fn each_setting_takes_less_than_the_one_before() {
-    for norm in [Norm::Pre, Norm::Post, Norm::None] {
+    for norm_place in [NormPlace::Pre, NormPlace::Post, NormPlace::None] {
         let config =
-            GptConfig { layers: 6, heads: 6, d_model: 96, d_ff: 384, norm, ..GptConfig::new(65, 32) };
+            GptConfig { layers: 6, heads: 6, d_model: 96, d_ff: 384, norm_place, ..GptConfig::new(65, 32) };
         let [nothing, cheap, blocks] = ALL.map(|recompute| {
             Plan::training_with(&config, Dtype::F32, 8, 32, recompute).unwrap().bytes.activations as f64
         });
-        assert!(cheap < 0.85 * nothing, "{norm:?}: {cheap} of {nothing}");
-        assert!(blocks < 0.5 * cheap, "{norm:?}: {blocks} of {cheap}");
+        assert!(cheap < 0.85 * nothing, "{norm_place:?}: {cheap} of {nothing}");
+        assert!(blocks < 0.5 * cheap, "{norm_place:?}: {blocks} of {cheap}");
     }
 }
 

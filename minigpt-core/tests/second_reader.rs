@@ -17,7 +17,7 @@ use std::process::Command;
 use minigpt_core::checkpoint::Role;
 use minigpt_core::model::Extras;
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, GptConfig, Model, Norm, Position,
+    Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, GptConfig, Model, NormPlace, Position,
     Reference, TrainConfig, Trainer,
 };
 use models::TOKENS;
@@ -52,12 +52,12 @@ fn as_json(config: &GptConfig) -> Value {
         "position": match config.position {
             Position::Learned => "learned",
             Position::Sinusoidal => "sinusoidal",
-            Position::Rotary => "rotary",
+            Position::Rotary { .. } => "rotary",
             _ => "none",
         },
-        "norm": match config.norm {
-            Norm::Pre => "pre",
-            Norm::Post => "post",
+        "norm": match config.norm_place {
+            NormPlace::Pre => "pre",
+            NormPlace::Post => "post",
             _ => "none",
         },
         "scale": match config.attention_scale {

@@ -7,7 +7,8 @@ use minigpt_core::model::Extras;
 use minigpt_core::op::IGNORE;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    CharTokenizer, Decoder, Error, GptConfig, Model, Reference, SampleConfig, Sampler, TrainConfig, Trainer,
+    Bias, CharTokenizer, Decoder, Error, GptConfig, Model, Reference, SampleConfig, Sampler, TrainConfig,
+    Trainer,
 };
 
 fn small() -> GptConfig {
@@ -44,7 +45,7 @@ fn saved(trainer: &mut Trainer<Reference<f32>>) -> Vec<u8> {
 #[test]
 fn resume_is_bit_exact() {
     for (dropout, accumulation) in [(0.0, 1), (0.3, 2)] {
-        let config = GptConfig { dropout, bias: true, ..small() };
+        let config = GptConfig { dropout, bias: Bias::ALL, ..small() };
         let settings = TrainConfig { accumulation, ..settings() };
         let text = text(300);
         let windows = Windows::new(&text, 8).unwrap();

@@ -4,7 +4,7 @@
 
 use minigpt_core::model::Sequence;
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Batch, Decoder, GptConfig, Model, Position, SampleConfig, Sampler};
+use minigpt_core::{Batch, Bias, Decoder, GptConfig, Model, Position, SampleConfig, Sampler};
 use minigpt_cpu::{Cpu, Isa};
 
 const VOCAB: usize = 61;
@@ -15,8 +15,8 @@ fn config() -> GptConfig {
         heads: 3,
         d_model: 72,
         d_ff: 200,
-        position: Position::Rotary,
-        bias: true,
+        position: Position::ROTARY,
+        bias: Bias::ALL,
         ..GptConfig::new(VOCAB, 96)
     }
 }

@@ -3,7 +3,7 @@
 
 use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::model::Extras;
-use minigpt_core::{Decoder, Dtype, GptConfig, Model, Reference};
+use minigpt_core::{Bias, Decoder, Dtype, GptConfig, Model, Reference};
 use minigpt_cpu::{Cpu, Isa};
 
 const FORMATS: [Dtype; 5] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0];
@@ -29,7 +29,7 @@ fn every_weight_format_prefills_and_decodes_without_falling_back() {
             d_model,
             d_ff,
             tied_embeddings,
-            bias: true,
+            bias: Bias::ALL,
             ..GptConfig::new(33, 16)
         };
         let exact = Model::new(Reference::<f32>::new(), config, 3).unwrap();

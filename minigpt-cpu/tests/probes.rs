@@ -5,7 +5,8 @@ use minigpt_core::model::Extras;
 use minigpt_core::probe::{Point, Recording, TensorKind};
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Backend, Dtype, GptConfig, Model, Norm, Position, Recompute, Reference, TrainConfig, Trainer, Windows,
+    Backend, Bias, Dtype, GptConfig, Model, NormPlace, Position, Recompute, Reference, TrainConfig, Trainer,
+    Windows,
 };
 use minigpt_cpu::{Cpu, Isa};
 
@@ -15,9 +16,14 @@ const TIME: usize = 33;
 fn configs() -> [GptConfig; 3] {
     let base = GptConfig { layers: 2, heads: 3, d_model: 24, d_ff: 50, ..GptConfig::new(VOCAB, TIME) };
     [
-        GptConfig { dropout: 0.1, bias: true, ..base.clone() },
-        GptConfig { norm: Norm::Post, position: Position::Rotary, tied_embeddings: false, ..base.clone() },
-        GptConfig { norm: Norm::None, residual: false, dropout: 0.2, ..base },
+        GptConfig { dropout: 0.1, bias: Bias::ALL, ..base.clone() },
+        GptConfig {
+            norm_place: NormPlace::Post,
+            position: Position::ROTARY,
+            tied_embeddings: false,
+            ..base.clone()
+        },
+        GptConfig { norm_place: NormPlace::None, residual: false, dropout: 0.2, ..base },
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Whole trainings and decodings of models so small and odd that every op works at its edges, alone and side by side.
 #![cfg(feature = "std")]
 
-use minigpt_core::config::{Activation, Norm, Position, TrainConfig};
+use minigpt_core::config::{Activation, Bias, NormPlace, Position, TrainConfig};
 use minigpt_core::model::Extras;
 use minigpt_core::train::Trainer;
 use minigpt_core::{Decoder, GptConfig, Model, Windows};
@@ -17,7 +17,7 @@ fn configs() -> [(GptConfig, usize); 2] {
         heads: 3,
         d_model: 9,
         d_ff: 13,
-        bias: true,
+        bias: Bias::ALL,
         dropout: 0.2,
         activation: Activation::GeluTanh,
         ..GptConfig::new(VOCAB, 5)
@@ -27,8 +27,8 @@ fn configs() -> [(GptConfig, usize); 2] {
         heads: 1,
         d_model: 2,
         d_ff: 3,
-        position: Position::Rotary,
-        norm: Norm::Post,
+        position: Position::ROTARY,
+        norm_place: NormPlace::Post,
         activation: Activation::Relu,
         tied_embeddings: false,
         ..GptConfig::new(VOCAB, 70)

@@ -2,7 +2,7 @@
 //! threads.
 #![cfg(feature = "std")]
 
-use minigpt_core::config::{Activation, Norm, Position, TrainConfig};
+use minigpt_core::config::{Activation, Bias, NormPlace, Position, TrainConfig};
 use minigpt_core::model::Extras;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::Trainer;
@@ -18,10 +18,10 @@ const TIME: usize = 33;
 fn configs() -> [GptConfig; 2] {
     let base = GptConfig { layers: 2, heads: 3, d_model: 48, d_ff: 100, ..GptConfig::new(VOCAB, TIME) };
     let varied = GptConfig {
-        position: Position::Rotary,
-        norm: Norm::Post,
+        position: Position::ROTARY,
+        norm_place: NormPlace::Post,
         activation: Activation::GeluErf,
-        bias: false,
+        bias: Bias::NONE,
         tied_embeddings: false,
         dropout: 0.0,
         ..base.clone()

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use minigpt_core::config::schedule::Decay;
-use minigpt_core::{Activation, Norm, Position};
+use minigpt_core::{Activation, Norm, NormPlace, Position};
 
 /// A set of numbers that belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -36,18 +36,25 @@ names! {
         /// Fixed sines and cosines.
         Sinusoidal => Position::Sinusoidal,
         /// Rotated queries and keys.
-        Rotary => Position::Rotary,
+        Rotary => Position::ROTARY,
         /// Not at all.
         None => Position::None,
     }
     /// [`Norm`] on the command line.
     NormName for Norm {
+        /// Layer norm.
+        Layer => Norm::Layer,
+        /// RMS norm.
+        Rms => Norm::Rms,
+    }
+    /// [`NormPlace`] on the command line.
+    NormPlaceName for NormPlace {
         /// Before each sub-layer.
-        Pre => Norm::Pre,
+        Pre => NormPlace::Pre,
         /// After each sum.
-        Post => Norm::Post,
+        Post => NormPlace::Post,
         /// Nowhere.
-        None => Norm::None,
+        None => NormPlace::None,
     }
     /// [`Activation`] on the command line.
     ActivationName for Activation {
@@ -57,6 +64,10 @@ names! {
         GeluTanh => Activation::GeluTanh,
         /// max(x, 0).
         Relu => Activation::Relu,
+        /// max(x, 0)^2.
+        ReluSquared => Activation::ReluSquared,
+        /// x / (1 + exp(-x)).
+        Silu => Activation::Silu,
     }
     /// [`Decay`] on the command line.
     DecayName for Decay {

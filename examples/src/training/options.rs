@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser};
 use minigpt_core::config::schedule::{Decay, Schedule};
-use minigpt_core::{GptConfig, Recompute, TrainConfig};
+use minigpt_core::{Bias, GptConfig, Recompute, TrainConfig};
 
 use super::folder::Pace;
-use super::names::{ActivationName, DecayName, NormName, PositionName, Preset, TokenizerName};
+use super::names::{ActivationName, DecayName, NormName, NormPlaceName, PositionName, Preset, TokenizerName};
 use crate::Outcome;
 use crate::corpus::{TextOptions, word};
 use crate::options::{BackendName, RecomputeName, Which};
@@ -165,9 +165,12 @@ pub struct Shape {
     /// How positions enter (learned).
     #[arg(long, value_enum)]
     pub position: Option<PositionName>,
-    /// Where layer norm stands (pre).
+    /// Which kind of norm (layer).
     #[arg(long, value_enum)]
     pub norm: Option<NormName>,
+    /// Where the norms stand (pre).
+    #[arg(long, value_enum)]
+    pub norm_place: Option<NormPlaceName>,
     /// The non-linearity (gelu-erf).
     #[arg(long, value_enum)]
     pub activation: Option<ActivationName>,
@@ -183,7 +186,7 @@ pub struct Shape {
     /// Probability of dropping an element.
     #[arg(long, allow_negative_numbers = true)]
     pub dropout: Option<f64>,
-    /// Added to the variance in layer norm (1e-5).
+    /// Added under the norm's square root (1e-5).
     #[arg(long, allow_negative_numbers = true)]
     pub norm_eps: Option<f64>,
 }
@@ -257,6 +260,7 @@ impl Shape {
             ("--context", self.context.is_some()),
             ("--position", self.position.is_some()),
             ("--norm", self.norm.is_some()),
+            ("--norm-place", self.norm_place.is_some()),
             ("--activation", self.activation.is_some()),
             ("--bias", self.bias),
             ("--untied", self.untied),
@@ -283,9 +287,10 @@ impl Shape {
             d_ff: self.d_ff.unwrap_or(d_model.saturating_mul(4)),
             position: self.position.map_or(base.position, Into::into),
             norm: self.norm.map_or(base.norm, Into::into),
+            norm_place: self.norm_place.map_or(base.norm_place, Into::into),
             activation: self.activation.map_or(base.activation, Into::into),
             residual: !self.no_residual,
-            bias: self.bias,
+            bias: if self.bias { Bias::ALL } else { Bias::NONE },
             dropout: self.dropout.unwrap_or(if gpu { 0.2 } else { 0.0 }),
             tied_embeddings: !self.untied,
             norm_eps: self.norm_eps.unwrap_or(base.norm_eps),

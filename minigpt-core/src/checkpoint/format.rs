@@ -9,7 +9,8 @@ use super::TrainState;
 use super::{Fault, Role, Training};
 use crate::config::schedule::{Decay, Schedule};
 use crate::config::{
-    Activation, AttentionScale, ConfigError, GptConfig, Norm, Position, Recompute, TrainConfig,
+    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position,
+    Recompute, TrainConfig,
 };
 use crate::memory::Dtype;
 use crate::op::counter;
@@ -18,7 +19,7 @@ use crate::plan;
 pub(super) const MAGIC: [u8; 4] = *b"MGPT";
 
 /// The version of the format that this library writes, and the newest one that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Tensors begin at multiples of this many bytes.
 pub(super) const ALIGN: usize = plan::ALIGN;
@@ -165,12 +166,31 @@ pub(super) enum WireTokenizer<'a> {
 enum WirePosition {
     Learned,
     Sinusoidal,
-    Rotary,
+    Rotary { base: f64, pairing: WirePairing },
+    None,
+}
+
+#[derive(Serialize, Deserialize)]
+enum WirePairing {
+    Adjacent,
+    Halves,
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireMask {
+    Causal,
+    Prefix,
     None,
 }
 
 #[derive(Serialize, Deserialize)]
 enum WireNorm {
+    Layer,
+    Rms,
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireNormPlace {
     Pre,
     Post,
     None,
@@ -188,6 +208,8 @@ enum WireActivation {
     GeluTanh,
     GeluErf,
     Relu,
+    ReluSquared,
+    Silu,
 }
 
 /// CONF.
@@ -197,10 +219,47 @@ pub(super) struct WireConfig {
     context: u32,
     layers: u32,
     heads: u32,
+    kv_heads: Option<u32>,
+    d_model: u32,
+    d_head: Option<u32>,
+    d_ff: u32,
+    prefix: u32,
+    position: WirePosition,
+    mask: WireMask,
+    norm: WireNorm,
+    norm_place: WireNormPlace,
+    qk_norm: bool,
+    attention_scale: WireScale,
+    residual: bool,
+    activation: WireActivation,
+    gated: bool,
+    qkv_bias: bool,
+    linear_bias: bool,
+    norm_bias: bool,
+    dropout: f64,
+    tied_embeddings: bool,
+    norm_eps: f64,
+}
+
+#[derive(Deserialize)]
+enum WirePosition1 {
+    Learned,
+    Sinusoidal,
+    Rotary,
+    None,
+}
+
+/// CONF of version 1, whose activations and scales are the first of today's.
+#[derive(Deserialize)]
+pub(super) struct WireConfig1 {
+    vocab_size: u32,
+    context: u32,
+    layers: u32,
+    heads: u32,
     d_model: u32,
     d_ff: u32,
-    position: WirePosition,
-    norm: WireNorm,
+    position: WirePosition1,
+    norm_place: WireNormPlace,
     attention_scale: WireScale,
     residual: bool,
     activation: WireActivation,
@@ -208,6 +267,44 @@ pub(super) struct WireConfig {
     dropout: f64,
     tied_embeddings: bool,
     norm_eps: f64,
+}
+
+impl From<WireConfig1> for WireConfig {
+    fn from(wire: WireConfig1) -> Self {
+        WireConfig {
+            vocab_size: wire.vocab_size,
+            context: wire.context,
+            layers: wire.layers,
+            heads: wire.heads,
+            kv_heads: None,
+            d_model: wire.d_model,
+            d_head: None,
+            d_ff: wire.d_ff,
+            prefix: 0,
+            position: match wire.position {
+                WirePosition1::Learned => WirePosition::Learned,
+                WirePosition1::Sinusoidal => WirePosition::Sinusoidal,
+                WirePosition1::Rotary => {
+                    WirePosition::Rotary { base: 10_000.0, pairing: WirePairing::Adjacent }
+                }
+                WirePosition1::None => WirePosition::None,
+            },
+            mask: WireMask::Causal,
+            norm: WireNorm::Layer,
+            norm_place: wire.norm_place,
+            qk_norm: false,
+            attention_scale: wire.attention_scale,
+            residual: wire.residual,
+            activation: wire.activation,
+            gated: false,
+            qkv_bias: wire.bias,
+            linear_bias: wire.bias,
+            norm_bias: wire.bias,
+            dropout: wire.dropout,
+            tied_embeddings: wire.tied_embeddings,
+            norm_eps: wire.norm_eps,
+        }
+    }
 }
 
 fn dimension(field: &'static str, value: usize) -> Result<u32, Fault> {
@@ -222,24 +319,43 @@ impl TryFrom<&GptConfig> for WireConfig {
     type Error = Fault;
 
     fn try_from(config: &GptConfig) -> Result<Self, Fault> {
+        let optional = |field, value: Option<usize>| value.map(|value| dimension(field, value)).transpose();
         Ok(WireConfig {
             vocab_size: dimension("vocab_size", config.vocab_size)?,
             context: dimension("context", config.context)?,
             layers: dimension("layers", config.layers)?,
             heads: dimension("heads", config.heads)?,
+            kv_heads: optional("kv_heads", config.kv_heads)?,
             d_model: dimension("d_model", config.d_model)?,
+            d_head: optional("d_head", config.d_head)?,
             d_ff: dimension("d_ff", config.d_ff)?,
+            prefix: dimension("prefix", config.prefix)?,
             position: match config.position {
                 Position::Learned => WirePosition::Learned,
                 Position::Sinusoidal => WirePosition::Sinusoidal,
-                Position::Rotary => WirePosition::Rotary,
+                Position::Rotary { base, pairing: Pairing::Adjacent } => {
+                    WirePosition::Rotary { base, pairing: WirePairing::Adjacent }
+                }
+                Position::Rotary { base, pairing: Pairing::Halves } => {
+                    WirePosition::Rotary { base, pairing: WirePairing::Halves }
+                }
                 Position::None => WirePosition::None,
             },
-            norm: match config.norm {
-                Norm::Pre => WireNorm::Pre,
-                Norm::Post => WireNorm::Post,
-                Norm::None => WireNorm::None,
+            mask: match config.mask {
+                Mask::Causal => WireMask::Causal,
+                Mask::Prefix => WireMask::Prefix,
+                Mask::None => WireMask::None,
             },
+            norm: match config.norm {
+                Norm::Layer => WireNorm::Layer,
+                Norm::Rms => WireNorm::Rms,
+            },
+            norm_place: match config.norm_place {
+                NormPlace::Pre => WireNormPlace::Pre,
+                NormPlace::Post => WireNormPlace::Post,
+                NormPlace::None => WireNormPlace::None,
+            },
+            qk_norm: config.qk_norm,
             attention_scale: match config.attention_scale {
                 AttentionScale::InverseSqrt => WireScale::InverseSqrt,
                 AttentionScale::None => WireScale::None,
@@ -250,8 +366,13 @@ impl TryFrom<&GptConfig> for WireConfig {
                 Activation::GeluTanh => WireActivation::GeluTanh,
                 Activation::GeluErf => WireActivation::GeluErf,
                 Activation::Relu => WireActivation::Relu,
+                Activation::ReluSquared => WireActivation::ReluSquared,
+                Activation::Silu => WireActivation::Silu,
             },
-            bias: config.bias,
+            gated: config.gated,
+            qkv_bias: config.bias.qkv,
+            linear_bias: config.bias.linear,
+            norm_bias: config.bias.norm,
             dropout: config.dropout,
             tied_embeddings: config.tied_embeddings,
             norm_eps: config.norm_eps,
@@ -264,24 +385,43 @@ impl TryFrom<WireConfig> for GptConfig {
 
     /// A config that is valid.
     fn try_from(wire: WireConfig) -> Result<Self, Fault> {
+        let optional = |field, value: Option<u32>| value.map(|value| size(field, value)).transpose();
         let config = GptConfig {
             vocab_size: size("vocab_size", wire.vocab_size)?,
             context: size("context", wire.context)?,
             layers: size("layers", wire.layers)?,
             heads: size("heads", wire.heads)?,
+            kv_heads: optional("kv_heads", wire.kv_heads)?,
             d_model: size("d_model", wire.d_model)?,
+            d_head: optional("d_head", wire.d_head)?,
             d_ff: size("d_ff", wire.d_ff)?,
+            prefix: size("prefix", wire.prefix)?,
             position: match wire.position {
                 WirePosition::Learned => Position::Learned,
                 WirePosition::Sinusoidal => Position::Sinusoidal,
-                WirePosition::Rotary => Position::Rotary,
+                WirePosition::Rotary { base, pairing: WirePairing::Adjacent } => {
+                    Position::Rotary { base, pairing: Pairing::Adjacent }
+                }
+                WirePosition::Rotary { base, pairing: WirePairing::Halves } => {
+                    Position::Rotary { base, pairing: Pairing::Halves }
+                }
                 WirePosition::None => Position::None,
             },
-            norm: match wire.norm {
-                WireNorm::Pre => Norm::Pre,
-                WireNorm::Post => Norm::Post,
-                WireNorm::None => Norm::None,
+            mask: match wire.mask {
+                WireMask::Causal => Mask::Causal,
+                WireMask::Prefix => Mask::Prefix,
+                WireMask::None => Mask::None,
             },
+            norm: match wire.norm {
+                WireNorm::Layer => Norm::Layer,
+                WireNorm::Rms => Norm::Rms,
+            },
+            norm_place: match wire.norm_place {
+                WireNormPlace::Pre => NormPlace::Pre,
+                WireNormPlace::Post => NormPlace::Post,
+                WireNormPlace::None => NormPlace::None,
+            },
+            qk_norm: wire.qk_norm,
             attention_scale: match wire.attention_scale {
                 WireScale::InverseSqrt => AttentionScale::InverseSqrt,
                 WireScale::None => AttentionScale::None,
@@ -292,8 +432,11 @@ impl TryFrom<WireConfig> for GptConfig {
                 WireActivation::GeluTanh => Activation::GeluTanh,
                 WireActivation::GeluErf => Activation::GeluErf,
                 WireActivation::Relu => Activation::Relu,
+                WireActivation::ReluSquared => Activation::ReluSquared,
+                WireActivation::Silu => Activation::Silu,
             },
-            bias: wire.bias,
+            gated: wire.gated,
+            bias: Bias { qkv: wire.qkv_bias, linear: wire.linear_bias, norm: wire.norm_bias },
             dropout: wire.dropout,
             tied_embeddings: wire.tied_embeddings,
             norm_eps: wire.norm_eps,

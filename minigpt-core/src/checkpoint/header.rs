@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use super::format::{
     ALIGN, CONF, CRC, FIRST_MOMENT, MAGIC, MAX_NAME, META, PREFIX, REQUIRED, SECOND_MOMENT, SECTION_HEAD,
-    TENS, TOKN, TRAN, VERSION, WireConfig, WireTensor, WireTokenizer, WireTraining, crc32, tensor_bytes,
+    TENS, TOKN, TRAN, VERSION, WireConfig, WireConfig1, WireTensor, WireTokenizer, WireTraining, crc32,
+    tensor_bytes,
 };
 use super::{Fault, Limits, LoadError, Role, Training};
 use crate::config::GptConfig;
@@ -61,7 +62,7 @@ impl<'a> Header<'a> {
             });
         }
         let version = word(bytes, 4)?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(LoadError::new(4, Fault::Version { found: version }));
         }
         let found = word(bytes, 8)?;
@@ -108,7 +109,7 @@ impl<'a> Header<'a> {
         let index = tensors.ok_or_else(|| missing(TENS))?;
         let index_offset = index.offset;
 
-        let config = read_config(config_section, limits)?;
+        let config = read_config(config_section, word(bytes, 4)?, limits)?;
         let tokenizer = tokenizer.map(|section| read_tokenizer(section, &config)).transpose()?;
         let training_offset = training.map_or(0, |section| section.offset);
         let training = training.map(read_training).transpose()?;
@@ -320,9 +321,13 @@ fn reserve<T>(count: usize, offset: usize) -> Result<Vec<T>, LoadError> {
     Ok(list)
 }
 
-fn read_config(mut section: Section<'_>, limits: &Limits) -> Result<GptConfig, LoadError> {
+fn read_config(mut section: Section<'_>, version: u32, limits: &Limits) -> Result<GptConfig, LoadError> {
     let begin = section;
-    let config = GptConfig::try_from(section.next::<WireConfig>()?).map_err(|fault| begin.error(fault))?;
+    let wire = match version {
+        1 => section.next::<WireConfig1>()?.into(),
+        _ => section.next::<WireConfig>()?,
+    };
+    let config = GptConfig::try_from(wire).map_err(|fault| begin.error(fault))?;
     limits.check_config(&config).map_err(|fault| begin.error(fault))?;
     section.end()?;
     Ok(config)

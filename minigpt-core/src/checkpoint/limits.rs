@@ -119,11 +119,12 @@ fn within(field: &'static str, found: u64, limit: u64) -> Result<(), Fault> {
 
 /// What a decoder of one sequence keeps for each position, times the positions.
 fn cache_bytes(config: &GptConfig) -> u64 {
-    let width = config.d_model as u64;
-    let keys_and_values = width.saturating_mul(2).saturating_mul(config.layers as u64);
+    let d_head = config.d_head() as u64;
+    let keys = d_head.saturating_mul(config.kv_heads() as u64);
+    let keys_and_values = keys.saturating_mul(2).saturating_mul(config.layers as u64);
     let table = match config.position {
-        Position::Sinusoidal => width,
-        Position::Rotary => config.d_head() as u64,
+        Position::Sinusoidal => config.d_model as u64,
+        Position::Rotary { .. } => d_head,
         Position::Learned | Position::None => 0,
     };
     // The latest tokens of two contexts, on the host and on the device.
@@ -139,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_cache_is_what_a_decoder_allocates_for_the_context() {
-        for position in [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None] {
+        for position in [Position::Learned, Position::Sinusoidal, Position::ROTARY, Position::None] {
             let config = GptConfig { position, ..GptConfig::new(65, 64) };
             let plan = Plan::decoding(&config, Dtype::F32, 1, 1).unwrap();
             let tokens = 2 * plan.tokens.len * size_of::<u32>();

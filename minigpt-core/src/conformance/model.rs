@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use super::{Line, error};
 use crate::backend::{Backend, BackendError, Reference};
-use crate::config::{Activation, AttentionScale, GptConfig, Norm, Position, TrainConfig};
+use crate::config::{Activation, AttentionScale, Bias, GptConfig, NormPlace, Position, TrainConfig};
 use crate::error::Error;
 use crate::memory::Dtype;
 use crate::model::{Decoder, Model};
@@ -21,15 +21,20 @@ const STEPS: usize = 8;
 fn configs() -> [(&'static str, GptConfig); 4] {
     let base = GptConfig { layers: 2, heads: 3, d_model: 24, d_ff: 40, ..GptConfig::new(17, 9) };
     [
-        ("gpt-2", GptConfig { bias: true, activation: Activation::GeluTanh, ..base.clone() }),
+        ("gpt-2", GptConfig { bias: Bias::ALL, activation: Activation::GeluTanh, ..base.clone() }),
         (
             "post-norm, sinusoidal, dropout",
-            GptConfig { norm: Norm::Post, position: Position::Sinusoidal, dropout: 0.1, ..base.clone() },
+            GptConfig {
+                norm_place: NormPlace::Post,
+                position: Position::Sinusoidal,
+                dropout: 0.1,
+                ..base.clone()
+            },
         ),
         (
             "rotary, untied, relu",
             GptConfig {
-                position: Position::Rotary,
+                position: Position::ROTARY,
                 tied_embeddings: false,
                 activation: Activation::Relu,
                 ..base.clone()
@@ -38,7 +43,7 @@ fn configs() -> [(&'static str, GptConfig); 4] {
         (
             "no norm, no residual",
             GptConfig {
-                norm: Norm::None,
+                norm_place: NormPlace::None,
                 residual: false,
                 position: Position::None,
                 attention_scale: AttentionScale::Custom(0.7),

@@ -8,7 +8,7 @@
 #[cfg(feature = "train")]
 use super::pass::{Entry, Gradients};
 use super::pass::{Flow, Pass, site};
-use crate::config::Norm;
+use crate::config::NormPlace;
 use crate::memory::Span;
 #[cfg(feature = "train")]
 use crate::op::{AttentionBackward, LinearBackward};
@@ -19,7 +19,7 @@ impl Pass<'_> {
     pub(super) fn attention_forward(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
         let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
         let c = config.d_model;
-        if let (Norm::Pre, Some(norm)) = (config.norm, &w.norm1) {
+        if let (NormPlace::Pre, Some(norm)) = (config.norm_place, &w.norm1) {
             let op = self.norm_forward(norm, a.input, a.attention_in, &a.norm1);
             sink.put(layer, "attention.norm", self.each_row_norm(op))?;
         }
@@ -34,7 +34,7 @@ impl Pass<'_> {
             ..self.linear_forward(out, &w.attention_out, self.stream(a.attention_sum), [c, c])
         };
         sink.put(layer, "attention.out", self.each_row(op))?;
-        if let (Norm::Post, Some(norm)) = (config.norm, &w.norm1) {
+        if let (NormPlace::Post, Some(norm)) = (config.norm_place, &w.norm1) {
             let op = self.norm_forward(norm, a.attention_sum, a.middle, &a.norm1);
             sink.put(layer, "attention.norm", self.each_row_norm(op))?;
         }
@@ -127,8 +127,8 @@ impl Pass<'_> {
             d_out: 3 * c,
             below: gradients.below(layer),
         };
-        let wanted = entry.is_wanted(config.norm).then_some(d_scratch);
-        if let (Norm::Post, Some(norm)) = (config.norm, norms) {
+        let wanted = entry.is_wanted(config.norm_place).then_some(d_scratch);
+        if let (NormPlace::Post, Some(norm)) = (config.norm_place, norms) {
             sink.put(
                 layer,
                 "attention.norm",

@@ -8,7 +8,7 @@
 #[cfg(feature = "train")]
 use super::pass::{Entry, Gradients};
 use super::pass::{Flow, Pass, site};
-use crate::config::Norm;
+use crate::config::NormPlace;
 #[cfg(feature = "train")]
 use crate::op::LinearBackward;
 use crate::op::{Activate, LinearForward, Sink};
@@ -18,7 +18,7 @@ impl Pass<'_> {
         self.feed_forward_up(sink, layer)?;
         self.feed_forward_down(sink, layer)?;
         let (w, a) = (self.block(layer), self.activations(layer));
-        if let (Norm::Post, Some(norm)) = (self.config().norm, &w.norm2) {
+        if let (NormPlace::Post, Some(norm)) = (self.config().norm_place, &w.norm2) {
             let op = self.norm_forward(norm, a.feed_forward_sum, a.output, &a.norm2);
             sink.put(layer, "feed_forward.norm", self.each_row_norm(op))?;
         }
@@ -29,7 +29,7 @@ impl Pass<'_> {
     pub(super) fn feed_forward_up(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
         let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
         let (c, f) = (config.d_model, config.d_ff);
-        if let (Norm::Pre, Some(norm)) = (config.norm, &w.norm2) {
+        if let (NormPlace::Pre, Some(norm)) = (config.norm_place, &w.norm2) {
             let op = self.norm_forward(norm, a.middle, a.feed_forward_in, &a.norm2);
             sink.put(layer, "feed_forward.norm", self.each_row_norm(op))?;
         }
@@ -78,8 +78,8 @@ impl Pass<'_> {
             d_out: f,
             below: gradients.below_feed_forward(layer),
         };
-        let wanted = entry.is_wanted(config.norm).then_some(d_hidden);
-        if let (Norm::Post, Some(norm)) = (config.norm, norms) {
+        let wanted = entry.is_wanted(config.norm_place).then_some(d_hidden);
+        if let (NormPlace::Post, Some(norm)) = (config.norm_place, norms) {
             sink.put(
                 layer,
                 "feed_forward.norm",

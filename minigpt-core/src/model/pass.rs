@@ -6,9 +6,9 @@
 
 use core::ops::ControlFlow;
 
-use crate::config::{GptConfig, Position};
+use crate::config::GptConfig;
 #[cfg(feature = "train")]
-use crate::config::{Norm, Recompute};
+use crate::config::{NormPlace, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
 #[cfg(feature = "train")]
 use crate::op::{ActivationForward, LayerNormBackward, LinearBackward};
@@ -123,12 +123,12 @@ pub(super) struct Entry<'a> {
 #[cfg(feature = "train")]
 impl Entry<'_> {
     /// The norm before the layer, if norms come first, and something needs its gradient.
-    fn norm(&self, place: Norm) -> Option<(&Affine<Span>, &Affine<Option<Span>>)> {
-        self.norms.filter(|(_, g)| place == Norm::Pre && (self.below || is_trained(g)))
+    fn norm(&self, place: NormPlace) -> Option<(&Affine<Span>, &Affine<Option<Span>>)> {
+        self.norms.filter(|(_, g)| place == NormPlace::Pre && (self.below || is_trained(g)))
     }
 
     /// Whether anything needs the gradient of the layer's result.
-    pub(super) fn is_wanted(&self, place: Norm) -> bool {
+    pub(super) fn is_wanted(&self, place: NormPlace) -> bool {
         self.below || is_trained(self.linear.1) || self.norm(place).is_some()
     }
 }
@@ -281,7 +281,7 @@ impl<'p> Pass<'p> {
 
     /// The table, if positions are rotary.
     pub(super) fn rotary_table(&self) -> Option<Span> {
-        self.weights.position_table.filter(|_| self.config().position == Position::Rotary)
+        self.weights.position_table.filter(|_| self.config().position.is_rotary())
     }
 
     /// The dropout of an op whose result has `sequence` elements for each sequence; given as dimensions.
@@ -361,7 +361,7 @@ impl Pass<'_> {
                 self.attention_forward(sink, layer)?;
                 self.feed_forward_up(sink, layer)?;
                 // The norm behind the sum reads the sum.
-                if config.norm == Norm::Post {
+                if config.norm_place == NormPlace::Post {
                     self.feed_forward_down(sink, layer)
                 } else {
                     Flow::Continue(())
@@ -462,17 +462,17 @@ impl Pass<'_> {
         let Entry { parts: [norm_part, part], stats, input, mut normed, linear, d_y, d_out, below, .. } =
             *entry;
         // Only the gradient of the layer's weight reads it.
-        if let (Norm::Pre, Some((norm, _)), Some(again), Some(_)) =
-            (config.norm, entry.norms, buffers.normed, linear.1.weight)
+        if let (NormPlace::Pre, Some((norm, _)), Some(again), Some(_)) =
+            (config.norm_place, entry.norms, buffers.normed, linear.1.weight)
         {
             sink.put(layer, norm_part, self.norm_forward(norm, input, again, stats))?;
             normed = again;
         }
-        let norms = entry.norm(config.norm);
+        let norms = entry.norm(config.norm_place);
         // Into the norm's backward pass, or straight to the stream.
-        let (d_x, accumulate) = match config.norm {
-            Norm::Pre => (self.stream(buffers.d_scratch), false),
-            Norm::Post | Norm::None => (self.stream(buffers.d_stream), config.residual),
+        let (d_x, accumulate) = match config.norm_place {
+            NormPlace::Pre => (self.stream(buffers.d_scratch), false),
+            NormPlace::Post | NormPlace::None => (self.stream(buffers.d_stream), config.residual),
         };
         let wanted = (below || norms.is_some()).then_some(d_x);
         let op = self.linear_backward(self.stream(normed), linear, (d_y, wanted), [config.d_model, d_out]);

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::{Layout, Region};
-use crate::config::{ConfigError, GptConfig, Norm, Recompute};
+use crate::config::{ConfigError, GptConfig, NormPlace, Recompute};
 
 /// Statistics that layer norm keeps for its gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,15 +142,15 @@ pub(super) fn training(
 ) -> Result<(Activations, BackwardActivations), ConfigError> {
     let shape = Shape::new(config, batch, time);
     let Shape { stream, triple, wide } = &shape;
-    let (before, after) = (config.norm == Norm::Pre, config.norm == Norm::Post);
+    let (before, after) = (config.norm_place == NormPlace::Pre, config.norm_place == NormPlace::Post);
     let passing = if recompute == Recompute::Nothing { None } else { Some(Passing::new(&shape, layout)?) };
 
     let mut blocks: Vec<BlockActivations> = Vec::new();
     blocks.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
     let mut input = layout.push(stream)?;
     for _ in 0..config.layers {
-        let norm1 = norm_activations(config.norm != Norm::None, batch, time, layout)?;
-        let norm2 = norm_activations(config.norm != Norm::None, batch, time, layout)?;
+        let norm1 = norm_activations(config.norm_place != NormPlace::None, batch, time, layout)?;
+        let norm2 = norm_activations(config.norm_place != NormPlace::None, batch, time, layout)?;
         let output = layout.push(stream)?;
         let mut block = match blocks.first() {
             Some(&first) if recompute == Recompute::Blocks => first,
@@ -247,14 +247,14 @@ fn forward(
 ) -> Result<Activations, ConfigError> {
     let Shape { stream, triple, wide } = Shape::new(config, batch, time);
     let input = layout.push(&stream)?;
-    let normed = if config.norm == Norm::None { input } else { layout.push(&stream)? };
+    let normed = if config.norm_place == NormPlace::None { input } else { layout.push(&stream)? };
     let mut blocks = Vec::new();
     blocks.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
     if config.layers > 0 {
-        let norm1 = norm_activations(config.norm != Norm::None, batch, time, layout)?;
-        let norm2 = norm_activations(config.norm != Norm::None, batch, time, layout)?;
+        let norm1 = norm_activations(config.norm_place != NormPlace::None, batch, time, layout)?;
+        let norm2 = norm_activations(config.norm_place != NormPlace::None, batch, time, layout)?;
         let middle = layout.push(&stream)?;
-        let (before, after) = (config.norm == Norm::Pre, config.norm == Norm::Post);
+        let (before, after) = (config.norm_place == NormPlace::Pre, config.norm_place == NormPlace::Post);
         let block = BlockActivations {
             input,
             attention_in: if before { normed } else { input },
@@ -273,8 +273,8 @@ fn forward(
         };
         blocks.resize(config.layers, block);
     }
-    let final_norm = norm_activations(config.norm == Norm::Pre, batch, time, layout)?;
-    let head_in = if config.norm == Norm::Pre { normed } else { input };
+    let final_norm = norm_activations(config.norm_place == NormPlace::Pre, batch, time, layout)?;
+    let head_in = if config.norm_place == NormPlace::Pre { normed } else { input };
     let nowhere = layout.push(&[0])?;
     Ok(Activations { blocks, head_in, wanted: nowhere, final_norm, logits: nowhere })
 }

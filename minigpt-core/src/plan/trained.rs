@@ -27,7 +27,7 @@ impl Plan {
     /// With tied embeddings the head is the token embedding: freezing `wte.weight` freezes both.
     ///
     /// ```
-    /// use minigpt_core::{Dtype, GptConfig, Plan};
+    /// use minigpt_core::{Bias, Dtype, GptConfig, Plan};
     /// let config = GptConfig { tied_embeddings: false, ..GptConfig::new(65, 64) };
     /// let whole = Plan::training(&config, Dtype::F32, 12, 64)?;
     /// let head = whole.clone().freezing(|tensor| tensor.name != "lm_head.weight");
@@ -104,8 +104,14 @@ mod tests {
     use crate::memory::Dtype;
 
     fn plan() -> Plan {
-        let config =
-            GptConfig { layers: 2, heads: 1, d_model: 3, d_ff: 5, bias: true, ..GptConfig::new(7, 4) };
+        let config = GptConfig {
+            layers: 2,
+            heads: 1,
+            d_model: 3,
+            d_ff: 5,
+            bias: crate::config::Bias::ALL,
+            ..GptConfig::new(7, 4)
+        };
         Plan::training(&config, Dtype::F32, 1, 4).unwrap()
     }
 

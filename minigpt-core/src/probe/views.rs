@@ -1,7 +1,7 @@
 //! Which tensors there are after a step of a program: by the part of the model that it is, and by the op.
 
 use super::TensorKind;
-use crate::config::{GptConfig, Norm, Position};
+use crate::config::{GptConfig, NormPlace};
 use crate::memory::{Buffer, Dtype, Span};
 use crate::op::{Activate, AttentionForward, AttentionScores, LinearForward, Op, Step};
 #[cfg(feature = "train")]
@@ -178,7 +178,7 @@ impl<'c> Reader<'c> {
             list: [None; Views::MOST],
             layer: step.name.layer,
             scratch: Scratch { buffer: scratch, elem: self.elem, end: 0 },
-            norms_last: self.config.norm == Norm::Post,
+            norms_last: self.config.norm_place == NormPlace::Post,
         };
         self.forward(step, &mut views);
         #[cfg(feature = "train")]
@@ -201,7 +201,7 @@ impl<'c> Reader<'c> {
                 views.stream(layer, ResidualMiddle, false, op.y);
             }
             ("attention.norm", Op::LayerNormForward(op)) => views.tensor(AttentionNorm, op.y),
-            ("attention.qkv", Op::LinearForward(op)) if self.config.position == Position::Rotary => {
+            ("attention.qkv", Op::LinearForward(op)) if self.config.position.is_rotary() => {
                 views.thirds(&[QueryBeforeRotary, KeyBeforeRotary], false, op.y);
             }
             ("attention", Op::AttentionForward(op)) => views.attention(op),
@@ -255,7 +255,7 @@ impl Views {
 impl Reader<'_> {
     fn backward(&mut self, step: &Step, views: &mut Views) {
         use TensorKind::*;
-        let (layer, norm) = (step.name.layer, self.config.norm);
+        let (layer, norm) = (step.name.layer, self.config.norm_place);
         // What the block of this step reads, and what the head reads.
         let (before, input) = match layer {
             Some(layer) if layer > 0 => (Some(layer - 1), ResidualOutput),
@@ -268,13 +268,13 @@ impl Reader<'_> {
                 views.loss(op);
             }
             ("final_norm", Op::LayerNormBackward(op)) => views.stream(last, ResidualOutput, true, op.d_x),
-            ("feed_forward.norm", Op::LayerNormBackward(op)) if norm == Norm::Post => {
+            ("feed_forward.norm", Op::LayerNormBackward(op)) if norm == NormPlace::Post => {
                 views.gradient(FeedForwardSum, op.d_x);
             }
             ("feed_forward.norm", Op::LayerNormBackward(op)) => {
                 views.stream(layer, ResidualMiddle, true, op.d_x);
             }
-            ("attention.norm", Op::LayerNormBackward(op)) if norm == Norm::Post => {
+            ("attention.norm", Op::LayerNormBackward(op)) if norm == NormPlace::Post => {
                 views.gradient(AttentionSum, op.d_x);
             }
             ("attention.norm", Op::LayerNormBackward(op)) => views.stream(before, input, true, op.d_x),
@@ -285,19 +285,19 @@ impl Reader<'_> {
             (part, Op::LinearBackward(op)) => {
                 let Some(d_x) = op.d_x else { return };
                 match part {
-                    "head" if norm == Norm::Pre => views.gradient(FinalNorm, d_x),
+                    "head" if norm == NormPlace::Pre => views.gradient(FinalNorm, d_x),
                     "head" => views.stream(last, ResidualOutput, true, d_x),
                     "feed_forward.down" => {
                         views.gradient(FeedForwardOutput, op.d_y);
                         views.down(op, d_x);
                     }
-                    "feed_forward.up" if norm == Norm::Pre => views.gradient(FeedForwardNorm, d_x),
+                    "feed_forward.up" if norm == NormPlace::Pre => views.gradient(FeedForwardNorm, d_x),
                     "feed_forward.up" => views.stream(layer, ResidualMiddle, true, d_x),
                     "attention.out" => {
                         views.gradient(AttentionOutput, op.d_y);
                         views.gradient(Attended, d_x);
                     }
-                    "attention.qkv" if norm == Norm::Pre => views.gradient(AttentionNorm, d_x),
+                    "attention.qkv" if norm == NormPlace::Pre => views.gradient(AttentionNorm, d_x),
                     "attention.qkv" => views.stream(before, input, true, d_x),
                     _ => {}
                 }

@@ -12,12 +12,19 @@
 //!
 //! ReLU         f(x) = max(x, 0)
 //!              f'(x) = 1 for x > 0, else 0
+//!
+//! ReLU squared f(x) = max(x, 0)^2
+//!              f'(x) = 2 max(x, 0)
+//!
+//! SiLU         f(x) = x s(x),               s(x) = 1 / (1 + exp(-x))
+//!              f'(x) = s(x) (1 + x (1 - s(x)))
 //! ```
 //!
-//! Both GELUs follow from the product rule, with tanh' = 1 - tanh^2. At 0, where ReLU has a kink, the derivative is
-//! 0 by convention, as in PyTorch.
+//! Both GELUs and SiLU follow from the product rule, with tanh' = 1 - tanh^2 and s' = s (1 - s). At 0, where ReLU has a
+//! kink, the derivative is 0 by convention, as in PyTorch.
 //!
-//! Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", arXiv:1606.08415, section 2.
+//! Sources: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", arXiv:1606.08415, section 2, for both GELUs and SiLU;
+//! So et al. 2021, "Primer", arXiv:2109.08668, section 4.1, for ReLU squared.
 
 use core::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
@@ -49,6 +56,14 @@ pub fn activate<R: Real>(activation: Activation, x: R) -> R {
                 x
             }
         }
+        Activation::ReluSquared => {
+            if x <= R::zero() {
+                R::zero()
+            } else {
+                x * x
+            }
+        }
+        Activation::Silu => x * sigmoid(x),
     }
 }
 
@@ -79,7 +94,23 @@ pub fn derivative<R: Real>(activation: Activation, x: R) -> R {
                 R::one()
             }
         }
+        Activation::ReluSquared => {
+            if x <= R::zero() {
+                R::zero()
+            } else {
+                x + x
+            }
+        }
+        Activation::Silu => {
+            let s = sigmoid(x);
+            s * (R::one() + x * (R::one() - s))
+        }
     }
+}
+
+/// s(x) of SiLU.
+fn sigmoid<R: Real>(x: R) -> R {
+    R::one() / (R::one() + (-x).exp())
 }
 
 /// u(x) of the tanh approximation.
@@ -92,7 +123,13 @@ mod tests {
     use super::super::check::{assert_close, numeric_gradient};
     use super::*;
 
-    const ALL: [Activation; 3] = [Activation::GeluTanh, Activation::GeluErf, Activation::Relu];
+    const ALL: [Activation; 5] = [
+        Activation::GeluTanh,
+        Activation::GeluErf,
+        Activation::Relu,
+        Activation::ReluSquared,
+        Activation::Silu,
+    ];
 
     #[test]
     fn derivatives_match_finite_differences() {
@@ -114,11 +151,19 @@ mod tests {
         assert_close(&[tanh(1.0), tanh(-1.0), tanh(0.0)], &[0.841191990, -0.158808010, 0.0], 1e-8);
         let relu = |x: f64| activate(Activation::Relu, x);
         assert_eq!([relu(-1.5), relu(0.0), relu(2.5)], [0.0, 0.0, 2.5]);
+        let squared = |x: f64| activate(Activation::ReluSquared, x);
+        assert_eq!([squared(-1.5), squared(0.0), squared(2.5)], [0.0, 0.0, 6.25]);
+        // At ln 3, the sigmoid is 3/4; where exp(-x) overflows, the result is still 0.
+        let silu = |x: f64| activate(Activation::Silu, x);
+        let ln3 = 3f64.ln();
+        assert_close(&[silu(ln3), silu(-ln3), silu(0.0)], &[0.75 * ln3, -0.25 * ln3, 0.0], 1e-15);
+        assert_eq!(silu(-1e4), 0.0);
+        assert_eq!(derivative(Activation::Silu, -1e4), 0.0);
     }
 
     #[test]
     fn derivatives_at_zero_follow_the_convention() {
-        assert_eq!(ALL.map(|activation| derivative(activation, 0.0f64)), [0.5, 0.5, 0.0]);
+        assert_eq!(ALL.map(|activation| derivative(activation, 0.0f64)), [0.5, 0.5, 0.0, 0.0, 0.5]);
         assert_eq!(derivative(Activation::Relu, 1e-300f64), 1.0);
         assert_eq!(derivative(Activation::Relu, -1e-300f64), 0.0);
     }

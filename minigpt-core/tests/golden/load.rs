@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use minigpt_core::config::TrainConfig;
 use minigpt_core::train::Trainer;
-use minigpt_core::{Activation, AttentionScale, Backend, GptConfig, Model, Norm, Position, Real};
+use minigpt_core::{Activation, AttentionScale, Backend, Bias, GptConfig, Model, NormPlace, Position, Real};
 use serde_json::Value;
 
 /// A tensor of a golden file; f32 values are widened exactly.
@@ -208,14 +208,14 @@ fn config(metadata: &Value) -> GptConfig {
         position: match text(metadata, "position") {
             "learned" => Position::Learned,
             "sinusoidal" => Position::Sinusoidal,
-            "rotary" => Position::Rotary,
+            "rotary" => Position::ROTARY,
             "none" => Position::None,
             other => panic!("position {other}"),
         },
-        norm: match text(metadata, "norm") {
-            "pre" => Norm::Pre,
-            "post" => Norm::Post,
-            "none" => Norm::None,
+        norm_place: match text(metadata, "norm") {
+            "pre" => NormPlace::Pre,
+            "post" => NormPlace::Post,
+            "none" => NormPlace::None,
             other => panic!("norm {other}"),
         },
         attention_scale: match text(metadata, "attention_scale") {
@@ -230,10 +230,11 @@ fn config(metadata: &Value) -> GptConfig {
             "relu" => Activation::Relu,
             other => panic!("activation {other}"),
         },
-        bias: parsed(metadata, "bias"),
+        bias: if parsed(metadata, "bias") { Bias::ALL } else { Bias::NONE },
         dropout: parsed(metadata, "dropout"),
         tied_embeddings: parsed(metadata, "tied_embeddings"),
         norm_eps: parsed(metadata, "norm_eps"),
+        ..GptConfig::new(1, 1)
     }
 }
 

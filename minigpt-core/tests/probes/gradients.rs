@@ -4,7 +4,7 @@
 use minigpt_core::op::{IGNORE, Step};
 use minigpt_core::probe::{Recording, TensorKind};
 use minigpt_core::reference::activation::activate;
-use minigpt_core::{Backend, GptConfig, Norm, Op, Position, Reference, ReferenceError, TrainConfig, Trainer};
+use minigpt_core::{Backend, GptConfig, NormPlace, Op, Reference, ReferenceError, TrainConfig, Trainer};
 
 use super::configs::{config, covering_set};
 use super::{BATCH, model, tokens};
@@ -77,7 +77,7 @@ impl Case {
 
     /// The operand that a forward step writes, and the kinds that it is: thirds of a row of 3C, or each all of it.
     fn written(&self, step: &Step) -> Option<(&'static str, Vec<TensorKind>)> {
-        let (post, rotary) = (self.config.norm == Norm::Post, self.config.position == Position::Rotary);
+        let (post, rotary) = (self.config.norm_place == NormPlace::Post, self.config.position.is_rotary());
         Some(match (step.name.part, &step.op) {
             ("embedding", Op::EmbeddingForward(_)) => ("out", vec![Embedding]),
             ("attention.norm", Op::LayerNormForward(_)) if post => ("y", vec![AttentionNorm, ResidualMiddle]),

@@ -2,7 +2,7 @@
 
 use minigpt_core::probe::{Point, Probe, Recording, TensorKind};
 use minigpt_core::reference::activation::activate;
-use minigpt_core::{GptConfig, InvalidOp, Model, Norm, Position, Reference};
+use minigpt_core::{GptConfig, InvalidOp, Model, NormPlace, Position, Reference};
 
 use super::configs::{config, covering_set};
 use super::{BATCH, model, tokens};
@@ -132,7 +132,7 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
     fn added(&self, layer: usize, before: &[f64], [output, total, stream]: [TensorKind; 3], norm: &str) {
         let output = self.get(layer, output).to_vec();
         let total_expected = if self.config.residual { sum(before, &output) } else { output };
-        if self.config.norm == Norm::Post {
+        if self.config.norm_place == NormPlace::Post {
             close(self.get(layer, total), &total_expected, "sum");
             close(self.get(layer, stream), &self.norm(&total_expected, norm), "norm of the sum");
         } else {
@@ -145,8 +145,8 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
         let (c, name) = (self.config.d_model, |part: &str| format!("h.{layer}.{part}"));
         let input = self.get(layer.checked_sub(1), if layer == 0 { Embedding } else { ResidualOutput });
         // What a sub-layer reads: the stream, or its norm.
-        let entry = |stream: &[f64], kind, norm: &str| match self.config.norm {
-            Norm::Pre => {
+        let entry = |stream: &[f64], kind, norm: &str| match self.config.norm_place {
+            NormPlace::Pre => {
                 close(self.get(layer, kind), &self.norm(stream, &name(norm)), "norm");
                 self.get(layer, kind).to_vec()
             }
@@ -154,7 +154,7 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
         };
         let qkv = self.linear(&entry(input, AttentionNorm, "ln_1"), &name("attn.c_attn"), c);
         let [query, key, value] = self.thirds(&qkv);
-        let rotary = self.config.position == Position::Rotary;
+        let rotary = self.config.position.is_rotary();
         let [q, k] = if rotary { [QueryBeforeRotary, KeyBeforeRotary] } else { [Query, Key] };
         for (kind, expected) in [(q, query), (k, key), (Value, value)] {
             close(self.get(layer, kind), &expected, kind.name());
@@ -180,7 +180,7 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
 
     fn head(&self, mut last: Vec<f64>) {
         let (c, v, time) = (self.config.d_model, self.config.vocab_size, self.config.context);
-        if self.config.norm == Norm::Pre {
+        if self.config.norm_place == NormPlace::Pre {
             last = self.norm(&last, "ln_f");
             close(self.get(None, FinalNorm), &last, "final norm");
         }

@@ -7,7 +7,7 @@ use minigpt_core::config::TrainConfig;
 use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::op::counter;
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, Norm, Plan, Position,
+    Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, NormPlace, Plan, Position,
     Recompute,
 };
 
@@ -19,7 +19,7 @@ pub(crate) fn small_config() -> GptConfig {
         d_model: 2,
         d_ff: 3,
         position: Position::Learned,
-        norm: Norm::Pre,
+        norm_place: NormPlace::Pre,
         attention_scale: AttentionScale::Custom(0.75),
         activation: Activation::Relu,
         dropout: 0.1,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Activation, AttentionScale, GptConfig, Norm, Position};
+use minigpt_core::{Activation, AttentionScale, Bias, GptConfig, NormPlace, Position};
 
 /// How many values each varied field has: position, norm, scale, residual, activation, bias, dropout, tied, shape.
 const CHOICES: [usize; 9] = [4, 3, 3, 2, 3, 2, 2, 2, 2];
@@ -16,13 +16,13 @@ pub(crate) fn config(choice: &[usize; 9]) -> GptConfig {
         heads,
         d_model,
         d_ff,
-        position: [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None][choice[0]],
-        norm: [Norm::Pre, Norm::Post, Norm::None][choice[1]],
+        position: [Position::Learned, Position::Sinusoidal, Position::ROTARY, Position::None][choice[0]],
+        norm_place: [NormPlace::Pre, NormPlace::Post, NormPlace::None][choice[1]],
         attention_scale: [AttentionScale::InverseSqrt, AttentionScale::None, AttentionScale::Custom(0.3)]
             [choice[2]],
         residual: choice[3] == 0,
         activation: [Activation::GeluTanh, Activation::GeluErf, Activation::Relu][choice[4]],
-        bias: choice[5] == 0,
+        bias: [Bias::ALL, Bias::NONE][choice[5]],
         dropout: [0.0, 0.2][choice[6]],
         tied_embeddings: choice[7] == 0,
         ..GptConfig::new(vocab, context)

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 use minigpt_core::checkpoint::{self, Contents, Role, TensorSpec};
 use minigpt_core::memory::QUANT_BLOCK;
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, ByteTokenizer, CharTokenizer, Dtype, GptConfig, Norm, Plan,
-    Position,
+    Activation, AnyTokenizer, AttentionScale, Bias, ByteTokenizer, CharTokenizer, Dtype, GptConfig,
+    NormPlace, Plan, Position,
 };
 
 /// The formats that a parameter can be stored in.
@@ -27,13 +27,13 @@ pub(crate) fn base() -> GptConfig {
 pub(crate) fn configs() -> Vec<GptConfig> {
     let mut configs = Vec::new();
     for (i, position) in
-        [Position::Learned, Position::Sinusoidal, Position::Rotary, Position::None].into_iter().enumerate()
+        [Position::Learned, Position::Sinusoidal, Position::ROTARY, Position::None].into_iter().enumerate()
     {
-        for (j, norm) in [Norm::Pre, Norm::Post, Norm::None].into_iter().enumerate() {
+        for (j, norm_place) in [NormPlace::Pre, NormPlace::Post, NormPlace::None].into_iter().enumerate() {
             let n = i + j;
             configs.push(GptConfig {
                 position,
-                norm,
+                norm_place,
                 attention_scale: [
                     AttentionScale::InverseSqrt,
                     AttentionScale::None,
@@ -41,7 +41,7 @@ pub(crate) fn configs() -> Vec<GptConfig> {
                 ][n % 3],
                 activation: [Activation::GeluTanh, Activation::GeluErf, Activation::Relu][(i + 2 * j) % 3],
                 residual: (i + j) % 2 == 0,
-                bias: i % 2 == 0,
+                bias: [Bias::ALL, Bias::NONE][i % 2],
                 tied_embeddings: j % 2 == 0,
                 norm_eps: [1e-5, 1e-3][i % 2],
                 ..base()
@@ -67,7 +67,7 @@ pub(crate) fn goldens() -> Vec<Golden> {
     vec![
         Golden {
             tokenizer: Some(chars.into()),
-            ..plain("chars", Dtype::F32, GptConfig { bias: true, ..base() })
+            ..plain("chars", Dtype::F32, GptConfig { bias: Bias::ALL, ..base() })
         },
         Golden {
             tokenizer: Some(ByteTokenizer.into()),
@@ -78,11 +78,15 @@ pub(crate) fn goldens() -> Vec<Golden> {
                 GptConfig { layers: 1, vocab_size: 256, tied_embeddings: false, ..base() },
             )
         },
-        plain("f64", Dtype::F64, GptConfig { norm: Norm::Post, activation: Activation::GeluTanh, ..base() }),
-        plain("f16", Dtype::F16, GptConfig { position: Position::Rotary, ..base() }),
+        plain(
+            "f64",
+            Dtype::F64,
+            GptConfig { norm_place: NormPlace::Post, activation: Activation::GeluTanh, ..base() },
+        ),
+        plain("f16", Dtype::F16, GptConfig { position: Position::ROTARY, ..base() }),
         plain("bf16", Dtype::Bf16, GptConfig { position: Position::Sinusoidal, ..base() }),
         plain("q8_0", Dtype::Q8_0, GptConfig { tied_embeddings: false, ..base() }),
-        plain("q4_0", Dtype::Q4_0, GptConfig { position: Position::None, bias: true, ..base() }),
+        plain("q4_0", Dtype::Q4_0, GptConfig { position: Position::None, bias: Bias::ALL, ..base() }),
     ]
 }
 

@@ -3,7 +3,7 @@
 use minigpt_core::conformance::{Options, check};
 use minigpt_core::model::Extras;
 use minigpt_core::train::Trainer;
-use minigpt_core::{Backend, Decoder, Device, GptConfig, Model, Reference, TrainConfig, Windows};
+use minigpt_core::{Backend, Bias, Decoder, Device, GptConfig, Model, Reference, TrainConfig, Windows};
 use minigpt_cuda::Cuda;
 
 use crate::child::{Driver, in_child};
@@ -27,7 +27,7 @@ fn train<B: Backend<Elem = f32>>(device: &Device<B>) -> Run {
         heads: 2,
         d_model: 16,
         d_ff: 32,
-        bias: true,
+        bias: Bias::ALL,
         dropout: 0.1,
         ..GptConfig::new(11, 8)
     };
