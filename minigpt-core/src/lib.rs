@@ -121,7 +121,7 @@ pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;
 #[cfg(target_has_atomic = "ptr")]
 pub use memory::SharedBytes;
-pub use memory::{Buffer, Dtype, InvalidOp, Span};
+pub use memory::{Buffer, Dtype, InvalidOp, Span, Strided};
 pub use model::{Batch, Chosen, Decoder, Model, Sequence};
 pub use op::{Op, OpKind};
 pub use plan::Plan;

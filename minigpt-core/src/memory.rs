@@ -76,6 +76,28 @@ pub struct Span {
     pub len: usize,
 }
 
+/// A matrix whose rows lie apart, such as the columns of keys in a matrix of queries, keys and values. How wide a row is, and
+/// how many there are, the op says that it is given to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strided {
+    /// From the first element of the first row to the last element of the last row.
+    pub span: Span,
+    /// How many elements lie between the beginnings of two rows, at least as many as a row is wide.
+    pub stride: usize,
+}
+
+impl Strided {
+    /// The first `rows` rows, each `width` wide; all, if there are fewer.
+    #[must_use]
+    pub fn first_rows(self, rows: usize, width: usize) -> Strided {
+        let len = match rows {
+            0 => 0,
+            _ => (rows - 1).saturating_mul(self.stride).saturating_add(width),
+        };
+        Strided { span: self.span.first(len), ..self }
+    }
+}
+
 impl Span {
     /// Its size in bytes; `None` if it is not well formed.
     pub const fn bytes(&self) -> Option<usize> {
@@ -100,6 +122,30 @@ impl Span {
             }
             _ => Span { len: 0, ..self },
         }
+    }
+
+    /// Columns `first..first + width` of a matrix whose rows are `stride` wide and lie side by side in this span.
+    ///
+    /// Past the end of a row, the result is empty: the op that it goes to then refuses it.
+    ///
+    /// ```
+    /// use minigpt_core::{Buffer, Dtype, Span};
+    /// // Two rows of three: a b c, d e f. The last two columns begin at b and end with f.
+    /// let matrix = Span { buffer: Buffer(0), dtype: Dtype::F32, offset: 0, len: 6 };
+    /// let columns = matrix.columns(1, 2, 3);
+    /// assert_eq!((columns.span, columns.stride), (matrix.slice(1, 5), 3));
+    /// ```
+    #[must_use]
+    pub fn columns(self, first: usize, width: usize, stride: usize) -> Strided {
+        let fits = first.checked_add(width).is_some_and(|end| end <= stride);
+        let len = if fits && self.len >= stride { self.len - stride + width } else { 0 };
+        Strided { span: self.slice(first, len), stride }
+    }
+
+    /// The whole of it, as a matrix whose rows are `width` wide.
+    #[must_use]
+    pub fn rows(self, width: usize) -> Strided {
+        Strided { span: self, stride: width }
     }
 
     /// Whether the two share a byte.

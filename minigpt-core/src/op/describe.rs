@@ -3,8 +3,8 @@
 use super::descriptors::*;
 #[cfg(feature = "train")]
 use super::scalar;
-use super::{Access, Operand, OperandKind, counter};
-use crate::memory::{InvalidOp, Span};
+use super::{Access, Columns, Operand, OperandKind, counter};
+use crate::memory::{InvalidOp, Span, Strided};
 
 /// Collects operands and checks their lengths.
 pub(super) struct Describe<'a> {
@@ -28,7 +28,33 @@ impl Describe<'_> {
         if !fits(span.len) {
             return Err(InvalidOp::Length { operand: name, expected, found: span.len });
         }
-        (self.visit)(Operand { name, span, access, kind });
+        (self.visit)(Operand { name, span, access, kind, columns: None });
+        Ok(())
+    }
+
+    /// `rows` rows of `width`, which may lie apart.
+    pub(super) fn strided(
+        &mut self,
+        name: &'static str,
+        Strided { span, stride }: Strided,
+        access: Access,
+        rows: &[usize],
+        width: &[usize],
+    ) -> Result<(), InvalidOp> {
+        let (rows, width) = (product(name, rows)?, product(name, width)?);
+        if stride < width {
+            return Err(InvalidOp::Value { operand: name });
+        }
+        let overflow = InvalidOp::Overflow { operand: name };
+        let expected = match rows {
+            0 => 0,
+            _ => (rows - 1).checked_mul(stride).and_then(|n| n.checked_add(width)).ok_or(overflow)?,
+        };
+        if span.len != expected {
+            return Err(InvalidOp::Length { operand: name, expected, found: span.len });
+        }
+        let columns = (stride > width).then_some(Columns { width, stride });
+        (self.visit)(Operand { name, span, access, kind: OperandKind::Elem, columns });
         Ok(())
     }
 

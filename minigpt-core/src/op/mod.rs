@@ -195,6 +195,17 @@ pub struct Operand {
     pub access: Access,
     /// What its elements must be.
     pub kind: OperandKind,
+    /// If its rows lie apart: only they are the operand, and what lies between them is neither read nor written.
+    pub columns: Option<Columns>,
+}
+
+/// How the rows of an operand lie apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Columns {
+    /// How many elements a row has.
+    pub width: usize,
+    /// How many elements lie between the beginnings of two rows.
+    pub stride: usize,
 }
 
 impl Operand {
@@ -221,6 +232,35 @@ impl Operand {
             return Err(InvalidOp::Misaligned { operand: name, offset: span.offset });
         }
         Ok(end)
+    }
+}
+
+impl Operand {
+    /// Whether no element of the one is an element of the other: they lie apart, or are columns of one matrix.
+    fn is_apart(&self, end: usize, other: &Operand, other_end: usize) -> bool {
+        let (a, b) = (&self.span, &other.span);
+        if a.buffer != b.buffer || end <= b.offset || other_end <= a.offset || a.len.min(b.len) == 0 {
+            return true;
+        }
+        let (Some(x), Some(y)) = (self.columns, other.columns) else { return false };
+        let unit = a.dtype.unit().1;
+        if x.stride != y.stride || a.dtype != b.dtype || !a.offset.abs_diff(b.offset).is_multiple_of(unit) {
+            return false;
+        }
+        // How far the later one's first column lies behind the earlier one's, in a row.
+        let behind = a.offset.abs_diff(b.offset) / unit % x.stride;
+        let (first, second) = if a.offset <= b.offset { (x.width, y.width) } else { (y.width, x.width) };
+        first <= behind && behind + second <= x.stride
+    }
+
+    /// How many elements it has.
+    fn elements(&self) -> usize {
+        match self.columns {
+            Some(Columns { width, stride }) if self.span.len > 0 => {
+                ((self.span.len - width) / stride + 1) * width
+            }
+            _ => self.span.len,
+        }
     }
 }
 
@@ -313,10 +353,7 @@ impl Op {
         for (i, (a, a_end)) in list().filter(|(_, (a, _))| a.access != Access::Read) {
             // A pair of which both are written comes once.
             for (j, (b, b_end)) in list().filter(|(j, (b, _))| i < *j || b.access == Access::Read) {
-                let apart = a.span.buffer != b.span.buffer
-                    || *a_end <= b.span.offset
-                    || *b_end <= a.span.offset
-                    || a.span.len.min(b.span.len) == 0;
+                let apart = a.is_apart(*a_end, b, *b_end);
                 let (a, b) = if i < j { (a, b) } else { (b, a) };
                 if !apart && !self.may_alias(a, b) {
                     return Err(InvalidOp::Overlap { a: a.name, b: b.name });
@@ -372,7 +409,7 @@ impl Op {
             operands
                 .iter()
                 .map(|o| {
-                    let bytes = o.span.bytes().unwrap_or(0) as u64;
+                    let bytes = Span { len: o.elements(), ..o.span }.bytes().unwrap_or(0) as u64;
                     if o.access == Access::Update { bytes.saturating_mul(2) } else { bytes }
                 })
                 .fold(0, u64::saturating_add)

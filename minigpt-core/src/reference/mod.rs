@@ -42,6 +42,26 @@ pub mod weights;
 
 use crate::real::Real;
 
+/// Rows that lie `stride` numbers apart, such as the keys in a matrix of queries, keys and values. They begin with the first
+/// row's first number.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a, R> {
+    /// From the first number of the first row on.
+    pub data: &'a [R],
+    /// How many numbers lie between the beginnings of two rows.
+    pub stride: usize,
+}
+
+impl<'a, R> Rows<'a, R> {
+    /// `width` numbers of row `row`, from number `first` of it on.
+    ///
+    /// # Panics
+    /// If they are not there.
+    pub fn part(&self, row: usize, first: usize, width: usize) -> &'a [R] {
+        &self.data[row * self.stride + first..][..width]
+    }
+}
+
 /// The sum of `a[i] b[i]`, from the first to the last.
 fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     let mut sum = R::zero();
