@@ -8,9 +8,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::config::{ConfigError, GptConfig, NormPlace, Position, Recompute};
+use crate::config::{ConfigError, GptConfig, Mask, NormPlace, Position, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
-use crate::op::{SampleRow, counter, scalar};
+use crate::op::{AttentionShape, SampleRow, counter, scalar};
 
 mod activations;
 mod trained;
@@ -87,9 +87,9 @@ pub struct Affine<T> {
 pub struct BlockParameters<T> {
     /// The norm of the attention sub-layer.
     pub norm1: Option<Affine<T>>,
-    /// Queries, keys and values in one: (3C, C).
+    /// Queries, keys and values in one: ((H + 2K) D, C).
     pub qkv: Affine<T>,
-    /// Back to the residual stream: (C, C).
+    /// Back to the residual stream: (C, H D).
     pub attention_out: Affine<T>,
     /// The norm of the feed-forward sub-layer.
     pub norm2: Option<Affine<T>>,
@@ -172,7 +172,7 @@ impl<T> Parameters<T> {
     }
 }
 
-/// Room for the keys and values of one block: each (slots, H, context, D).
+/// Room for the keys and values of one block: each (slots, K, context, D).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheRegions {
     /// Keys.
@@ -249,6 +249,8 @@ pub struct Plan {
     pub config: GptConfig,
     /// The backend's number type.
     pub elem: Dtype,
+    /// How keys and values are stored in the caches.
+    pub cache_dtype: Dtype,
     /// What for.
     pub purpose: Purpose,
     /// What the backward pass computes again. Training only.
@@ -316,6 +318,8 @@ pub(crate) struct LiveRows {
     pub(crate) slots: Span,
     /// (R)
     pub(crate) positions: Span,
+    /// (R): the last position that each sees. Under a causal mask these are its `positions`.
+    pub(crate) last: Span,
     /// (W): from which rows logits are wanted.
     pub(crate) wanted: Span,
     /// (W, [`SampleRow::WORDS`]): how tokens are chosen.
@@ -323,23 +327,32 @@ pub(crate) struct LiveRows {
 }
 
 impl LiveRows {
+    /// How many lists of R words there are, one behind the other.
+    pub(crate) fn lists(mask: Mask) -> usize {
+        if mask == Mask::Causal { 3 } else { 4 }
+    }
+
     /// How many words R rows take, from W of which logits are wanted.
-    pub(crate) const fn words(rows: usize, wanted: usize) -> usize {
+    pub(crate) fn words(rows: usize, wanted: usize, mask: Mask) -> usize {
         let settings = wanted.saturating_mul(1 + SampleRow::WORDS);
-        rows.saturating_mul(3).saturating_add(settings).saturating_add(3)
+        rows.saturating_mul(LiveRows::lists(mask)).saturating_add(settings).saturating_add(3)
     }
 
     /// The first of `words`.
-    pub(crate) fn new(words: Span, rows: usize, wanted: usize) -> Self {
+    pub(crate) fn new(words: Span, rows: usize, wanted: usize, mask: Mask) -> Self {
+        let lists = LiveRows::lists(mask);
+        let list = |i: usize| words.slice(3 + i * rows, rows);
+        let behind = 3 + lists * rows;
         LiveRows {
             live: words.slice(0, 1),
             wanted_live: words.slice(1, 1),
             choosing_live: words.slice(2, 1),
-            places: words.slice(3, rows),
-            slots: words.slice(3 + rows, rows),
-            positions: words.slice(3 + 2 * rows, rows),
-            wanted: words.slice(3 + 3 * rows, wanted),
-            settings: words.slice(3 + 3 * rows + wanted, wanted * SampleRow::WORDS),
+            places: list(0),
+            slots: list(1),
+            positions: list(2),
+            last: list(lists - 1),
+            wanted: words.slice(behind, wanted),
+            settings: words.slice(behind + wanted, wanted * SampleRow::WORDS),
         }
     }
 }
@@ -425,7 +438,7 @@ impl Plan {
         time: usize,
         recompute: Recompute,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, elem, Purpose::Training, recompute, sequences, batch.min(sequences), time)
+        Plan::new(config, [elem; 2], Purpose::Training, recompute, sequences, batch.min(sequences), time)
     }
 
     /// A plan to run the model over at most `batch` sequences of `time` tokens at once.
@@ -438,7 +451,7 @@ impl Plan {
         batch: usize,
         time: usize,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, elem, Purpose::Inference, Recompute::default(), batch, batch, time)
+        Plan::new(config, [elem; 2], Purpose::Inference, Recompute::default(), batch, batch, time)
     }
 
     /// A plan to decode up to `slots` sequences side by side, each over a cache of the context, with at most `rows` tokens
@@ -447,6 +460,21 @@ impl Plan {
     /// # Errors
     /// If the config is invalid, `slots` or `rows` is 0, a size overflows, or the slots have more than 2^31 positions together.
     pub fn decoding(config: &GptConfig, elem: Dtype, slots: usize, rows: usize) -> Result<Plan, ConfigError> {
+        Plan::decoding_with(config, elem, slots, rows, elem)
+    }
+
+    /// As [`decoding`](Plan::decoding), over a cache that stores keys and values as `cache`: the backend's number type, f16 or
+    /// bf16.
+    ///
+    /// # Errors
+    /// As [`decoding`](Plan::decoding).
+    pub fn decoding_with(
+        config: &GptConfig,
+        elem: Dtype,
+        slots: usize,
+        rows: usize,
+        cache: Dtype,
+    ) -> Result<Plan, ConfigError> {
         if slots == 0 {
             return Err(ConfigError::Zero { field: "slots" });
         }
@@ -455,7 +483,13 @@ impl Plan {
         }
         // More rows than the slots have positions are never live.
         let rows = rows.min(slots.saturating_mul(config.context.max(1)));
-        Plan::new(config, elem, Purpose::Decoding, Recompute::default(), slots, 1, rows)
+        // Positions that see one another both ways run at once.
+        let rows = rows.max(match config.mask {
+            Mask::Causal => 1,
+            Mask::Prefix => config.prefix,
+            Mask::None => config.context,
+        });
+        Plan::new(config, [elem, cache], Purpose::Decoding, Recompute::default(), slots, 1, rows)
     }
 
     /// W: from how many rows at most logits are wanted at once, where `rows` go through the model.
@@ -465,7 +499,7 @@ impl Plan {
 
     fn new(
         config: &GptConfig,
-        elem: Dtype,
+        [elem, cache_dtype]: [Dtype; 2],
         purpose: Purpose,
         recompute: Recompute,
         sequences: usize,
@@ -504,10 +538,10 @@ impl Plan {
             Purpose::Decoding => (activations::decoding(config, time, slots.min(time), &mut layout)?, None),
         };
 
-        let mut cache = Layout::new(elem, "cache");
+        let mut cache = Layout::new(cache_dtype, "cache");
         let mut caches = Vec::new();
         if slots > 0 {
-            let dims = [slots, config.heads, config.context, config.d_head()];
+            let dims = [slots, config.kv_heads(), config.context, config.d_head()];
             caches.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
             for _ in 0..config.layers {
                 caches.push(CacheRegions { keys: cache.push(&dims)?, values: cache.push(&dims)? });
@@ -525,7 +559,7 @@ impl Plan {
             Purpose::Training | Purpose::Inference => state.push(&[sequences, time])?,
         };
         let (rows, wanted) = match purpose {
-            Purpose::Decoding => (LiveRows::words(time, slots.min(time)), slots.min(time)),
+            Purpose::Decoding => (LiveRows::words(time, slots.min(time), config.mask), slots.min(time)),
             Purpose::Training | Purpose::Inference => (0, 0),
         };
         let (rows, choices) = (state.push(&[rows])?, state.push(&[wanted])?);
@@ -548,6 +582,7 @@ impl Plan {
         let mut plan = Plan {
             config: config.clone(),
             elem,
+            cache_dtype,
             purpose,
             recompute,
             batch,
@@ -580,18 +615,21 @@ impl Plan {
     }
 
     /// Floating-point operations of one training step over `sequences` sequences of `time` tokens: the model's
-    /// matrix products, forward and backward, and the causal half of attention. Recomputation does not count, and frozen
-    /// parameters count as if they were trained: what is really computed is [`program`](Plan::program)`.flops()`.
+    /// matrix products, forward and backward, and the pairs of attention that see each other. Recomputation does not count, and
+    /// frozen parameters count as if they were trained: what is really computed is [`program`](Plan::program)`.flops()`.
     pub fn training_flops(&self, sequences: usize) -> u64 {
-        let GptConfig { layers, d_model, d_ff, vocab_size, .. } = self.config;
+        let config = &self.config;
+        let GptConfig { layers, d_model, d_ff, vocab_size, .. } = *config;
+        let (d_qkv, d_attention) = (config.d_qkv(), config.d_attention());
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
-        let block = mul(&[4, layers, d_model, d_model]).saturating_add(mul(&[2, layers, d_model, d_ff]));
+        let attention = mul(&[layers, d_model, d_qkv.saturating_add(d_attention)]);
+        let block = attention.saturating_add(mul(&[2, layers, d_model, d_ff]));
         let weights = block.saturating_add(mul(&[vocab_size, d_model]));
-        // Of T (T + 1) / 2 pairs, each has 4 operations forward and 8 backward.
-        let attention = mul(&[6, layers, d_model, self.time, self.time.saturating_add(1)]);
+        // Each pair has 4 operations forward and 8 backward.
+        let pairs = AttentionShape::new(config, 1, self.time).pairs();
         weights
             .saturating_mul(mul(&[6, self.time]))
-            .saturating_add(attention)
+            .saturating_add(mul(&[12, layers, d_attention]).saturating_mul(pairs))
             .saturating_mul(sequences as u64)
     }
 }
@@ -602,7 +640,6 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
     let (c, f, v) = (config.d_model, config.d_ff, config.vocab_size);
     let nowhere = Region { offset: 0, len: 0 };
     let tensor = |name: String, rows, cols, init| Tensor { name, rows, cols, init, region: nowhere };
-    let qkv_rows = c.checked_mul(3).ok_or(ConfigError::TooLarge { field: "d_model" })?;
     let linear = |name: String, bias: bool, rows, cols, init| Affine {
         bias: bias.then(|| tensor(format!("{name}.bias"), 1, rows, Init::Zeros)),
         weight: tensor(format!("{name}.weight"), rows, cols, init),
@@ -618,8 +655,14 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
     for i in 0..config.layers {
         blocks.push(BlockParameters {
             norm1: has_norms.then(|| norm(format!("h.{i}.ln_1"))),
-            qkv: linear(format!("h.{i}.attn.c_attn"), config.bias.qkv, qkv_rows, c, Init::Normal),
-            attention_out: linear(format!("h.{i}.attn.c_proj"), config.bias.linear, c, c, Init::Residual),
+            qkv: linear(format!("h.{i}.attn.c_attn"), config.bias.qkv, config.d_qkv(), c, Init::Normal),
+            attention_out: linear(
+                format!("h.{i}.attn.c_proj"),
+                config.bias.linear,
+                c,
+                config.d_attention(),
+                Init::Residual,
+            ),
             norm2: has_norms.then(|| norm(format!("h.{i}.ln_2"))),
             up: linear(format!("h.{i}.mlp.c_fc"), config.bias.linear, f, c, Init::Normal),
             down: linear(format!("h.{i}.mlp.c_proj"), config.bias.linear, c, f, Init::Residual),

@@ -62,19 +62,18 @@ pub enum TensorKind {
     AttentionNorm,
     /// Queries before their rotation, with rotary positions: (B, T, H, D).
     QueryBeforeRotary,
-    /// Keys before their rotation, with rotary positions: (B, T, H, D).
+    /// Keys before their rotation, with rotary positions: (B, T, K, D).
     KeyBeforeRotary,
     /// Queries as the scores are made of them: (B, T, H, D).
     Query,
-    /// Keys as the scores are made of them: (B, T, H, D).
+    /// Keys as the scores are made of them: (B, T, K, D).
     Key,
-    /// Values: (B, T, H, D).
+    /// Values: (B, T, K, D).
     Value,
-    /// Attention scores, scaled, before the softmax: (B, H, T, T), queries by keys; 0 above the diagonal, where the causal mask
-    /// is. Has no gradient here.
+    /// Attention scores, scaled, before the softmax: (B, H, T, T), queries by keys; 0 where a query does not see a
+    /// key: above the diagonal under a causal mask. Has no gradient here.
     AttentionScores,
-    /// Attention weights, after the softmax and before dropout: (B, H, T, T), queries by keys; each row up to the diagonal sums
-    /// to 1. Has no gradient here.
+    /// Attention weights, after the softmax and before dropout: (B, H, T, T), queries by keys; each row sums to 1. Has no gradient here.
     AttentionWeights,
     /// The heads' results side by side, weights times values: (B, T, H, D).
     Attended,
@@ -143,12 +142,12 @@ impl TensorKind {
     fn shape(self, config: &GptConfig, batch: usize, time: usize) -> Sizes {
         let (b, t) = (("B", batch), ("T", time));
         match self {
-            TensorKind::QueryBeforeRotary
-            | TensorKind::KeyBeforeRotary
-            | TensorKind::Query
-            | TensorKind::Key
-            | TensorKind::Value
-            | TensorKind::Attended => Sizes::of([b, t, ("H", config.heads), ("D", config.d_head())]),
+            TensorKind::KeyBeforeRotary | TensorKind::Key | TensorKind::Value => {
+                Sizes::of([b, t, ("K", config.kv_heads()), ("D", config.d_head())])
+            }
+            TensorKind::QueryBeforeRotary | TensorKind::Query | TensorKind::Attended => {
+                Sizes::of([b, t, ("H", config.heads), ("D", config.d_head())])
+            }
             TensorKind::AttentionScores | TensorKind::AttentionWeights => {
                 Sizes::of([b, ("H", config.heads), t, t])
             }

@@ -13,7 +13,7 @@ impl Pass<'_> {
     pub(super) fn embedding_forward(&self, sink: &mut Sink<'_>) -> Flow {
         let (config, activations) = (self.config(), &self.plan.activations);
         let first = activations.blocks.first().map_or(activations.head_in, |block| block.input);
-        let fixed = self.weights.position_table.filter(|_| self.rotary_table().is_none());
+        let fixed = self.weights.position_table.filter(|_| !config.position.is_rotary());
         let token_embedding = self.weights.parameters.token_embedding;
         let position_embedding = self.weights.parameters.position_embedding.or(fixed);
         let (out, d_model, vocab) = (self.stream(first), config.d_model, config.vocab_size);

@@ -156,7 +156,9 @@ impl<B: Backend> Model<B> {
             let table = region.on(constants.buffer(), B::Elem::DTYPE);
             let mut values = zeros("position_table", table.len)?;
             match plan.config.position {
-                Position::Rotary { .. } => reference::rotary::rotary_table(&mut values, plan.config.d_head()),
+                Position::Rotary { base, .. } => {
+                    reference::rotary::rotary_table(&mut values, plan.config.d_head(), base);
+                }
                 _ => reference::position::sinusoidal_table(&mut values, plan.config.d_model),
             }
             write_elems(&mut *device.lock(), table, &values).map_err(Error::Backend)?;

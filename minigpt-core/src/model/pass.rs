@@ -260,7 +260,7 @@ impl<'p> Pass<'p> {
     pub(super) fn live_rows(&self) -> Option<LiveRows> {
         let words = self.plan.rows.on(self.buffers.state, Dtype::U32);
         let decoding = self.plan.purpose == Purpose::Decoding;
-        decoding.then(|| LiveRows::new(words, self.time, self.plan.wanted(self.time)))
+        decoding.then(|| LiveRows::new(words, self.time, self.plan.wanted(self.time), self.config().mask))
     }
 
     /// The layer over all rows of the pass, or in decoding over those that are live.
@@ -277,11 +277,6 @@ impl<'p> Pass<'p> {
             Some(LiveRows { live, .. }) => LayerNormRows { live, norm }.into(),
             None => norm.into(),
         }
-    }
-
-    /// The table, if positions are rotary.
-    pub(super) fn rotary_table(&self) -> Option<Span> {
-        self.weights.position_table.filter(|_| self.config().position.is_rotary())
     }
 
     /// The dropout of an op whose result has `sequence` elements for each sequence; given as dimensions.

@@ -22,9 +22,9 @@ pub struct BlockActivations {
     pub input: Region,
     /// What the projection to q, k, v reads: (B, T, C).
     pub attention_in: Region,
-    /// (B, T, 3C).
+    /// Queries, keys and values side by side: (B, T, (H + 2K) D).
     pub qkv: Region,
-    /// The heads' results side by side: (B, T, C).
+    /// The heads' results side by side: (B, T, H D).
     pub attended: Region,
     /// (B, H, T); empty where attention goes over a cache.
     pub lse: Region,
@@ -69,9 +69,9 @@ pub struct Activations {
 pub struct BackwardActivations {
     /// The gradient of the residual stream, carried from the last block to the first: (B, T, C).
     pub d_stream: Region,
-    /// (B, T, C).
+    /// (B, T, C), or (B, T, H D) if that is more.
     pub d_scratch: Region,
-    /// (B, T, 3C).
+    /// (B, T, (H + 2K) D).
     pub d_qkv: Region,
     /// (B, T, F).
     pub d_hidden: Region,
@@ -88,10 +88,10 @@ struct Passing {
 
 impl Passing {
     fn new(shape: &Shape, layout: &mut Layout) -> Result<Self, ConfigError> {
-        let Shape { stream, triple, wide, .. } = shape;
+        let Shape { stream, scratch, qkv, wide, .. } = shape;
         let d_stream = layout.push(stream)?;
-        let [[hidden, _], [d_scratch, again]] = layout.overlay([[wide, &[0]], [stream, stream]])?;
-        let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [triple]])?;
+        let [[hidden, _], [d_scratch, again]] = layout.overlay([[wide, &[0]], [scratch, stream]])?;
+        let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [qkv]])?;
         let backward = BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, normed: Some(again) };
         Ok(Passing { normed, hidden, backward })
     }
@@ -100,15 +100,20 @@ impl Passing {
 /// The dimensions of activations.
 struct Shape {
     stream: [usize; 3],
-    triple: [usize; 4],
+    qkv: [usize; 3],
+    attended: [usize; 3],
+    scratch: [usize; 3],
     wide: [usize; 3],
 }
 
 impl Shape {
     fn new(config: &GptConfig, batch: usize, time: usize) -> Self {
+        let (d_model, d_attention) = (config.d_model, config.d_attention());
         Shape {
-            stream: [batch, time, config.d_model],
-            triple: [batch, time, config.d_model, 3],
+            stream: [batch, time, d_model],
+            qkv: [batch, time, config.d_qkv()],
+            attended: [batch, time, d_attention],
+            scratch: [batch, time, d_model.max(d_attention)],
             wide: [batch, time, config.d_ff],
         }
     }
@@ -141,7 +146,7 @@ pub(super) fn training(
     layout: &mut Layout,
 ) -> Result<(Activations, BackwardActivations), ConfigError> {
     let shape = Shape::new(config, batch, time);
-    let Shape { stream, triple, wide } = &shape;
+    let Shape { stream, qkv, attended, scratch, wide } = &shape;
     let (before, after) = (config.norm_place == NormPlace::Pre, config.norm_place == NormPlace::Post);
     let passing = if recompute == Recompute::Nothing { None } else { Some(Passing::new(&shape, layout)?) };
 
@@ -171,8 +176,8 @@ pub(super) fn training(
                     feed_forward_in: normed2.unwrap_or(middle),
                     feed_forward_sum: apart(output)?,
                     output,
-                    qkv: layout.push(triple)?,
-                    attended: layout.push(stream)?,
+                    qkv: layout.push(qkv)?,
+                    attended: layout.push(attended)?,
                     lse: layout.push(&[batch, config.heads, time])?,
                     pre_activation: Some(layout.push(wide)?),
                     hidden: match &passing {
@@ -200,9 +205,9 @@ pub(super) fn training(
     let (normed, backward) = match passing {
         Some(Passing { normed, backward, .. }) => (normed, backward),
         None => {
-            let (d_stream, d_scratch) = (layout.push(stream)?, layout.push(stream)?);
+            let (d_stream, d_scratch) = (layout.push(stream)?, layout.push(scratch)?);
             // In use one after the other.
-            let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [triple]])?;
+            let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [qkv]])?;
             (normed, BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, normed: None })
         }
     };
@@ -245,7 +250,7 @@ fn forward(
     lse: bool,
     layout: &mut Layout,
 ) -> Result<Activations, ConfigError> {
-    let Shape { stream, triple, wide } = Shape::new(config, batch, time);
+    let Shape { stream, qkv, attended, wide, .. } = Shape::new(config, batch, time);
     let input = layout.push(&stream)?;
     let normed = if config.norm_place == NormPlace::None { input } else { layout.push(&stream)? };
     let mut blocks = Vec::new();
@@ -258,8 +263,8 @@ fn forward(
         let block = BlockActivations {
             input,
             attention_in: if before { normed } else { input },
-            qkv: layout.push(&triple)?,
-            attended: layout.push(&stream)?,
+            qkv: layout.push(&qkv)?,
+            attended: layout.push(&attended)?,
             lse: layout.push(&[batch, config.heads, if lse { time } else { 0 }])?,
             attention_sum: if after { normed } else { middle },
             middle,

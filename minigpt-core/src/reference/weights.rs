@@ -55,6 +55,21 @@ pub fn weight_at(bytes: &[u8], dtype: Dtype, index: usize) -> f64 {
     }
 }
 
+/// The two bytes of the nearest f16, or bf16 of any other type; ties to even, and infinite beyond the largest.
+///
+/// ```
+/// use minigpt_core::{Dtype, reference::weights::{encode_half, weight_at}};
+/// let near = |x, dtype| weight_at(&encode_half(x, dtype), dtype, 0);
+/// assert_eq!(near(1.0 + 1.0 / 256.0, Dtype::Bf16), 1.0);
+/// assert_eq!(near(70_000.0, Dtype::F16), f64::INFINITY);
+/// ```
+pub fn encode_half(x: f64, dtype: Dtype) -> [u8; 2] {
+    match dtype {
+        Dtype::F16 => f16::from_f64(x).to_le_bytes(),
+        _ => bf16::from_f64(x).to_le_bytes(),
+    }
+}
+
 /// Decodes a matrix (`rows`, `cols`), whose stored rows are padded to whole blocks, into `out` without the padding.
 ///
 /// # Panics

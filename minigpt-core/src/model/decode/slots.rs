@@ -242,7 +242,7 @@ impl<B: Backend> Slots<B> {
     /// Runs the listed rows, and has the device choose tokens where it is to.
     fn run_pass(&mut self, rows: usize) -> Result<(), B::Error> {
         let (plan, state) = (&self.workspace.plan, self.workspace.buffers.state);
-        let told = LiveRows::words(rows, plan.wanted(rows));
+        let told = LiveRows::words(rows, plan.wanted(rows), plan.config.mask);
         let words = plan.rows.on(state, Dtype::U32).first(told);
         let pass = Pass { time: rows, ..self.workspace.pass(&self.model) };
         let mut backend = self.model.device().lock();
@@ -311,7 +311,9 @@ impl<B: Backend> Slots<B> {
         let mut live = 0;
         pieces(&self.texts, most, |_, count| live += count);
         let rows = ROWS.into_iter().find(|&rows| rows >= live).unwrap_or(most).min(most);
-        let [places, slots, positions, wanted] = [0, 1, 2, 3].map(|list| 3 + list * rows);
+        let lists = LiveRows::lists(self.model.config().mask);
+        let [places, slots, positions, last, wanted] =
+            [0, 1, 2, lists - 1, lists].map(|list| 3 + list * rows);
         (live, self.choosing) = (0, 0);
         self.wanted.clear();
         pieces(&self.texts, most, |slot, count| {
