@@ -196,7 +196,7 @@ pub struct Bytes {
     pub activations: usize,
     /// Keys and values of earlier positions.
     pub cache: usize,
-    /// Tokens, targets, device scalars and counters.
+    /// Tokens, targets, given vectors and their gradient, device scalars and counters.
     pub state: usize,
 }
 
@@ -260,7 +260,7 @@ pub struct Plan {
     /// Sequences whose tokens there is room for: in training those of a whole micro-batch, which goes through the model in
     /// slices of `batch`; in decoding the slots.
     pub sequences: usize,
-    /// T, at most; in decoding R, how many rows go through the model at once.
+    /// T, at most, given vectors among them; in decoding R, how many rows go through the model at once.
     pub time: usize,
     /// Every parameter.
     pub parameters: Parameters<Tensor>,
@@ -285,13 +285,19 @@ pub struct Plan {
     pub backward: Option<BackwardActivations>,
     /// One for each layer, in the cache buffer. Decoding only; else empty.
     pub caches: Vec<CacheRegions>,
-    /// Input tokens (sequences, T), in the state buffer; in decoding the latest of each slot, (slots, twice the context).
+    /// Input tokens (sequences, T - P), in the state buffer; in decoding the latest of each slot, (slots, twice the context).
     pub tokens: Region,
+    /// The numbers of the given vectors, from 0 on, by which they are looked up: (sequences, P), in the state buffer.
+    pub prefix_numbers: Region,
+    /// The given vectors: (sequences, P, C), in the state buffer.
+    pub prefix: Region,
+    /// Their gradient, (sequences, P, C), in the state buffer. Training only; else empty.
+    pub d_prefix: Region,
     /// What says which rows are live, and of which logits are wanted, in the state buffer. Decoding only; else empty.
     pub rows: Region,
     /// The tokens that a pass chose, (W), in the state buffer. Decoding only; else empty.
     pub choices: Region,
-    /// Targets (sequences, T), in the state buffer.
+    /// Targets (sequences, T - P), in the state buffer.
     pub targets: Region,
     /// [`scalar`]s, in the state buffer.
     pub scalars: Region,
@@ -312,6 +318,8 @@ pub(crate) struct LiveRows {
     pub(crate) wanted_live: Span,
     /// (1): from how many of these, the first ones, a token is chosen.
     pub(crate) choosing_live: Span,
+    /// (1): how many of the live rows, the first ones, are given vectors and no tokens. Empty if the model has no prefix.
+    pub(crate) given_live: Span,
     /// (R): where the token of each lies.
     pub(crate) places: Span,
     /// (R)
@@ -320,39 +328,67 @@ pub(crate) struct LiveRows {
     pub(crate) positions: Span,
     /// (R): the last position that each sees. Under a causal mask these are its `positions`.
     pub(crate) last: Span,
+    /// (R): which of the given vectors each of the given rows is. Empty if the model has no prefix.
+    pub(crate) given: Span,
     /// (W): from which rows logits are wanted.
     pub(crate) wanted: Span,
     /// (W, [`SampleRow::WORDS`]): how tokens are chosen.
     pub(crate) settings: Span,
 }
 
+/// Where each list of a [`LiveRows`] begins, in words.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LiveWords {
+    /// Of the places, one list of R words behind the other: slots, positions, and what the model needs besides.
+    pub(crate) places: usize,
+    pub(crate) slots: usize,
+    pub(crate) positions: usize,
+    /// The positions themselves, under a causal mask.
+    pub(crate) last: usize,
+    pub(crate) given: usize,
+    pub(crate) wanted: usize,
+}
+
+impl LiveWords {
+    /// Of R rows of such a model.
+    pub(crate) fn new(config: &GptConfig, rows: usize) -> Self {
+        let (masked, given) = (config.mask != Mask::Causal, config.prefix > 0);
+        let places = 3 + usize::from(given);
+        let list = |i: usize| rows.saturating_mul(i).saturating_add(places);
+        let last = 2 + usize::from(masked);
+        LiveWords {
+            places,
+            slots: list(1),
+            positions: list(2),
+            last: list(last),
+            given: list(last + 1),
+            wanted: list(last + 1 + usize::from(given)),
+        }
+    }
+
+    /// How many words there are, if logits are wanted of W rows.
+    pub(crate) fn count(&self, wanted: usize) -> usize {
+        self.wanted.saturating_add(wanted.saturating_mul(1 + SampleRow::WORDS))
+    }
+}
+
 impl LiveRows {
-    /// How many lists of R words there are, one behind the other.
-    pub(crate) fn lists(mask: Mask) -> usize {
-        if mask == Mask::Causal { 3 } else { 4 }
-    }
-
-    /// How many words R rows take, from W of which logits are wanted.
-    pub(crate) fn words(rows: usize, wanted: usize, mask: Mask) -> usize {
-        let settings = wanted.saturating_mul(1 + SampleRow::WORDS);
-        rows.saturating_mul(LiveRows::lists(mask)).saturating_add(settings).saturating_add(3)
-    }
-
-    /// The first of `words`.
-    pub(crate) fn new(words: Span, rows: usize, wanted: usize, mask: Mask) -> Self {
-        let lists = LiveRows::lists(mask);
-        let list = |i: usize| words.slice(3 + i * rows, rows);
-        let behind = 3 + lists * rows;
+    /// The first of `words`, for R rows of such a model, from W of which logits are wanted.
+    pub(crate) fn new(words: Span, config: &GptConfig, rows: usize, wanted: usize) -> Self {
+        let at = LiveWords::new(config, rows);
+        let given = usize::from(config.prefix > 0);
         LiveRows {
             live: words.slice(0, 1),
             wanted_live: words.slice(1, 1),
             choosing_live: words.slice(2, 1),
-            places: list(0),
-            slots: list(1),
-            positions: list(2),
-            last: list(lists - 1),
-            wanted: words.slice(behind, wanted),
-            settings: words.slice(behind + wanted, wanted * SampleRow::WORDS),
+            given_live: words.slice(3, given),
+            places: words.slice(at.places, rows),
+            slots: words.slice(at.slots, rows),
+            positions: words.slice(at.positions, rows),
+            last: words.slice(at.last, rows),
+            given: words.slice(at.given, given * rows),
+            wanted: words.slice(at.wanted, wanted),
+            settings: words.slice(at.wanted + wanted, wanted * SampleRow::WORDS),
         }
     }
 }
@@ -483,12 +519,8 @@ impl Plan {
         }
         // More rows than the slots have positions are never live.
         let rows = rows.min(slots.saturating_mul(config.context.max(1)));
-        // Positions that see one another both ways run at once.
-        let rows = rows.max(match config.mask {
-            Mask::Causal => 1,
-            Mask::Prefix => config.prefix,
-            Mask::None => config.context,
-        });
+        // A prefix runs at once, and so does what sees itself both ways.
+        let rows = rows.max(if config.mask == Mask::None { config.context } else { config.prefix });
         Plan::new(config, [elem, cache], Purpose::Decoding, Recompute::default(), slots, 1, rows)
     }
 
@@ -515,6 +547,14 @@ impl Plan {
         }
         if time > config.context && purpose != Purpose::Decoding {
             return Err(ConfigError::BeyondContext { time, context: config.context });
+        }
+        // How many of the positions are a token's.
+        let text = match purpose {
+            Purpose::Decoding => 0,
+            Purpose::Training | Purpose::Inference => time.saturating_sub(config.prefix),
+        };
+        if text == 0 && purpose != Purpose::Decoding {
+            return Err(ConfigError::PrefixFillsContext { prefix: config.prefix, context: time });
         }
         let training = purpose == Purpose::Training;
         let slots = if purpose == Purpose::Decoding { sequences } else { 0 };
@@ -556,18 +596,21 @@ impl Plan {
                 u32::try_from(tokens.len).map_err(|_| ConfigError::TooLarge { field: "slots" })?;
                 tokens
             }
-            Purpose::Training | Purpose::Inference => state.push(&[sequences, time])?,
+            Purpose::Training | Purpose::Inference => state.push(&[sequences, text])?,
         };
+        let prefix_numbers = state.push(&[sequences, config.prefix])?;
         let (rows, wanted) = match purpose {
-            Purpose::Decoding => (LiveRows::words(time, slots.min(time), config.mask), slots.min(time)),
+            Purpose::Decoding => (LiveWords::new(config, time).count(slots.min(time)), slots.min(time)),
             Purpose::Training | Purpose::Inference => (0, 0),
         };
         let (rows, choices) = (state.push(&[rows])?, state.push(&[wanted])?);
-        let targets = state.push(&[sequences, if training { time } else { 0 }])?;
+        let targets = state.push(&[sequences, if training { text } else { 0 }])?;
         let counters = state.push(&[counter::LEN])?;
         state.unit = unit;
         let scalars = state.push(&[scalar::LEN])?;
         let evaluation = state.push(&[if training { scalar::LEN } else { 0 }])?;
+        let prefix = state.push(&[sequences, config.prefix, config.d_model])?;
+        let d_prefix = state.push(&[if training { sequences } else { 0 }, config.prefix, config.d_model])?;
 
         let bytes = Bytes {
             parameters: parameter_bytes,
@@ -600,6 +643,9 @@ impl Plan {
             backward,
             caches,
             tokens,
+            prefix_numbers,
+            prefix,
+            d_prefix,
             rows,
             choices,
             targets,
@@ -624,11 +670,12 @@ impl Plan {
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
         let attention = mul(&[layers, d_model, d_qkv.saturating_add(d_attention)]);
         let block = attention.saturating_add(mul(&[2, layers, d_model, d_ff]));
-        let weights = block.saturating_add(mul(&[vocab_size, d_model]));
         // Each pair has 4 operations forward and 8 backward.
         let pairs = AttentionShape::new(config, 1, self.time).pairs();
-        weights
+        let head = mul(&[6, self.time.saturating_sub(config.prefix), vocab_size, d_model]);
+        block
             .saturating_mul(mul(&[6, self.time]))
+            .saturating_add(head)
             .saturating_add(mul(&[12, layers, d_attention]).saturating_mul(pairs))
             .saturating_mul(sequences as u64)
     }

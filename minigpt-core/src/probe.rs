@@ -97,7 +97,7 @@ pub enum TensorKind {
     ResidualOutput,
     /// The result of the final norm, with norms first only: (B, T, C). In no layer.
     FinalNorm,
-    /// The logits: (B, T, V). In no layer.
+    /// The logits: (B, T, V), T without the given vectors. In no layer.
     Logits,
     /// -ln p of the target at each position, in nats, 0 where there is none: (B, T). In no layer. A model that is not in
     /// training has the tokens that follow as its targets, and the last position has none; this needs the feature `train`.
@@ -138,9 +138,11 @@ impl TensorKind {
         matches!(self, TensorKind::Embedding | TensorKind::ResidualMiddle | TensorKind::ResidualOutput)
     }
 
-    /// Its dimensions in a pass over `batch` sequences of `time` tokens.
+    /// Its dimensions in a pass over `batch` sequences of `time` positions.
     fn shape(self, config: &GptConfig, batch: usize, time: usize) -> Sizes {
         let (b, t) = (("B", batch), ("T", time));
+        // Given vectors have none.
+        let tokens = ("T", time.saturating_sub(config.prefix));
         match self {
             TensorKind::KeyBeforeRotary | TensorKind::Key | TensorKind::Value => {
                 Sizes::of([b, t, ("K", config.kv_heads()), ("D", config.d_head())])
@@ -152,8 +154,8 @@ impl TensorKind {
                 Sizes::of([b, ("H", config.heads), t, t])
             }
             TensorKind::PreActivation | TensorKind::Activation => Sizes::of([b, t, ("F", config.d_ff)]),
-            TensorKind::Logits => Sizes::of([b, t, ("V", config.vocab_size)]),
-            TensorKind::Loss => Sizes::of([b, t]),
+            TensorKind::Logits => Sizes::of([b, tokens, ("V", config.vocab_size)]),
+            TensorKind::Loss => Sizes::of([b, tokens]),
             _ => Sizes::of([b, t, ("C", config.d_model)]),
         }
     }

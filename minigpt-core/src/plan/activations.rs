@@ -200,7 +200,11 @@ pub(super) fn training(
         input = output;
     }
     let final_norm = norm_activations(before, batch, time, layout)?;
-    let rows = batch.checked_mul(time).ok_or(ConfigError::TooLarge { field: "batch" })?;
+    // A model with a prefix goes through the head sequence by sequence, since the rows of the prefix do not.
+    let rows = match config.prefix {
+        0 => batch.checked_mul(time).ok_or(ConfigError::TooLarge { field: "batch" })?,
+        prefix => time.saturating_sub(prefix),
+    };
     let logits = layout.push(&[head_rows(rows, config.vocab_size), config.vocab_size])?;
     let (normed, backward) = match passing {
         Some(Passing { normed, backward, .. }) => (normed, backward),
@@ -225,7 +229,7 @@ pub(super) fn inference(
     layout: &mut Layout,
 ) -> Result<Activations, ConfigError> {
     let mut activations = forward(config, batch, time, true, layout)?;
-    activations.logits = layout.push(&[batch, time, config.vocab_size])?;
+    activations.logits = layout.push(&[batch, time - config.prefix, config.vocab_size])?;
     Ok(activations)
 }
 
