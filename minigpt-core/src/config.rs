@@ -327,12 +327,7 @@ impl GptConfig {
 impl GptConfig {
     fn refuse_what_is_not_there_yet(&self) -> Result<(), ConfigError> {
         let plain = GptConfig::new(1, 1);
-        let rotary = self.position.is_rotary() && self.position != Position::ROTARY;
         for (field, given) in [
-            ("kv_heads", self.kv_heads() != self.heads),
-            ("d_head", self.d_attention() != self.d_model),
-            ("position", rotary),
-            ("mask", self.mask != plain.mask),
             ("prefix", self.prefix != 0),
             ("norm", self.norm != plain.norm),
             ("qk_norm", self.qk_norm),
