@@ -3,6 +3,7 @@
 use alloc::vec;
 
 use super::{Fill, Memory};
+use crate::config::Pairing;
 use crate::memory::Span;
 use crate::op::*;
 
@@ -98,8 +99,9 @@ fn rotary(memory: &mut dyn Memory, [rows, heads, d_head]: [usize; 3]) -> RotaryR
     RotaryRows {
         live: words(memory, &[1]),
         positions: zeros(memory, rows),
-        qkv: numbers_of(memory, &[rows, 3, heads, d_head]),
+        x: numbers_of(memory, &[rows, 2, heads * d_head]).columns(0, heads * d_head, 2 * heads * d_head),
         table: numbers_of(memory, &[1, d_head]),
+        pairing: Pairing::Adjacent,
         rows,
         heads,
         d_head,
@@ -121,17 +123,19 @@ fn gather(memory: &mut dyn Memory, [rows, count, width]: [usize; 3]) -> GatherRo
 type Cached = [usize; 5];
 
 fn append(memory: &mut dyn Memory, [rows, slot_count, capacity, heads, d_head]: Cached) -> CacheAppend {
+    let (width, kv) = (heads * d_head, numbers_of(memory, &[rows, 2, heads, d_head]));
     CacheAppend {
         live: words(memory, &[u32::from(slot_count * capacity > 0)]),
         slots: zeros(memory, rows),
         positions: zeros(memory, rows),
-        qkv: numbers_of(memory, &[rows, 3, heads, d_head]),
+        k: kv.columns(0, width, 2 * width),
+        v: kv.columns(width, width, 2 * width),
         keys: numbers_of(memory, &[slot_count, heads, capacity, d_head]),
         values: numbers_of(memory, &[slot_count, heads, capacity, d_head]),
         rows,
         slot_count,
         capacity,
-        heads,
+        kv_heads: heads,
         d_head,
     }
 }
@@ -140,8 +144,8 @@ fn attention(memory: &mut dyn Memory, [rows, slot_count, capacity, heads, d_head
     AttentionRows {
         live: words(memory, &[u32::from(slot_count * capacity > 0)]),
         slots: zeros(memory, rows),
-        positions: zeros(memory, rows),
-        qkv: numbers_of(memory, &[rows, 3, heads, d_head]),
+        last: zeros(memory, rows),
+        q: numbers_of(memory, &[rows, heads, d_head]).rows(heads * d_head),
         keys: numbers_of(memory, &[slot_count, heads, capacity, d_head]),
         values: numbers_of(memory, &[slot_count, heads, capacity, d_head]),
         out: numbers_of(memory, &[rows, heads, d_head]),
@@ -149,6 +153,7 @@ fn attention(memory: &mut dyn Memory, [rows, slot_count, capacity, heads, d_head
         slot_count,
         capacity,
         heads,
+        kv_heads: heads,
         d_head,
         scale: 1.0,
     }
