@@ -249,7 +249,7 @@ impl Pieces {
         if config.layers > 4 {
             return;
         }
-        let Ok(plan) = Plan::inference(config, Dtype::F32, 1, 1) else { return };
+        let Ok(plan) = Plan::smallest(config, Dtype::F32) else { return };
         if plan.bytes.parameters > 8 << 10 {
             return;
         }

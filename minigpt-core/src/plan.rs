@@ -490,6 +490,14 @@ impl Plan {
         Plan::new(config, [elem; 2], Purpose::Inference, Recompute::default(), batch, batch, time)
     }
 
+    /// The smallest plan, of one token: to see what parameters a model has.
+    ///
+    /// # Errors
+    /// If the config is invalid, or a size overflows.
+    pub fn smallest(config: &GptConfig, elem: Dtype) -> Result<Plan, ConfigError> {
+        Plan::inference(config, elem, 1, config.prefix.saturating_add(1))
+    }
+
     /// A plan to decode up to `slots` sequences side by side, each over a cache of the context, with at most `rows` tokens
     /// going through the model at once.
     ///

@@ -140,7 +140,7 @@ impl<B: Backend> Model<B> {
 
     /// A model whose weights are all zero, to be written.
     pub(crate) fn empty(device: &Device<B>, config: GptConfig) -> Result<Self, Error<B::Error>> {
-        let plan = Plan::inference(&config, B::Elem::DTYPE, 1, 1)?;
+        let plan = Plan::smallest(&config, B::Elem::DTYPE)?;
         let needed = plan.bytes.parameters;
         let weights = device.alloc(needed).map_err(|error| out_of_memory(needed, error))?;
         let spans = plan.parameters.map(|tensor| tensor.region.on(weights.buffer(), B::Elem::DTYPE));

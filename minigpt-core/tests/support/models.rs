@@ -99,7 +99,7 @@ fn scrambled(tensor: usize, place: usize) -> u32 {
 /// The tensors of `config`, matrices in `format` where the format allows it, vectors and positions in the nearest
 /// plain one.
 pub(crate) fn specs(config: &GptConfig, format: Dtype) -> Vec<TensorSpec> {
-    let plan = Plan::inference(config, Dtype::F32, 1, 1).unwrap();
+    let plan = Plan::smallest(config, Dtype::F32).unwrap();
     let plain = if format == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
     plan.parameters
         .list()
