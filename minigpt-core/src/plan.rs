@@ -93,7 +93,7 @@ pub struct BlockParameters<T> {
     pub attention_out: Affine<T>,
     /// The norm of the feed-forward sub-layer.
     pub norm2: Option<Affine<T>>,
-    /// (F, C).
+    /// (F, C), or if gated (2F, C), the gate's rows first.
     pub up: Affine<T>,
     /// (C, F).
     pub down: Affine<T>,
@@ -585,7 +585,9 @@ impl Plan {
     pub fn training_flops(&self, sequences: usize) -> u64 {
         let GptConfig { layers, d_model, d_ff, vocab_size, .. } = self.config;
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
-        let block = mul(&[4, layers, d_model, d_model]).saturating_add(mul(&[2, layers, d_model, d_ff]));
+        let matrices = if self.config.gated { 3 } else { 2 };
+        let block =
+            mul(&[4, layers, d_model, d_model]).saturating_add(mul(&[matrices, layers, d_model, d_ff]));
         let weights = block.saturating_add(mul(&[vocab_size, d_model]));
         // Of T (T + 1) / 2 pairs, each has 4 operations forward and 8 backward.
         let attention = mul(&[6, layers, d_model, self.time, self.time.saturating_add(1)]);
@@ -621,7 +623,7 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
             qkv: linear(format!("h.{i}.attn.c_attn"), config.bias.qkv, qkv_rows, c, Init::Normal),
             attention_out: linear(format!("h.{i}.attn.c_proj"), config.bias.linear, c, c, Init::Residual),
             norm2: has_norms.then(|| norm(format!("h.{i}.ln_2"))),
-            up: linear(format!("h.{i}.mlp.c_fc"), config.bias.linear, f, c, Init::Normal),
+            up: linear(format!("h.{i}.mlp.c_fc"), config.bias.linear, config.d_up(), c, Init::Normal),
             down: linear(format!("h.{i}.mlp.c_proj"), config.bias.linear, c, f, Init::Residual),
         });
     }
@@ -678,5 +680,7 @@ mod tests {
         let step = 6 * weights * 4 + attention;
         assert_eq!(plan.training_flops(10), 10 * step);
         assert_eq!(plan.training_flops(usize::MAX), step.saturating_mul(usize::MAX as u64));
+        let gated = Plan::training(&GptConfig { gated: true, ..config }, Dtype::F32, 1, 4).unwrap();
+        assert_eq!(gated.training_flops(10), 10 * (step + 6 * 4 * 2 * 3 * 5));
     }
 }

@@ -12,7 +12,9 @@ use crate::config::{NormPlace, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
 #[cfg(feature = "train")]
 use crate::op::{ActivationForward, LayerNormBackward, LinearBackward};
-use crate::op::{Dropout, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Op, Sink};
+use crate::op::{
+    Dropout, GateForward, GateRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Op, Sink,
+};
 #[cfg(feature = "train")]
 use crate::plan::BackwardActivations;
 use crate::plan::{
@@ -279,6 +281,14 @@ impl<'p> Pass<'p> {
         }
     }
 
+    /// The gate over all rows of the pass, or in decoding over those that are live.
+    pub(super) fn each_row_gate(&self, gate: GateForward) -> Op {
+        match self.live_rows() {
+            Some(LiveRows { live, .. }) => GateRows { live, gate }.into(),
+            None => gate.into(),
+        }
+    }
+
     /// The table, if positions are rotary.
     pub(super) fn rotary_table(&self) -> Option<Span> {
         self.weights.position_table.filter(|_| self.config().position.is_rotary())
@@ -374,6 +384,9 @@ impl Pass<'_> {
                 Flow::Continue(())
             }
             Recompute::Cheap | Recompute::Blocks => {
+                if let Some(gate) = self.gate(layer) {
+                    return sink.put(layer, "feed_forward.gate", gate);
+                }
                 let Some(x) = a.pre_activation else { return Flow::Continue(()) };
                 let (rows, width) = (self.rows(), config.d_ff);
                 let (x, y) = (self.matrix(x, width), self.matrix(a.hidden, width));
