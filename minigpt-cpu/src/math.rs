@@ -112,6 +112,15 @@ const CUBIC: f32 = 0.044_715;
 /// The non-linearity, equal to [`minigpt_core::reference::activation::activate`].
 #[inline(always)]
 pub(crate) fn activate<V: Vector>(t: V::Token, activation: Activation, x: V) -> V {
+    #[inline(never)]
+    fn shared<V: Vector>(t: V::Token, activation: Activation, x: V) -> V {
+        activate_here(t, activation, x)
+    }
+    if V::SHARES_CODE { shared(t, activation, x) } else { activate_here(t, activation, x) }
+}
+
+#[inline(always)]
+fn activate_here<V: Vector>(t: V::Token, activation: Activation, x: V) -> V {
     let one = V::splat(t, 1.0);
     match activation {
         // (1 + tanh u) / 2 = 1 / (1 + e^-2u): one exponential, where tanh itself needs a second way near 0. SiLU is the same

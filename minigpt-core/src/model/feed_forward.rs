@@ -44,18 +44,19 @@ impl Pass<'_> {
             let op = self.norm_forward(norm, a.middle, a.feed_forward_in, &a.norm2);
             sink.put(layer, "feed_forward.norm", self.each_row_norm(op))?;
         }
-        let x = self.stream(a.feed_forward_in);
-        if let Some(gate) = self.gate(layer) {
-            let op = self.linear_forward(x, &w.up, gate.x, [c, config.d_up()]);
-            sink.put(layer, "feed_forward.up", self.each_row(op))?;
-            return sink.put(layer, "feed_forward.gate", self.each_row_gate(gate));
-        }
+        let gate = self.gate(layer);
+        let y = gate.map_or_else(|| self.matrix(a.hidden, f), |gate| gate.x);
         let input = a.pre_activation.map(|region| self.matrix(region, f));
+        let activate = Activate { activation: config.activation, input };
         let op = LinearForward {
-            activate: Some(Activate { activation: config.activation, input }),
-            ..self.linear_forward(x, &w.up, self.matrix(a.hidden, f), [c, f])
+            activate: gate.is_none().then_some(activate),
+            ..self.linear_forward(self.stream(a.feed_forward_in), &w.up, y, [c, config.d_up()])
         };
-        sink.put(layer, "feed_forward.up", self.each_row(op))
+        sink.put(layer, "feed_forward.up", self.each_row(op))?;
+        match gate {
+            Some(gate) => sink.put(layer, "feed_forward.gate", self.each_row_gate(gate)),
+            None => Flow::Continue(()),
+        }
     }
 
     /// From there to the sum.
