@@ -93,7 +93,7 @@ pub struct BlockParameters<T> {
     pub attention_out: Affine<T>,
     /// The norm of the feed-forward sub-layer.
     pub norm2: Option<Affine<T>>,
-    /// (F, C).
+    /// (F, C), or if gated (2F, C), the gate's rows first.
     pub up: Affine<T>,
     /// (C, F).
     pub down: Affine<T>,
@@ -677,7 +677,8 @@ impl Plan {
         let (d_qkv, d_attention) = (config.d_qkv(), config.d_attention());
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
         let attention = mul(&[layers, d_model, d_qkv.saturating_add(d_attention)]);
-        let block = attention.saturating_add(mul(&[2, layers, d_model, d_ff]));
+        let matrices = if config.gated { 3 } else { 2 };
+        let block = attention.saturating_add(mul(&[matrices, layers, d_model, d_ff]));
         // Each pair has 4 operations forward and 8 backward.
         let pairs = AttentionShape::new(config, 1, self.time).pairs();
         let head = mul(&[6, self.time.saturating_sub(config.prefix), vocab_size, d_model]);
@@ -719,7 +720,7 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
                 Init::Residual,
             ),
             norm2: has_norms.then(|| norm(format!("h.{i}.ln_2"))),
-            up: linear(format!("h.{i}.mlp.c_fc"), config.bias.linear, f, c, Init::Normal),
+            up: linear(format!("h.{i}.mlp.c_fc"), config.bias.linear, config.d_up(), c, Init::Normal),
             down: linear(format!("h.{i}.mlp.c_proj"), config.bias.linear, c, f, Init::Residual),
         });
     }
@@ -776,5 +777,7 @@ mod tests {
         let step = 6 * weights * 4 + attention;
         assert_eq!(plan.training_flops(10), 10 * step);
         assert_eq!(plan.training_flops(usize::MAX), step.saturating_mul(usize::MAX as u64));
+        let gated = Plan::training(&GptConfig { gated: true, ..config }, Dtype::F32, 1, 4).unwrap();
+        assert_eq!(gated.training_flops(10), 10 * (step + 6 * 4 * 2 * 3 * 5));
     }
 }

@@ -85,9 +85,9 @@ pub enum TensorKind {
     ResidualMiddle,
     /// The result of the feed-forward sub-layer's norm: (B, T, C). With norms last it is also `ResidualOutput`.
     FeedForwardNorm,
-    /// What the activation reads: (B, T, F).
+    /// What the activation reads: (B, T, F). If gated, with what its result is multiplied by behind it: (B, T, 2F).
     PreActivation,
-    /// What the activation gives: (B, T, F). A ReLU unit that is 0 everywhere is dead.
+    /// What the activation gives, or the gate: (B, T, F). A ReLU unit that is 0 everywhere is dead.
     Activation,
     /// What the feed-forward sub-layer adds to the residual stream, after dropout: (B, T, C).
     FeedForwardOutput,
@@ -153,6 +153,7 @@ impl TensorKind {
             TensorKind::AttentionScores | TensorKind::AttentionWeights => {
                 Sizes::of([b, ("H", config.heads), t, t])
             }
+            TensorKind::PreActivation if config.gated => Sizes::of([b, t, ("2F", config.d_up())]),
             TensorKind::PreActivation | TensorKind::Activation => Sizes::of([b, t, ("F", config.d_ff)]),
             TensorKind::Logits => Sizes::of([b, tokens, ("V", config.vocab_size)]),
             TensorKind::Loss => Sizes::of([b, tokens]),

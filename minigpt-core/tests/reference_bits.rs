@@ -9,6 +9,7 @@ use minigpt_core::reference::activation::{activate, derivative};
 use minigpt_core::reference::attention::*;
 use minigpt_core::reference::cross_entropy::cross_entropy;
 use minigpt_core::reference::dropout::Mask;
+use minigpt_core::reference::gate::*;
 use minigpt_core::reference::layernorm::*;
 use minigpt_core::reference::linear::*;
 use minigpt_core::reference::optimizer::*;
@@ -126,6 +127,18 @@ fn digests<R: Real>() -> Vec<(&'static str, u64)> {
     let mut params = weight;
     adamw(&mut params, &d_weight, &mut m, &mut v, &scalars, 300, 0.9, 0.99, 1e-8, 0.1);
     found.push(("adamw", digest(&[params, m, v].concat())));
+
+    for (name, activation) in [("relu squared", Activation::ReluSquared), ("silu", Activation::Silu)] {
+        let x = random(500);
+        let values: Vec<R> =
+            x.iter().flat_map(|&x| [activate(activation, x), derivative(activation, x)]).collect();
+        found.push((name, digest(&values)));
+    }
+    let (x, d_y) = (random(rows * 2 * wide), random(rows * wide));
+    let mut d_x = vec![R::zero(); x.len()];
+    gate_forward(&x, Activation::Silu, &mut y, rows, wide);
+    gate_backward(&x, &d_y, Activation::Silu, &mut d_x, rows, wide);
+    found.push(("gate", digest(&[&y[..], &d_x].concat())));
     found
 }
 
@@ -147,6 +160,9 @@ fn single_precision_gives_the_same_bits_everywhere() {
         ("cross-entropy", 0x4f58_88c8_1484_2964),
         ("finish step", 0x1596_5481_5cfe_b54b),
         ("adamw", 0x8b76_4160_34af_0335),
+        ("relu squared", 0xee98_c3c9_576c_51e8),
+        ("silu", 0x8bd5_f9dc_f0d5_61ce),
+        ("gate", 0x0fe2_d6ef_8f1d_170d),
     ];
     assert_eq!(digests::<f32>(), pinned);
 }
@@ -169,6 +185,9 @@ fn double_precision_gives_the_same_bits_everywhere() {
         ("cross-entropy", 0x02b5_dd99_af1e_555a),
         ("finish step", 0xcca2_c7ab_0a68_80ea),
         ("adamw", 0x1d9e_783f_a997_2905),
+        ("relu squared", 0x881d_ac0c_a98d_3b1f),
+        ("silu", 0x8335_d35b_31b7_ec1d),
+        ("gate", 0x9ff6_3bc0_099d_246b),
     ];
     assert_eq!(digests::<f64>(), pinned);
 }

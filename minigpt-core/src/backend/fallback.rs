@@ -9,14 +9,15 @@ use alloc::vec::Vec;
 use super::{Backend, read_elems, read_u32, write_elems};
 use crate::memory::{InvalidOp, Span, Strided, zeros};
 use crate::op::{
-    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, LayerNormForward, LinearForward,
-    Op, Operands, Rotary,
+    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, GateForward, LayerNormForward,
+    LinearForward, Op, Operands, Rotary,
 };
 use crate::real::Real;
 use crate::reference::Rows;
 use crate::reference::attention::{attention_forward, attention_scores};
 use crate::reference::dropout::Mask;
 use crate::reference::embedding::embedding_forward;
+use crate::reference::gate::gate_forward;
 use crate::reference::layernorm::layernorm_forward;
 use crate::reference::linear::linear_forward;
 use crate::reference::rotary::rotary;
@@ -38,12 +39,14 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         Op::EmbeddingForward(op) => embedding(backend, op),
         Op::LayerNormForward(op) => layernorm(backend, op),
         Op::LinearForward(op) => linear(backend, op),
+        Op::GateForward(op) => gate(backend, op),
         Op::Rotary(op) => rotate(backend, op),
         Op::AttentionForward(op) => attention(backend, op),
         Op::AttentionScores(op) => scores(backend, op),
         Op::EmbeddingRows(op) => rows::embedding(backend, op),
         Op::LayerNormRows(op) => rows::layernorm(backend, op),
         Op::LinearRows(op) => rows::linear(backend, op),
+        Op::GateRows(op) => rows::gate(backend, op),
         Op::RotaryRows(op) => rows::rotate(backend, op),
         Op::CacheAppend(op) => rows::append(backend, op),
         Op::AttentionRows(op) => rows::attention(backend, op),
@@ -54,6 +57,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         | Op::LayerNormBackward(_)
         | Op::LinearBackward(_)
         | Op::ActivationForward(_)
+        | Op::GateBackward(_)
         | Op::AttentionBackward(_)
         | Op::CrossEntropy(_)
         | Op::SquaredNorm(_)
@@ -157,6 +161,13 @@ fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearForward) -> Result<()
         op.d_out,
     );
     write_optional(backend, input_span, input.as_deref())?;
+    write_elems(backend, op.y, &y)
+}
+
+fn gate<B: Backend + ?Sized>(backend: &mut B, op: &GateForward) -> Result<(), B::Error> {
+    let x = read_elems(backend, op.x)?;
+    let mut y = zeros("y", op.y.len)?;
+    gate_forward(&x, op.activation, &mut y, op.rows, op.width);
     write_elems(backend, op.y, &y)
 }
 

@@ -7,6 +7,7 @@
 mod attention;
 mod embedding;
 mod empty;
+mod gate;
 mod layernorm;
 mod linear;
 mod refusals;
@@ -200,7 +201,7 @@ fn compare<R: Real>(
             Op::LinearForward(layer) | Op::LinearRows(LinearRows { linear: layer, .. }) => {
                 mine.name == "y" && layer.activate.is_some()
             }
-            Op::ActivationForward(_) => true,
+            Op::ActivationForward(_) | Op::GateForward(_) | Op::GateBackward(_) | Op::GateRows(_) => true,
             _ => false,
         };
         let floor = if like_one { 0.1 } else { FLOOR };
@@ -312,6 +313,8 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::LinearForward => linear::forward(draw, memory),
         OpKind::LinearBackward => linear::backward(draw, memory),
         OpKind::ActivationForward => linear::activation_forward(draw, memory),
+        OpKind::GateForward => gate::forward(draw, memory),
+        OpKind::GateBackward => gate::backward(draw, memory),
         OpKind::Rotary => attention::rotary(draw, memory),
         OpKind::AttentionForward => attention::forward(draw, memory),
         OpKind::AttentionBackward => attention::backward(draw, memory),
@@ -319,6 +322,7 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::EmbeddingRows => rows::embedding(draw, memory),
         OpKind::LayerNormRows => rows::layernorm(draw, memory),
         OpKind::LinearRows => rows::linear(draw, memory),
+        OpKind::GateRows => gate::rows(draw, memory),
         OpKind::RotaryRows => rows::rotary(draw, memory),
         OpKind::CacheAppend => rows::append(draw, memory),
         OpKind::AttentionRows => rows::attention(draw, memory),

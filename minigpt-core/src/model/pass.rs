@@ -12,7 +12,9 @@ use crate::config::{NormPlace, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
 #[cfg(feature = "train")]
 use crate::op::{ActivationForward, LayerNormBackward, LinearBackward};
-use crate::op::{Dropout, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Op, Sink};
+use crate::op::{
+    Dropout, GateForward, GateRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Op, Sink,
+};
 #[cfg(feature = "train")]
 use crate::plan::BackwardActivations;
 use crate::plan::{
@@ -295,6 +297,14 @@ impl<'p> Pass<'p> {
         }
     }
 
+    /// The gate over all rows of the pass, or in decoding over those that are live.
+    pub(super) fn each_row_gate(&self, gate: GateForward) -> Op {
+        match self.live_rows() {
+            Some(LiveRows { live, .. }) => GateRows { live, gate }.into(),
+            None => gate.into(),
+        }
+    }
+
     /// The dropout of an op whose result has `sequence` elements for each sequence; given as dimensions.
     pub(super) fn dropout_at(&self, site: u32, sequence: &[usize]) -> Option<Dropout> {
         let probability = self.config().dropout;
@@ -385,6 +395,9 @@ impl Pass<'_> {
                 Flow::Continue(())
             }
             Recompute::Cheap | Recompute::Blocks => {
+                if let Some(gate) = self.gate(layer) {
+                    return sink.put(layer, "feed_forward.gate", gate);
+                }
                 let Some(x) = a.pre_activation else { return Flow::Continue(()) };
                 let (rows, width) = (self.rows(), config.d_ff);
                 let (x, y) = (self.matrix(x, width), self.matrix(a.hidden, width));

@@ -256,6 +256,24 @@ impl ActivationForward {
     }
 }
 
+impl GateForward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.rows, 2, self.width])?;
+        d.elem("y", self.y, Write, &[self.rows, self.width])
+    }
+}
+
+#[cfg(feature = "train")]
+impl GateBackward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.rows, 2, self.width])?;
+        d.elem("d_y", self.d_y, Read, &[self.rows, self.width])?;
+        d.elem("d_x", self.d_x, Write, &[self.rows, 2, self.width])
+    }
+}
+
 impl Rotary {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         if !self.d_head.is_multiple_of(2) {

@@ -198,6 +198,39 @@ pub struct ActivationForward {
     pub width: usize,
 }
 
+/// y = activation(gate) * up, where a row of x has the gate in its first half and up in its second (Shazeer 2020,
+/// arXiv:2002.05202).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GateForward {
+    /// (rows, 2F).
+    pub x: Span,
+    /// Written: (rows, F).
+    pub y: Span,
+    /// Which one.
+    pub activation: Activation,
+    /// Number of rows.
+    pub rows: usize,
+    /// F.
+    pub width: usize,
+}
+
+/// The gradient of [`GateForward`]: d_gate = d_y * up * activation'(gate), d_up = d_y * activation(gate).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GateBackward {
+    /// (rows, 2F), the forward input.
+    pub x: Span,
+    /// (rows, F).
+    pub d_y: Span,
+    /// Written: (rows, 2F).
+    pub d_x: Span,
+    /// As in the forward pass.
+    pub activation: Activation,
+    /// Number of rows.
+    pub rows: usize,
+    /// F.
+    pub width: usize,
+}
+
 /// Rotary positions: turns each pair of elements of every head by an angle position * base^(-2i/D). Its gradient is the turn
 /// back (`inverse`).
 #[derive(Debug, Clone, Copy, PartialEq)]

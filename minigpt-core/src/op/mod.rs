@@ -135,6 +135,10 @@ ops! {
     LinearBackward if "train",
     /// See [`struct@ActivationForward`].
     ActivationForward if "train",
+    /// See [`struct@GateForward`].
+    GateForward,
+    /// See [`struct@GateBackward`].
+    GateBackward if "train",
     /// See [`struct@Rotary`].
     Rotary,
     /// See [`struct@AttentionForward`].
@@ -149,6 +153,8 @@ ops! {
     LayerNormRows,
     /// See [`struct@LinearRows`].
     LinearRows,
+    /// See [`struct@GateRows`].
+    GateRows,
     /// See [`struct@RotaryRows`].
     RotaryRows,
     /// See [`struct@CacheAppend`].

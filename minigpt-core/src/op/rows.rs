@@ -10,7 +10,7 @@
 //! few of them than for many.
 
 use super::describe::{Describe, check_groups};
-use super::descriptors::{LayerNormForward, LinearForward};
+use super::descriptors::{GateForward, LayerNormForward, LinearForward};
 use super::{Access, Operand};
 use crate::config::Pairing;
 use crate::memory::{InvalidOp, Span, Strided};
@@ -59,6 +59,15 @@ pub struct LinearRows {
     pub live: Span,
     /// All rows.
     pub linear: LinearForward,
+}
+
+/// A [`GateForward`] of the live rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GateRows {
+    /// u32 (1): how many rows are live; more than there are count as all.
+    pub live: Span,
+    /// All rows.
+    pub gate: GateForward,
 }
 
 /// [`Rotary`](super::Rotary) positions, each row turned by its own.
@@ -312,6 +321,16 @@ impl LayerNormForward {
     }
 }
 
+impl GateForward {
+    /// The same of the first `rows` rows only; of all, if there are fewer.
+    #[must_use]
+    pub fn first_rows(&self, rows: usize) -> GateForward {
+        let rows = rows.min(self.rows);
+        let len = rows.saturating_mul(self.width);
+        GateForward { rows, x: self.x.first(len.saturating_mul(2)), y: self.y.first(len), ..*self }
+    }
+}
+
 impl EmbeddingRows {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let (r, c) = (self.rows, self.d_model);
@@ -339,6 +358,13 @@ impl LinearRows {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         Describe { visit }.u32("live", self.live, Read, &[1])?;
         self.linear.describe(visit)
+    }
+}
+
+impl GateRows {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        Describe { visit }.u32("live", self.live, Read, &[1])?;
+        self.gate.describe(visit)
     }
 }
 

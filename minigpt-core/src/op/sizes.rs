@@ -61,6 +61,9 @@ impl Op {
             Op::LinearBackward(op) => linear(op.rows, op.d_in, op.d_out),
             #[cfg(feature = "train")]
             Op::ActivationForward(op) => rows(op.rows, "width", op.width),
+            Op::GateForward(op) => rows(op.rows, "F", op.width),
+            #[cfg(feature = "train")]
+            Op::GateBackward(op) => rows(op.rows, "F", op.width),
             Op::Rotary(op) => heads(op.batch, op.time, op.heads, op.d_head),
             Op::AttentionForward(op) => attention(&op.shape),
             #[cfg(feature = "train")]
@@ -69,6 +72,7 @@ impl Op {
             Op::EmbeddingRows(op) => Sizes::of([("rows", op.rows), ("C", op.d_model), ("V", op.vocab)]),
             Op::LayerNormRows(op) => rows(op.norm.rows, "C", op.norm.width),
             Op::LinearRows(op) => linear(op.linear.rows, op.linear.d_in, op.linear.d_out),
+            Op::GateRows(op) => rows(op.gate.rows, "F", op.gate.width),
             Op::RotaryRows(op) => Sizes::of([("rows", op.rows), ("H", op.heads), ("D", op.d_head)]),
             Op::CacheAppend(op) => slots(op.rows, op.slot_count, op.kv_heads, op.capacity, op.d_head),
             Op::AttentionRows(op) => slots(op.rows, op.slot_count, op.heads, op.capacity, op.d_head),

@@ -34,9 +34,9 @@ pub struct BlockActivations {
     pub middle: Region,
     /// What the first feed-forward layer reads: (B, T, C).
     pub feed_forward_in: Region,
-    /// The activation's input, for the gradient only: (B, T, F).
+    /// What the first feed-forward layer gives: (B, T, F), for the gradient only; or if gated (B, T, 2F).
     pub pre_activation: Option<Region>,
-    /// (B, T, F).
+    /// What the last one reads, the activation's result or the gate's: (B, T, F).
     pub hidden: Region,
     /// The feed-forward sub-layer's sum: (B, T, C).
     pub feed_forward_sum: Region,
@@ -75,6 +75,8 @@ pub struct BackwardActivations {
     pub d_qkv: Region,
     /// (B, T, F).
     pub d_hidden: Region,
+    /// The gradient of what a gate reads: (B, T, 2F).
+    pub d_gate: Option<Region>,
     /// Where a norm's result is computed again, unless it was kept: (B, T, C).
     pub normed: Option<Region>,
 }
@@ -88,13 +90,25 @@ struct Passing {
 
 impl Passing {
     fn new(shape: &Shape, layout: &mut Layout) -> Result<Self, ConfigError> {
-        let Shape { stream, scratch, qkv, wide, .. } = shape;
+        let Shape { stream, scratch, wide, .. } = shape;
         let d_stream = layout.push(stream)?;
         let [[hidden, _], [d_scratch, again]] = layout.overlay([[wide, &[0]], [scratch, stream]])?;
-        let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [qkv]])?;
-        let backward = BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, normed: Some(again) };
+        let ([normed, d_hidden, d_qkv], d_gate) = passing_gradients(shape, layout)?;
+        let backward =
+            BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, d_gate, normed: Some(again) };
         Ok(Passing { normed, hidden, backward })
     }
+}
+
+/// Regions that are in use one after the other: of a norm's result, of `d_hidden` with `d_gate` beside it, and of `d_qkv`.
+fn passing_gradients(
+    Shape { stream, qkv, wide, gate, .. }: &Shape,
+    layout: &mut Layout,
+) -> Result<([Region; 3], Option<Region>), ConfigError> {
+    let gate_in: &[usize] = gate.as_ref().map_or(&[0], |gate| gate);
+    let sets = layout.overlay([[stream, &[0]], [wide, gate_in], [qkv, &[0]]])?;
+    let [[normed, _], [d_hidden, d_gate], [d_qkv, _]] = sets;
+    Ok(([normed, d_hidden, d_qkv], gate.map(|_| d_gate)))
 }
 
 /// The dimensions of activations.
@@ -104,6 +118,8 @@ struct Shape {
     attended: [usize; 3],
     scratch: [usize; 3],
     wide: [usize; 3],
+    /// What a gate reads, if there is one.
+    gate: Option<[usize; 4]>,
 }
 
 impl Shape {
@@ -115,6 +131,7 @@ impl Shape {
             attended: [batch, time, d_attention],
             scratch: [batch, time, d_model.max(d_attention)],
             wide: [batch, time, config.d_ff],
+            gate: config.gated.then_some([batch, time, config.d_ff, 2]),
         }
     }
 }
@@ -146,7 +163,7 @@ pub(super) fn training(
     layout: &mut Layout,
 ) -> Result<(Activations, BackwardActivations), ConfigError> {
     let shape = Shape::new(config, batch, time);
-    let Shape { stream, qkv, attended, scratch, wide } = &shape;
+    let Shape { stream, qkv, attended, scratch, wide, gate } = &shape;
     let (before, after) = (config.norm_place == NormPlace::Pre, config.norm_place == NormPlace::Post);
     let passing = if recompute == Recompute::Nothing { None } else { Some(Passing::new(&shape, layout)?) };
 
@@ -179,7 +196,7 @@ pub(super) fn training(
                     qkv: layout.push(qkv)?,
                     attended: layout.push(attended)?,
                     lse: layout.push(&[batch, config.heads, time])?,
-                    pre_activation: Some(layout.push(wide)?),
+                    pre_activation: Some(layout.push(gate.as_ref().map_or(wide, |gate| gate))?),
                     hidden: match &passing {
                         Some(passing) => passing.hidden,
                         None => layout.push(wide)?,
@@ -210,9 +227,8 @@ pub(super) fn training(
         Some(Passing { normed, backward, .. }) => (normed, backward),
         None => {
             let (d_stream, d_scratch) = (layout.push(stream)?, layout.push(scratch)?);
-            // In use one after the other.
-            let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [qkv]])?;
-            (normed, BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, normed: None })
+            let ([normed, d_hidden, d_qkv], d_gate) = passing_gradients(&shape, layout)?;
+            (normed, BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, d_gate, normed: None })
         }
     };
     let head_in = if before { normed } else { input };
@@ -254,7 +270,7 @@ fn forward(
     lse: bool,
     layout: &mut Layout,
 ) -> Result<Activations, ConfigError> {
-    let Shape { stream, qkv, attended, wide, .. } = Shape::new(config, batch, time);
+    let Shape { stream, qkv, attended, wide, gate, .. } = Shape::new(config, batch, time);
     let input = layout.push(&stream)?;
     let normed = if config.norm_place == NormPlace::None { input } else { layout.push(&stream)? };
     let mut blocks = Vec::new();
@@ -273,7 +289,7 @@ fn forward(
             attention_sum: if after { normed } else { middle },
             middle,
             feed_forward_in: if before { normed } else { middle },
-            pre_activation: None,
+            pre_activation: gate.map(|gate| layout.push(&gate)).transpose()?,
             hidden: layout.push(&wide)?,
             feed_forward_sum: if after { normed } else { input },
             output: input,

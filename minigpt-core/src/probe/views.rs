@@ -163,7 +163,8 @@ impl Views {
                 let op = LinearForward { activate, ..*op };
                 self.written(TensorKind::PreActivation, false, scratch, input, op.into(), true);
             }
-            None => {}
+            // A gate follows, which gives the activation.
+            None => return self.tensor(TensorKind::PreActivation, op.y),
         }
         self.tensor(TensorKind::Activation, op.y);
     }
@@ -225,6 +226,7 @@ impl<'c> Reader<'c> {
             }
             ("feed_forward.norm", Op::LayerNormForward(op)) => views.tensor(FeedForwardNorm, op.y),
             ("feed_forward.up", Op::LinearForward(op)) => views.up(op),
+            ("feed_forward.gate", Op::GateForward(op)) => views.tensor(Activation, op.y),
             ("feed_forward.down", Op::LinearForward(op)) => {
                 views.sublayer([FeedForwardOutput, FeedForwardSum, ResidualOutput], op);
             }
@@ -253,6 +255,10 @@ impl Views {
 
     /// The gradients of the activation's result, which the op multiplies by the slope at once, and of its input.
     fn down(&mut self, op: &LinearBackward, d_x: Span) {
+        if op.activate.is_none() {
+            // The gate has a gradient of its own.
+            return self.gradient(TensorKind::Activation, d_x);
+        }
         let mut scratch = self.scratch;
         let d_activation = scratch.take(d_x.len);
         // What it adds to the gradients of the parameters is in them already.
@@ -296,6 +302,7 @@ impl Reader<'_> {
                 views.heads(Key, true, op.d_k, narrow);
                 views.heads(Value, true, op.d_v, narrow);
             }
+            ("feed_forward.gate", Op::GateBackward(op)) => views.gradient(PreActivation, op.d_x),
             ("attention.rotary", Op::Rotary(op)) if op.inverse => {
                 let (q, k) = (self.config.d_attention(), self.config.kv_heads() * self.config.d_head());
                 views.heads(QueryBeforeRotary, true, op.x.part(0, q, q + k), q);

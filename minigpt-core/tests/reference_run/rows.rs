@@ -3,11 +3,12 @@
 use minigpt_core::op::*;
 use minigpt_core::reference::attention::*;
 use minigpt_core::reference::embedding::*;
+use minigpt_core::reference::gate::*;
 use minigpt_core::reference::layernorm::*;
 use minigpt_core::reference::linear::*;
 use minigpt_core::reference::rotary::*;
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{InvalidOp, SampleConfig, Sampler};
+use minigpt_core::{Activation, InvalidOp, SampleConfig, Sampler};
 
 use super::memory::Memory;
 
@@ -92,6 +93,13 @@ fn norms_and_layers_are_those_of_the_live_rows() {
         LayerNormRows { live: count, norm: layernorm },
         &[(spans[0], &y), (spans[1], &mean), (spans[2], &rstd)],
     );
+
+    let width = d_in / 2;
+    let (y, activation) = (memory.room(rows * width), Activation::Silu);
+    let gate = GateForward { x: x_span, y, activation, rows, width };
+    let mut y = vec![0.0; live * width];
+    gate_forward(&x, activation, &mut y, live, width);
+    memory.expect(GateRows { live: count, gate }, &[(gate.y.first(y.len()), &y)]);
 
     // None at all, and more than there are.
     let none = memory.put_u32(&[0]);

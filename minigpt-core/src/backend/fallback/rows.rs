@@ -8,8 +8,8 @@ use super::{check_tokens, read_weight};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::{
-    AttentionRows, CacheAppend, EmbeddingRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, Op, OpKind,
-    RotaryRows, Sample, SampleRow,
+    AttentionRows, CacheAppend, EmbeddingRows, GateRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, Op,
+    OpKind, RotaryRows, Sample, SampleRow,
 };
 use crate::real::Real;
 use crate::reference::Rows;
@@ -88,6 +88,11 @@ pub(super) fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormRows
 pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearRows) -> Result<(), B::Error> {
     let rows = live_rows(backend, op.live, op.linear.rows)?;
     run_live(backend, rows, op.linear.first_rows(rows), OpKind::LinearForward, super::linear)
+}
+
+pub(super) fn gate<B: Backend + ?Sized>(backend: &mut B, op: &GateRows) -> Result<(), B::Error> {
+    let rows = live_rows(backend, op.live, op.gate.rows)?;
+    run_live(backend, rows, op.gate.first_rows(rows), OpKind::GateForward, super::gate)
 }
 
 pub(super) fn rotate<B: Backend + ?Sized>(backend: &mut B, op: &RotaryRows) -> Result<(), B::Error> {

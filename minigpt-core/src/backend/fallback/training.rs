@@ -4,8 +4,8 @@ use super::{check_tokens, read_mask, read_optional, read_tokens, rows_of, write_
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, zeros};
 use crate::op::{
-    ActivationForward, AdamW, AttentionBackward, CrossEntropy, EmbeddingBackward, FinishStep, IGNORE,
-    LayerNormBackward, LinearBackward, NextDraw, Op, SquaredNorm, scalar,
+    ActivationForward, AdamW, AttentionBackward, CrossEntropy, EmbeddingBackward, FinishStep, GateBackward,
+    IGNORE, LayerNormBackward, LinearBackward, NextDraw, Op, SquaredNorm, scalar,
 };
 use crate::real::Real;
 use crate::reference::Rows;
@@ -13,6 +13,7 @@ use crate::reference::activation::activate;
 use crate::reference::attention::attention_backward;
 use crate::reference::cross_entropy::cross_entropy;
 use crate::reference::embedding::embedding_backward;
+use crate::reference::gate::gate_backward;
 use crate::reference::layernorm::layernorm_backward;
 use crate::reference::linear::linear_backward;
 use crate::reference::optimizer::{adamw, finish_step, next_draw, squared_norm};
@@ -24,6 +25,7 @@ pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B
         Op::LayerNormBackward(op) => layernorm(backend, op),
         Op::LinearBackward(op) => linear(backend, op),
         Op::ActivationForward(op) => activation(backend, op),
+        Op::GateBackward(op) => gate(backend, op),
         Op::AttentionBackward(op) => attention(backend, op),
         Op::CrossEntropy(op) => loss(backend, op),
         Op::SquaredNorm(op) => norm(backend, op),
@@ -118,6 +120,14 @@ fn activation<B: Backend + ?Sized>(backend: &mut B, op: &ActivationForward) -> R
         *value = activate(op.activation, *value);
     }
     write_elems(backend, op.y, &values)
+}
+
+fn gate<B: Backend + ?Sized>(backend: &mut B, op: &GateBackward) -> Result<(), B::Error> {
+    let x = read_elems(backend, op.x)?;
+    let d_y = read_elems(backend, op.d_y)?;
+    let mut d_x = zeros("d_x", op.d_x.len)?;
+    gate_backward(&x, &d_y, op.activation, &mut d_x, op.rows, op.width);
+    write_elems(backend, op.d_x, &d_x)
 }
 
 fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionBackward) -> Result<(), B::Error> {

@@ -3,14 +3,14 @@
 use alloc::vec;
 
 use super::{Fill, Memory};
-use crate::config::Pairing;
+use crate::config::{Activation, Pairing};
 use crate::memory::Span;
 use crate::op::*;
 
 /// Each subset of an op's dimensions, as bits, but for all of them. Those of the subset are 2 and the others 0.
 pub(super) fn numbers(kind: OpKind) -> core::ops::Range<u32> {
     let dimensions = match kind {
-        OpKind::LayerNormRows => 2,
+        OpKind::LayerNormRows | OpKind::GateRows => 2,
         OpKind::LinearRows | OpKind::RotaryRows | OpKind::GatherRows => 3,
         OpKind::EmbeddingRows => 4,
         OpKind::CacheAppend | OpKind::AttentionRows => 5,
@@ -38,6 +38,7 @@ pub(super) fn case(kind: OpKind, number: u32, memory: &mut dyn Memory) -> Op {
         OpKind::EmbeddingRows => embedding(memory, [rows, a, b, c]).into(),
         OpKind::LayerNormRows => layernorm(memory, [rows, a]).into(),
         OpKind::LinearRows => linear(memory, [rows, a, b]).into(),
+        OpKind::GateRows => gate(memory, [rows, a]).into(),
         OpKind::RotaryRows => rotary(memory, [rows, a, b]).into(),
         OpKind::GatherRows => gather(memory, [rows, a, b]).into(),
         OpKind::CacheAppend => append(memory, [rows, a, b, c, d]).into(),
@@ -93,6 +94,12 @@ fn linear(memory: &mut dyn Memory, [rows, d_in, d_out]: [usize; 3]) -> LinearRow
             d_out,
         },
     }
+}
+
+fn gate(memory: &mut dyn Memory, [rows, width]: [usize; 2]) -> GateRows {
+    let (x, y) = (numbers_of(memory, &[rows, 2, width]), numbers_of(memory, &[rows, width]));
+    let gate = GateForward { x, y, activation: Activation::Silu, rows, width };
+    GateRows { live: words(memory, &[1]), gate }
 }
 
 fn rotary(memory: &mut dyn Memory, [rows, heads, d_head]: [usize; 3]) -> RotaryRows {

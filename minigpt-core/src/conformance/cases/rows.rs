@@ -25,7 +25,7 @@ enum Live {
 }
 
 /// How many of `rows` rows are live, and the word that says so. Before, it was another number.
-fn live(draw: &mut Draw, memory: &mut dyn Memory, rows: usize) -> (usize, Span) {
+pub(super) fn live(draw: &mut Draw, memory: &mut dyn Memory, rows: usize) -> (usize, Span) {
     use Live::*;
     let least = if rows > 65_536 { 65_537 } else { 1 };
     let (part, few) = (least + draw.below(rows + 1 - least), 2 + draw.below(6));
