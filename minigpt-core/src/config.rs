@@ -3,11 +3,13 @@
 //! An ablation is a value here and not a fork of the code: the position encoding, where the norm stands, the
 //! scale of the attention scores, whether there are residual connections, and so on.
 
+mod presets;
 pub mod schedule;
 mod training;
 
 use core::fmt;
 
+pub use presets::PRESETS;
 pub use training::{Recompute, TrainConfig};
 
 /// How a position enters the model.
