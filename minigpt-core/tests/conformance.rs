@@ -115,17 +115,17 @@ fn every_op_that_is_wrong_is_found() {
         (ActivationForward, &["y", "x"]),
         (GateForward, &["y", "x"]),
         (GateBackward, &["d_x", "x", "d_y"]),
-        (Rotary, &["qkv", "table"]),
-        (AttentionForward, &["out", "lse", "qkv"]),
-        (AttentionBackward, &["d_qkv", "d_out"]),
-        (AttentionScores, &["scores", "qkv"]),
+        (Rotary, &["x", "table"]),
+        (AttentionForward, &["out", "lse", "q", "k", "v"]),
+        (AttentionBackward, &["d_q", "d_k", "d_v", "d_out"]),
+        (AttentionScores, &["scores", "q", "k"]),
         (EmbeddingRows, &["out", "token_embedding", "tokens", "places", "positions", "live"]),
         (LayerNormRows, &["y", "mean", "rstd", "x", "live"]),
         (LinearRows, &["y", "activate.input", "residual", "x", "live"]),
         (GateRows, &["y", "x", "live"]),
-        (RotaryRows, &["qkv", "table", "positions"]),
-        (CacheAppend, &["keys", "values", "qkv", "slots"]),
-        (AttentionRows, &["out", "keys", "values", "qkv", "positions"]),
+        (RotaryRows, &["x", "table", "positions"]),
+        (CacheAppend, &["keys", "values", "k", "v", "slots"]),
+        (AttentionRows, &["out", "keys", "values", "q", "last"]),
         (GatherRows, &["to", "from", "wanted"]),
         (Sample, &["tokens", "choices", "settings", "logits"]),
         (CrossEntropy, &["d_logits", "losses", "scalars", "logits", "targets"]),
@@ -171,11 +171,7 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
             _ => op,
         },
         |op| {
-            if let Op::AttentionRows(op) = op {
-                AttentionRows { slots: op.positions, ..op }.into()
-            } else {
-                op
-            }
+            if let Op::AttentionRows(op) = op { AttentionRows { slots: op.last, ..op }.into() } else { op }
         },
         |op| if let Op::Rotary(op) = op { Rotary { inverse: false, ..op }.into() } else { op },
         |op| if let Op::LayerNormForward(op) = op { LayerNormForward { eps: 0.0, ..op }.into() } else { op },

@@ -4,7 +4,8 @@
 //! machine, the compiler, the profile or a feature of another crate.
 
 use minigpt_core::config::schedule::{Decay, Schedule};
-use minigpt_core::op::{IGNORE, counter, scalar};
+use minigpt_core::op::{AttentionShape, IGNORE, counter, scalar};
+use minigpt_core::reference::Rows;
 use minigpt_core::reference::activation::{activate, derivative};
 use minigpt_core::reference::attention::*;
 use minigpt_core::reference::cross_entropy::cross_entropy;
@@ -16,7 +17,7 @@ use minigpt_core::reference::optimizer::*;
 use minigpt_core::reference::position::sinusoidal_table;
 use minigpt_core::reference::rotary::*;
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Activation, Real};
+use minigpt_core::{Activation, Pairing, Real};
 
 /// FNV-1a over the little-endian bytes.
 fn digest<R: Real>(values: &[R]) -> u64 {
@@ -97,19 +98,25 @@ fn digests<R: Real>() -> Vec<(&'static str, u64)> {
     let mut table = vec![R::zero(); time * d_head];
     sinusoidal_table(&mut table, d_head);
     found.push(("sinusoidal table", digest(&table)));
-    rotary_table(&mut table, d_head);
+    rotary_table(&mut table, d_head, 10_000.0);
     found.push(("rotary table", digest(&table)));
     let mut qkv = random(3 * rows * wide);
-    rotary(&mut qkv, &table, false, batch, time, heads, d_head);
+    // Queries and keys, which lie side by side.
+    rotary(&mut qkv, 3 * wide, &table, Pairing::Adjacent, false, batch, time, 2 * heads, d_head);
     found.push(("rotary", digest(&qkv)));
 
     let mut lse = vec![R::zero(); batch * heads * time];
     let mut row = vec![R::zero(); time];
-    attention_forward(&qkv, Some(&mask), &mut y, &mut lse, &mut row, batch, time, heads, d_head, 0.4);
+    let [q, k, v] = [0, wide, 2 * wide].map(|first| Rows { data: &qkv[first..], stride: 3 * wide });
+    let shape = AttentionShape { batch, time, heads, kv_heads: heads, d_head, scale: 0.4, prefix: 0 };
+    attention_forward(q, k, v, Some(&mask), &mut y, &mut lse, &mut row, &shape);
     found.push(("attention forward", digest(&[&y[..], &lse].concat())));
-    let mut d_qkv = vec![R::zero(); qkv.len()];
-    attention_backward(&qkv, &y, &lse, &d_y, Some(&mask), &mut d_qkv, batch, time, heads, d_head, 0.4);
-    found.push(("attention backward", digest(&d_qkv)));
+    let [mut d_q, mut d_k, mut d_v] = [(); 3].map(|()| vec![R::zero(); rows * wide]);
+    attention_backward(q, k, v, &y, &lse, &d_y, Some(&mask), &mut d_q, &mut d_k, &mut d_v, &shape);
+    let side_by_side: Vec<R> = (0..rows)
+        .flat_map(|row| [&d_q, &d_k, &d_v].map(|part| &part[row * wide..][..wide]).concat())
+        .collect();
+    found.push(("attention backward", digest(&side_by_side)));
 
     let targets: Vec<u32> = (0..rows).map(|r| if r == 5 { IGNORE } else { r as u32 % 37 }).collect();
     let mut scalars = vec![R::zero(); scalar::LEN];
