@@ -1,8 +1,8 @@
 //! Every target of the CPU backend in one table, beside PyTorch where Python has it:
 //! `cargo bench -p minigpt-benches --bench summary`, in about ten minutes.
 //!
-//! `PYTHON` names the Python; `-- --pairs 5` takes fewer rounds, `-- --only M` one part: S, M, memory, decode, products
-//! or odd. The candidates take turns, a few steps each, on a machine that it waits for to be quiet. A target holds if
+//! `PYTHON` names the Python; `-- --pairs 5` takes fewer rounds, `-- --only M` one part: S, M, memory, decode, llama,
+//! products or odd. The candidates take turns, a few steps each, on a machine that it waits for to be quiet. A target holds if
 //! the lower bound of the 95 % bootstrap interval of the ratio's median holds it.
 
 use std::process::{Command, ExitCode};
@@ -115,6 +115,9 @@ impl Summary {
                 run(&mut self, &medium)?;
             }
         }
+        if self.flags.wants("llama") {
+            self.families(&tested(Shape::llama_medium()), &medium)?;
+        }
         if self.flags.wants("products") {
             self.products(&small)?;
             self.products(&medium)?;
@@ -226,6 +229,33 @@ impl Summary {
         let of_peak: Vec<f64> = pairs.ours.iter().map(|time| flops / time / 1e9).collect();
         self.of_peak(format!("training step of {name}, share of the SGEMM peak"), &of_peak, share);
         self.ratio(format!("training step of {name}, {threads} threads over one"), &pairs, threads_target);
+        Ok(())
+    }
+
+    /// A step of each in turns, each by its own operations: what a block of another shape costs beyond them.
+    fn families(&mut self, shape: &Shape, other: &Shape) -> Outcome<()> {
+        let threads = self.peaks.threads;
+        let (mut ours, mut theirs) = (training(shape, threads)?, training(other, threads)?);
+        let (our_flops, their_flops) = (ours.flops(), theirs.flops());
+        seconds_each(2, || (ours.step(), theirs.step()));
+        let pairs = Pairs::take(
+            self.flags.rounds(),
+            &[],
+            || Ok::<f64, String>(seconds_each(1, || ours.step()) / our_flops),
+            || Ok(seconds_each(1, || theirs.step()) / their_flops),
+        )?;
+        println!(
+            "{}: {:.1} GFLOP/s, {} {:.1}",
+            shape.name,
+            1e-9 / median(&pairs.ours),
+            other.name,
+            1e-9 / median(&pairs.theirs)
+        );
+        self.ratio(
+            format!("training step of {}, FLOP/s over those of {}", shape.name, other.name),
+            &pairs,
+            1.0 / 1.1,
+        );
         Ok(())
     }
 

@@ -94,7 +94,7 @@ fn bytes_per_token(model: &Model<Cpu<'static>>) -> usize {
     let (from, count) = generated(config);
     // A token sees itself too.
     let seen = from + 1 + count / 2;
-    weights.sum::<usize>() + 2 * config.layers * config.d_model * 4 * seen
+    weights.sum::<usize>() + 2 * config.layers * config.kv_heads() * config.d_head() * 4 * seen
 }
 
 /// Floating-point operations of a prompt of a whole context: matrix products and the causal half of attention, and the
@@ -102,7 +102,9 @@ fn bytes_per_token(model: &Model<Cpu<'static>>) -> usize {
 fn prefill_flops(config: &GptConfig) -> f64 {
     let [l, c, f, v, t] =
         [config.layers, config.d_model, config.d_ff, config.vocab_size, config.context].map(|n| n as f64);
-    2.0 * t * l * (4.0 * c * c + 2.0 * c * f) + 2.0 * l * c * t * (t + 1.0) + 2.0 * v * c
+    let [qkv, attended, up] = [config.d_qkv(), config.d_attention(), config.d_up()].map(|n| n as f64);
+    let weights = c * (qkv + attended + up) + c * f;
+    2.0 * t * l * weights + 2.0 * l * attended * t * (t + 1.0) + 2.0 * v * c
 }
 
 /// How a model generates in one weight format. Ratios are of rounds.

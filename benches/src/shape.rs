@@ -45,6 +45,23 @@ impl Shape {
         Shape::new("M", [6, 6, 384, 256, 8], 65)
     }
 
+    /// M as Llama has its blocks, with as many parameters within a hundredth: three heads of queries share one of keys and values,
+    /// and what that saves is in the feed-forward layers.
+    pub fn llama_medium() -> Self {
+        let Shape { config: GptConfig { layers, heads, d_model, vocab_size, context, .. }, batch, .. } =
+            Shape::medium();
+        let config = GptConfig {
+            layers,
+            heads,
+            kv_heads: Some(2),
+            d_model,
+            d_ff: 1184,
+            tied_embeddings: true,
+            ..GptConfig::llama(vocab_size, context)
+        };
+        Shape { name: "Llama M", config, batch, time: context }
+    }
+
     /// Shapes in which nothing is a multiple of a vector, each beside the round one next to it.
     pub fn odd_and_round() -> [(Self, Self); 2] {
         [
@@ -63,7 +80,14 @@ impl Shape {
     /// (d_in, d_out) of each kind of linear layer, with its name.
     pub fn linear_layers(&self) -> [(&'static str, usize, usize); 5] {
         let (c, f, v) = (self.config.d_model, self.config.d_ff, self.config.vocab_size);
-        [("qkv", c, 3 * c), ("proj", c, c), ("up", c, f), ("down", f, c), ("head", c, v)]
+        let attended = self.config.d_attention();
+        [
+            ("qkv", c, self.config.d_qkv()),
+            ("proj", attended, c),
+            ("up", c, self.config.d_up()),
+            ("down", f, c),
+            ("head", c, v),
+        ]
     }
 
     /// Random tokens to train on: the speed does not depend on what they say.

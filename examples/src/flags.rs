@@ -9,6 +9,8 @@ pub fn config_error(error: &ConfigError) -> String {
     let message = error.to_string();
     let fields: &[&str] = match error {
         ConfigError::Zero { field } | ConfigError::TooLarge { field } => &[field],
+        ConfigError::KvHeadsDoNotDivide { .. } => &["kv_heads", "heads"],
+        ConfigError::RotaryBase { .. } => &["rotary_base"],
         ConfigError::HeadsDoNotDivide { .. } | ConfigError::OddRotaryHead { .. } => &["d_model", "heads"],
         ConfigError::Dropout { .. } => &["dropout"],
         ConfigError::NormEps { .. } => &["norm_eps"],

@@ -33,7 +33,10 @@ use summary::Truth;
 
 pub use command::command;
 pub use folder::Best;
-pub use names::{ActivationName, DecayName, NormName, NormPlaceName, PositionName, Preset, TokenizerName};
+pub use names::{
+    ActivationName, BiasName, DecayName, Family, MaskName, NormName, NormPlaceName, PairingName,
+    PositionName, Preset, TokenizerName,
+};
 pub use options::{Fixed, Options, Settings, Shape};
 pub use summary::{End, Summary};
 

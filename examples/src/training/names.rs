@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use minigpt_core::config::schedule::Decay;
-use minigpt_core::{Activation, Norm, NormPlace, Position};
+use minigpt_core::{Activation, Bias, GptConfig, Mask, Norm, NormPlace, Pairing, Position};
 
 /// A set of numbers that belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -12,6 +12,32 @@ pub enum Preset {
     Cpu,
     /// 6 layers, 6 heads, 384 wide, context 256, batch 64, dropout 0.2, 5000 steps.
     Gpu,
+}
+
+/// What the blocks are like where no other flag says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Family {
+    /// nanoGPT's: learned positions, layer norm, GELU by the error function, no bias.
+    Nanogpt,
+    /// GPT-2's: as nanoGPT's, with GELU by tanh, and biases.
+    Gpt2,
+    /// Llama's: rotary positions, RMS norm, a gated SiLU, no bias, and a head with a matrix of its own.
+    Llama,
+}
+
+impl Family {
+    /// A model of this family; its layers and widths are to be set.
+    pub(super) fn config(self, vocab: usize, context: usize) -> GptConfig {
+        match self {
+            Family::Nanogpt => GptConfig::new(vocab, context),
+            Family::Gpt2 => GptConfig {
+                activation: Activation::GeluTanh,
+                bias: Bias::ALL,
+                ..GptConfig::new(vocab, context)
+            },
+            Family::Llama => GptConfig::llama(vocab, context),
+        }
+    }
 }
 
 macro_rules! names {
@@ -39,6 +65,20 @@ names! {
         Rotary => Position::ROTARY,
         /// Not at all.
         None => Position::None,
+    }
+    /// [`Pairing`] on the command line.
+    PairingName for Pairing {
+        /// Neighbours.
+        Adjacent => Pairing::Adjacent,
+        /// One of each half of a head.
+        Halves => Pairing::Halves,
+    }
+    /// [`Mask`] on the command line.
+    MaskName for Mask {
+        /// Itself, and what comes before it.
+        Causal => Mask::Causal,
+        /// Everything, also the token that it is to tell.
+        None => Mask::None,
     }
     /// [`Norm`] on the command line.
     NormName for Norm {
@@ -78,6 +118,27 @@ names! {
         /// Not at all.
         Constant => Decay::Constant,
     }
+}
+
+/// Layers with a bias, on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BiasName {
+    /// All of them.
+    All,
+    /// None of them.
+    None,
+    /// The one that makes queries, keys and values.
+    Qkv,
+    /// The other linear layers, but for the head.
+    Linear,
+    /// The norms.
+    Norm,
+}
+
+/// The layers that are named.
+pub(super) fn biases(names: &[BiasName]) -> Bias {
+    let has = |name| names.contains(&name) || names.contains(&BiasName::All);
+    Bias { qkv: has(BiasName::Qkv), linear: has(BiasName::Linear), norm: has(BiasName::Norm) }
 }
 
 /// A tokenizer on the command line.

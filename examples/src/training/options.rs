@@ -5,10 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser};
 use minigpt_core::config::schedule::{Decay, Schedule};
-use minigpt_core::{Bias, GptConfig, Recompute, TrainConfig};
+use minigpt_core::{GptConfig, Position, Recompute, TrainConfig};
 
 use super::folder::Pace;
-use super::names::{ActivationName, DecayName, NormName, NormPlaceName, PositionName, Preset, TokenizerName};
+use super::names::{
+    ActivationName, BiasName, DecayName, Family, MaskName, NormName, NormPlaceName, PairingName,
+    PositionName, Preset, TokenizerName, biases,
+};
 use crate::Outcome;
 use crate::corpus::{TextOptions, word};
 use crate::options::{BackendName, RecomputeName, Which};
@@ -147,16 +150,25 @@ pub struct Shape {
     /// Characters or bytes (char).
     #[arg(long, value_enum)]
     pub tokenizer: Option<TokenizerName>,
+    /// What the blocks are like where no other flag says (nanogpt).
+    #[arg(long, value_enum)]
+    pub family: Option<Family>,
     /// Blocks.
     #[arg(long)]
     pub layers: Option<usize>,
     /// Attention heads of a block.
     #[arg(long)]
     pub heads: Option<usize>,
+    /// Heads of keys and values, each of which serves several attention heads (--heads).
+    #[arg(long)]
+    pub kv_heads: Option<usize>,
     /// Width of the residual stream.
     #[arg(long)]
     pub d_model: Option<usize>,
-    /// Width of the feed-forward layers (4 times d-model).
+    /// Width of a head (--d-model / --heads).
+    #[arg(long)]
+    pub d_head: Option<usize>,
+    /// Width of the feed-forward layers (4 times d-model; 8/3 of it with the family llama).
     #[arg(long)]
     pub d_ff: Option<usize>,
     /// Tokens that the model sees at once.
@@ -165,12 +177,24 @@ pub struct Shape {
     /// How positions enter (learned).
     #[arg(long, value_enum)]
     pub position: Option<PositionName>,
+    /// How fast rotary positions turn (10000).
+    #[arg(long, allow_negative_numbers = true)]
+    pub rotary_base: Option<f64>,
+    /// Which elements rotary positions turn together (adjacent; halves with the family llama).
+    #[arg(long, value_enum)]
+    pub pairing: Option<PairingName>,
+    /// What a position sees (causal).
+    #[arg(long, value_enum)]
+    pub mask: Option<MaskName>,
     /// Which kind of norm (layer).
     #[arg(long, value_enum)]
     pub norm: Option<NormName>,
     /// Where the norms stand (pre).
     #[arg(long, value_enum)]
     pub norm_place: Option<NormPlaceName>,
+    /// Send queries and keys through a norm.
+    #[arg(long)]
+    pub qk_norm: bool,
     /// The non-linearity (gelu-erf).
     #[arg(long, value_enum)]
     pub activation: Option<ActivationName>,
@@ -178,9 +202,9 @@ pub struct Shape {
     /// again, if --d-ff stays.
     #[arg(long)]
     pub gated: bool,
-    /// Give linear layers and norms a bias.
-    #[arg(long)]
-    pub bias: bool,
+    /// Which layers have a bias, with commas between them; all, if none is named (none).
+    #[arg(long, value_enum, value_delimiter = ',', num_args = 0.., require_equals = true, default_missing_value = "all")]
+    pub bias: Vec<BiasName>,
     /// Give the head a matrix of its own.
     #[arg(long)]
     pub untied: bool,
@@ -257,17 +281,24 @@ impl Shape {
         let flags = [
             ("--preset", self.preset.is_some()),
             ("--tokenizer", self.tokenizer.is_some()),
+            ("--family", self.family.is_some()),
             ("--layers", self.layers.is_some()),
             ("--heads", self.heads.is_some()),
+            ("--kv-heads", self.kv_heads.is_some()),
             ("--d-model", self.d_model.is_some()),
+            ("--d-head", self.d_head.is_some()),
             ("--d-ff", self.d_ff.is_some()),
             ("--context", self.context.is_some()),
             ("--position", self.position.is_some()),
+            ("--rotary-base", self.rotary_base.is_some()),
+            ("--pairing", self.pairing.is_some()),
+            ("--mask", self.mask.is_some()),
             ("--norm", self.norm.is_some()),
             ("--norm-place", self.norm_place.is_some()),
+            ("--qk-norm", self.qk_norm),
             ("--activation", self.activation.is_some()),
             ("--gated", self.gated),
-            ("--bias", self.bias),
+            ("--bias", !self.bias.is_empty()),
             ("--untied", self.untied),
             ("--no-residual", self.no_residual),
             ("--dropout", self.dropout.is_some()),
@@ -284,23 +315,49 @@ impl Shape {
         let gpu = self.gpu();
         let context = self.context.unwrap_or(if gpu { 256 } else { 64 });
         let d_model = self.d_model.unwrap_or(if gpu { 384 } else { 128 });
-        let base = GptConfig::new(vocab, context);
+        let family = self.family.unwrap_or(Family::Nanogpt);
+        let base = family.config(vocab, context);
+        let d_ff = match family {
+            Family::Llama => d_model.saturating_mul(8).div_ceil(3).next_multiple_of(32),
+            Family::Nanogpt | Family::Gpt2 => d_model.saturating_mul(4),
+        };
         GptConfig {
             layers: self.layers.unwrap_or(if gpu { 6 } else { 4 }),
             heads: self.heads.unwrap_or(if gpu { 6 } else { 4 }),
             d_model,
-            d_ff: self.d_ff.unwrap_or(d_model.saturating_mul(4)),
-            position: self.position.map_or(base.position, Into::into),
+            kv_heads: self.kv_heads,
+            d_head: self.d_head,
+            d_ff: self.d_ff.unwrap_or(d_ff),
+            position: self.position(base.position),
+            mask: self.mask.map_or(base.mask, Into::into),
+            qk_norm: self.qk_norm,
             norm: self.norm.map_or(base.norm, Into::into),
             norm_place: self.norm_place.map_or(base.norm_place, Into::into),
             activation: self.activation.map_or(base.activation, Into::into),
-            gated: self.gated,
+            gated: self.gated || base.gated,
             residual: !self.no_residual,
-            bias: if self.bias { Bias::ALL } else { Bias::NONE },
+            bias: if self.bias.is_empty() { base.bias } else { biases(&self.bias) },
             dropout: self.dropout.unwrap_or(if gpu { 0.2 } else { 0.0 }),
-            tied_embeddings: !self.untied,
+            tied_embeddings: base.tied_embeddings && !self.untied,
             norm_eps: self.norm_eps.unwrap_or(base.norm_eps),
             ..base
+        }
+    }
+
+    /// Positions of the family or the one that is named, turned as the flags say if they are rotary.
+    fn position(&self, of_family: Position) -> Position {
+        let named = self.position.map(Position::from);
+        let position = match named {
+            // A family's own rotary positions.
+            Some(named) if named.is_rotary() && of_family.is_rotary() => of_family,
+            named => named.unwrap_or(of_family),
+        };
+        match position {
+            Position::Rotary { base, pairing } => Position::Rotary {
+                base: self.rotary_base.unwrap_or(base),
+                pairing: self.pairing.map_or(pairing, Into::into),
+            },
+            other => other,
         }
     }
 
