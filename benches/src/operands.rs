@@ -3,7 +3,7 @@
 use minigpt_core::backend::{write_elems, write_u32};
 use minigpt_core::op::{
     self, Activate, AdamW, AttentionBackward, AttentionForward, CrossEntropy, EmbeddingBackward,
-    EmbeddingForward, Fill, LayerNormBackward, LayerNormForward, LinearBackward, LinearForward, SquaredNorm,
+    EmbeddingForward, Fill, LinearBackward, LinearForward, NormBackward, NormForward, SquaredNorm,
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Backend, Dtype, Op, Plan, Span};
@@ -179,14 +179,14 @@ pub fn ops<B: Backend<Elem = f32>>(
 
     let (x, weight, y) = (new.floats(rows * width)?, new.floats(width)?, new.floats(rows * width)?);
     let (mean, rstd, eps) = (new.floats(rows)?, new.floats(rows)?, config.norm_eps);
-    let norm = LayerNormForward { x, weight, bias: None, y, mean, rstd, rows, width, eps };
+    let norm = NormForward { x, weight, bias: None, y, mean, rstd, rows, width, eps };
     new.backend.run(&norm.into())?;
     let (d_y, d_x, d_weight) = (new.floats(rows * width)?, new.floats(rows * width)?, new.floats(width)?);
     let accumulate = false;
-    all.push(("layernorm forward", norm.into()));
+    all.push(("norm forward", norm.into()));
     all.push((
-        "layernorm backward",
-        LayerNormBackward {
+        "norm backward",
+        NormBackward {
             x,
             weight,
             mean,

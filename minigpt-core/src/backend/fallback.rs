@@ -9,15 +9,15 @@ use alloc::vec::Vec;
 use super::{Backend, read_elems, read_u32, write_elems};
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::{
-    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, LayerNormForward, LinearForward,
-    Op, Operands, Rotary,
+    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, LinearForward, NormForward, Op,
+    Operands, Rotary,
 };
 use crate::real::Real;
 use crate::reference::attention::{attention_forward, attention_scores};
 use crate::reference::dropout::Mask;
 use crate::reference::embedding::embedding_forward;
-use crate::reference::layernorm::layernorm_forward;
 use crate::reference::linear::linear_forward;
+use crate::reference::norm::norm_forward;
 use crate::reference::rotary::rotary;
 use crate::reference::weights::decode_weight;
 
@@ -35,13 +35,13 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
     }
     match op {
         Op::EmbeddingForward(op) => embedding(backend, op),
-        Op::LayerNormForward(op) => layernorm(backend, op),
+        Op::NormForward(op) => normalize(backend, op),
         Op::LinearForward(op) => linear(backend, op),
         Op::Rotary(op) => rotate(backend, op),
         Op::AttentionForward(op) => attention(backend, op),
         Op::AttentionScores(op) => scores(backend, op),
         Op::EmbeddingRows(op) => rows::embedding(backend, op),
-        Op::LayerNormRows(op) => rows::layernorm(backend, op),
+        Op::NormRows(op) => rows::normalize(backend, op),
         Op::LinearRows(op) => rows::linear(backend, op),
         Op::RotaryRows(op) => rows::rotate(backend, op),
         Op::CacheAppend(op) => rows::append(backend, op),
@@ -50,7 +50,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         Op::Sample(op) => rows::sample(backend, op),
         #[cfg(feature = "train")]
         Op::EmbeddingBackward(_)
-        | Op::LayerNormBackward(_)
+        | Op::NormBackward(_)
         | Op::LinearBackward(_)
         | Op::ActivationForward(_)
         | Op::AttentionBackward(_)
@@ -117,14 +117,14 @@ fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingForward) -> Res
     write_elems(backend, op.out, &out)
 }
 
-fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormForward) -> Result<(), B::Error> {
+fn normalize<B: Backend + ?Sized>(backend: &mut B, op: &NormForward) -> Result<(), B::Error> {
     let x = read_elems(backend, op.x)?;
     let weight = read_elems(backend, op.weight)?;
     let bias = read_optional(backend, op.bias)?;
     let mut y = zeros("y", op.y.len)?;
     let mut mean = zeros("mean", op.rows)?;
     let mut rstd = zeros("rstd", op.rows)?;
-    layernorm_forward(&x, &weight, bias.as_deref(), &mut y, &mut mean, &mut rstd, op.rows, op.width, op.eps);
+    norm_forward(&x, &weight, bias.as_deref(), &mut y, &mut mean, &mut rstd, op.rows, op.width, op.eps);
     write_elems(backend, op.y, &y)?;
     write_elems(backend, op.mean, &mean)?;
     write_elems(backend, op.rstd, &rstd)

@@ -7,8 +7,8 @@
 mod attention;
 mod embedding;
 mod empty;
-mod layernorm;
 mod linear;
+mod norm;
 mod refusals;
 mod rows;
 mod same_bits;
@@ -299,8 +299,8 @@ fn left_behind(op: Op, memory: &mut Recording, spans: &[Span]) -> Vec<Vec<f64>> 
 fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     match kind {
         OpKind::EmbeddingForward | OpKind::EmbeddingBackward => embedding::case(kind, draw, memory),
-        OpKind::LayerNormForward => layernorm::forward(draw, memory),
-        OpKind::LayerNormBackward => layernorm::backward(draw, memory),
+        OpKind::NormForward => norm::forward(draw, memory),
+        OpKind::NormBackward => norm::backward(draw, memory),
         OpKind::LinearForward => linear::forward(draw, memory),
         OpKind::LinearBackward => linear::backward(draw, memory),
         OpKind::ActivationForward => linear::activation_forward(draw, memory),
@@ -309,7 +309,7 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::AttentionBackward => attention::backward(draw, memory),
         OpKind::AttentionScores => attention::scores(draw, memory),
         OpKind::EmbeddingRows => rows::embedding(draw, memory),
-        OpKind::LayerNormRows => rows::layernorm(draw, memory),
+        OpKind::NormRows => rows::norm(draw, memory),
         OpKind::LinearRows => rows::linear(draw, memory),
         OpKind::RotaryRows => rows::rotary(draw, memory),
         OpKind::CacheAppend => rows::append(draw, memory),

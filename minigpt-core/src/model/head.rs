@@ -5,8 +5,8 @@ use super::pass::{Flow, Pass};
 use super::pass::{Gradients, is_trained};
 use crate::memory::{Dtype, Span};
 #[cfg(feature = "train")]
-use crate::op::{CrossEntropy, LayerNormBackward, LinearBackward};
-use crate::op::{GatherRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Sample, Sink};
+use crate::op::{CrossEntropy, LinearBackward, NormBackward};
+use crate::op::{GatherRows, LinearForward, LinearRows, NormForward, NormRows, Sample, Sink};
 use crate::plan::{Affine, LiveRows, Region};
 
 impl Pass<'_> {
@@ -33,8 +33,8 @@ impl Pass<'_> {
             let [mean, rstd] =
                 [activations.final_norm.mean, activations.final_norm.rstd].map(|region| rows(region, 1));
             let whole = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
-            let norm = LayerNormForward { x: to, y: x, mean, rstd, rows: count, ..whole };
-            sink.put(None, "final_norm", LayerNormRows { live, norm })?;
+            let norm = NormForward { x: to, y: x, mean, rstd, rows: count, ..whole };
+            sink.put(None, "final_norm", NormRows { live, norm })?;
         }
         let weight = *self.weights.parameters.head_weight();
         let head =
@@ -63,7 +63,7 @@ impl Pass<'_> {
         let activations = &self.plan.activations;
         let whole = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
         let part = |span: Span, width: usize| span.slice(first * width, rows * width);
-        let op = LayerNormForward {
+        let op = NormForward {
             x: part(whole.x, whole.width),
             y: part(whole.y, whole.width),
             mean: part(whole.mean, 1),
@@ -150,11 +150,7 @@ impl Pass<'_> {
             return Flow::Continue(());
         };
         let op = self.norm_backward(norms, self.last(), &self.plan.activations.final_norm, gradients);
-        sink.put(
-            None,
-            "final_norm",
-            LayerNormBackward { d_y: self.stream(gradients.buffers.d_scratch), ..op },
-        )
+        sink.put(None, "final_norm", NormBackward { d_y: self.stream(gradients.buffers.d_scratch), ..op })
     }
 
     /// Whether anything before the head is trained.

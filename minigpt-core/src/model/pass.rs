@@ -11,8 +11,8 @@ use crate::config::GptConfig;
 use crate::config::{NormPlace, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
 #[cfg(feature = "train")]
-use crate::op::{ActivationForward, LayerNormBackward, LinearBackward};
-use crate::op::{Dropout, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Op, Sink};
+use crate::op::{ActivationForward, LinearBackward, NormBackward};
+use crate::op::{Dropout, LinearForward, LinearRows, NormForward, NormRows, Op, Sink};
 #[cfg(feature = "train")]
 use crate::plan::BackwardActivations;
 use crate::plan::{
@@ -272,9 +272,9 @@ impl<'p> Pass<'p> {
     }
 
     /// The norm over all rows of the pass, or in decoding over those that are live.
-    pub(super) fn each_row_norm(&self, norm: LayerNormForward) -> Op {
+    pub(super) fn each_row_norm(&self, norm: NormForward) -> Op {
         match self.live_rows() {
-            Some(LiveRows { live, .. }) => LayerNormRows { live, norm }.into(),
+            Some(LiveRows { live, .. }) => NormRows { live, norm }.into(),
             None => norm.into(),
         }
     }
@@ -311,8 +311,8 @@ impl<'p> Pass<'p> {
         x: Region,
         y: Region,
         stats: &NormActivations,
-    ) -> LayerNormForward {
-        LayerNormForward {
+    ) -> NormForward {
+        NormForward {
             x: self.stream(x),
             weight: w.weight,
             bias: w.bias,
@@ -432,9 +432,9 @@ impl Pass<'_> {
         x: Region,
         stats: &NormActivations,
         gradients: &Gradients<'_>,
-    ) -> LayerNormBackward {
+    ) -> NormBackward {
         let d_stream = self.stream(gradients.buffers.d_stream);
-        LayerNormBackward {
+        NormBackward {
             x: self.stream(x),
             weight: w.weight,
             mean: self.matrix(stats.mean, 1),
@@ -480,6 +480,6 @@ impl Pass<'_> {
         self.put_linear_backward(sink, layer, part, op)?;
         let Some(norm) = norms else { return Flow::Continue(()) };
         let op = self.norm_backward(norm, input, stats, gradients);
-        sink.put(layer, norm_part, LayerNormBackward { d_y: d_x, accumulate: config.residual, ..op })
+        sink.put(layer, norm_part, NormBackward { d_y: d_x, accumulate: config.residual, ..op })
     }
 }

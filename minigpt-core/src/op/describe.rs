@@ -166,7 +166,7 @@ impl EmbeddingBackward {
     }
 }
 
-impl LayerNormForward {
+impl NormForward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
         d.elem("x", self.x, Read, &[self.rows, self.width])?;
@@ -179,7 +179,7 @@ impl LayerNormForward {
 }
 
 #[cfg(feature = "train")]
-impl LayerNormBackward {
+impl NormBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
         d.elem("x", self.x, Read, &[self.rows, self.width])?;

@@ -68,7 +68,7 @@ pub struct EmbeddingBackward {
 
 /// y = (x - mean) * rstd * weight + bias, over the last dimension.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormForward {
+pub struct NormForward {
     /// (rows, C).
     pub x: Span,
     /// (C).
@@ -89,9 +89,9 @@ pub struct LayerNormForward {
     pub eps: f64,
 }
 
-/// The gradient of [`LayerNormForward`]; adds to the parameters' gradients that are wanted.
+/// The gradient of [`NormForward`]; adds to the parameters' gradients that are wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormBackward {
+pub struct NormBackward {
     /// (rows, C), the forward input.
     pub x: Span,
     /// (C).

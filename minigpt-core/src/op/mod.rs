@@ -125,10 +125,10 @@ ops! {
     EmbeddingForward,
     /// See [`struct@EmbeddingBackward`].
     EmbeddingBackward if "train",
-    /// See [`struct@LayerNormForward`].
-    LayerNormForward,
-    /// See [`struct@LayerNormBackward`].
-    LayerNormBackward if "train",
+    /// See [`struct@NormForward`].
+    NormForward,
+    /// See [`struct@NormBackward`].
+    NormBackward if "train",
     /// See [`struct@LinearForward`].
     LinearForward,
     /// See [`struct@LinearBackward`].
@@ -145,8 +145,8 @@ ops! {
     AttentionScores,
     /// See [`struct@EmbeddingRows`].
     EmbeddingRows,
-    /// See [`struct@LayerNormRows`].
-    LayerNormRows,
+    /// See [`struct@NormRows`].
+    NormRows,
     /// See [`struct@LinearRows`].
     LinearRows,
     /// See [`struct@RotaryRows`].
@@ -368,7 +368,7 @@ impl Op {
         a.span == b.span
             && match self {
                 #[cfg(feature = "train")]
-                Op::LayerNormBackward(op) => (a.name, b.name) == ("d_y", "d_x") && !op.accumulate,
+                Op::NormBackward(op) => (a.name, b.name) == ("d_y", "d_x") && !op.accumulate,
                 Op::LinearForward(_) | Op::LinearRows(_) => (a.name, b.name) == ("residual", "y"),
                 #[cfg(feature = "train")]
                 Op::CrossEntropy(_) => (a.name, b.name) == ("logits", "d_logits"),

@@ -10,7 +10,7 @@
 //! few of them than for many.
 
 use super::describe::Describe;
-use super::descriptors::{LayerNormForward, LinearForward};
+use super::descriptors::{LinearForward, NormForward};
 use super::{Access, Operand};
 use crate::memory::{InvalidOp, Span};
 use crate::sample::SampleConfig;
@@ -42,13 +42,13 @@ pub struct EmbeddingRows {
     pub vocab: usize,
 }
 
-/// A [`LayerNormForward`] of the live rows.
+/// A [`NormForward`] of the live rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormRows {
+pub struct NormRows {
     /// u32 (1): how many rows are live; more than there are count as all.
     pub live: Span,
     /// All rows.
-    pub norm: LayerNormForward,
+    pub norm: NormForward,
 }
 
 /// A [`LinearForward`] of the live rows.
@@ -293,15 +293,15 @@ impl LinearForward {
     }
 }
 
-impl LayerNormForward {
+impl NormForward {
     /// The same of the first `rows` rows only; of all, if there are fewer.
     #[must_use]
-    pub fn first_rows(&self, rows: usize) -> LayerNormForward {
+    pub fn first_rows(&self, rows: usize) -> NormForward {
         let rows = rows.min(self.rows);
         let first = |span: Span, width: usize| span.first(rows.saturating_mul(width));
         let [x, y] = [self.x, self.y].map(|span| first(span, self.width));
         let [mean, rstd] = [self.mean, self.rstd].map(|span| first(span, 1));
-        LayerNormForward { rows, x, y, mean, rstd, ..*self }
+        NormForward { rows, x, y, mean, rstd, ..*self }
     }
 }
 
@@ -321,7 +321,7 @@ impl EmbeddingRows {
     }
 }
 
-impl LayerNormRows {
+impl NormRows {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         Describe { visit }.u32("live", self.live, Read, &[1])?;
         self.norm.describe(visit)

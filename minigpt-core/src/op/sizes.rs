@@ -52,9 +52,9 @@ impl Op {
             Op::EmbeddingForward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
             #[cfg(feature = "train")]
             Op::EmbeddingBackward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
-            Op::LayerNormForward(op) => rows(op.rows, "C", op.width),
+            Op::NormForward(op) => rows(op.rows, "C", op.width),
             #[cfg(feature = "train")]
-            Op::LayerNormBackward(op) => rows(op.rows, "C", op.width),
+            Op::NormBackward(op) => rows(op.rows, "C", op.width),
             Op::LinearForward(op) => linear(op.rows, op.d_in, op.d_out),
             #[cfg(feature = "train")]
             Op::LinearBackward(op) => linear(op.rows, op.d_in, op.d_out),
@@ -66,7 +66,7 @@ impl Op {
             Op::AttentionBackward(op) => heads(op.batch, op.time, op.heads, op.d_head),
             Op::AttentionScores(op) => heads(op.batch, op.time, op.heads, op.d_head),
             Op::EmbeddingRows(op) => Sizes::of([("rows", op.rows), ("C", op.d_model), ("V", op.vocab)]),
-            Op::LayerNormRows(op) => rows(op.norm.rows, "C", op.norm.width),
+            Op::NormRows(op) => rows(op.norm.rows, "C", op.norm.width),
             Op::LinearRows(op) => linear(op.linear.rows, op.linear.d_in, op.linear.d_out),
             Op::RotaryRows(op) => Sizes::of([("rows", op.rows), ("H", op.heads), ("D", op.d_head)]),
             Op::CacheAppend(op) => slots(op.rows, op.slot_count, op.heads, op.capacity, op.d_head),

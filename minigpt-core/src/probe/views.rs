@@ -197,10 +197,10 @@ impl<'c> Reader<'c> {
             return;
         }
         match (step.name.part, &step.op) {
-            ("attention.norm", Op::LayerNormForward(op)) if views.norms_last => {
+            ("attention.norm", Op::NormForward(op)) if views.norms_last => {
                 views.stream(layer, ResidualMiddle, false, op.y);
             }
-            ("attention.norm", Op::LayerNormForward(op)) => views.tensor(AttentionNorm, op.y),
+            ("attention.norm", Op::NormForward(op)) => views.tensor(AttentionNorm, op.y),
             ("attention.qkv", Op::LinearForward(op)) if self.config.position.is_rotary() => {
                 views.thirds(&[QueryBeforeRotary, KeyBeforeRotary], false, op.y);
             }
@@ -208,15 +208,15 @@ impl<'c> Reader<'c> {
             ("attention.out", Op::LinearForward(op)) => {
                 views.sublayer([AttentionOutput, AttentionSum, ResidualMiddle], op);
             }
-            ("feed_forward.norm", Op::LayerNormForward(op)) if views.norms_last => {
+            ("feed_forward.norm", Op::NormForward(op)) if views.norms_last => {
                 views.stream(layer, ResidualOutput, false, op.y);
             }
-            ("feed_forward.norm", Op::LayerNormForward(op)) => views.tensor(FeedForwardNorm, op.y),
+            ("feed_forward.norm", Op::NormForward(op)) => views.tensor(FeedForwardNorm, op.y),
             ("feed_forward.up", Op::LinearForward(op)) => views.up(op),
             ("feed_forward.down", Op::LinearForward(op)) => {
                 views.sublayer([FeedForwardOutput, FeedForwardSum, ResidualOutput], op);
             }
-            ("final_norm", Op::LayerNormForward(op)) => views.tensor(FinalNorm, op.y),
+            ("final_norm", Op::NormForward(op)) => views.tensor(FinalNorm, op.y),
             ("head", Op::LinearForward(op)) => views.tensor(Logits, op.y),
             _ => {}
         }
@@ -267,17 +267,17 @@ impl Reader<'_> {
                 self.after_loss = true;
                 views.loss(op);
             }
-            ("final_norm", Op::LayerNormBackward(op)) => views.stream(last, ResidualOutput, true, op.d_x),
-            ("feed_forward.norm", Op::LayerNormBackward(op)) if norm == NormPlace::Post => {
+            ("final_norm", Op::NormBackward(op)) => views.stream(last, ResidualOutput, true, op.d_x),
+            ("feed_forward.norm", Op::NormBackward(op)) if norm == NormPlace::Post => {
                 views.gradient(FeedForwardSum, op.d_x);
             }
-            ("feed_forward.norm", Op::LayerNormBackward(op)) => {
+            ("feed_forward.norm", Op::NormBackward(op)) => {
                 views.stream(layer, ResidualMiddle, true, op.d_x);
             }
-            ("attention.norm", Op::LayerNormBackward(op)) if norm == NormPlace::Post => {
+            ("attention.norm", Op::NormBackward(op)) if norm == NormPlace::Post => {
                 views.gradient(AttentionSum, op.d_x);
             }
-            ("attention.norm", Op::LayerNormBackward(op)) => views.stream(before, input, true, op.d_x),
+            ("attention.norm", Op::NormBackward(op)) => views.stream(before, input, true, op.d_x),
             ("attention", Op::AttentionBackward(op)) => views.thirds(&[Query, Key, Value], true, op.d_qkv),
             ("attention.rotary", Op::Rotary(op)) if op.inverse => {
                 views.thirds(&[QueryBeforeRotary, KeyBeforeRotary], true, op.qkv);

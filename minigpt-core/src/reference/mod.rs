@@ -5,7 +5,7 @@
 //! function that it must equal.
 //!
 //! - [`embedding`]: tokens to vectors.
-//! - [`layernorm`]: rows to mean 0 and variance 1.
+//! - [`norm`]: rows to mean 0 and variance 1.
 //! - [`linear`], with the non-linearities of [`activation`]: matrix products.
 //! - [`rotary`] and [`position`]: where in the sequence a token stands.
 //! - [`attention`]: tokens look at earlier tokens.
@@ -33,8 +33,8 @@ mod check;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
-pub mod layernorm;
 pub mod linear;
+pub mod norm;
 pub mod optimizer;
 pub mod position;
 pub mod rotary;

@@ -3,8 +3,8 @@
 use minigpt_core::op::*;
 use minigpt_core::reference::attention::*;
 use minigpt_core::reference::embedding::*;
-use minigpt_core::reference::layernorm::*;
 use minigpt_core::reference::linear::*;
+use minigpt_core::reference::norm::*;
 use minigpt_core::reference::rotary::*;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{InvalidOp, SampleConfig, Sampler};
@@ -69,7 +69,7 @@ fn norms_and_layers_are_those_of_the_live_rows() {
         d_in,
         d_out,
     };
-    let layernorm = LayerNormForward {
+    let normed = NormForward {
         x: x_span,
         weight: norm_span,
         bias: None,
@@ -86,10 +86,10 @@ fn norms_and_layers_are_those_of_the_live_rows() {
     memory.expect(LinearRows { live: count, linear }, &[(linear.y.first(y.len()), &y)]);
 
     let (mut y, mut mean, mut rstd) = (vec![0.0; live * d_in], vec![0.0; live], vec![0.0; live]);
-    layernorm_forward(&x, &norm, None, &mut y, &mut mean, &mut rstd, live, d_in, 1e-5);
-    let spans = [layernorm.y.first(y.len()), layernorm.mean.first(live), layernorm.rstd.first(live)];
+    norm_forward(&x, &norm, None, &mut y, &mut mean, &mut rstd, live, d_in, 1e-5);
+    let spans = [normed.y.first(y.len()), normed.mean.first(live), normed.rstd.first(live)];
     memory.expect(
-        LayerNormRows { live: count, norm: layernorm },
+        NormRows { live: count, norm: normed },
         &[(spans[0], &y), (spans[1], &mean), (spans[2], &rstd)],
     );
 

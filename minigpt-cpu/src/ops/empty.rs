@@ -1,7 +1,7 @@
 //! Ops of inference of which a dimension is 0: what little there is to do, so that kernels need not think of it.
 
 use minigpt_core::Op;
-use minigpt_core::op::{AttentionForward, LayerNormForward, LayerNormRows, LinearRows};
+use minigpt_core::op::{AttentionForward, LinearRows, NormForward, NormRows};
 
 use super::rows::live_rows;
 use crate::error::CpuError;
@@ -10,8 +10,8 @@ use crate::par::Views;
 /// Does it; says whether nothing else is left to do of `op`.
 pub(super) fn run(views: &mut Views<'_, '_>, op: &Op) -> Result<bool, CpuError> {
     match op {
-        Op::LayerNormForward(op) if op.width == 0 => statistics(views, op)?,
-        Op::LayerNormRows(LayerNormRows { live, norm }) if norm.width == 0 => {
+        Op::NormForward(op) if op.width == 0 => statistics(views, op)?,
+        Op::NormRows(NormRows { live, norm }) if norm.width == 0 => {
             let live = live_rows(views, *live, norm.rows)?;
             statistics(views, &norm.first_rows(live))?;
         }
@@ -20,13 +20,13 @@ pub(super) fn run(views: &mut Views<'_, '_>, op: &Op) -> Result<bool, CpuError> 
     }
     let written = match op {
         Op::EmbeddingForward(op) => op.out,
-        Op::LayerNormForward(op) => op.y,
+        Op::NormForward(op) => op.y,
         Op::LinearForward(op) => op.y,
         Op::Rotary(op) => op.qkv,
         Op::AttentionForward(op) => op.out,
         Op::AttentionScores(op) => op.scores,
         Op::EmbeddingRows(op) => op.out,
-        Op::LayerNormRows(op) => op.norm.y,
+        Op::NormRows(op) => op.norm.y,
         Op::LinearRows(LinearRows { linear, .. }) => linear.y,
         Op::RotaryRows(op) => op.qkv,
         Op::CacheAppend(op) => op.keys,
@@ -38,7 +38,7 @@ pub(super) fn run(views: &mut Views<'_, '_>, op: &Op) -> Result<bool, CpuError> 
 }
 
 /// The mean of nothing is not a number.
-fn statistics(views: &mut Views<'_, '_>, op: &LayerNormForward) -> Result<(), CpuError> {
+fn statistics(views: &mut Views<'_, '_>, op: &NormForward) -> Result<(), CpuError> {
     views.f32_mut("mean", op.mean)?.fill(f32::NAN);
     views.f32_mut("rstd", op.rstd)?.fill(f32::NAN);
     Ok(())

@@ -141,7 +141,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "rows counted in 16 bits" => |k, op| off_where(k, op, op.scalars, op.rows > 65_536);
     }
-    LayerNormForward {
+    NormForward {
         "widths of 135 to 1033" => |k, op| off_where(k, op, op.y, (135..1034).contains(&op.width));
         "rows from 1024 on" => |k, op| {
             k.run(op)?;
@@ -149,7 +149,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "widths of whole tiles" => |k, op| off_where(k, op, op.y, whole(&[op.width], 64));
     }
-    LayerNormBackward {
+    NormBackward {
         "rows counted in 16 bits" => |k, op| {
             let Some(d_weight) = op.d_weight else { return k.run(op) };
             off_where(k, op, d_weight, op.rows > 65_536)

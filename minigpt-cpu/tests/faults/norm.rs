@@ -1,11 +1,11 @@
 //! Faults of layer norms.
 
-use minigpt_core::op::{LayerNormBackward, LayerNormForward};
+use minigpt_core::op::{NormBackward, NormForward};
 
 use crate::kernel::{Fault, faults};
 
 pub(crate) const FAULTS: &[Fault] = faults! {
-    LayerNormForward {
+    NormForward {
         "the mean is over the width rounded up to 8" => |k, op| {
             k.run(op)?;
             let wider = op.width as f32 / op.width.next_multiple_of(8) as f32;
@@ -41,7 +41,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "the offset of the bias is ignored" => |k, op| {
             let bias = op.bias.and_then(|bias| k.at_zero(bias)).or(op.bias);
-            k.run(LayerNormForward { bias, ..op })
+            k.run(NormForward { bias, ..op })
         };
         "rows from 200 on have the mean of the row before" => |k, op| {
             k.run(op)?;
@@ -74,7 +74,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.edit(op.y, |i, x| if i >= op.width && y[i - op.width].is_nan() { f32::NAN } else { x })
         };
     }
-    LayerNormBackward {
+    NormBackward {
         "the last row of d_x is written and not added to" => |k, op| {
             let before = k.get(op.d_x)?;
             k.run(op)?;
@@ -105,10 +105,10 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             Ok(())
         };
         "without d_weight there is no d_bias" => |k, op| {
-            k.run(LayerNormBackward { d_bias: op.d_bias.filter(|_| op.d_weight.is_some()), ..op })
+            k.run(NormBackward { d_bias: op.d_bias.filter(|_| op.d_weight.is_some()), ..op })
         };
         "without d_weight d_x is written and not added to" => |k, op| {
-            k.run(LayerNormBackward { accumulate: op.accumulate && op.d_weight.is_some(), ..op })
+            k.run(NormBackward { accumulate: op.accumulate && op.d_weight.is_some(), ..op })
         };
         "d_bias is written and not added to" => |k, op| {
             if let Some(bias) = op.d_bias {

@@ -1,7 +1,7 @@
 //! Faults of the ops by rows, of which the device's words say what to do: which rows are live, of which token, where it
 //! stands, and which are wanted.
 
-use minigpt_core::op::{EmbeddingRows, GatherRows, LayerNormRows, LinearRows, RotaryRows};
+use minigpt_core::op::{EmbeddingRows, GatherRows, LinearRows, NormRows, RotaryRows};
 use minigpt_core::{Dtype, Op, Span};
 use minigpt_cpu::CpuError;
 
@@ -111,7 +111,7 @@ fn embedding(op: &EmbeddingRows) -> Told {
     Told { live: op.live, rows: op.rows, words: vec![(op.places, op.tokens.len), (op.positions, count)] }
 }
 
-fn norm(op: &LayerNormRows) -> Told {
+fn norm(op: &NormRows) -> Told {
     Told { live: op.live, rows: op.norm.rows, words: vec![] }
 }
 
@@ -240,7 +240,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             Ok(())
         };
     }
-    LayerNormRows {
+    NormRows {
         "all rows are normed" => |k, op| k.run(op.norm);
         "a whole tile of 8 rows is written" => |k, op| norm(&op).run_tiles(k, op, 8);
         "a whole warp's means are written" => |k, op| {

@@ -5,22 +5,22 @@ use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, zeros};
 use crate::op::{
     ActivationForward, AdamW, AttentionBackward, CrossEntropy, EmbeddingBackward, FinishStep, IGNORE,
-    LayerNormBackward, LinearBackward, NextDraw, Op, SquaredNorm, scalar,
+    LinearBackward, NextDraw, NormBackward, Op, SquaredNorm, scalar,
 };
 use crate::real::Real;
 use crate::reference::activation::activate;
 use crate::reference::attention::attention_backward;
 use crate::reference::cross_entropy::cross_entropy;
 use crate::reference::embedding::embedding_backward;
-use crate::reference::layernorm::layernorm_backward;
 use crate::reference::linear::linear_backward;
+use crate::reference::norm::norm_backward;
 use crate::reference::optimizer::{adamw, finish_step, next_draw, squared_norm};
 
 /// Runs an op that only training has; of another it is an error.
 pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
     match op {
         Op::EmbeddingBackward(op) => embedding(backend, op),
-        Op::LayerNormBackward(op) => layernorm(backend, op),
+        Op::NormBackward(op) => normalize(backend, op),
         Op::LinearBackward(op) => linear(backend, op),
         Op::ActivationForward(op) => activation(backend, op),
         Op::AttentionBackward(op) => attention(backend, op),
@@ -55,7 +55,7 @@ fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingBackward) -> Re
     write_optional(backend, d_position_span, d_position_embedding.as_deref())
 }
 
-fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormBackward) -> Result<(), B::Error> {
+fn normalize<B: Backend + ?Sized>(backend: &mut B, op: &NormBackward) -> Result<(), B::Error> {
     let x = read_elems(backend, op.x)?;
     let weight = read_elems(backend, op.weight)?;
     let mean = read_elems(backend, op.mean)?;
@@ -64,7 +64,7 @@ fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormBackward) -> Re
     let mut d_x = read_elems(backend, op.d_x)?;
     let mut d_weight = read_optional(backend, op.d_weight)?;
     let mut d_bias = read_optional(backend, op.d_bias)?;
-    layernorm_backward(
+    norm_backward(
         &x,
         &weight,
         &mean,

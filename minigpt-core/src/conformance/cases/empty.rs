@@ -9,7 +9,7 @@ use crate::op::*;
 /// Each subset of an op's dimensions, as bits, but for all of them. Those of the subset are 2 and the others 0.
 pub(super) fn numbers(kind: OpKind) -> core::ops::Range<u32> {
     let dimensions = match kind {
-        OpKind::LayerNormRows => 2,
+        OpKind::NormRows => 2,
         OpKind::LinearRows | OpKind::RotaryRows | OpKind::GatherRows => 3,
         OpKind::EmbeddingRows => 4,
         OpKind::CacheAppend | OpKind::AttentionRows => 5,
@@ -35,7 +35,7 @@ pub(super) fn case(kind: OpKind, number: u32, memory: &mut dyn Memory) -> Op {
     let [rows, a, b, c, d] = core::array::from_fn(|place| 2 * (number >> place & 1) as usize);
     match kind {
         OpKind::EmbeddingRows => embedding(memory, [rows, a, b, c]).into(),
-        OpKind::LayerNormRows => layernorm(memory, [rows, a]).into(),
+        OpKind::NormRows => normalize(memory, [rows, a]).into(),
         OpKind::LinearRows => linear(memory, [rows, a, b]).into(),
         OpKind::RotaryRows => rotary(memory, [rows, a, b]).into(),
         OpKind::GatherRows => gather(memory, [rows, a, b]).into(),
@@ -59,10 +59,10 @@ fn embedding(memory: &mut dyn Memory, [rows, tokens, vocab, d_model]: [usize; 4]
     }
 }
 
-fn layernorm(memory: &mut dyn Memory, [rows, width]: [usize; 2]) -> LayerNormRows {
-    LayerNormRows {
+fn normalize(memory: &mut dyn Memory, [rows, width]: [usize; 2]) -> NormRows {
+    NormRows {
         live: words(memory, &[1]),
-        norm: LayerNormForward {
+        norm: NormForward {
             x: numbers_of(memory, &[rows, width]),
             weight: numbers_of(memory, &[width]),
             bias: None,

@@ -25,7 +25,7 @@ pub(super) fn forward_of(
     memory: &mut dyn Memory,
     (rows, width): (usize, usize),
     live: usize,
-) -> LayerNormForward {
+) -> NormForward {
     let (eps, with_bias) = (eps(draw), !draw.variant());
     let (far, broken) = (draw.variant(), draw.variant());
     let mut x = draw.normals(rows * width, 2.0);
@@ -39,7 +39,7 @@ pub(super) fn forward_of(
         x[place] = f64::NAN;
     }
     x[live * width..].fill(f64::NAN);
-    LayerNormForward {
+    NormForward {
         x: memory.span(x.len(), Fill::Values(x)),
         weight: memory.span(width, Fill::Normal(1.0)),
         bias: with_bias.then(|| memory.span(width, Fill::Normal(1.0))),
@@ -59,7 +59,7 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let n = rows * width;
     let x = draw.normals(n, 2.0);
     let mut at = Recording::new(draw.rng.clone());
-    let forward = LayerNormForward {
+    let forward = NormForward {
         x: at.span(n, Fill::Values(x.clone())),
         weight: at.span(width, Fill::Normal(1.0)),
         bias: None,
@@ -73,7 +73,7 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let mut left = left_behind(forward.into(), &mut at, &[forward.mean, forward.rstd]);
     let (rstd, mean) = (left.pop().unwrap_or_default(), left.pop().unwrap_or_default());
     let d_y = memory.span(n, Fill::Normal(1.0));
-    LayerNormBackward {
+    NormBackward {
         x: memory.span(n, Fill::Values(x)),
         weight: memory.span(width, Fill::Normal(1.0)),
         mean: memory.span(rows, Fill::Values(mean)),

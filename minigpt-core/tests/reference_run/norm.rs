@@ -1,12 +1,12 @@
 //! The norm.
 
 use minigpt_core::op::*;
-use minigpt_core::reference::layernorm::*;
+use minigpt_core::reference::norm::*;
 
 use super::memory::Memory;
 
 #[test]
-fn layernorm_writes_its_statistics() {
+fn norm_writes_its_statistics() {
     let mut memory = Memory::new();
     let (rows, width, eps) = (3, 5, 1e-3);
     let (x_span, x) = memory.random(rows * width);
@@ -16,8 +16,8 @@ fn layernorm_writes_its_statistics() {
     for bias in [Some((bias_span, &bias[..])), None] {
         let (mut y, mut mean, mut rstd) = (vec![0.0; rows * width], vec![0.0; rows], vec![0.0; rows]);
         let values = bias.map(|(_, values)| values);
-        layernorm_forward(&x, &weight, values, &mut y, &mut mean, &mut rstd, rows, width, eps);
-        let op = LayerNormForward {
+        norm_forward(&x, &weight, values, &mut y, &mut mean, &mut rstd, rows, width, eps);
+        let op = NormForward {
             x: x_span,
             weight: weight_span,
             bias: bias.map(|(span, _)| span),
@@ -33,7 +33,7 @@ fn layernorm_writes_its_statistics() {
 }
 
 #[test]
-fn layernorm_backward_accumulates_or_overwrites_even_in_place() {
+fn norm_backward_accumulates_or_overwrites_even_in_place() {
     let mut memory = Memory::new();
     let (rows, width) = (3, 5);
     let (x_span, x) = memory.random(rows * width);
@@ -44,7 +44,7 @@ fn layernorm_backward_accumulates_or_overwrites_even_in_place() {
     let (d_x_span, mut d_x) = memory.random(rows * width);
     let (d_weight_span, mut d_weight) = memory.random(width);
     let (d_bias_span, mut d_bias) = memory.random(width);
-    let op = LayerNormBackward {
+    let op = NormBackward {
         x: x_span,
         weight: weight_span,
         mean: mean_span,
@@ -58,39 +58,15 @@ fn layernorm_backward_accumulates_or_overwrites_even_in_place() {
         width,
     };
     let with = Some(&mut d_bias[..]);
-    layernorm_backward(
-        &x,
-        &weight,
-        &mean,
-        &rstd,
-        &d_y,
-        &mut d_x,
-        true,
-        Some(&mut d_weight),
-        with,
-        rows,
-        width,
-    );
+    norm_backward(&x, &weight, &mean, &rstd, &d_y, &mut d_x, true, Some(&mut d_weight), with, rows, width);
     memory.expect(op, &[(d_x_span, &d_x), (d_weight_span, &d_weight), (d_bias_span, &d_bias)]);
 
     let mut first = d_x.clone();
-    layernorm_backward(
-        &x,
-        &weight,
-        &mean,
-        &rstd,
-        &d_y,
-        &mut d_x,
-        false,
-        Some(&mut d_weight),
-        None,
-        rows,
-        width,
-    );
-    let in_place = LayerNormBackward { d_x: d_y_span, accumulate: false, d_bias: None, ..op };
+    norm_backward(&x, &weight, &mean, &rstd, &d_y, &mut d_x, false, Some(&mut d_weight), None, rows, width);
+    let in_place = NormBackward { d_x: d_y_span, accumulate: false, d_bias: None, ..op };
     memory.expect(in_place, &[(d_y_span, &d_x), (d_weight_span, &d_weight)]);
 
-    layernorm_backward(&x, &weight, &mean, &rstd, &d_x, &mut first, true, None, None, rows, width);
-    let frozen = LayerNormBackward { d_weight: None, d_bias: None, ..op };
+    norm_backward(&x, &weight, &mean, &rstd, &d_x, &mut first, true, None, None, rows, width);
+    let frozen = NormBackward { d_weight: None, d_bias: None, ..op };
     memory.expect(frozen, &[(d_x_span, &first)]);
 }

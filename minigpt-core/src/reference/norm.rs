@@ -29,18 +29,18 @@
 
 use crate::real::Real;
 
-/// Normalises `rows` rows of `width`; keeps `mean` and `rstd` of each for [`layernorm_backward`].
+/// Normalises `rows` rows of `width`; keeps `mean` and `rstd` of each for [`norm_backward`].
 ///
 /// # Panics
 /// If a slice does not fit its shape.
 ///
 /// ```
-/// use minigpt_core::reference::layernorm::layernorm_forward;
+/// use minigpt_core::reference::norm::norm_forward;
 /// let (mut y, mut mean, mut rstd) = ([0.0f64; 2], [0.0], [0.0]);
-/// layernorm_forward(&[1.0, 5.0], &[1.0, 10.0], Some(&[0.0, 3.0]), &mut y, &mut mean, &mut rstd, 1, 2, 0.0);
+/// norm_forward(&[1.0, 5.0], &[1.0, 10.0], Some(&[0.0, 3.0]), &mut y, &mut mean, &mut rstd, 1, 2, 0.0);
 /// assert_eq!((y, mean, rstd), ([-1.0, 13.0], [3.0], [0.5]));
 /// ```
-pub fn layernorm_forward<R: Real>(
+pub fn norm_forward<R: Real>(
     x: &[R],
     weight: &[R],
     bias: Option<&[R]>,
@@ -83,7 +83,7 @@ pub fn layernorm_forward<R: Real>(
 ///
 /// # Panics
 /// If a slice does not fit its shape.
-pub fn layernorm_backward<R: Real>(
+pub fn norm_backward<R: Real>(
     x: &[R],
     weight: &[R],
     mean: &[R],
@@ -146,7 +146,7 @@ mod tests {
                     let mut y = vec![f64::NAN; rows * width];
                     let (mut mean, mut rstd) = (vec![f64::NAN; rows], vec![f64::NAN; rows]);
                     let bias = with_bias.then_some(bias);
-                    layernorm_forward(x, weight, bias, &mut y, &mut mean, &mut rstd, rows, width, 1e-2);
+                    norm_forward(x, weight, bias, &mut y, &mut mean, &mut rstd, rows, width, 1e-2);
                     (weighted_sum(&y, &weights), mean, rstd)
                 };
                 let (_, mean, rstd) = forward(&x, &weight, &bias);
@@ -155,7 +155,7 @@ mod tests {
                     let before = if accumulate { 1.0 } else { f64::NAN };
                     let mut d_x = vec![before; rows * width];
                     let (mut d_weight, mut d_bias) = (vec![1.0; width], vec![1.0; width]);
-                    layernorm_backward(
+                    norm_backward(
                         &x,
                         &weight,
                         &mean,
@@ -184,7 +184,7 @@ mod tests {
     fn the_kept_statistics_are_mean_and_inverse_deviation() {
         let x = [1.0, 2.0, 3.0, 6.0, -1.0, -1.0, -1.0, -1.0];
         let (mut y, mut mean, mut rstd) = ([0.0f64; 8], [0.0; 2], [0.0; 2]);
-        layernorm_forward(&x, &[1.0, 1.0, 2.0, 1.0], None, &mut y, &mut mean, &mut rstd, 2, 4, 0.25);
+        norm_forward(&x, &[1.0, 1.0, 2.0, 1.0], None, &mut y, &mut mean, &mut rstd, 2, 4, 0.25);
         // Squares around 3: 4 + 1 + 0 + 9 = 14, a variance of 3.5; with eps 3.75. The second row is constant.
         assert_eq!(mean, [3.0, -1.0]);
         let r = 1.0 / 3.75f64.sqrt();
@@ -195,24 +195,14 @@ mod tests {
     #[test]
     fn a_large_mean_costs_no_digits() {
         let (mut y, mut mean, mut rstd) = ([0.0f32; 2], [0.0], [0.0]);
-        layernorm_forward(
-            &[99_999.0f32, 100_001.0],
-            &[1.0; 2],
-            None,
-            &mut y,
-            &mut mean,
-            &mut rstd,
-            1,
-            2,
-            0.0,
-        );
+        norm_forward(&[99_999.0f32, 100_001.0], &[1.0; 2], None, &mut y, &mut mean, &mut rstd, 1, 2, 0.0);
         assert_eq!((y, rstd), ([-1.0, 1.0], [1.0]));
 
         // A mean that f32 cannot hold: the deviations are -4/3, -1/3 and 5/3, the variance is 14/9. Sums of x^2 - m^2
         // would be off by thousands.
         let x = [999_999.0f32, 1_000_000.0, 1_000_002.0];
         let (mut y, mut mean, mut rstd) = ([0.0f32; 3], [0.0], [0.0]);
-        layernorm_forward(&x, &[1.0; 3], None, &mut y, &mut mean, &mut rstd, 1, 3, 0.0);
+        norm_forward(&x, &[1.0; 3], None, &mut y, &mut mean, &mut rstd, 1, 3, 0.0);
         assert_close(&[f64::from(rstd[0])], &[(9.0f64 / 14.0).sqrt()], 1e-3);
     }
 }

@@ -1,11 +1,11 @@
-//! Layer norm, equal to [`layernorm_forward`](minigpt_core::reference::layernorm::layernorm_forward) and
-//! [`layernorm_backward`](minigpt_core::reference::layernorm::layernorm_backward).
+//! Layer norm, equal to [`norm_forward`](minigpt_core::reference::norm::norm_forward) and
+//! [`norm_backward`](minigpt_core::reference::norm::norm_backward).
 //!
 //! A row fits the first cache, so that it is read from memory once although the mean, the variance and the result
 //! each take a pass. The gradients of weight and bias are sums over all rows: every block of rows makes its own,
 //! and the blocks, whose size depends on the shape alone, are added up in order.
 
-use minigpt_core::op::{LayerNormBackward, LayerNormForward};
+use minigpt_core::op::{NormBackward, NormForward};
 
 use super::lanes::{load, load_or, rows_per_task, store};
 use crate::arch::Vector;
@@ -66,7 +66,7 @@ impl Job<Results<'_>> for Forward<'_> {
     }
 }
 
-pub(super) fn forward(context: &mut Context<'_, '_>, op: &LayerNormForward) -> Result<(), CpuError> {
+pub(super) fn forward(context: &mut Context<'_, '_>, op: &NormForward) -> Result<(), CpuError> {
     let views = &mut context.views;
     let rows_per_task = rows_per_task(op.width);
     let job = Forward {
@@ -147,7 +147,7 @@ fn rows_per_block(rows: usize, width: usize) -> usize {
 }
 
 /// Scratch of the backward pass: the sums of each block, if any are wanted.
-pub(super) fn backward_scratch_floats(op: &LayerNormBackward) -> usize {
+pub(super) fn backward_scratch_floats(op: &NormBackward) -> usize {
     if op.d_weight.is_none() && op.d_bias.is_none() {
         return 0;
     }
@@ -155,7 +155,7 @@ pub(super) fn backward_scratch_floats(op: &LayerNormBackward) -> usize {
     blocks.saturating_mul(whole_lines(op.width)).saturating_mul(2)
 }
 
-pub(super) fn backward(context: &mut Context<'_, '_>, op: &LayerNormBackward) -> Result<(), CpuError> {
+pub(super) fn backward(context: &mut Context<'_, '_>, op: &NormBackward) -> Result<(), CpuError> {
     let views = &mut context.views;
     let rows_per_block = rows_per_block(op.rows, op.width);
     let in_place = op.d_y == op.d_x;
