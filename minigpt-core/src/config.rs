@@ -334,7 +334,6 @@ impl GptConfig {
             ("position", rotary),
             ("mask", self.mask != plain.mask),
             ("prefix", self.prefix != 0),
-            ("norm", self.norm != plain.norm),
             ("qk_norm", self.qk_norm),
             ("gated", self.gated),
             ("activation", matches!(self.activation, Activation::ReluSquared | Activation::Silu)),

@@ -7,12 +7,13 @@ mod training;
 use alloc::vec::Vec;
 
 use super::{Backend, read_elems, read_u32, write_elems};
-use crate::memory::{InvalidOp, Span, zeros};
+use crate::memory::{InvalidOp, Span, Strided, zeros};
 use crate::op::{
-    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, LinearForward, NormForward, Op,
-    Operands, Rotary,
+    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, LinearForward, NormForward,
+    Normalize, Op, Operands, Rotary,
 };
 use crate::real::Real;
+use crate::reference::Rows;
 use crate::reference::attention::{attention_forward, attention_scores};
 use crate::reference::dropout::Mask;
 use crate::reference::embedding::embedding_forward;
@@ -118,15 +119,32 @@ fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingForward) -> Res
 }
 
 fn normalize<B: Backend + ?Sized>(backend: &mut B, op: &NormForward) -> Result<(), B::Error> {
-    let x = read_elems(backend, op.x)?;
+    let (vectors, width) = (op.rows * op.groups, op.groups * op.width);
+    let x = read_elems(backend, op.x.span)?;
     let weight = read_elems(backend, op.weight)?;
     let bias = read_optional(backend, op.bias)?;
-    let mut y = zeros("y", op.y.len)?;
-    let mut mean = zeros("mean", op.rows)?;
-    let mut rstd = zeros("rstd", op.rows)?;
-    norm_forward(&x, &weight, bias.as_deref(), &mut y, &mut mean, &mut rstd, op.rows, op.width, op.eps);
-    write_elems(backend, op.y, &y)?;
-    write_elems(backend, op.mean, &mean)?;
+    let mut y = zeros("y", op.rows * width)?;
+    let mut mean = match op.kind {
+        Normalize::Layer { .. } => Some(zeros("mean", vectors)?),
+        Normalize::Rms => None,
+    };
+    let mut rstd = zeros("rstd", vectors)?;
+    norm_forward(
+        Rows { data: &x, stride: op.x.stride },
+        &weight,
+        bias.as_deref(),
+        &mut y,
+        mean.as_deref_mut(),
+        &mut rstd,
+        op.rows,
+        op.groups,
+        op.width,
+        op.eps,
+    );
+    write_rows(backend, op.y, width, &y)?;
+    if let Normalize::Layer { mean: span } = op.kind {
+        write_optional(backend, Some(span), mean.as_deref())?;
+    }
     write_elems(backend, op.rstd, &rstd)
 }
 
@@ -223,6 +241,20 @@ fn write_optional<B: Backend + ?Sized>(
         (Some(span), Some(values)) => write_elems(backend, span, values),
         _ => Ok(()),
     }
+}
+
+/// Writes rows of `width`, which lie side by side in `values`, each to its place, and nothing between them.
+fn write_rows<B: Backend + ?Sized>(
+    backend: &mut B,
+    Strided { span, stride }: Strided,
+    width: usize,
+    values: &[B::Elem],
+) -> Result<(), B::Error> {
+    if stride == width {
+        return write_elems(backend, span, values);
+    }
+    let mut rows = values.chunks_exact(width.max(1)).enumerate();
+    rows.try_for_each(|(row, values)| write_elems(backend, span.slice(row * stride, width), values))
 }
 
 /// Reads a matrix (`rows`, `cols`) of any weight type.

@@ -28,7 +28,7 @@ use super::draw::{Draw, Sizes};
 use super::placed::{Fill, Memory, Placed, Recording};
 use super::{FLOOR, Line, Options, describe, error_above};
 use crate::backend::Backend;
-use crate::memory::{Dtype, Span};
+use crate::memory::{Dtype, Span, Strided};
 use crate::op::*;
 use crate::real::Real;
 use crate::rng::{Rng, Stream};
@@ -166,7 +166,7 @@ fn compare<R: Real>(
         if mine.access == Access::Read {
             continue;
         }
-        let (mut found, mut oracle) = (placed.numbers::<R>(held, mine.span), truth.read(theirs.span));
+        let (found, oracle) = (placed.numbers::<R>(held, mine.span), truth.read(theirs.span));
         if found.len() != oracle.len() || found.len() != mine.span.len {
             return Err(format!(
                 "{} has {} numbers, {} of the oracle's",
@@ -175,6 +175,7 @@ fn compare<R: Real>(
                 oracle.len()
             ));
         }
+        let [mut found, mut oracle] = [found, oracle].map(|all| without_gaps(all, mine.columns));
         // Counters are right or wrong, not near.
         let exact = mine.span.dtype == Dtype::U32;
         let mut note = |place: usize, floor: f64, found: &[f64], oracle: &[f64]| {
@@ -197,7 +198,7 @@ fn compare<R: Real>(
         };
         let floor = if like_one { 0.1 } else { FLOOR };
         // A tenth of the loss is not made good by a large gradient: scalars are compared one by one.
-        let each = if mine.name == "scalars" { 1 } else { mine.span.len.max(1) };
+        let each = if mine.name == "scalars" { 1 } else { found.len().max(1) };
         for (part, (found, oracle)) in found.chunks(each).zip(oracle.chunks(each)).enumerate() {
             note(part * each, floor, found, oracle);
         }
@@ -216,14 +217,51 @@ fn compare<R: Real>(
     Ok(())
 }
 
+/// The rows of an operand, without what lies between them.
+fn without_gaps(all: Vec<f64>, columns: Option<Columns>) -> Vec<f64> {
+    match columns {
+        Some(Columns { width, stride }) => {
+            all.chunks(stride).flat_map(|row| &row[..width]).copied().collect()
+        }
+        None => all,
+    }
+}
+
 /// A result (rows, width), of which the first `live` rows are to be written and the others left as they are.
 fn result(draw: &mut Draw, memory: &mut dyn Memory, (rows, width): (usize, usize), live: usize) -> Span {
     if live == rows {
         return memory.span(rows * width, Fill::Poison);
     }
-    let mut values = draw.normals(rows * width, 1.0);
-    values[..live * width].fill(f64::NAN);
-    memory.span(values.len(), Fill::Values(values))
+    memory.span(rows * width, Fill::Values(result_values(draw, (rows, width), live)))
+}
+
+/// What such a result holds before the op.
+fn result_values(draw: &mut Draw, (rows, width): (usize, usize), live: usize) -> Vec<f64> {
+    let mut values = vec![f64::NAN; live * width];
+    values.extend(draw.normals((rows - live) * width, 1.0));
+    values
+}
+
+/// Operands whose rows of `width` are columns of one matrix, which has `gap` more that are no operand's. If the op writes to one
+/// of the operands these hold numbers, which must stay as they are; if it only reads them, NaN, which shows if it is read.
+fn side_by_side<const N: usize>(
+    draw: &mut Draw,
+    memory: &mut dyn Memory,
+    operands: [Vec<f64>; N],
+    width: usize,
+    gap: usize,
+    written: bool,
+) -> [Strided; N] {
+    let (stride, before) = (N * width + gap, gap / 2);
+    let rows = operands[0].len() / width;
+    let mut matrix = if written { draw.normals(rows * stride, 1.0) } else { vec![f64::NAN; rows * stride] };
+    for (row, matrix) in matrix.chunks_exact_mut(stride).enumerate() {
+        for (place, operand) in operands.iter().enumerate() {
+            matrix[before + place * width..][..width].copy_from_slice(&operand[row * width..][..width]);
+        }
+    }
+    let matrix = memory.span(rows * stride, Fill::Values(matrix));
+    core::array::from_fn(|place| matrix.columns(before + place * width, width, stride))
 }
 
 /// The types that hold a weight in fewer bits.

@@ -5,10 +5,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::backend::{Backend, Reference, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{Buffer, Dtype, Span};
-use crate::op::{Access, Operand, Operands};
+use crate::op::{Access, Columns, Operand, Operands};
 use crate::real::Real;
 use crate::rng::Rng;
 
@@ -259,14 +260,19 @@ impl Placed {
             // As it is to be: what the op writes as it is now, the rest as it was.
             let mut due = image.clone();
             for operand in here.iter().filter(|operand| operand.access != Access::Read) {
-                due[range(&operand.span)].copy_from_slice(&held[range(&operand.span)]);
+                for part in parts(operand) {
+                    due[part.clone()].copy_from_slice(&held[part]);
+                }
             }
             if due == *held {
                 continue;
             }
             let byte = due.iter().zip(held).position(|(due, now)| due != now).unwrap_or(0);
-            if let Some(operand) = here.iter().find(|operand| range(&operand.span).contains(&byte)) {
+            if let Some(operand) = here.iter().find(|o| parts(o).any(|part| part.contains(&byte))) {
                 return Some(format!("it changes {}, which it is to read", operand.name));
+            }
+            if let Some(operand) = here.iter().find(|operand| range(&operand.span).contains(&byte)) {
+                return Some(format!("it writes between the rows of {}", operand.name));
             }
             here.retain(|operand| operand.span.offset < byte);
             return Some(match here.iter().max_by_key(|operand| operand.span.offset) {
@@ -329,6 +335,14 @@ fn little_endian(words: &[u32]) -> Vec<u8> {
 
 fn whole(buffer: Buffer, bytes: usize) -> Span {
     Span { buffer, dtype: Dtype::U32, offset: 0, len: bytes / 4 }
+}
+
+/// The bytes of an operand in its buffer: of each row, if they lie apart.
+fn parts(operand: &Operand) -> impl Iterator<Item = Range<usize>> + use<> {
+    let Span { offset, len, dtype, .. } = operand.span;
+    let Columns { width, stride } = operand.columns.unwrap_or(Columns { width: len, stride: len.max(1) });
+    let bytes = move |len| dtype.bytes(len).unwrap_or(0);
+    (0..len).step_by(stride).map(move |first| offset + bytes(first)..offset + bytes(first + width))
 }
 
 /// A NaN that no computation gives.

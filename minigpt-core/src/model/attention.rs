@@ -6,10 +6,10 @@
 //! ```
 
 #[cfg(feature = "train")]
-use super::pass::{Entry, Gradients};
+use super::pass::{Entry, Gradients, is_trained};
 use super::pass::{Flow, Pass, site};
 use crate::config::NormPlace;
-use crate::memory::Span;
+use crate::memory::{Span, Strided};
 #[cfg(feature = "train")]
 use crate::op::{AttentionBackward, LinearBackward};
 use crate::op::{AttentionForward, AttentionRows, CacheAppend, LinearForward, Rotary, RotaryRows, Sink};
@@ -26,6 +26,7 @@ impl Pass<'_> {
         let (qkv, out) = (self.matrix(a.qkv, 3 * c), self.stream(a.attended));
         let op = self.linear_forward(self.stream(a.attention_in), &w.qkv, qkv, [c, 3 * c]);
         sink.put(layer, "attention.qkv", self.each_row(op))?;
+        self.norm_queries_and_keys(sink, layer)?;
         self.rotate(sink, layer, qkv, false)?;
         self.attend(sink, layer, qkv, out)?;
         let op = LinearForward {
@@ -39,6 +40,30 @@ impl Pass<'_> {
             sink.put(layer, "attention.norm", self.each_row_norm(op))?;
         }
         Flow::Continue(())
+    }
+
+    /// Each head's queries and keys through their norms, from where the layer left them to a place of their own, since the
+    /// gradient needs both; nothing if the config has no such norms.
+    fn norm_queries_and_keys(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
+        let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
+        let (Some(normed), Some(q_norm), Some(k_norm)) = (&a.normed_qk, &w.q_norm, &w.k_norm) else {
+            return Flow::Continue(());
+        };
+        let (d_head, heads, kv_heads) = (config.d_head(), config.heads, config.kv_heads());
+        let [q, k] = self.query_and_key_columns(self.matrix(a.qkv, config.d_qkv()), config.d_qkv());
+        let width = (heads + kv_heads) * d_head;
+        let [normed_q, normed_k] = self.query_and_key_columns(self.matrix(normed.heads, width), width);
+        let op = self.norm_of(q_norm, q, normed_q, &normed.queries, [heads, d_head]);
+        sink.put(layer, "attention.q_norm", self.each_row_norm(op))?;
+        let op = self.norm_of(k_norm, k, normed_k, &normed.keys, [kv_heads, d_head]);
+        sink.put(layer, "attention.k_norm", self.each_row_norm(op))
+    }
+
+    /// The queries, and the keys, of a matrix whose rows are `width` wide and begin with them.
+    fn query_and_key_columns(&self, matrix: Span, width: usize) -> [Strided; 2] {
+        let queries = self.config().d_attention();
+        let keys = self.config().kv_heads() * self.config().d_head();
+        [matrix.columns(0, queries, width), matrix.columns(queries, keys, width)]
     }
 
     /// Attention over the pass's own positions; in decoding over the cache, in which the rows are stored first.
@@ -127,7 +152,8 @@ impl Pass<'_> {
             d_out: 3 * c,
             below: gradients.below(layer),
         };
-        let wanted = entry.is_wanted(config.norm_place).then_some(d_scratch);
+        let heads_normed = g.q_norm.iter().chain(&g.k_norm).any(is_trained);
+        let wanted = (heads_normed || entry.is_wanted(config.norm_place)).then_some(d_scratch);
         if let (NormPlace::Post, Some(norm)) = (config.norm_place, norms) {
             sink.put(
                 layer,
@@ -163,6 +189,30 @@ impl Pass<'_> {
         };
         sink.put(layer, "attention", op)?;
         self.rotate(sink, layer, d_qkv, true)?;
+        self.norm_queries_and_keys_backward(sink, layer, gradients)?;
         self.entry_backward(sink, layer, &entry, gradients)
+    }
+
+    /// From the gradients of the normed queries and keys to those of the layer's, in their place.
+    fn norm_queries_and_keys_backward(
+        &self,
+        sink: &mut Sink<'_>,
+        layer: usize,
+        gradients: &Gradients<'_>,
+    ) -> Flow {
+        let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
+        let g = &gradients.parameters.blocks[layer];
+        let norms = (w.q_norm.as_ref().zip(g.q_norm.as_ref()), w.k_norm.as_ref().zip(g.k_norm.as_ref()));
+        let (Some(normed), (Some(q_norm), Some(k_norm))) = (&a.normed_qk, norms) else {
+            return Flow::Continue(());
+        };
+        let (d_head, width) = (config.d_head(), config.d_qkv());
+        let [q, k] = self.query_and_key_columns(self.matrix(a.qkv, width), width);
+        let d_qkv = self.matrix(gradients.buffers.d_qkv, width);
+        let [d_q, d_k] = self.query_and_key_columns(d_qkv, width);
+        let op = self.norm_of_backward(q_norm, q, d_q, &normed.queries, [config.heads, d_head]);
+        sink.put(layer, "attention.q_norm", op)?;
+        let op = self.norm_of_backward(k_norm, k, d_k, &normed.keys, [config.kv_heads(), d_head]);
+        sink.put(layer, "attention.k_norm", op)
     }
 }

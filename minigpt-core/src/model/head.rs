@@ -17,7 +17,7 @@ impl Pass<'_> {
         let activations = &self.plan.activations;
         let logits = activations.logits.on(self.buffers.activations, self.plan.elem);
         let Some(LiveRows { wanted_live: live, wanted, .. }) = self.live_rows() else {
-            self.final_norm_forward(sink, 0, self.rows())?;
+            self.final_norm_forward(sink)?;
             return self.head_forward(sink, 0, self.rows(), logits.first(self.rows() * vocab));
         };
         let rows = |region: Region, width: usize| {
@@ -30,10 +30,8 @@ impl Pass<'_> {
         let mut x = to;
         if let Some(norm) = &self.weights.parameters.final_norm {
             x = rows(activations.head_in, c);
-            let [mean, rstd] =
-                [activations.final_norm.mean, activations.final_norm.rstd].map(|region| rows(region, 1));
             let whole = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
-            let norm = NormForward { x: to, y: x, mean, rstd, rows: count, ..whole };
+            let norm = NormForward { x: to.rows(c), y: x.rows(c), ..whole.first_rows(count) };
             sink.put(None, "final_norm", NormRows { live, norm })?;
         }
         let weight = *self.weights.parameters.head_weight();
@@ -58,19 +56,10 @@ impl Pass<'_> {
         sink.put(None, "choice", Sample { live, logits, settings, tokens, choices, rows, vocab })
     }
 
-    fn final_norm_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize) -> Flow {
+    fn final_norm_forward(&self, sink: &mut Sink<'_>) -> Flow {
         let Some(norm) = &self.weights.parameters.final_norm else { return Flow::Continue(()) };
         let activations = &self.plan.activations;
-        let whole = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
-        let part = |span: Span, width: usize| span.slice(first * width, rows * width);
-        let op = NormForward {
-            x: part(whole.x, whole.width),
-            y: part(whole.y, whole.width),
-            mean: part(whole.mean, 1),
-            rstd: part(whole.rstd, 1),
-            rows,
-            ..whole
-        };
+        let op = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
         sink.put(None, "final_norm", op)
     }
 
@@ -128,7 +117,7 @@ impl Pass<'_> {
 
     /// What the head reads, of all rows.
     pub(crate) fn before_head(&self, sink: &mut Sink<'_>) -> Flow {
-        self.final_norm_forward(sink, 0, self.rows())
+        self.final_norm_forward(sink)
     }
 
     /// The rows that go through the head at once: the first and how many.
@@ -150,7 +139,11 @@ impl Pass<'_> {
             return Flow::Continue(());
         };
         let op = self.norm_backward(norms, self.last(), &self.plan.activations.final_norm, gradients);
-        sink.put(None, "final_norm", NormBackward { d_y: self.stream(gradients.buffers.d_scratch), ..op })
+        sink.put(
+            None,
+            "final_norm",
+            NormBackward { d_y: self.stream(gradients.buffers.d_scratch).rows(self.config().d_model), ..op },
+        )
     }
 
     /// Whether anything before the head is trained.

@@ -9,10 +9,10 @@ use core::ops::ControlFlow;
 use crate::config::GptConfig;
 #[cfg(feature = "train")]
 use crate::config::{NormPlace, Recompute};
-use crate::memory::{Buffer, Dtype, Span};
+use crate::memory::{Buffer, Dtype, Span, Strided};
 #[cfg(feature = "train")]
 use crate::op::{ActivationForward, LinearBackward, NormBackward};
-use crate::op::{Dropout, LinearForward, LinearRows, NormForward, NormRows, Op, Sink};
+use crate::op::{Dropout, LinearForward, LinearRows, NormForward, NormRows, Normalize, Op, Sink};
 #[cfg(feature = "train")]
 use crate::plan::BackwardActivations;
 use crate::plan::{
@@ -162,7 +162,8 @@ impl Gradients<'_> {
     }
 
     fn in_attention(&self, g: &BlockParameters<Option<Span>>) -> bool {
-        g.norm1.iter().chain([&g.qkv, &g.attention_out]).any(is_trained)
+        let norms = g.norm1.iter().chain(&g.q_norm).chain(&g.k_norm);
+        norms.chain([&g.qkv, &g.attention_out]).any(is_trained)
     }
 
     /// Whether anything below the feed-forward sub-layer of block number `layer` is trained.
@@ -305,6 +306,7 @@ impl<'p> Pass<'p> {
         LinearForward { x, weight, bias, activate: None, dropout: None, residual: None, y, rows, d_in, d_out }
     }
 
+    /// A norm of the residual stream.
     pub(super) fn norm_forward(
         &self,
         w: &Affine<Span>,
@@ -312,16 +314,38 @@ impl<'p> Pass<'p> {
         y: Region,
         stats: &NormActivations,
     ) -> NormForward {
+        let c = self.config().d_model;
+        self.norm_of(w, self.stream(x).rows(c), self.stream(y).rows(c), stats, [1, c])
+    }
+
+    /// A norm of `groups` vectors of `width` in each row.
+    pub(super) fn norm_of(
+        &self,
+        w: &Affine<Span>,
+        x: Strided,
+        y: Strided,
+        stats: &NormActivations,
+        [groups, width]: [usize; 2],
+    ) -> NormForward {
         NormForward {
-            x: self.stream(x),
+            kind: self.normalize(stats, groups),
+            x,
             weight: w.weight,
             bias: w.bias,
-            y: self.stream(y),
-            mean: self.matrix(stats.mean, 1),
-            rstd: self.matrix(stats.rstd, 1),
+            y,
+            rstd: self.matrix(stats.rstd, groups),
             rows: self.rows(),
-            width: self.config().d_model,
+            groups,
+            width,
             eps: self.config().norm_eps,
+        }
+    }
+
+    /// The kind of the config's norms, with the means of this one.
+    pub(super) fn normalize(&self, stats: &NormActivations, groups: usize) -> Normalize {
+        match stats.mean {
+            Some(mean) => Normalize::Layer { mean: self.matrix(mean, groups) },
+            None => Normalize::Rms,
         }
     }
 }
@@ -433,19 +457,33 @@ impl Pass<'_> {
         stats: &NormActivations,
         gradients: &Gradients<'_>,
     ) -> NormBackward {
-        let d_stream = self.stream(gradients.buffers.d_stream);
+        let c = self.config().d_model;
+        let d_stream = self.stream(gradients.buffers.d_stream).rows(c);
+        self.norm_of_backward((w, g), self.stream(x).rows(c), d_stream, stats, [1, c])
+    }
+
+    /// The gradient of a [norm of vectors](Pass::norm_of), in the place of the gradient of its result.
+    pub(super) fn norm_of_backward(
+        &self,
+        (w, g): (&Affine<Span>, &Affine<Option<Span>>),
+        x: Strided,
+        d_y: Strided,
+        stats: &NormActivations,
+        [groups, width]: [usize; 2],
+    ) -> NormBackward {
         NormBackward {
-            x: self.stream(x),
+            kind: self.normalize(stats, groups),
+            x,
             weight: w.weight,
-            mean: self.matrix(stats.mean, 1),
-            rstd: self.matrix(stats.rstd, 1),
-            d_y: d_stream,
-            d_x: d_stream,
+            rstd: self.matrix(stats.rstd, groups),
+            d_y,
+            d_x: d_y,
             accumulate: false,
             d_weight: g.weight,
             d_bias: g.bias.flatten(),
             rows: self.rows(),
-            width: self.config().d_model,
+            groups,
+            width,
         }
     }
 
@@ -480,6 +518,10 @@ impl Pass<'_> {
         self.put_linear_backward(sink, layer, part, op)?;
         let Some(norm) = norms else { return Flow::Continue(()) };
         let op = self.norm_backward(norm, input, stats, gradients);
-        sink.put(layer, norm_part, NormBackward { d_y: d_x, accumulate: config.residual, ..op })
+        sink.put(
+            layer,
+            norm_part,
+            NormBackward { d_y: d_x.rows(config.d_model), accumulate: config.residual, ..op },
+        )
     }
 }

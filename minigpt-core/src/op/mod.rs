@@ -363,9 +363,9 @@ impl Op {
         Ok(())
     }
 
-    /// The pairs that may be one and the same span.
+    /// The pairs that may be one and the same span, or the same rows.
     fn may_alias(&self, a: &Operand, b: &Operand) -> bool {
-        a.span == b.span
+        (a.span, a.columns) == (b.span, b.columns)
             && match self {
                 #[cfg(feature = "train")]
                 Op::NormBackward(op) => (a.name, b.name) == ("d_y", "d_x") && !op.accumulate,

@@ -10,7 +10,7 @@
 //! few of them than for many.
 
 use super::describe::Describe;
-use super::descriptors::{LinearForward, NormForward};
+use super::descriptors::{LinearForward, NormForward, Normalize};
 use super::{Access, Operand};
 use crate::memory::{InvalidOp, Span};
 use crate::sample::SampleConfig;
@@ -298,10 +298,14 @@ impl NormForward {
     #[must_use]
     pub fn first_rows(&self, rows: usize) -> NormForward {
         let rows = rows.min(self.rows);
-        let first = |span: Span, width: usize| span.first(rows.saturating_mul(width));
-        let [x, y] = [self.x, self.y].map(|span| first(span, self.width));
-        let [mean, rstd] = [self.mean, self.rstd].map(|span| first(span, 1));
-        NormForward { rows, x, y, mean, rstd, ..*self }
+        let width = self.groups.saturating_mul(self.width);
+        let first = |span: Span| span.first(rows.saturating_mul(self.groups));
+        let [x, y] = [self.x, self.y].map(|all| all.first_rows(rows, width));
+        let kind = match self.kind {
+            Normalize::Layer { mean } => Normalize::Layer { mean: first(mean) },
+            Normalize::Rms => Normalize::Rms,
+        };
+        NormForward { kind, rows, x, y, rstd: first(self.rstd), ..*self }
     }
 }
 

@@ -40,6 +40,10 @@ impl Op {
     pub fn sizes(&self) -> Sizes {
         let rows = |rows, name, width| Sizes::of([("rows", rows), (name, width)]);
         let linear = |rows, d_in, d_out| Sizes::of([("rows", rows), ("in", d_in), ("out", d_out)]);
+        let norms = |rows, groups, width| match groups {
+            1 => Sizes::of([("rows", rows), ("C", width)]),
+            _ => Sizes::of([("rows", rows), ("H", groups), ("D", width)]),
+        };
         let heads =
             |batch, time, heads, d_head| Sizes::of([("B", batch), ("T", time), ("H", heads), ("D", d_head)]);
         let slots = |rows, slots, heads, capacity, d_head| {
@@ -52,9 +56,9 @@ impl Op {
             Op::EmbeddingForward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
             #[cfg(feature = "train")]
             Op::EmbeddingBackward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
-            Op::NormForward(op) => rows(op.rows, "C", op.width),
+            Op::NormForward(op) => norms(op.rows, op.groups, op.width),
             #[cfg(feature = "train")]
-            Op::NormBackward(op) => rows(op.rows, "C", op.width),
+            Op::NormBackward(op) => norms(op.rows, op.groups, op.width),
             Op::LinearForward(op) => linear(op.rows, op.d_in, op.d_out),
             #[cfg(feature = "train")]
             Op::LinearBackward(op) => linear(op.rows, op.d_in, op.d_out),
@@ -66,7 +70,7 @@ impl Op {
             Op::AttentionBackward(op) => heads(op.batch, op.time, op.heads, op.d_head),
             Op::AttentionScores(op) => heads(op.batch, op.time, op.heads, op.d_head),
             Op::EmbeddingRows(op) => Sizes::of([("rows", op.rows), ("C", op.d_model), ("V", op.vocab)]),
-            Op::NormRows(op) => rows(op.norm.rows, "C", op.norm.width),
+            Op::NormRows(op) => norms(op.norm.rows, op.norm.groups, op.norm.width),
             Op::LinearRows(op) => linear(op.linear.rows, op.linear.d_in, op.linear.d_out),
             Op::RotaryRows(op) => Sizes::of([("rows", op.rows), ("H", op.heads), ("D", op.d_head)]),
             Op::CacheAppend(op) => slots(op.rows, op.slot_count, op.heads, op.capacity, op.d_head),

@@ -198,9 +198,9 @@ impl<'c> Reader<'c> {
         }
         match (step.name.part, &step.op) {
             ("attention.norm", Op::NormForward(op)) if views.norms_last => {
-                views.stream(layer, ResidualMiddle, false, op.y);
+                views.stream(layer, ResidualMiddle, false, op.y.span);
             }
-            ("attention.norm", Op::NormForward(op)) => views.tensor(AttentionNorm, op.y),
+            ("attention.norm", Op::NormForward(op)) => views.tensor(AttentionNorm, op.y.span),
             ("attention.qkv", Op::LinearForward(op)) if self.config.position.is_rotary() => {
                 views.thirds(&[QueryBeforeRotary, KeyBeforeRotary], false, op.y);
             }
@@ -209,14 +209,14 @@ impl<'c> Reader<'c> {
                 views.sublayer([AttentionOutput, AttentionSum, ResidualMiddle], op);
             }
             ("feed_forward.norm", Op::NormForward(op)) if views.norms_last => {
-                views.stream(layer, ResidualOutput, false, op.y);
+                views.stream(layer, ResidualOutput, false, op.y.span);
             }
-            ("feed_forward.norm", Op::NormForward(op)) => views.tensor(FeedForwardNorm, op.y),
+            ("feed_forward.norm", Op::NormForward(op)) => views.tensor(FeedForwardNorm, op.y.span),
             ("feed_forward.up", Op::LinearForward(op)) => views.up(op),
             ("feed_forward.down", Op::LinearForward(op)) => {
                 views.sublayer([FeedForwardOutput, FeedForwardSum, ResidualOutput], op);
             }
-            ("final_norm", Op::NormForward(op)) => views.tensor(FinalNorm, op.y),
+            ("final_norm", Op::NormForward(op)) => views.tensor(FinalNorm, op.y.span),
             ("head", Op::LinearForward(op)) => views.tensor(Logits, op.y),
             _ => {}
         }
@@ -267,17 +267,17 @@ impl Reader<'_> {
                 self.after_loss = true;
                 views.loss(op);
             }
-            ("final_norm", Op::NormBackward(op)) => views.stream(last, ResidualOutput, true, op.d_x),
+            ("final_norm", Op::NormBackward(op)) => views.stream(last, ResidualOutput, true, op.d_x.span),
             ("feed_forward.norm", Op::NormBackward(op)) if norm == NormPlace::Post => {
-                views.gradient(FeedForwardSum, op.d_x);
+                views.gradient(FeedForwardSum, op.d_x.span);
             }
             ("feed_forward.norm", Op::NormBackward(op)) => {
-                views.stream(layer, ResidualMiddle, true, op.d_x);
+                views.stream(layer, ResidualMiddle, true, op.d_x.span);
             }
             ("attention.norm", Op::NormBackward(op)) if norm == NormPlace::Post => {
-                views.gradient(AttentionSum, op.d_x);
+                views.gradient(AttentionSum, op.d_x.span);
             }
-            ("attention.norm", Op::NormBackward(op)) => views.stream(before, input, true, op.d_x),
+            ("attention.norm", Op::NormBackward(op)) => views.stream(before, input, true, op.d_x.span),
             ("attention", Op::AttentionBackward(op)) => views.thirds(&[Query, Key, Value], true, op.d_qkv),
             ("attention.rotary", Op::Rotary(op)) if op.inverse => {
                 views.thirds(&[QueryBeforeRotary, KeyBeforeRotary], true, op.qkv);

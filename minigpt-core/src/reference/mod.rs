@@ -5,7 +5,7 @@
 //! function that it must equal.
 //!
 //! - [`embedding`]: tokens to vectors.
-//! - [`norm`]: rows to mean 0 and variance 1.
+//! - [`norm`]: vectors to a common size.
 //! - [`linear`], with the non-linearities of [`activation`]: matrix products.
 //! - [`rotary`] and [`position`]: where in the sequence a token stands.
 //! - [`attention`]: tokens look at earlier tokens.

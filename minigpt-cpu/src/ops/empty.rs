@@ -1,7 +1,7 @@
 //! Ops of inference of which a dimension is 0: what little there is to do, so that kernels need not think of it.
 
 use minigpt_core::Op;
-use minigpt_core::op::{AttentionForward, LinearRows, NormForward, NormRows};
+use minigpt_core::op::{AttentionForward, LinearRows, NormForward, NormRows, Normalize};
 
 use super::rows::live_rows;
 use crate::error::CpuError;
@@ -10,23 +10,25 @@ use crate::par::Views;
 /// Does it; says whether nothing else is left to do of `op`.
 pub(super) fn run(views: &mut Views<'_, '_>, op: &Op) -> Result<bool, CpuError> {
     match op {
-        Op::NormForward(op) if op.width == 0 => statistics(views, op)?,
-        Op::NormRows(NormRows { live, norm }) if norm.width == 0 => {
+        Op::NormForward(op) if op.groups == 0 || op.width == 0 => {
+            return statistics(views, op).map(|()| true);
+        }
+        Op::NormRows(NormRows { live, norm }) if norm.groups == 0 || norm.width == 0 => {
             let live = live_rows(views, *live, norm.rows)?;
-            statistics(views, &norm.first_rows(live))?;
+            return statistics(views, &norm.first_rows(live)).map(|()| true);
         }
         Op::AttentionForward(op) if op.d_head == 0 => denominators(views, op)?,
         _ => {}
     }
     let written = match op {
         Op::EmbeddingForward(op) => op.out,
-        Op::NormForward(op) => op.y,
+        Op::NormForward(op) => op.y.span,
         Op::LinearForward(op) => op.y,
         Op::Rotary(op) => op.qkv,
         Op::AttentionForward(op) => op.out,
         Op::AttentionScores(op) => op.scores,
         Op::EmbeddingRows(op) => op.out,
-        Op::NormRows(op) => op.norm.y,
+        Op::NormRows(op) => op.norm.y.span,
         Op::LinearRows(LinearRows { linear, .. }) => linear.y,
         Op::RotaryRows(op) => op.qkv,
         Op::CacheAppend(op) => op.keys,
@@ -37,9 +39,11 @@ pub(super) fn run(views: &mut Views<'_, '_>, op: &Op) -> Result<bool, CpuError> 
     Ok(written.len == 0)
 }
 
-/// The mean of nothing is not a number.
+/// The mean of nothing is not a number, nor is that of its squares.
 fn statistics(views: &mut Views<'_, '_>, op: &NormForward) -> Result<(), CpuError> {
-    views.f32_mut("mean", op.mean)?.fill(f32::NAN);
+    if let Normalize::Layer { mean } = op.kind {
+        views.f32_mut("mean", mean)?.fill(f32::NAN);
+    }
     views.f32_mut("rstd", op.rstd)?.fill(f32::NAN);
     Ok(())
 }

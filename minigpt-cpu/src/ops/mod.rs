@@ -52,7 +52,7 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::EmbeddingBackward(op) if op.d_out.len > 0 => embedding::backward(context, op)?,
         Op::NormForward(op) => norm::forward(context, op)?,
         #[cfg(feature = "train")]
-        Op::NormBackward(op) if op.d_x.len > 0 => norm::backward(context, op)?,
+        Op::NormBackward(op) if ![op.rows, op.groups, op.width].contains(&0) => norm::backward(context, op)?,
         #[cfg(feature = "train")]
         Op::ActivationForward(op) if op.y.len > 0 => activation::forward(context, op)?,
         Op::Rotary(op) => rotary::rotary(context, op)?,

@@ -114,7 +114,7 @@ pub(super) fn embedding(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 
 pub(super) fn norm(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let shape = norm::shape(draw);
-    let (rows, live) = live(draw, memory, shape.0);
+    let (rows, live) = live(draw, memory, shape.rows);
     NormRows { live, norm: norm::forward_of(draw, memory, shape, rows) }.into()
 }
 
