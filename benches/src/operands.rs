@@ -3,7 +3,7 @@
 use minigpt_core::backend::{write_elems, write_u32};
 use minigpt_core::op::{
     self, Activate, AdamW, AttentionBackward, AttentionForward, CrossEntropy, EmbeddingBackward,
-    EmbeddingForward, Fill, LayerNormBackward, LayerNormForward, LinearBackward, LinearForward, SquaredNorm,
+    EmbeddingForward, Fill, LinearBackward, LinearForward, NormBackward, NormForward, Normalize, SquaredNorm,
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Backend, Dtype, Op, Plan, Span};
@@ -179,24 +179,27 @@ pub fn ops<B: Backend<Elem = f32>>(
 
     let (x, weight, y) = (new.floats(rows * width)?, new.floats(width)?, new.floats(rows * width)?);
     let (mean, rstd, eps) = (new.floats(rows)?, new.floats(rows)?, config.norm_eps);
-    let norm = LayerNormForward { x, weight, bias: None, y, mean, rstd, rows, width, eps };
+    let (kind, groups, bias) = (Normalize::Layer { mean }, 1, None);
+    let (x, y) = (x.rows(width), y.rows(width));
+    let norm = NormForward { kind, x, weight, bias, y, rstd, rows, groups, width, eps };
     new.backend.run(&norm.into())?;
     let (d_y, d_x, d_weight) = (new.floats(rows * width)?, new.floats(rows * width)?, new.floats(width)?);
     let accumulate = false;
-    all.push(("layernorm forward", norm.into()));
+    all.push(("norm forward", norm.into()));
     all.push((
-        "layernorm backward",
-        LayerNormBackward {
+        "norm backward",
+        NormBackward {
+            kind,
             x,
             weight,
-            mean,
             rstd,
-            d_y,
-            d_x,
+            d_y: d_y.rows(width),
+            d_x: d_x.rows(width),
             accumulate,
             d_weight: Some(d_weight),
             d_bias: None,
             rows,
+            groups,
             width,
         }
         .into(),

@@ -1,7 +1,7 @@
 //! What a config's validation and its plans say of it is true.
 
 use arbitrary::{Result, Unstructured};
-use minigpt_core::plan::{ALIGN, Region};
+use minigpt_core::plan::{ALIGN, NormActivations, Region};
 use minigpt_core::{
     ConfigError, Decoder, Dtype, Error, GptConfig, Model, Plan, Real, Recompute, Reference, ReferenceError,
     TrainConfig, Trainer, Windows,
@@ -120,7 +120,8 @@ fn adds_up(plan: &Plan) {
 
     let activations = &plan.activations;
     let mut inside = vec![activations.head_in, activations.wanted, activations.logits];
-    inside.extend([activations.final_norm.mean, activations.final_norm.rstd]);
+    let statistics = |norm: &NormActivations| norm.mean.into_iter().chain([norm.rstd]);
+    inside.extend(statistics(&activations.final_norm));
     for block in &activations.blocks {
         inside.extend([
             block.input,
@@ -137,7 +138,9 @@ fn adds_up(plan: &Plan) {
             block.feed_forward_sum,
             block.output,
         ]);
-        inside.extend([block.norm1.mean, block.norm1.rstd, block.norm2.mean, block.norm2.rstd]);
+        inside.extend([&block.norm1, &block.norm2].into_iter().flat_map(statistics));
+        inside.extend(block.normed_qk.iter().map(|normed| normed.heads));
+        inside.extend(block.normed_qk.iter().flat_map(|qk| [&qk.queries, &qk.keys]).flat_map(statistics));
         inside.extend(block.pre_activation);
     }
     inside.extend(plan.backward.iter().flat_map(|b| [b.d_stream, b.d_scratch, b.d_qkv, b.d_hidden]));

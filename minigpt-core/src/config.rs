@@ -318,7 +318,6 @@ impl GptConfig {
         if self.mask == Mask::Prefix && self.prefix == 0 {
             return Err(ConfigError::NoPrefixToSee);
         }
-        self.refuse_what_is_not_there_yet()?;
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(ConfigError::Dropout { dropout: self.dropout });
         }
@@ -329,18 +328,6 @@ impl GptConfig {
             && !scale.is_finite()
         {
             return Err(ConfigError::Scale { scale });
-        }
-        Ok(())
-    }
-}
-
-impl GptConfig {
-    fn refuse_what_is_not_there_yet(&self) -> Result<(), ConfigError> {
-        let plain = GptConfig::new(1, 1);
-        for (field, given) in [("norm", self.norm != plain.norm), ("qk_norm", self.qk_norm)] {
-            if given {
-                return Err(ConfigError::NotYet { field });
-            }
         }
         Ok(())
     }
@@ -410,11 +397,6 @@ pub enum ConfigError {
         /// The value given.
         norm_eps: f64,
     },
-    /// A value that no pass is written for yet.
-    NotYet {
-        /// The field's name.
-        field: &'static str,
-    },
     /// The attention scale is not a number.
     Scale {
         /// The value given.
@@ -478,9 +460,6 @@ impl fmt::Display for ConfigError {
             }
             ConfigError::NormEps { norm_eps } => {
                 write!(f, "norm_eps {norm_eps} is not positive: 1e-5 is common")
-            }
-            ConfigError::NotYet { field } => {
-                write!(f, "this value of {field} is not there yet: take another")
             }
             ConfigError::Scale { scale } => write!(f, "attention scale {scale} is not a finite number"),
         }

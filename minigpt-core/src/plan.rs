@@ -17,7 +17,7 @@ mod trained;
 
 pub use trained::Stretch;
 
-pub use activations::{Activations, BackwardActivations, BlockActivations, NormActivations};
+pub use activations::{Activations, BackwardActivations, BlockActivations, NormActivations, NormedHeads};
 
 /// Regions begin at multiples of this many bytes: a cache line, and the widest vector.
 pub const ALIGN: usize = 64;
@@ -76,9 +76,9 @@ impl Tensor {
 /// A weight and, if the config has biases, a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Affine<T> {
-    /// (d_out, d_in), or (C) of a norm.
+    /// (d_out, d_in), or as wide as what it norms: (C).
     pub weight: T,
-    /// (d_out), or (C) of a norm.
+    /// (d_out), or (C).
     pub bias: Option<T>,
 }
 
@@ -89,6 +89,10 @@ pub struct BlockParameters<T> {
     pub norm1: Option<Affine<T>>,
     /// Queries, keys and values in one: ((H + 2K) D, C).
     pub qkv: Affine<T>,
+    /// Of each head of queries, if the config has such norms: (D).
+    pub q_norm: Option<Affine<T>>,
+    /// Of each head of keys, if the config has such norms: (D).
+    pub k_norm: Option<Affine<T>>,
     /// Back to the residual stream: (C, H D).
     pub attention_out: Affine<T>,
     /// The norm of the feed-forward sub-layer.
@@ -133,6 +137,8 @@ impl<T> Parameters<T> {
                 .map(|b| BlockParameters {
                     norm1: b.norm1.as_ref().map(|a| a.map(f)),
                     qkv: b.qkv.map(f),
+                    q_norm: b.q_norm.as_ref().map(|a| a.map(f)),
+                    k_norm: b.k_norm.as_ref().map(|a| a.map(f)),
                     attention_out: b.attention_out.map(f),
                     norm2: b.norm2.as_ref().map(|a| a.map(f)),
                     up: b.up.map(f),
@@ -156,6 +162,7 @@ impl<T> Parameters<T> {
         for b in &self.blocks {
             b.norm1.iter().for_each(|a| push(&mut all, a));
             push(&mut all, &b.qkv);
+            b.q_norm.iter().chain(&b.k_norm).for_each(|a| push(&mut all, a));
             push(&mut all, &b.attention_out);
             b.norm2.iter().for_each(|a| push(&mut all, a));
             push(&mut all, &b.up);
@@ -700,18 +707,21 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
         bias: bias.then(|| tensor(format!("{name}.bias"), 1, rows, Init::Zeros)),
         weight: tensor(format!("{name}.weight"), rows, cols, init),
     };
-    let norm = |name: String| Affine {
-        bias: config.bias.norm.then(|| tensor(format!("{name}.bias"), 1, c, Init::Zeros)),
-        weight: tensor(format!("{name}.weight"), 1, c, Init::Ones),
+    let norm = |name: String, width| Affine {
+        bias: config.bias.norm.then(|| tensor(format!("{name}.bias"), 1, width, Init::Zeros)),
+        weight: tensor(format!("{name}.weight"), 1, width, Init::Ones),
     };
+    let head_norm = |name: String| config.qk_norm.then(|| norm(name, config.d_head()));
     let has_norms = config.norm_place != NormPlace::None;
     let mut blocks = Vec::new();
     // The number of layers may come from a stranger's file.
     blocks.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
     for i in 0..config.layers {
         blocks.push(BlockParameters {
-            norm1: has_norms.then(|| norm(format!("h.{i}.ln_1"))),
+            norm1: has_norms.then(|| norm(format!("h.{i}.ln_1"), c)),
             qkv: linear(format!("h.{i}.attn.c_attn"), config.bias.qkv, config.d_qkv(), c, Init::Normal),
+            q_norm: head_norm(format!("h.{i}.attn.q_norm")),
+            k_norm: head_norm(format!("h.{i}.attn.k_norm")),
             attention_out: linear(
                 format!("h.{i}.attn.c_proj"),
                 config.bias.linear,
@@ -719,7 +729,7 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
                 config.d_attention(),
                 Init::Residual,
             ),
-            norm2: has_norms.then(|| norm(format!("h.{i}.ln_2"))),
+            norm2: has_norms.then(|| norm(format!("h.{i}.ln_2"), c)),
             up: linear(format!("h.{i}.mlp.c_fc"), config.bias.linear, config.d_up(), c, Init::Normal),
             down: linear(format!("h.{i}.mlp.c_proj"), config.bias.linear, c, f, Init::Residual),
         });
@@ -729,7 +739,7 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
         position_embedding: (config.position == Position::Learned)
             .then(|| tensor("wpe.weight".into(), config.context, c, Init::Normal)),
         blocks,
-        final_norm: (config.norm_place == NormPlace::Pre).then(|| norm("ln_f".into())),
+        final_norm: (config.norm_place == NormPlace::Pre).then(|| norm("ln_f".into(), c)),
         head: (!config.tied_embeddings).then(|| tensor("lm_head.weight".into(), v, c, Init::Normal)),
     };
 

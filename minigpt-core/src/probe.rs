@@ -60,9 +60,9 @@ pub enum TensorKind {
     Embedding,
     /// The result of the attention sub-layer's norm: (B, T, C). With norms last it is also `ResidualMiddle`.
     AttentionNorm,
-    /// Queries before their rotation, with rotary positions: (B, T, H, D).
+    /// Queries before their rotation and behind their norm, with rotary positions: (B, T, H, D).
     QueryBeforeRotary,
-    /// Keys before their rotation, with rotary positions: (B, T, K, D).
+    /// Keys before their rotation and behind their norm, with rotary positions: (B, T, K, D).
     KeyBeforeRotary,
     /// Queries as the scores are made of them: (B, T, H, D).
     Query,

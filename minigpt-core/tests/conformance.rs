@@ -108,8 +108,8 @@ fn every_op_that_is_wrong_is_found() {
     const CASES: [(OpKind, &[&str]); 28] = [
         (EmbeddingForward, &["out", "token_embedding", "position_embedding"]),
         (EmbeddingBackward, &["d_token_embedding", "d_position_embedding", "d_out"]),
-        (LayerNormForward, &["y", "mean", "rstd", "x"]),
-        (LayerNormBackward, &["d_x", "d_weight", "d_bias", "d_y"]),
+        (NormForward, &["y", "mean", "rstd", "x"]),
+        (NormBackward, &["d_x", "d_weight", "d_bias", "d_y"]),
         (LinearForward, &["y", "activate.input", "residual", "x"]),
         (LinearBackward, &["d_x", "d_weight", "d_bias", "d_y"]),
         (ActivationForward, &["y", "x"]),
@@ -120,7 +120,7 @@ fn every_op_that_is_wrong_is_found() {
         (AttentionBackward, &["d_q", "d_k", "d_v", "d_out"]),
         (AttentionScores, &["scores", "q", "k"]),
         (EmbeddingRows, &["out", "token_embedding", "tokens", "places", "positions", "live"]),
-        (LayerNormRows, &["y", "mean", "rstd", "x", "live"]),
+        (NormRows, &["y", "mean", "rstd", "x", "live"]),
         (LinearRows, &["y", "activate.input", "residual", "x", "live"]),
         (GateRows, &["y", "x", "live"]),
         (RotaryRows, &["x", "table", "positions"]),
@@ -165,7 +165,7 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
     let careless: [fn(Op) -> Op; 15] = [
         |op| if let Op::GateRows(GateRows { gate, .. }) = op { gate.into() } else { op },
         |op| if let Op::LinearRows(LinearRows { linear, .. }) = op { linear.into() } else { op },
-        |op| if let Op::LayerNormRows(LayerNormRows { norm, .. }) = op { norm.into() } else { op },
+        |op| if let Op::NormRows(NormRows { norm, .. }) = op { norm.into() } else { op },
         |op| match op {
             Op::EmbeddingRows(op) => EmbeddingRows { positions: op.places, ..op }.into(),
             _ => op,
@@ -174,7 +174,7 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
             if let Op::AttentionRows(op) = op { AttentionRows { slots: op.last, ..op }.into() } else { op }
         },
         |op| if let Op::Rotary(op) = op { Rotary { inverse: false, ..op }.into() } else { op },
-        |op| if let Op::LayerNormForward(op) = op { LayerNormForward { eps: 0.0, ..op }.into() } else { op },
+        |op| if let Op::NormForward(op) = op { NormForward { eps: 0.0, ..op }.into() } else { op },
         |op| match op {
             Op::LinearForward(op) => LinearForward { dropout: site(op.dropout), ..op }.into(),
             _ => op,

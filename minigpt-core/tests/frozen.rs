@@ -12,7 +12,7 @@ mod small;
 use configs::{config, covering_set};
 use minigpt_core::checkpoint::{Limits, Stream, TensorSpec};
 use minigpt_core::model::Extras;
-use minigpt_core::op::{LayerNormBackward, LinearBackward, Program};
+use minigpt_core::op::{LinearBackward, NormBackward, Program};
 use minigpt_core::plan::Tensor;
 use minigpt_core::rng::{self, Rng};
 use minigpt_core::train::Sums;
@@ -187,7 +187,7 @@ fn the_backward_pass_ends_where_nothing_below_is_trained() {
         let steps = down.steps().iter().map(|step| step.op);
         let own = |op: &Op| match op {
             Op::LinearBackward(LinearBackward { d_weight, d_bias, .. })
-            | Op::LayerNormBackward(LayerNormBackward { d_weight, d_bias, .. }) => {
+            | Op::NormBackward(NormBackward { d_weight, d_bias, .. }) => {
                 d_weight.is_some() || d_bias.is_some()
             }
             _ => false,

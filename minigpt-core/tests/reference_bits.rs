@@ -11,8 +11,8 @@ use minigpt_core::reference::attention::*;
 use minigpt_core::reference::cross_entropy::cross_entropy;
 use minigpt_core::reference::dropout::Mask;
 use minigpt_core::reference::gate::*;
-use minigpt_core::reference::layernorm::*;
 use minigpt_core::reference::linear::*;
+use minigpt_core::reference::norm::*;
 use minigpt_core::reference::optimizer::*;
 use minigpt_core::reference::position::sinusoidal_table;
 use minigpt_core::reference::rotary::*;
@@ -55,23 +55,33 @@ fn digests<R: Real>() -> Vec<(&'static str, u64)> {
     let [mut y, mut d_x] = [(); 2].map(|()| vec![R::zero(); rows * wide]);
     let [mut mean, mut rstd] = [(); 2].map(|()| vec![R::zero(); rows]);
     let [mut d_weight, mut d_bias] = [(); 2].map(|()| vec![R::zero(); wide]);
-    layernorm_forward(&x, &weight, Some(&bias), &mut y, &mut mean, &mut rstd, rows, wide, 1e-5);
-    found.push(("layernorm forward", digest(&[&y[..], &mean, &rstd].concat())));
-    let with_bias = Some(&mut d_bias[..]);
-    layernorm_backward(
-        &x,
-        &weight,
-        &mean,
-        &rstd,
-        &d_y,
-        &mut d_x,
-        false,
-        Some(&mut d_weight),
-        with_bias,
-        rows,
-        wide,
-    );
-    found.push(("layernorm backward", digest(&[&d_x[..], &d_weight, &d_bias].concat())));
+    let apart = [&x, &d_y].map(|data| Rows { data, stride: wide });
+    for [forward, backward] in [["norm forward", "norm backward"], ["RMS norm forward", "RMS norm backward"]]
+    {
+        let layer = forward == "norm forward";
+        let kept = layer.then_some(&mut mean[..]);
+        norm_forward(apart[0], &weight, Some(&bias), &mut y, kept, &mut rstd, rows, 1, wide, 1e-5);
+        let means = if layer { &mean[..] } else { &[] };
+        found.push((forward, digest(&[&y[..], means, &rstd].concat())));
+        d_weight.fill(R::zero());
+        d_bias.fill(R::zero());
+        let with_bias = Some(&mut d_bias[..]);
+        norm_backward(
+            apart[0],
+            &weight,
+            layer.then_some(&mean[..]),
+            &rstd,
+            apart[1],
+            &mut d_x,
+            false,
+            Some(&mut d_weight),
+            with_bias,
+            rows,
+            1,
+            wide,
+        );
+        found.push((backward, digest(&[&d_x[..], &d_weight, &d_bias].concat())));
+    }
 
     let (weight, bias, d_z) = (random(hidden * wide), random(hidden), random(rows * hidden));
     let mut z = vec![R::zero(); rows * hidden];
@@ -155,8 +165,10 @@ fn single_precision_gives_the_same_bits_everywhere() {
         ("gelu tanh", 0x3b99_9b61_35f4_3150),
         ("gelu erf", 0x63db_4e35_8478_3e36),
         ("relu", 0x3db4_16a3_bc4d_233f),
-        ("layernorm forward", 0x1ef0_e812_cbf9_9b98),
-        ("layernorm backward", 0x0a41_ec3d_456a_2e1d),
+        ("norm forward", 0x1ef0_e812_cbf9_9b98),
+        ("norm backward", 0x0a41_ec3d_456a_2e1d),
+        ("RMS norm forward", 0x9c95_e342_5577_77c0),
+        ("RMS norm backward", 0x932a_ba1f_4011_91e3),
         ("linear forward", 0x9bba_5907_0968_3295),
         ("linear backward", 0xc05f_c8ac_e464_47bd),
         ("sinusoidal table", 0x671e_6089_172a_aa3b),
@@ -180,8 +192,10 @@ fn double_precision_gives_the_same_bits_everywhere() {
         ("gelu tanh", 0x46e5_4ef0_1052_8bb1),
         ("gelu erf", 0xfb01_efaf_4bae_a59a),
         ("relu", 0x7339_44ad_8302_a83c),
-        ("layernorm forward", 0xd5d9_c8c0_7dd1_45af),
-        ("layernorm backward", 0x44b2_091a_81df_a3cd),
+        ("norm forward", 0xd5d9_c8c0_7dd1_45af),
+        ("norm backward", 0x44b2_091a_81df_a3cd),
+        ("RMS norm forward", 0x9a77_7d99_8791_3411),
+        ("RMS norm backward", 0x6599_0d8f_9604_e4e9),
         ("linear forward", 0x4f78_5c5d_6198_33da),
         ("linear backward", 0xeba3_42c8_354e_57c8),
         ("sinusoidal table", 0x1b63_13ca_028c_335f),

@@ -85,8 +85,8 @@
 //! AttentionBackward     12    48.253    6.2%    100.5     3.1  151.3 MB    32.1  arithmetic    43%
 //! AttentionForward      12    22.745    2.9%    106.6     3.3   75.8 MB    32.0  arithmetic    46%
 //! AdamW                  1     5.976    0.8%      0.0    50.3  300.9 MB     0.0  memory       185%
-//! LayerNormBackward     26     4.453    0.6%      0.0    36.1  160.8 MB     0.0  memory       133%
-//! LayerNormForward      26     2.291    0.3%      0.0    35.8   82.0 MB     0.0  memory       132%
+//! NormBackward          26     4.453    0.6%      0.0    36.1  160.8 MB     0.0  memory       133%
+//! NormForward           26     2.291    0.3%      0.0    35.8   82.0 MB     0.0  memory       132%
 //! SquaredNorm            1     1.759    0.2%      0.0    24.4   43.0 MB     0.0  memory        90%
 //! EmbeddingBackward      2     0.752    0.1%      0.0     6.8    5.1 MB     0.0  memory        25%
 //! EmbeddingForward       2     0.265    0.0%      0.0    15.6    4.1 MB     0.0  memory        57%

@@ -3,7 +3,7 @@ use minigpt_core::Activation;
 use minigpt_core::backend::{BackendError, ErrorKind, read_elems, read_u32, write_elems, write_u32};
 use minigpt_core::op::{
     ActivationForward, AttentionBackward, AttentionForward, AttentionRows, AttentionScores, CrossEntropy,
-    Dropout, LayerNormBackward, LinearBackward, LinearForward, NextDraw, SquaredNorm, counter, scalar,
+    Dropout, LinearBackward, LinearForward, NextDraw, NormBackward, Normalize, SquaredNorm, counter, scalar,
 };
 use std::string::ToString;
 use std::vec::Vec;
@@ -291,17 +291,18 @@ fn what_an_op_says_of_its_scratch_is_what_it_takes() {
         let [weight, d_weight] = [(); 2].map(|()| place(width));
         let [mean, rstd] = [(); 2].map(|()| place(rows));
         ops.push(
-            LayerNormBackward {
-                x: out,
+            NormBackward {
+                kind: Normalize::Layer { mean },
+                x: out.rows(width),
                 weight,
-                mean,
                 rstd,
-                d_y: d_out,
-                d_x: d_out,
+                d_y: d_out.rows(width),
+                d_x: d_out.rows(width),
                 accumulate: false,
                 d_weight: Some(d_weight),
                 d_bias: None,
                 rows,
+                groups: 1,
                 width,
             }
             .into(),

@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use super::{Backend, read_elems, read_u32, write_elems};
 use crate::memory::{InvalidOp, Span, Strided, zeros};
 use crate::op::{
-    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, GateForward, LayerNormForward,
-    LinearForward, Op, Operands, Rotary,
+    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, GateForward, LinearForward,
+    NormForward, Normalize, Op, Operands, Rotary,
 };
 use crate::real::Real;
 use crate::reference::Rows;
@@ -18,8 +18,8 @@ use crate::reference::attention::{attention_forward, attention_scores};
 use crate::reference::dropout::Mask;
 use crate::reference::embedding::embedding_forward;
 use crate::reference::gate::gate_forward;
-use crate::reference::layernorm::layernorm_forward;
 use crate::reference::linear::linear_forward;
+use crate::reference::norm::norm_forward;
 use crate::reference::rotary::rotary;
 use crate::reference::weights::decode_weight;
 
@@ -37,14 +37,14 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
     }
     match op {
         Op::EmbeddingForward(op) => embedding(backend, op),
-        Op::LayerNormForward(op) => layernorm(backend, op),
+        Op::NormForward(op) => normalize(backend, op),
         Op::LinearForward(op) => linear(backend, op),
         Op::GateForward(op) => gate(backend, op),
         Op::Rotary(op) => rotate(backend, op),
         Op::AttentionForward(op) => attention(backend, op),
         Op::AttentionScores(op) => scores(backend, op),
         Op::EmbeddingRows(op) => rows::embedding(backend, op),
-        Op::LayerNormRows(op) => rows::layernorm(backend, op),
+        Op::NormRows(op) => rows::normalize(backend, op),
         Op::LinearRows(op) => rows::linear(backend, op),
         Op::GateRows(op) => rows::gate(backend, op),
         Op::RotaryRows(op) => rows::rotate(backend, op),
@@ -54,7 +54,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         Op::Sample(op) => rows::sample(backend, op),
         #[cfg(feature = "train")]
         Op::EmbeddingBackward(_)
-        | Op::LayerNormBackward(_)
+        | Op::NormBackward(_)
         | Op::LinearBackward(_)
         | Op::ActivationForward(_)
         | Op::GateBackward(_)
@@ -122,16 +122,33 @@ fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingForward) -> Res
     write_elems(backend, op.out, &out)
 }
 
-fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormForward) -> Result<(), B::Error> {
-    let x = read_elems(backend, op.x)?;
+fn normalize<B: Backend + ?Sized>(backend: &mut B, op: &NormForward) -> Result<(), B::Error> {
+    let (vectors, width) = (op.rows * op.groups, op.groups * op.width);
+    let x = read_elems(backend, op.x.span)?;
     let weight = read_elems(backend, op.weight)?;
     let bias = read_optional(backend, op.bias)?;
-    let mut y = zeros("y", op.y.len)?;
-    let mut mean = zeros("mean", op.rows)?;
-    let mut rstd = zeros("rstd", op.rows)?;
-    layernorm_forward(&x, &weight, bias.as_deref(), &mut y, &mut mean, &mut rstd, op.rows, op.width, op.eps);
-    write_elems(backend, op.y, &y)?;
-    write_elems(backend, op.mean, &mean)?;
+    let mut y = zeros("y", op.rows * width)?;
+    let mut mean = match op.kind {
+        Normalize::Layer { .. } => Some(zeros("mean", vectors)?),
+        Normalize::Rms => None,
+    };
+    let mut rstd = zeros("rstd", vectors)?;
+    norm_forward(
+        Rows { data: &x, stride: op.x.stride },
+        &weight,
+        bias.as_deref(),
+        &mut y,
+        mean.as_deref_mut(),
+        &mut rstd,
+        op.rows,
+        op.groups,
+        op.width,
+        op.eps,
+    );
+    write_rows(backend, op.y, width, Rows { data: &y, stride: width })?;
+    if let Normalize::Layer { mean: span } = op.kind {
+        write_optional(backend, Some(span), mean.as_deref())?;
+    }
     write_elems(backend, op.rstd, &rstd)
 }
 

@@ -8,8 +8,8 @@ mod attention;
 mod embedding;
 mod empty;
 mod gate;
-mod layernorm;
 mod linear;
+mod norm;
 mod refusals;
 mod rows;
 mod same_bits;
@@ -30,7 +30,7 @@ use super::draw::{Draw, Sizes};
 use super::placed::{Fill, Memory, Placed, Recording};
 use super::{FLOOR, Line, Options, describe, error_above};
 use crate::backend::Backend;
-use crate::memory::{Dtype, Span};
+use crate::memory::{Dtype, Span, Strided};
 use crate::op::*;
 use crate::real::Real;
 use crate::rng::{Rng, Stream};
@@ -169,7 +169,7 @@ fn compare<R: Real>(
     let beside = match true_op {
         Op::AttentionBackward(_) => {
             let written = true_operands.iter().filter(|operand| operand.access == Access::Write);
-            let numbers = written.flat_map(|operand| of_rows(operand, truth.read(operand.span)));
+            let numbers = written.flat_map(|operand| without_gaps(truth.read(operand.span), operand.columns));
             numbers.filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()))
         }
         _ => 0.0,
@@ -187,7 +187,7 @@ fn compare<R: Real>(
                 oracle.len()
             ));
         }
-        let (mut found, mut oracle) = (of_rows(mine, found), of_rows(theirs, oracle));
+        let [mut found, mut oracle] = [found, oracle].map(|all| without_gaps(all, mine.columns));
         // Counters are right or wrong, not near.
         let exact = mine.span.dtype == Dtype::U32;
         let mut note = |place: usize, floor: f64, found: &[f64], oracle: &[f64]| {
@@ -229,16 +229,14 @@ fn compare<R: Real>(
     Ok(())
 }
 
-/// The numbers of an operand without those that lie between its rows: they are not the operand's, and must be as they were.
-fn of_rows(operand: &Operand, mut numbers: Vec<f64>) -> Vec<f64> {
-    if let Some(Columns { width, stride }) = operand.columns {
-        let mut place = 0;
-        numbers.retain(|_| {
-            place += 1;
-            (place - 1) % stride < width
-        });
+/// The rows of an operand, without what lies between them.
+fn without_gaps(all: Vec<f64>, columns: Option<Columns>) -> Vec<f64> {
+    match columns {
+        Some(Columns { width, stride }) => {
+            all.chunks(stride).flat_map(|row| &row[..width]).copied().collect()
+        }
+        None => all,
     }
-    numbers
 }
 
 /// A result (rows, width), of which the first `live` rows are to be written and the others left as they are.
@@ -246,9 +244,36 @@ fn result(draw: &mut Draw, memory: &mut dyn Memory, (rows, width): (usize, usize
     if live == rows {
         return memory.span(rows * width, Fill::Poison);
     }
-    let mut values = draw.normals(rows * width, 1.0);
-    values[..live * width].fill(f64::NAN);
-    memory.span(values.len(), Fill::Values(values))
+    memory.span(rows * width, Fill::Values(result_values(draw, (rows, width), live)))
+}
+
+/// What such a result holds before the op.
+fn result_values(draw: &mut Draw, (rows, width): (usize, usize), live: usize) -> Vec<f64> {
+    let mut values = vec![f64::NAN; live * width];
+    values.extend(draw.normals((rows - live) * width, 1.0));
+    values
+}
+
+/// Operands whose rows of `width` are columns of one matrix, which has `gap` more that are no operand's. If the op writes to one
+/// of the operands these hold numbers, which must stay as they are; if it only reads them, NaN, which shows if it is read.
+fn side_by_side<const N: usize>(
+    draw: &mut Draw,
+    memory: &mut dyn Memory,
+    operands: [Vec<f64>; N],
+    width: usize,
+    gap: usize,
+    written: bool,
+) -> [Strided; N] {
+    let (stride, before) = (N * width + gap, gap / 2);
+    let rows = operands[0].len() / width;
+    let mut matrix = if written { draw.normals(rows * stride, 1.0) } else { vec![f64::NAN; rows * stride] };
+    for (row, matrix) in matrix.chunks_exact_mut(stride).enumerate() {
+        for (place, operand) in operands.iter().enumerate() {
+            matrix[before + place * width..][..width].copy_from_slice(&operand[row * width..][..width]);
+        }
+    }
+    let matrix = memory.span(rows * stride, Fill::Values(matrix));
+    core::array::from_fn(|place| matrix.columns(before + place * width, width, stride))
 }
 
 /// The types that hold a weight in fewer bits.
@@ -324,8 +349,8 @@ fn left_behind(op: Op, memory: &mut Recording, spans: &[Span]) -> Vec<Vec<f64>> 
 fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     match kind {
         OpKind::EmbeddingForward | OpKind::EmbeddingBackward => embedding::case(kind, draw, memory),
-        OpKind::LayerNormForward => layernorm::forward(draw, memory),
-        OpKind::LayerNormBackward => layernorm::backward(draw, memory),
+        OpKind::NormForward => norm::forward(draw, memory),
+        OpKind::NormBackward => norm::backward(draw, memory),
         OpKind::LinearForward => linear::forward(draw, memory),
         OpKind::LinearBackward => linear::backward(draw, memory),
         OpKind::ActivationForward => linear::activation_forward(draw, memory),
@@ -336,7 +361,7 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::AttentionBackward => attention::backward(draw, memory),
         OpKind::AttentionScores => attention::scores(draw, memory),
         OpKind::EmbeddingRows => rows::embedding(draw, memory),
-        OpKind::LayerNormRows => rows::layernorm(draw, memory),
+        OpKind::NormRows => rows::norm(draw, memory),
         OpKind::LinearRows => rows::linear(draw, memory),
         OpKind::GateRows => gate::rows(draw, memory),
         OpKind::RotaryRows => rows::rotary(draw, memory),

@@ -211,9 +211,9 @@ pub fn bound(kind: OpKind, elem: Dtype) -> f64 {
         | OpKind::AttentionBackward
         | OpKind::AttentionRows
         | OpKind::AttentionScores
-        | OpKind::LayerNormForward
-        | OpKind::LayerNormRows
-        | OpKind::LayerNormBackward
+        | OpKind::NormForward
+        | OpKind::NormRows
+        | OpKind::NormBackward
         | OpKind::CrossEntropy => 5e-5,
         OpKind::NextDraw | OpKind::CacheAppend | OpKind::GatherRows | OpKind::Sample => 0.0,
         _ => 2e-5,

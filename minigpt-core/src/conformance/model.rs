@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use super::{Line, error};
 use crate::backend::{Backend, BackendError, Reference};
-use crate::config::{Activation, AttentionScale, Bias, GptConfig, NormPlace, Position, TrainConfig};
+use crate::config::{Activation, AttentionScale, Bias, GptConfig, Norm, NormPlace, Position, TrainConfig};
 use crate::error::Error;
 use crate::memory::Dtype;
 use crate::model::{Decoder, Model};
@@ -18,7 +18,7 @@ use crate::train::Trainer;
 const STEPS: usize = 8;
 
 /// Small models that between them have every variant that changes the list of ops.
-fn configs() -> [(&'static str, GptConfig); 5] {
+fn configs() -> [(&'static str, GptConfig); 7] {
     let base = GptConfig { layers: 2, heads: 3, d_model: 24, d_ff: 40, ..GptConfig::new(17, 9) };
     [
         ("gpt-2", GptConfig { bias: Bias::ALL, activation: Activation::GeluTanh, ..base.clone() }),
@@ -41,6 +41,11 @@ fn configs() -> [(&'static str, GptConfig); 5] {
             },
         ),
         ("gated", GptConfig { gated: true, activation: Activation::Silu, bias: Bias::ALL, ..base.clone() }),
+        ("RMS norm", GptConfig { norm: Norm::Rms, ..base.clone() }),
+        (
+            "RMS post-norm",
+            GptConfig { norm: Norm::Rms, norm_place: NormPlace::Post, bias: Bias::ALL, ..base.clone() },
+        ),
         (
             "no norm, no residual",
             GptConfig {

@@ -281,11 +281,11 @@ impl Placed {
                 continue;
             }
             let byte = due.iter().zip(held).position(|(due, now)| due != now).unwrap_or(0);
+            if let Some(operand) = here.iter().find(|o| rows(o).any(|row| row.contains(&byte))) {
+                return Some(format!("it changes {}, which it is to read", operand.name));
+            }
             if let Some(operand) = here.iter().find(|operand| range(&operand.span).contains(&byte)) {
-                return Some(match operand.access {
-                    Access::Read => format!("it changes {}, which it is to read", operand.name),
-                    _ => format!("it writes between the rows of {}", operand.name),
-                });
+                return Some(format!("it writes between the rows of {}", operand.name));
             }
             here.retain(|operand| operand.span.offset < byte);
             return Some(match here.iter().max_by_key(|operand| operand.span.offset) {

@@ -1,12 +1,12 @@
 //! The attention sub-layer of a block:
 //!
 //! ```text
-//! norms first:   x -> norm -> q,k,v -> (rotary) -> attention -> projection -> (+ x)
-//! norms last:    x ->         q,k,v -> (rotary) -> attention -> projection -> (+ x) -> norm
+//! norms first:   x -> norm -> q,k,v -> (norm of q, k) -> (rotary) -> attention -> projection -> (+ x)
+//! norms last:    x ->         q,k,v -> (norm of q, k) -> (rotary) -> attention -> projection -> (+ x) -> norm
 //! ```
 
 #[cfg(feature = "train")]
-use super::pass::{Entry, Gradients};
+use super::pass::{Entry, Gradients, is_trained};
 use super::pass::{Flow, Pass, site};
 use crate::config::{NormPlace, Position};
 use crate::memory::{Span, Strided};
@@ -28,7 +28,8 @@ impl Pass<'_> {
         let (qkv, out) = (self.matrix(a.qkv, config.d_qkv()), self.matrix(a.attended, config.d_attention()));
         let op = self.linear_forward(self.stream(a.attention_in), &w.qkv, qkv, [c, config.d_qkv()]);
         sink.put(layer, "attention.qkv", self.each_row(op))?;
-        self.rotate(sink, layer, qkv, false)?;
+        self.norm_queries_and_keys(sink, layer)?;
+        self.rotate(sink, layer, self.attended_heads(layer), false)?;
         self.attend(sink, layer, qkv, out)?;
         let op = LinearForward {
             dropout: self.dropout_at(site::attention_out(layer), &[self.time, c]),
@@ -48,15 +49,55 @@ impl Pass<'_> {
         Flow::Continue(())
     }
 
-    /// Queries, keys and values, or their gradients, where they lie side by side.
-    fn parts(&self, qkv: Span) -> [Strided; 3] {
+    /// Queries and keys side by side, as a layer gives them or their gradients come back to it: the first columns of `qkv`.
+    fn queries_and_keys(&self, qkv: Span) -> Strided {
+        let config = self.config();
+        qkv.columns(0, (config.heads + config.kv_heads()) * config.d_head(), config.d_qkv())
+    }
+
+    /// Queries and keys side by side, as attention reads them: behind their norms, if they have some.
+    fn attended_heads(&self, layer: usize) -> Strided {
+        let (config, a) = (self.config(), self.activations(layer));
+        match &a.normed_qk {
+            Some(normed) => {
+                let width = (config.heads + config.kv_heads()) * config.d_head();
+                self.matrix(normed.heads, width).rows(width)
+            }
+            None => self.queries_and_keys(self.matrix(a.qkv, config.d_qkv())),
+        }
+    }
+
+    /// The queries, and the keys, of what has them side by side.
+    fn apart(&self, both: Strided) -> [Strided; 2] {
+        let (q, k) = (self.config().d_attention(), self.config().kv_heads() * self.config().d_head());
+        [both.part(0, q, q + k), both.part(q, k, q + k)]
+    }
+
+    /// The values, which lie behind queries and keys in `qkv`.
+    fn values(&self, qkv: Span) -> Strided {
         let (q, kv) = (self.config().d_attention(), self.config().kv_heads() * self.config().d_head());
-        [(0, q), (q, kv), (q + kv, kv)].map(|(first, width)| qkv.columns(first, width, q + 2 * kv))
+        qkv.columns(q + kv, kv, q + 2 * kv)
+    }
+
+    /// Each head's queries and keys through their norms, from where the layer left them to a place of their own, since the
+    /// gradient needs both; nothing if the config has no such norms.
+    fn norm_queries_and_keys(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
+        let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
+        let (Some(normed), Some(q_norm), Some(k_norm)) = (&a.normed_qk, &w.q_norm, &w.k_norm) else {
+            return Flow::Continue(());
+        };
+        let (d_head, heads, kv_heads) = (config.d_head(), config.heads, config.kv_heads());
+        let [q, k] = self.apart(self.queries_and_keys(self.matrix(a.qkv, config.d_qkv())));
+        let [normed_q, normed_k] = self.apart(self.attended_heads(layer));
+        let op = self.norm_of(q_norm, q, normed_q, &normed.queries, [heads, d_head]);
+        sink.put(layer, "attention.q_norm", self.each_row_norm(op))?;
+        let op = self.norm_of(k_norm, k, normed_k, &normed.keys, [kv_heads, d_head]);
+        sink.put(layer, "attention.k_norm", self.each_row_norm(op))
     }
 
     /// Attention over the pass's own positions; in decoding over the cache, in which the rows are stored first.
     fn attend(&self, sink: &mut Sink<'_>, layer: usize, qkv: Span, out: Span) -> Flow {
-        let (plan, [q, k, v]) = (self.plan, self.parts(qkv));
+        let (plan, [q, k], v) = (self.plan, self.apart(self.attended_heads(layer)), self.values(qkv));
         let shape = AttentionShape::new(self.config(), self.batch, self.time);
         let AttentionShape { time, heads, kv_heads, d_head, scale, .. } = shape;
         let cache = self.buffers.cache.zip(plan.caches.get(layer));
@@ -104,7 +145,7 @@ impl Pass<'_> {
     }
 
     /// Rotates queries and keys by their positions if positions are rotary; `inverse`: rotates their gradients back.
-    fn rotate(&self, sink: &mut Sink<'_>, layer: usize, qkv: Span, inverse: bool) -> Flow {
+    fn rotate(&self, sink: &mut Sink<'_>, layer: usize, x: Strided, inverse: bool) -> Flow {
         let config = self.config();
         let (Position::Rotary { pairing, .. }, Some(table)) = (config.position, self.weights.position_table)
         else {
@@ -113,7 +154,6 @@ impl Pass<'_> {
         // Side by side, they are turned as if they were heads of one.
         let (heads, d_head) = (config.heads + config.kv_heads(), config.d_head());
         let (batch, time) = (self.batch, self.time);
-        let x = qkv.columns(0, heads * d_head, config.d_qkv());
         let part = "attention.rotary";
         match self.live_rows() {
             Some(LiveRows { live, positions, .. }) => {
@@ -150,7 +190,8 @@ impl Pass<'_> {
             d_out: config.d_qkv(),
             below: gradients.below(layer),
         };
-        let wanted = entry.is_wanted(config.norm_place).then_some(d_out);
+        let heads_normed = g.q_norm.iter().chain(&g.k_norm).any(is_trained);
+        let wanted = (heads_normed || entry.is_wanted(config.norm_place)).then_some(d_out);
         if let (NormPlace::Post, Some(norm)) = (config.norm_place, norms) {
             sink.put(
                 layer,
@@ -171,7 +212,9 @@ impl Pass<'_> {
         if wanted.is_none() {
             return Flow::Continue(());
         }
-        let ([q, k, v], [d_q, d_k, d_v]) = (self.parts(qkv), self.parts(d_qkv));
+        let [q, k] = self.apart(self.attended_heads(layer));
+        let [d_q, d_k] = self.apart(self.queries_and_keys(d_qkv));
+        let (v, d_v) = (self.values(qkv), self.values(d_qkv));
         let op = AttentionBackward {
             q,
             k,
@@ -186,7 +229,30 @@ impl Pass<'_> {
             dropout: self.dropout_at(site::attention(layer), &[config.heads, self.time, self.time]),
         };
         sink.put(layer, "attention", op)?;
-        self.rotate(sink, layer, d_qkv, true)?;
+        self.rotate(sink, layer, self.queries_and_keys(d_qkv), true)?;
+        self.norm_queries_and_keys_backward(sink, layer, gradients)?;
         self.entry_backward(sink, layer, &entry, gradients)
+    }
+
+    /// From the gradients of the normed queries and keys to those of the layer's, in their place.
+    fn norm_queries_and_keys_backward(
+        &self,
+        sink: &mut Sink<'_>,
+        layer: usize,
+        gradients: &Gradients<'_>,
+    ) -> Flow {
+        let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
+        let g = &gradients.parameters.blocks[layer];
+        let norms = (w.q_norm.as_ref().zip(g.q_norm.as_ref()), w.k_norm.as_ref().zip(g.k_norm.as_ref()));
+        let (Some(normed), (Some(q_norm), Some(k_norm))) = (&a.normed_qk, norms) else {
+            return Flow::Continue(());
+        };
+        let d_head = config.d_head();
+        let [[q, k], [d_q, d_k]] = [a.qkv, gradients.buffers.d_qkv]
+            .map(|qkv| self.apart(self.queries_and_keys(self.matrix(qkv, config.d_qkv()))));
+        let op = self.norm_of_backward(q_norm, q, d_q, &normed.queries, [config.heads, d_head]);
+        sink.put(layer, "attention.q_norm", op)?;
+        let op = self.norm_of_backward(k_norm, k, d_k, &normed.keys, [config.kv_heads(), d_head]);
+        sink.put(layer, "attention.k_norm", op)
     }
 }

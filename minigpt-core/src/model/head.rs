@@ -5,8 +5,8 @@ use super::pass::{Flow, Pass};
 use super::pass::{Gradients, is_trained};
 use crate::memory::{Dtype, Span};
 #[cfg(feature = "train")]
-use crate::op::{CrossEntropy, Fill, LayerNormBackward, LinearBackward};
-use crate::op::{GatherRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Sample, Sink};
+use crate::op::{CrossEntropy, Fill, LinearBackward, NormBackward};
+use crate::op::{GatherRows, LinearForward, LinearRows, NormForward, NormRows, Sample, Sink};
 use crate::plan::{Affine, LiveRows, Region};
 
 impl Pass<'_> {
@@ -17,7 +17,7 @@ impl Pass<'_> {
         let activations = &self.plan.activations;
         let logits = activations.logits.on(self.buffers.activations, self.plan.elem);
         let Some(LiveRows { wanted_live: live, wanted, .. }) = self.live_rows() else {
-            self.final_norm_forward(sink, 0, self.rows())?;
+            self.final_norm_forward(sink)?;
             for (row, token, rows) in self.runs() {
                 self.head_forward(sink, row, rows, logits.slice(token * vocab, rows * vocab))?;
             }
@@ -33,11 +33,9 @@ impl Pass<'_> {
         let mut x = to;
         if let Some(norm) = &self.weights.parameters.final_norm {
             x = rows(activations.head_in, c);
-            let [mean, rstd] =
-                [activations.final_norm.mean, activations.final_norm.rstd].map(|region| rows(region, 1));
             let whole = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
-            let norm = LayerNormForward { x: to, y: x, mean, rstd, rows: count, ..whole };
-            sink.put(None, "final_norm", LayerNormRows { live, norm })?;
+            let norm = NormForward { x: to.rows(c), y: x.rows(c), ..whole.first_rows(count) };
+            sink.put(None, "final_norm", NormRows { live, norm })?;
         }
         let weight = *self.weights.parameters.head_weight();
         let head =
@@ -61,19 +59,10 @@ impl Pass<'_> {
         sink.put(None, "choice", Sample { live, logits, settings, tokens, choices, rows, vocab })
     }
 
-    fn final_norm_forward(&self, sink: &mut Sink<'_>, first: usize, rows: usize) -> Flow {
+    fn final_norm_forward(&self, sink: &mut Sink<'_>) -> Flow {
         let Some(norm) = &self.weights.parameters.final_norm else { return Flow::Continue(()) };
         let activations = &self.plan.activations;
-        let whole = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
-        let part = |span: Span, width: usize| span.slice(first * width, rows * width);
-        let op = LayerNormForward {
-            x: part(whole.x, whole.width),
-            y: part(whole.y, whole.width),
-            mean: part(whole.mean, 1),
-            rstd: part(whole.rstd, 1),
-            rows,
-            ..whole
-        };
+        let op = self.norm_forward(norm, self.last(), activations.head_in, &activations.final_norm);
         sink.put(None, "final_norm", op)
     }
 
@@ -123,7 +112,7 @@ impl Pass<'_> {
     /// from it, before the next piece takes the room.
     pub(crate) fn loss(&self, sink: &mut Sink<'_>, scalars: Span, gradients: Option<&Gradients<'_>>) -> Flow {
         let vocab = self.config().vocab_size;
-        self.before_head(sink, gradients)?;
+        self.before_head(sink)?;
         for HeadPiece { row, token, rows } in self.head_pieces() {
             let logits = self.piece_logits(rows);
             self.head_forward(sink, row, rows, logits)?;
@@ -141,14 +130,9 @@ impl Pass<'_> {
         Flow::Continue(())
     }
 
-    /// What the head reads, of all rows. With `gradients`, also what rows that do not go through it have of one: nothing.
-    pub(crate) fn before_head(&self, sink: &mut Sink<'_>, gradients: Option<&Gradients<'_>>) -> Flow {
-        self.final_norm_forward(sink, 0, self.rows())?;
-        let gradients =
-            gradients.filter(|gradients| self.config().prefix > 0 && self.needs_head_input(gradients));
-        gradients.map_or(Flow::Continue(()), |gradients| {
-            sink.put(None, "head", Fill { to: self.d_head_in(gradients), value: 0.0 })
-        })
+    /// What the head reads, of all rows.
+    pub(crate) fn before_head(&self, sink: &mut Sink<'_>) -> Flow {
+        self.final_norm_forward(sink)
     }
 
     /// The rows that go through the head at once.
@@ -176,7 +160,7 @@ impl Pass<'_> {
         sink.put(
             None,
             "final_norm",
-            LayerNormBackward { d_y: self.stream(gradients.buffers.d_scratch), ..op },
+            NormBackward { d_y: self.stream(gradients.buffers.d_scratch).rows(self.config().d_model), ..op },
         )
     }
 
@@ -202,8 +186,14 @@ impl Pass<'_> {
         let (c, vocab) = (self.config().d_model, self.config().vocab_size);
         let w = Affine { weight: *self.weights.parameters.head_weight(), bias: None };
         let g = Affine { weight: *gradients.parameters.head_weight(), bias: None };
-        let d_x =
-            self.needs_head_input(gradients).then(|| self.d_head_in(gradients).slice(first * c, rows * c));
+        let whole = self.needs_head_input(gradients).then(|| self.d_head_in(gradients));
+        let (prefix, time) = (self.config().prefix, self.time);
+        if let Some(whole) = whole.filter(|_| prefix > 0 && first % time == prefix) {
+            // The vectors that stand before these rows do not go through the head.
+            let to = whole.slice((first - prefix) * c, prefix * c);
+            sink.put(None, "head", Fill { to, value: 0.0 })?;
+        }
+        let d_x = whole.map(|whole| whole.slice(first * c, rows * c));
         let op = self.linear_backward(self.head_in(first, rows), (&w, &g), (d_logits, d_x), [c, vocab]);
         self.put_linear_backward(sink, None, "head", LinearBackward { rows, ..op })
     }

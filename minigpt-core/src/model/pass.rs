@@ -9,11 +9,11 @@ use core::ops::ControlFlow;
 use crate::config::GptConfig;
 #[cfg(feature = "train")]
 use crate::config::{NormPlace, Recompute};
-use crate::memory::{Buffer, Dtype, Span};
+use crate::memory::{Buffer, Dtype, Span, Strided};
 #[cfg(feature = "train")]
-use crate::op::{ActivationForward, LayerNormBackward, LinearBackward};
+use crate::op::{ActivationForward, LinearBackward, NormBackward};
 use crate::op::{
-    Dropout, GateForward, GateRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Op, Sink,
+    Dropout, GateForward, GateRows, LinearForward, LinearRows, NormForward, NormRows, Normalize, Op, Sink,
 };
 #[cfg(feature = "train")]
 use crate::plan::BackwardActivations;
@@ -167,7 +167,8 @@ impl Gradients<'_> {
     }
 
     fn in_attention(&self, g: &BlockParameters<Option<Span>>) -> bool {
-        g.norm1.iter().chain([&g.qkv, &g.attention_out]).any(is_trained)
+        let norms = g.norm1.iter().chain(&g.q_norm).chain(&g.k_norm);
+        norms.chain([&g.qkv, &g.attention_out]).any(is_trained)
     }
 
     /// Whether anything below the feed-forward sub-layer of block number `layer` is trained.
@@ -290,9 +291,9 @@ impl<'p> Pass<'p> {
     }
 
     /// The norm over all rows of the pass, or in decoding over those that are live.
-    pub(super) fn each_row_norm(&self, norm: LayerNormForward) -> Op {
+    pub(super) fn each_row_norm(&self, norm: NormForward) -> Op {
         match self.live_rows() {
-            Some(LiveRows { live, .. }) => LayerNormRows { live, norm }.into(),
+            Some(LiveRows { live, .. }) => NormRows { live, norm }.into(),
             None => norm.into(),
         }
     }
@@ -326,23 +327,46 @@ impl<'p> Pass<'p> {
         LinearForward { x, weight, bias, activate: None, dropout: None, residual: None, y, rows, d_in, d_out }
     }
 
+    /// A norm of the residual stream.
     pub(super) fn norm_forward(
         &self,
         w: &Affine<Span>,
         x: Region,
         y: Region,
         stats: &NormActivations,
-    ) -> LayerNormForward {
-        LayerNormForward {
-            x: self.stream(x),
+    ) -> NormForward {
+        let c = self.config().d_model;
+        self.norm_of(w, self.stream(x).rows(c), self.stream(y).rows(c), stats, [1, c])
+    }
+
+    /// A norm of `groups` vectors of `width` in each row.
+    pub(super) fn norm_of(
+        &self,
+        w: &Affine<Span>,
+        x: Strided,
+        y: Strided,
+        stats: &NormActivations,
+        [groups, width]: [usize; 2],
+    ) -> NormForward {
+        NormForward {
+            kind: self.normalize(stats, groups),
+            x,
             weight: w.weight,
             bias: w.bias,
-            y: self.stream(y),
-            mean: self.matrix(stats.mean, 1),
-            rstd: self.matrix(stats.rstd, 1),
+            y,
+            rstd: self.matrix(stats.rstd, groups),
             rows: self.rows(),
-            width: self.config().d_model,
+            groups,
+            width,
             eps: self.config().norm_eps,
+        }
+    }
+
+    /// The kind of the config's norms, with the means of this one.
+    pub(super) fn normalize(&self, stats: &NormActivations, groups: usize) -> Normalize {
+        match stats.mean {
+            Some(mean) => Normalize::Layer { mean: self.matrix(mean, groups) },
+            None => Normalize::Rms,
         }
     }
 }
@@ -456,20 +480,34 @@ impl Pass<'_> {
         x: Region,
         stats: &NormActivations,
         gradients: &Gradients<'_>,
-    ) -> LayerNormBackward {
-        let d_stream = self.stream(gradients.buffers.d_stream);
-        LayerNormBackward {
-            x: self.stream(x),
+    ) -> NormBackward {
+        let c = self.config().d_model;
+        let d_stream = self.stream(gradients.buffers.d_stream).rows(c);
+        self.norm_of_backward((w, g), self.stream(x).rows(c), d_stream, stats, [1, c])
+    }
+
+    /// The gradient of a [norm of vectors](Pass::norm_of), in the place of the gradient of its result.
+    pub(super) fn norm_of_backward(
+        &self,
+        (w, g): (&Affine<Span>, &Affine<Option<Span>>),
+        x: Strided,
+        d_y: Strided,
+        stats: &NormActivations,
+        [groups, width]: [usize; 2],
+    ) -> NormBackward {
+        NormBackward {
+            kind: self.normalize(stats, groups),
+            x,
             weight: w.weight,
-            mean: self.matrix(stats.mean, 1),
-            rstd: self.matrix(stats.rstd, 1),
-            d_y: d_stream,
-            d_x: d_stream,
+            rstd: self.matrix(stats.rstd, groups),
+            d_y,
+            d_x: d_y,
             accumulate: false,
             d_weight: g.weight,
             d_bias: g.bias.flatten(),
             rows: self.rows(),
-            width: self.config().d_model,
+            groups,
+            width,
         }
     }
 
@@ -504,6 +542,10 @@ impl Pass<'_> {
         self.put_linear_backward(sink, layer, part, op)?;
         let Some(norm) = norms else { return Flow::Continue(()) };
         let op = self.norm_backward(norm, input, stats, gradients);
-        sink.put(layer, norm_part, LayerNormBackward { d_y: d_x, accumulate: config.residual, ..op })
+        sink.put(
+            layer,
+            norm_part,
+            NormBackward { d_y: d_x.rows(config.d_model), accumulate: config.residual, ..op },
+        )
     }
 }

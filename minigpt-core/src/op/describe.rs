@@ -184,28 +184,45 @@ impl EmbeddingBackward {
     }
 }
 
-impl LayerNormForward {
+impl Normalize {
+    fn describe(
+        &self,
+        d: &mut Describe<'_>,
+        access: Access,
+        rows: usize,
+        groups: usize,
+    ) -> Result<(), InvalidOp> {
+        match *self {
+            Normalize::Layer { mean } => d.elem("mean", mean, access, &[rows, groups]),
+            Normalize::Rms => Ok(()),
+        }
+    }
+}
+
+impl NormForward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let (rows, width) = ([self.rows], [self.groups, self.width]);
         let mut d = Describe { visit };
-        d.elem("x", self.x, Read, &[self.rows, self.width])?;
+        d.strided("x", self.x, Read, &rows, &width)?;
         d.elem("weight", self.weight, Read, &[self.width])?;
         d.optional("bias", self.bias, Read, &[self.width])?;
-        d.elem("y", self.y, Write, &[self.rows, self.width])?;
-        d.elem("mean", self.mean, Write, &[self.rows])?;
-        d.elem("rstd", self.rstd, Write, &[self.rows])
+        d.strided("y", self.y, Write, &rows, &width)?;
+        self.kind.describe(&mut d, Write, self.rows, self.groups)?;
+        d.elem("rstd", self.rstd, Write, &[self.rows, self.groups])
     }
 }
 
 #[cfg(feature = "train")]
-impl LayerNormBackward {
+impl NormBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let (rows, width) = ([self.rows], [self.groups, self.width]);
         let mut d = Describe { visit };
-        d.elem("x", self.x, Read, &[self.rows, self.width])?;
+        d.strided("x", self.x, Read, &rows, &width)?;
         d.elem("weight", self.weight, Read, &[self.width])?;
-        d.elem("mean", self.mean, Read, &[self.rows])?;
-        d.elem("rstd", self.rstd, Read, &[self.rows])?;
-        d.elem("d_y", self.d_y, Read, &[self.rows, self.width])?;
-        d.elem("d_x", self.d_x, write_or_update(self.accumulate), &[self.rows, self.width])?;
+        self.kind.describe(&mut d, Read, self.rows, self.groups)?;
+        d.elem("rstd", self.rstd, Read, &[self.rows, self.groups])?;
+        d.strided("d_y", self.d_y, Read, &rows, &width)?;
+        d.strided("d_x", self.d_x, write_or_update(self.accumulate), &rows, &width)?;
         d.optional("d_weight", self.d_weight, Update, &[self.width])?;
         d.optional("d_bias", self.d_bias, Update, &[self.width])
     }

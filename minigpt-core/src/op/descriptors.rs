@@ -66,53 +66,70 @@ pub struct EmbeddingBackward {
     pub dropout: Option<Dropout>,
 }
 
-/// y = (x - mean) * rstd * weight + bias, over the last dimension.
+/// Which norm, with what it keeps for its gradient besides [`NormForward::rstd`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormForward {
-    /// (rows, C).
-    pub x: Span,
-    /// (C).
+pub enum Normalize {
+    /// Layer norm, (x - mean) * rstd with rstd = 1 / sqrt(variance + eps).
+    Layer {
+        /// (rows, groups), the mean of each vector: written by the forward op, read by the backward op.
+        mean: Span,
+    },
+    /// RMS norm, x * rstd with rstd = 1 / sqrt(mean of x^2 + eps).
+    Rms,
+}
+
+/// y = normalize(x) * weight + bias, vector by vector. A row is `groups` vectors side by side, such as the heads of queries,
+/// which share weight and bias but not their statistics.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormForward {
+    /// Which norm.
+    pub kind: Normalize,
+    /// (rows, groups * width).
+    pub x: Strided,
+    /// (width).
     pub weight: Span,
-    /// (C).
+    /// (width).
     pub bias: Option<Span>,
-    /// Written: (rows, C).
-    pub y: Span,
-    /// Written: (rows), the mean of each row.
-    pub mean: Span,
-    /// Written: (rows), 1 / sqrt(variance + eps).
+    /// Written: (rows, groups * width).
+    pub y: Strided,
+    /// Written: (rows, groups), what [`Normalize`] says.
     pub rstd: Span,
     /// Number of rows.
     pub rows: usize,
-    /// C.
+    /// Vectors in a row: 1 where the row is one.
+    pub groups: usize,
+    /// Width of a vector.
     pub width: usize,
-    /// Added to the variance.
+    /// Added under the root.
     pub eps: f64,
 }
 
-/// The gradient of [`LayerNormForward`]; adds to the parameters' gradients that are wanted.
+/// The gradient of [`NormForward`]; adds to the parameters' gradients that are wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormBackward {
-    /// (rows, C), the forward input.
-    pub x: Span,
-    /// (C).
+pub struct NormBackward {
+    /// As in the forward pass.
+    pub kind: Normalize,
+    /// (rows, groups * width), the forward input.
+    pub x: Strided,
+    /// (width).
     pub weight: Span,
-    /// (rows).
-    pub mean: Span,
-    /// (rows).
+    /// (rows, groups).
     pub rstd: Span,
-    /// (rows, C).
-    pub d_y: Span,
-    /// Written, or added to if `accumulate`: (rows, C). May be the very span `d_y` if not `accumulate`.
-    pub d_x: Span,
+    /// (rows, groups * width).
+    pub d_y: Strided,
+    /// Written, or added to if `accumulate`: (rows, groups * width). May be the very rows of `d_y` if not `accumulate`.
+    pub d_x: Strided,
     /// Whether `d_x` already holds a gradient, that of the residual connection around the norm.
     pub accumulate: bool,
-    /// Added to, if it is wanted: (C).
+    /// Added to, if it is wanted: (width).
     pub d_weight: Option<Span>,
-    /// Added to, if it is wanted: (C).
+    /// Added to, if it is wanted: (width).
     pub d_bias: Option<Span>,
     /// Number of rows.
     pub rows: usize,
-    /// C.
+    /// Vectors in a row.
+    pub groups: usize,
+    /// Width of a vector.
     pub width: usize,
 }
 

@@ -125,10 +125,10 @@ ops! {
     EmbeddingForward,
     /// See [`struct@EmbeddingBackward`].
     EmbeddingBackward if "train",
-    /// See [`struct@LayerNormForward`].
-    LayerNormForward,
-    /// See [`struct@LayerNormBackward`].
-    LayerNormBackward if "train",
+    /// See [`struct@NormForward`].
+    NormForward,
+    /// See [`struct@NormBackward`].
+    NormBackward if "train",
     /// See [`struct@LinearForward`].
     LinearForward,
     /// See [`struct@LinearBackward`].
@@ -149,8 +149,8 @@ ops! {
     AttentionScores,
     /// See [`struct@EmbeddingRows`].
     EmbeddingRows,
-    /// See [`struct@LayerNormRows`].
-    LayerNormRows,
+    /// See [`struct@NormRows`].
+    NormRows,
     /// See [`struct@LinearRows`].
     LinearRows,
     /// See [`struct@GateRows`].
@@ -372,12 +372,12 @@ impl Op {
         Ok(())
     }
 
-    /// The pairs that may be one and the same span.
+    /// The pairs that may be one and the same span, or the same rows.
     fn may_alias(&self, a: &Operand, b: &Operand) -> bool {
-        a.span == b.span
+        (a.span, a.columns) == (b.span, b.columns)
             && match self {
                 #[cfg(feature = "train")]
-                Op::LayerNormBackward(op) => (a.name, b.name) == ("d_y", "d_x") && !op.accumulate,
+                Op::NormBackward(op) => (a.name, b.name) == ("d_y", "d_x") && !op.accumulate,
                 Op::LinearForward(_) | Op::LinearRows(_) => (a.name, b.name) == ("residual", "y"),
                 #[cfg(feature = "train")]
                 Op::CrossEntropy(_) => (a.name, b.name) == ("logits", "d_logits"),

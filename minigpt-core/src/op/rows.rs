@@ -10,7 +10,7 @@
 //! few of them than for many.
 
 use super::describe::{Describe, check_groups};
-use super::descriptors::{GateForward, LayerNormForward, LinearForward};
+use super::descriptors::{GateForward, LinearForward, NormForward, Normalize};
 use super::{Access, Operand};
 use crate::config::Pairing;
 use crate::memory::{InvalidOp, Span, Strided};
@@ -43,13 +43,13 @@ pub struct EmbeddingRows {
     pub vocab: usize,
 }
 
-/// A [`LayerNormForward`] of the live rows.
+/// A [`NormForward`] of the live rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerNormRows {
+pub struct NormRows {
     /// u32 (1): how many rows are live; more than there are count as all.
     pub live: Span,
     /// All rows.
-    pub norm: LayerNormForward,
+    pub norm: NormForward,
 }
 
 /// A [`LinearForward`] of the live rows.
@@ -309,15 +309,19 @@ impl LinearForward {
     }
 }
 
-impl LayerNormForward {
+impl NormForward {
     /// The same of the first `rows` rows only; of all, if there are fewer.
     #[must_use]
-    pub fn first_rows(&self, rows: usize) -> LayerNormForward {
+    pub fn first_rows(&self, rows: usize) -> NormForward {
         let rows = rows.min(self.rows);
-        let first = |span: Span, width: usize| span.first(rows.saturating_mul(width));
-        let [x, y] = [self.x, self.y].map(|span| first(span, self.width));
-        let [mean, rstd] = [self.mean, self.rstd].map(|span| first(span, 1));
-        LayerNormForward { rows, x, y, mean, rstd, ..*self }
+        let width = self.groups.saturating_mul(self.width);
+        let first = |span: Span| span.first(rows.saturating_mul(self.groups));
+        let [x, y] = [self.x, self.y].map(|all| all.first_rows(rows, width));
+        let kind = match self.kind {
+            Normalize::Layer { mean } => Normalize::Layer { mean: first(mean) },
+            Normalize::Rms => Normalize::Rms,
+        };
+        NormForward { kind, rows, x, y, rstd: first(self.rstd), ..*self }
     }
 }
 
@@ -347,7 +351,7 @@ impl EmbeddingRows {
     }
 }
 
-impl LayerNormRows {
+impl NormRows {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         Describe { visit }.u32("live", self.live, Read, &[1])?;
         self.norm.describe(visit)

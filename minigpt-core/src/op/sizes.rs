@@ -40,6 +40,10 @@ impl Op {
     pub fn sizes(&self) -> Sizes {
         let rows = |rows, name, width| Sizes::of([("rows", rows), (name, width)]);
         let linear = |rows, d_in, d_out| Sizes::of([("rows", rows), ("in", d_in), ("out", d_out)]);
+        let norms = |rows, groups, width| match groups {
+            1 => Sizes::of([("rows", rows), ("C", width)]),
+            _ => Sizes::of([("rows", rows), ("H", groups), ("D", width)]),
+        };
         let heads =
             |batch, time, heads, d_head| Sizes::of([("B", batch), ("T", time), ("H", heads), ("D", d_head)]);
         let attention = |op: &AttentionShape| heads(op.batch, op.time, op.heads, op.d_head);
@@ -53,9 +57,9 @@ impl Op {
             Op::EmbeddingForward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
             #[cfg(feature = "train")]
             Op::EmbeddingBackward(op) => embedding(op.batch, op.time, op.d_model, op.vocab),
-            Op::LayerNormForward(op) => rows(op.rows, "C", op.width),
+            Op::NormForward(op) => norms(op.rows, op.groups, op.width),
             #[cfg(feature = "train")]
-            Op::LayerNormBackward(op) => rows(op.rows, "C", op.width),
+            Op::NormBackward(op) => norms(op.rows, op.groups, op.width),
             Op::LinearForward(op) => linear(op.rows, op.d_in, op.d_out),
             #[cfg(feature = "train")]
             Op::LinearBackward(op) => linear(op.rows, op.d_in, op.d_out),
@@ -70,7 +74,7 @@ impl Op {
             Op::AttentionBackward(op) => attention(&op.shape),
             Op::AttentionScores(op) => attention(&op.shape),
             Op::EmbeddingRows(op) => Sizes::of([("rows", op.rows), ("C", op.d_model), ("V", op.vocab)]),
-            Op::LayerNormRows(op) => rows(op.norm.rows, "C", op.norm.width),
+            Op::NormRows(op) => norms(op.norm.rows, op.norm.groups, op.norm.width),
             Op::LinearRows(op) => linear(op.linear.rows, op.linear.d_in, op.linear.d_out),
             Op::GateRows(op) => rows(op.gate.rows, "F", op.gate.width),
             Op::RotaryRows(op) => Sizes::of([("rows", op.rows), ("H", op.heads), ("D", op.d_head)]),

@@ -3,15 +3,26 @@
 use alloc::vec::Vec;
 
 use super::{Layout, Region};
-use crate::config::{ConfigError, GptConfig, NormPlace, Recompute};
+use crate::config::{ConfigError, GptConfig, Norm, NormPlace, Recompute};
 
-/// Statistics that layer norm keeps for its gradient.
+/// Statistics that a norm keeps for its gradient, of each vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NormActivations {
-    /// (B, T).
-    pub mean: Region,
-    /// (B, T).
+    /// (B, T), of layer norm; for each head apart where heads are normed: (B, T, H).
+    pub mean: Option<Region>,
+    /// (B, T) or (B, T, H).
     pub rstd: Region,
+}
+
+/// What the norms of queries and keys leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormedHeads {
+    /// Queries and keys side by side, as attention reads them: (B, T, (H + K) D).
+    pub heads: Region,
+    /// Of the queries' norm, (B, T, H).
+    pub queries: NormActivations,
+    /// Of the keys' norm, (B, T, K).
+    pub keys: NormActivations,
 }
 
 /// What a block computes. Where no norm stands between two of them they are the same region. In inference all blocks
@@ -24,6 +35,8 @@ pub struct BlockActivations {
     pub attention_in: Region,
     /// Queries, keys and values side by side: (B, T, (H + 2K) D).
     pub qkv: Region,
+    /// If the config has norms of queries and keys.
+    pub normed_qk: Option<NormedHeads>,
     /// The heads' results side by side: (B, T, H D).
     pub attended: Region,
     /// (B, H, T); empty where attention goes over a cache.
@@ -137,13 +150,34 @@ impl Shape {
 }
 
 fn norm_activations(
+    config: &GptConfig,
     has_norm: bool,
+    [batch, time, groups]: [usize; 3],
+    layout: &mut Layout,
+) -> Result<NormActivations, ConfigError> {
+    let vectors = [batch, if has_norm { time } else { 0 }, groups];
+    let mean = match config.norm {
+        Norm::Layer => Some(layout.push(&vectors)?),
+        Norm::Rms => None,
+    };
+    Ok(NormActivations { mean, rstd: layout.push(&vectors)? })
+}
+
+fn normed_heads(
+    config: &GptConfig,
     batch: usize,
     time: usize,
     layout: &mut Layout,
-) -> Result<NormActivations, ConfigError> {
-    let rows = [batch, if has_norm { time } else { 0 }];
-    Ok(NormActivations { mean: layout.push(&rows)?, rstd: layout.push(&rows)? })
+) -> Result<Option<NormedHeads>, ConfigError> {
+    if !config.qk_norm {
+        return Ok(None);
+    }
+    let (heads, kv_heads) = (config.heads, config.kv_heads());
+    Ok(Some(NormedHeads {
+        heads: layout.push(&[batch, time, heads + kv_heads, config.d_head()])?,
+        queries: norm_activations(config, true, [batch, time, heads], layout)?,
+        keys: norm_activations(config, true, [batch, time, kv_heads], layout)?,
+    }))
 }
 
 /// As many rows go through the head at once as have this many logits, or 256 rows if that is more: enough for the
@@ -165,14 +199,15 @@ pub(super) fn training(
     let shape = Shape::new(config, batch, time);
     let Shape { stream, qkv, attended, scratch, wide, gate } = &shape;
     let (before, after) = (config.norm_place == NormPlace::Pre, config.norm_place == NormPlace::Post);
+    let has_norms = config.norm_place != NormPlace::None;
     let passing = if recompute == Recompute::Nothing { None } else { Some(Passing::new(&shape, layout)?) };
 
     let mut blocks: Vec<BlockActivations> = Vec::new();
     blocks.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
     let mut input = layout.push(stream)?;
     for _ in 0..config.layers {
-        let norm1 = norm_activations(config.norm_place != NormPlace::None, batch, time, layout)?;
-        let norm2 = norm_activations(config.norm_place != NormPlace::None, batch, time, layout)?;
+        let norm1 = norm_activations(config, has_norms, [batch, time, 1], layout)?;
+        let norm2 = norm_activations(config, has_norms, [batch, time, 1], layout)?;
         let output = layout.push(stream)?;
         let mut block = match blocks.first() {
             Some(&first) if recompute == Recompute::Blocks => first,
@@ -194,6 +229,7 @@ pub(super) fn training(
                     feed_forward_sum: apart(output)?,
                     output,
                     qkv: layout.push(qkv)?,
+                    normed_qk: normed_heads(config, batch, time, layout)?,
                     attended: layout.push(attended)?,
                     lse: layout.push(&[batch, config.heads, time])?,
                     pre_activation: Some(layout.push(gate.as_ref().map_or(wide, |gate| gate))?),
@@ -216,7 +252,7 @@ pub(super) fn training(
         blocks.push(BlockActivations { input, output, norm1, norm2, ..block });
         input = output;
     }
-    let final_norm = norm_activations(before, batch, time, layout)?;
+    let final_norm = norm_activations(config, before, [batch, time, 1], layout)?;
     // A model with a prefix goes through the head sequence by sequence, since the rows of the prefix do not.
     let rows = match config.prefix {
         0 => batch.checked_mul(time).ok_or(ConfigError::TooLarge { field: "batch" })?,
@@ -271,19 +307,21 @@ fn forward(
     layout: &mut Layout,
 ) -> Result<Activations, ConfigError> {
     let Shape { stream, qkv, attended, wide, gate, .. } = Shape::new(config, batch, time);
+    let (before, after) = (config.norm_place == NormPlace::Pre, config.norm_place == NormPlace::Post);
+    let has_norms = config.norm_place != NormPlace::None;
     let input = layout.push(&stream)?;
-    let normed = if config.norm_place == NormPlace::None { input } else { layout.push(&stream)? };
+    let normed = if has_norms { layout.push(&stream)? } else { input };
     let mut blocks = Vec::new();
     blocks.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
     if config.layers > 0 {
-        let norm1 = norm_activations(config.norm_place != NormPlace::None, batch, time, layout)?;
-        let norm2 = norm_activations(config.norm_place != NormPlace::None, batch, time, layout)?;
+        let norm1 = norm_activations(config, has_norms, [batch, time, 1], layout)?;
+        let norm2 = norm_activations(config, has_norms, [batch, time, 1], layout)?;
         let middle = layout.push(&stream)?;
-        let (before, after) = (config.norm_place == NormPlace::Pre, config.norm_place == NormPlace::Post);
         let block = BlockActivations {
             input,
             attention_in: if before { normed } else { input },
             qkv: layout.push(&qkv)?,
+            normed_qk: normed_heads(config, batch, time, layout)?,
             attended: layout.push(&attended)?,
             lse: layout.push(&[batch, config.heads, if lse { time } else { 0 }])?,
             attention_sum: if after { normed } else { middle },
@@ -298,8 +336,8 @@ fn forward(
         };
         blocks.resize(config.layers, block);
     }
-    let final_norm = norm_activations(config.norm_place == NormPlace::Pre, batch, time, layout)?;
-    let head_in = if config.norm_place == NormPlace::Pre { normed } else { input };
+    let final_norm = norm_activations(config, before, [batch, time, 1], layout)?;
+    let head_in = if before { normed } else { input };
     let nowhere = layout.push(&[0])?;
     Ok(Activations { blocks, head_in, wanted: nowhere, final_norm, logits: nowhere })
 }

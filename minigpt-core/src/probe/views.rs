@@ -83,16 +83,6 @@ impl Views {
         self.push(View { layer: self.layer, kind, gradient, span: rows.span, columns, writer: None });
     }
 
-    /// Queries and keys in what the first layer of attention gives, or in its gradient.
-    fn before_rotary(&mut self, config: &GptConfig, gradient: bool, qkv: Span) {
-        let (q, k) = (config.d_attention(), config.kv_heads() * config.d_head());
-        for (kind, first, width) in
-            [(TensorKind::QueryBeforeRotary, 0, q), (TensorKind::KeyBeforeRotary, q, k)]
-        {
-            self.heads(kind, gradient, qkv.columns(first, width, config.d_qkv()), width);
-        }
-    }
-
     /// What `op` writes to the `span` of `scratch`.
     fn written(
         &mut self,
@@ -209,28 +199,37 @@ impl<'c> Reader<'c> {
         if self.after_loss && layer.is_some() {
             return;
         }
+        let rotary = self.config.position.is_rotary();
         match (step.name.part, &step.op) {
-            ("attention.norm", Op::LayerNormForward(op)) if views.norms_last => {
-                views.stream(layer, ResidualMiddle, false, op.y);
+            ("attention.norm", Op::NormForward(op)) if views.norms_last => {
+                views.stream(layer, ResidualMiddle, false, op.y.span);
             }
-            ("attention.norm", Op::LayerNormForward(op)) => views.tensor(AttentionNorm, op.y),
-            ("attention.qkv", Op::LinearForward(op)) if self.config.position.is_rotary() => {
-                views.before_rotary(self.config, false, op.y);
+            ("attention.norm", Op::NormForward(op)) => views.tensor(AttentionNorm, op.y.span),
+            ("attention.qkv", Op::LinearForward(op)) if rotary && !self.config.qk_norm => {
+                let (q, k) = (self.config.d_attention(), self.config.kv_heads() * self.config.d_head());
+                views.heads(QueryBeforeRotary, false, op.y.columns(0, q, op.d_out), q);
+                views.heads(KeyBeforeRotary, false, op.y.columns(q, k, op.d_out), k);
+            }
+            ("attention.q_norm", Op::NormForward(op)) if rotary => {
+                views.heads(QueryBeforeRotary, false, op.y, op.groups * op.width);
+            }
+            ("attention.k_norm", Op::NormForward(op)) if rotary => {
+                views.heads(KeyBeforeRotary, false, op.y, op.groups * op.width);
             }
             ("attention", Op::AttentionForward(op)) => views.attention(op),
             ("attention.out", Op::LinearForward(op)) => {
                 views.sublayer([AttentionOutput, AttentionSum, ResidualMiddle], op);
             }
-            ("feed_forward.norm", Op::LayerNormForward(op)) if views.norms_last => {
-                views.stream(layer, ResidualOutput, false, op.y);
+            ("feed_forward.norm", Op::NormForward(op)) if views.norms_last => {
+                views.stream(layer, ResidualOutput, false, op.y.span);
             }
-            ("feed_forward.norm", Op::LayerNormForward(op)) => views.tensor(FeedForwardNorm, op.y),
+            ("feed_forward.norm", Op::NormForward(op)) => views.tensor(FeedForwardNorm, op.y.span),
             ("feed_forward.up", Op::LinearForward(op)) => views.up(op),
             ("feed_forward.gate", Op::GateForward(op)) => views.tensor(Activation, op.y),
             ("feed_forward.down", Op::LinearForward(op)) => {
                 views.sublayer([FeedForwardOutput, FeedForwardSum, ResidualOutput], op);
             }
-            ("final_norm", Op::LayerNormForward(op)) => views.tensor(FinalNorm, op.y),
+            ("final_norm", Op::NormForward(op)) => views.tensor(FinalNorm, op.y.span),
             ("head", Op::LinearForward(op)) => views.tensor(Logits, op.y),
             _ => {}
         }
@@ -285,17 +284,17 @@ impl Reader<'_> {
                 self.after_loss = true;
                 views.loss(op);
             }
-            ("final_norm", Op::LayerNormBackward(op)) => views.stream(last, ResidualOutput, true, op.d_x),
-            ("feed_forward.norm", Op::LayerNormBackward(op)) if norm == NormPlace::Post => {
-                views.gradient(FeedForwardSum, op.d_x);
+            ("final_norm", Op::NormBackward(op)) => views.stream(last, ResidualOutput, true, op.d_x.span),
+            ("feed_forward.norm", Op::NormBackward(op)) if norm == NormPlace::Post => {
+                views.gradient(FeedForwardSum, op.d_x.span);
             }
-            ("feed_forward.norm", Op::LayerNormBackward(op)) => {
-                views.stream(layer, ResidualMiddle, true, op.d_x);
+            ("feed_forward.norm", Op::NormBackward(op)) => {
+                views.stream(layer, ResidualMiddle, true, op.d_x.span);
             }
-            ("attention.norm", Op::LayerNormBackward(op)) if norm == NormPlace::Post => {
-                views.gradient(AttentionSum, op.d_x);
+            ("attention.norm", Op::NormBackward(op)) if norm == NormPlace::Post => {
+                views.gradient(AttentionSum, op.d_x.span);
             }
-            ("attention.norm", Op::LayerNormBackward(op)) => views.stream(before, input, true, op.d_x),
+            ("attention.norm", Op::NormBackward(op)) => views.stream(before, input, true, op.d_x.span),
             ("attention", Op::AttentionBackward(op)) => {
                 let [wide, narrow] = [op.shape.heads, op.shape.kv_heads].map(|heads| heads * op.shape.d_head);
                 views.heads(Query, true, op.d_q, wide);
@@ -308,6 +307,9 @@ impl Reader<'_> {
                 views.heads(QueryBeforeRotary, true, op.x.part(0, q, q + k), q);
                 views.heads(KeyBeforeRotary, true, op.x.part(q, k, q + k), k);
             }
+            // Given vectors have none.
+            ("head", Op::Fill(op)) if norm == NormPlace::Pre => views.gradient(FinalNorm, op.to),
+            ("head", Op::Fill(op)) => views.stream(last, ResidualOutput, true, op.to),
             (part, Op::LinearBackward(op)) => {
                 let Some(d_x) = op.d_x else { return };
                 match part {

@@ -5,7 +5,7 @@
 //! function that it must equal.
 //!
 //! - [`embedding`]: tokens to vectors.
-//! - [`layernorm`]: rows to mean 0 and variance 1.
+//! - [`norm`]: vectors to a common size.
 //! - [`linear`], with the non-linearities of [`activation`]: matrix products.
 //! - [`gate`]: one half of a row lets the other through.
 //! - [`rotary`] and [`position`]: where in the sequence a token stands.
@@ -35,8 +35,8 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gate;
-pub mod layernorm;
 pub mod linear;
+pub mod norm;
 pub mod optimizer;
 pub mod position;
 pub mod rotary;

@@ -80,8 +80,8 @@ impl Case {
         let (post, rotary) = (self.config.norm_place == NormPlace::Post, self.config.position.is_rotary());
         Some(match (step.name.part, &step.op) {
             ("embedding", Op::EmbeddingForward(_)) => ("out", vec![Embedding]),
-            ("attention.norm", Op::LayerNormForward(_)) if post => ("y", vec![AttentionNorm, ResidualMiddle]),
-            ("attention.norm", Op::LayerNormForward(_)) => ("y", vec![AttentionNorm]),
+            ("attention.norm", Op::NormForward(_)) if post => ("y", vec![AttentionNorm, ResidualMiddle]),
+            ("attention.norm", Op::NormForward(_)) => ("y", vec![AttentionNorm]),
             ("attention.qkv", Op::LinearForward(_)) if rotary => {
                 ("y", vec![QueryBeforeRotary, KeyBeforeRotary, Value])
             }
@@ -90,16 +90,14 @@ impl Case {
             ("attention", Op::AttentionForward(_)) => ("out", vec![Attended]),
             ("attention.out", Op::LinearForward(_)) if post => ("y", vec![AttentionOutput, AttentionSum]),
             ("attention.out", Op::LinearForward(_)) => ("y", vec![AttentionOutput, ResidualMiddle]),
-            ("feed_forward.norm", Op::LayerNormForward(_)) if post => {
-                ("y", vec![FeedForwardNorm, ResidualOutput])
-            }
-            ("feed_forward.norm", Op::LayerNormForward(_)) => ("y", vec![FeedForwardNorm]),
+            ("feed_forward.norm", Op::NormForward(_)) if post => ("y", vec![FeedForwardNorm, ResidualOutput]),
+            ("feed_forward.norm", Op::NormForward(_)) => ("y", vec![FeedForwardNorm]),
             ("feed_forward.up", Op::LinearForward(_)) => ("y", vec![Activation]),
             ("feed_forward.down", Op::LinearForward(_)) if post => {
                 ("y", vec![FeedForwardOutput, FeedForwardSum])
             }
             ("feed_forward.down", Op::LinearForward(_)) => ("y", vec![FeedForwardOutput, ResidualOutput]),
-            ("final_norm", Op::LayerNormForward(_)) => ("y", vec![FinalNorm]),
+            ("final_norm", Op::NormForward(_)) => ("y", vec![FinalNorm]),
             ("head", Op::LinearForward(_)) => ("y", vec![Logits]),
             _ => return None,
         })

@@ -4,9 +4,9 @@
 mod attention;
 mod backend;
 mod embedding;
-mod layernorm;
 mod linear;
 mod memory;
+mod norm;
 mod refusals;
 mod rows;
 mod step;

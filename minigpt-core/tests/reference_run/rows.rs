@@ -5,8 +5,8 @@ use minigpt_core::reference::Rows;
 use minigpt_core::reference::attention::*;
 use minigpt_core::reference::embedding::*;
 use minigpt_core::reference::gate::*;
-use minigpt_core::reference::layernorm::*;
 use minigpt_core::reference::linear::*;
+use minigpt_core::reference::norm::*;
 use minigpt_core::reference::rotary::*;
 use minigpt_core::reference::weights::weight_at;
 use minigpt_core::rng::{Rng, Stream};
@@ -72,14 +72,16 @@ fn norms_and_layers_are_those_of_the_live_rows() {
         d_in,
         d_out,
     };
-    let layernorm = LayerNormForward {
-        x: x_span,
+    let means = memory.room(rows);
+    let normed = NormForward {
+        kind: Normalize::Layer { mean: means },
+        x: x_span.rows(d_in),
         weight: norm_span,
         bias: None,
-        y: memory.room(rows * d_in),
-        mean: memory.room(rows),
+        y: memory.room(rows * d_in).rows(d_in),
         rstd: memory.room(rows),
         rows,
+        groups: 1,
         width: d_in,
         eps: 1e-5,
     };
@@ -89,10 +91,11 @@ fn norms_and_layers_are_those_of_the_live_rows() {
     memory.expect(LinearRows { live: count, linear }, &[(linear.y.first(y.len()), &y)]);
 
     let (mut y, mut mean, mut rstd) = (vec![0.0; live * d_in], vec![0.0; live], vec![0.0; live]);
-    layernorm_forward(&x, &norm, None, &mut y, &mut mean, &mut rstd, live, d_in, 1e-5);
-    let spans = [layernorm.y.first(y.len()), layernorm.mean.first(live), layernorm.rstd.first(live)];
+    let of_live = Rows { data: &x, stride: d_in };
+    norm_forward(of_live, &norm, None, &mut y, Some(&mut mean), &mut rstd, live, 1, d_in, 1e-5);
+    let spans = [normed.y.span.first(y.len()), means.first(live), normed.rstd.first(live)];
     memory.expect(
-        LayerNormRows { live: count, norm: layernorm },
+        NormRows { live: count, norm: normed },
         &[(spans[0], &y), (spans[1], &mean), (spans[2], &rstd)],
     );
 

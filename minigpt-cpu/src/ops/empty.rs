@@ -1,7 +1,7 @@
 //! Ops of inference of which a dimension is 0: what little there is to do, so that kernels need not think of it.
 
 use minigpt_core::Op;
-use minigpt_core::op::{AttentionForward, LayerNormForward, LayerNormRows, LinearRows};
+use minigpt_core::op::{AttentionForward, LinearRows, NormForward, NormRows, Normalize};
 
 use super::rows::live_rows;
 use crate::error::CpuError;
@@ -10,10 +10,12 @@ use crate::par::Views;
 /// Does it; says whether nothing else is left to do of `op`.
 pub(super) fn run(views: &mut Views<'_, '_>, op: &Op) -> Result<bool, CpuError> {
     match op {
-        Op::LayerNormForward(op) if op.width == 0 => statistics(views, op)?,
-        Op::LayerNormRows(LayerNormRows { live, norm }) if norm.width == 0 => {
+        Op::NormForward(op) if op.groups == 0 || op.width == 0 => {
+            return statistics(views, op).map(|()| true);
+        }
+        Op::NormRows(NormRows { live, norm }) if norm.groups == 0 || norm.width == 0 => {
             let live = live_rows(views, *live, norm.rows)?;
-            statistics(views, &norm.first_rows(live))?;
+            return statistics(views, &norm.first_rows(live)).map(|()| true);
         }
         // Rows that lie apart may have a span though they have no width.
         Op::Rotary(op) if op.heads == 0 || op.d_head == 0 => return Ok(true),
@@ -23,14 +25,14 @@ pub(super) fn run(views: &mut Views<'_, '_>, op: &Op) -> Result<bool, CpuError> 
     }
     let written = match op {
         Op::EmbeddingForward(op) => op.out,
-        Op::LayerNormForward(op) => op.y,
+        Op::NormForward(op) => op.y.span,
         Op::LinearForward(op) => op.y,
         Op::GateForward(op) => op.y,
         Op::Rotary(op) => op.x.span,
         Op::AttentionForward(op) => op.out,
         Op::AttentionScores(op) => op.scores,
         Op::EmbeddingRows(op) => op.out,
-        Op::LayerNormRows(op) => op.norm.y,
+        Op::NormRows(op) => op.norm.y.span,
         Op::LinearRows(LinearRows { linear, .. }) => linear.y,
         Op::GateRows(op) => op.gate.y,
         Op::RotaryRows(op) => op.x.span,
@@ -42,9 +44,11 @@ pub(super) fn run(views: &mut Views<'_, '_>, op: &Op) -> Result<bool, CpuError> 
     Ok(written.len == 0)
 }
 
-/// The mean of nothing is not a number.
-fn statistics(views: &mut Views<'_, '_>, op: &LayerNormForward) -> Result<(), CpuError> {
-    views.f32_mut("mean", op.mean)?.fill(f32::NAN);
+/// The mean of nothing is not a number, nor is that of its squares.
+fn statistics(views: &mut Views<'_, '_>, op: &NormForward) -> Result<(), CpuError> {
+    if let Normalize::Layer { mean } = op.kind {
+        views.f32_mut("mean", mean)?.fill(f32::NAN);
+    }
     views.f32_mut("rstd", op.rstd)?.fill(f32::NAN);
     Ok(())
 }

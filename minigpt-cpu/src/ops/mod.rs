@@ -9,8 +9,8 @@ mod embedding;
 mod empty;
 mod gate;
 mod lanes;
-mod layernorm;
 pub(crate) mod linear;
+mod norm;
 mod optimizer;
 mod rotary;
 mod rows;
@@ -22,7 +22,7 @@ mod weight;
 use minigpt_core::Op;
 #[cfg(feature = "train")]
 use minigpt_core::op::LinearBackward;
-use minigpt_core::op::{GateRows, LayerNormRows, LinearRows};
+use minigpt_core::op::{GateRows, LinearRows, NormRows};
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
@@ -52,9 +52,9 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         }
         #[cfg(feature = "train")]
         Op::EmbeddingBackward(op) if op.d_out.len > 0 => embedding::backward(context, op)?,
-        Op::LayerNormForward(op) => layernorm::forward(context, op)?,
+        Op::NormForward(op) => norm::forward(context, op)?,
         #[cfg(feature = "train")]
-        Op::LayerNormBackward(op) if op.d_x.len > 0 => layernorm::backward(context, op)?,
+        Op::NormBackward(op) if ![op.rows, op.groups, op.width].contains(&0) => norm::backward(context, op)?,
         #[cfg(feature = "train")]
         Op::ActivationForward(op) if op.y.len > 0 => activation::forward(context, op)?,
         Op::GateForward(op) => gate::forward(context, op)?,
@@ -68,9 +68,9 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::EmbeddingRows(op) if Weight::reads(op.token_embedding.dtype) => {
             rows::embedding(context, op)?;
         }
-        Op::LayerNormRows(LayerNormRows { live, norm }) => {
+        Op::NormRows(NormRows { live, norm }) => {
             let live = rows::live_rows(&mut context.views, *live, norm.rows)?;
-            layernorm::forward(context, &norm.first_rows(live))?;
+            norm::forward(context, &norm.first_rows(live))?;
         }
         Op::LinearRows(LinearRows { live, linear: op }) if Weight::reads(op.weight.dtype) => {
             let live = rows::live_rows(&mut context.views, *live, op.rows)?;
@@ -111,7 +111,7 @@ pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
         #[cfg(feature = "train")]
         Op::LinearBackward(op) => linear::backward_scratch_floats(op),
         #[cfg(feature = "train")]
-        Op::LayerNormBackward(op) => layernorm::backward_scratch_floats(op),
+        Op::NormBackward(op) => norm::backward_scratch_floats(op),
         Op::AttentionForward(op) => attention::forward_scratch_floats(op, machine),
         #[cfg(feature = "train")]
         Op::AttentionBackward(op) => attention::backward_scratch_floats(op, machine),

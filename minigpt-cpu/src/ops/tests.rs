@@ -6,8 +6,8 @@ use std::vec::Vec;
 use minigpt_core::backend::{fall_back, read_elems, read_u32, write_elems, write_u32};
 use minigpt_core::op::{
     Activate, ActivationForward, AdamW, AttentionBackward, AttentionForward, AttentionRows, AttentionScores,
-    CrossEntropy, Dropout, EmbeddingForward, IGNORE, LayerNormBackward, LayerNormForward, LinearForward,
-    NO_TOKEN, Sample, SampleRow, SquaredNorm, counter, scalar,
+    CrossEntropy, Dropout, EmbeddingForward, IGNORE, LinearForward, NO_TOKEN, NormBackward, NormForward,
+    Normalize, Sample, SampleRow, SquaredNorm, counter, scalar,
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Activation, Backend, Dtype, InvalidOp, Op, SampleConfig, Span};
@@ -385,18 +385,19 @@ fn lanes_beyond_a_row_of_large_numbers_do_not_reach_layer_norms_gradient() {
     let (rows, width) = (2, 4);
     assert_like_the_reference(1e-5, |bench| {
         let (d_x, d_weight) = (bench.poison(rows * width), bench.values(&[0.0; 4]));
-        let op = LayerNormBackward {
-            x: bench.values(&[1e37; 8]),
+        let op = NormBackward {
+            kind: Normalize::Layer { mean: bench.values(&[1e37; 2]) },
+            x: bench.values(&[1e37; 8]).rows(width),
             weight: bench.normal(width),
-            mean: bench.values(&[1e37; 2]),
             // Of a variance of 0.
             rstd: bench.values(&[316.0; 2]),
-            d_y: bench.normal(rows * width),
-            d_x,
+            d_y: bench.normal(rows * width).rows(width),
+            d_x: d_x.rows(width),
             accumulate: false,
             d_weight: Some(d_weight),
             d_bias: None,
             rows,
+            groups: 1,
             width,
         };
         (op.into(), [d_x, d_weight].into())
@@ -451,9 +452,10 @@ fn what_inference_does_where_a_dimension_is_0_needs_no_reference() {
     }
     assert_like_the_reference(1e-6, |bench| {
         let [mean, rstd] = [bench.normal(3), bench.normal(3)];
-        let nothing = bench.normal(0);
-        let (x, weight, y) = (nothing, nothing, nothing);
-        let op = LayerNormForward { x, weight, bias: None, y, mean, rstd, rows: 3, width: 0, eps: 0.1 };
+        let weight = bench.normal(0);
+        let (kind, x, y) = (Normalize::Layer { mean }, weight.rows(0), weight.rows(0));
+        let (bias, rows, groups, width) = (None, 3, 1, 0);
+        let op = NormForward { kind, x, weight, bias, y, rstd, rows, groups, width, eps: 0.1 };
         (op.into(), [mean, rstd].into())
     });
     for [batch, time, heads, d_head] in [[2, 5, 3, 0], [2, 6, 3, 0], [2, 5, 0, 4], [2, 0, 3, 4], [0, 5, 3, 4]]

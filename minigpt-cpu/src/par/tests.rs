@@ -2,7 +2,7 @@ use super::*;
 use crate::error::CpuError;
 use crate::executor::Executor;
 use crate::memory::Memory;
-use minigpt_core::{Buffer, Dtype, InvalidOp, Span};
+use minigpt_core::{Buffer, Dtype, InvalidOp, Span, Strided};
 use std::vec;
 
 fn span(buffer: Buffer, offset: usize, len: usize) -> Span {
@@ -26,6 +26,44 @@ fn views_refuse_whatever_would_conflict() {
         Err(CpuError::Invalid(InvalidOp::Overlap { .. }))
     ));
     assert!(views.f32_mut("e", span(other, 12, 4)).is_ok());
+}
+
+#[test]
+fn views_hand_out_columns_of_one_matrix_side_by_side_and_never_over_each_other() {
+    let mut memory = Memory::default();
+    let buffer = memory.alloc(64).unwrap();
+    // Three rows of five: columns 0 and 1, 2 and 3, and 4.
+    let matrix = span(buffer, 0, 15);
+    let mut views = Views::new(&mut memory);
+    views
+        .f32_mut("matrix", matrix)
+        .unwrap()
+        .copy_from_slice(&core::array::from_fn::<f32, 15, _>(|i| i as f32));
+    let mut views = Views::new(&mut memory);
+    let x = views.f32_rows("x", matrix.columns(2, 2, 5), 2).unwrap();
+    let y = views.f32_rows_mut("y", matrix.columns(0, 2, 5), 2).unwrap();
+    let last = views.f32_rows_mut("last", matrix.columns(4, 1, 5), 1).unwrap();
+    let mut executor = Executor::team(2).unwrap();
+    for_each(&mut executor, (Grid::of_rows(y, 1, 2), Grid::of_rows(last, 1, 1)), |i, (mut y, mut last)| {
+        y.row(0).copy_from_slice(x.row(i));
+        last.row(0)[0] = -1.0;
+    });
+    assert_eq!(x.row(2), [12.0, 13.0]);
+    let overlaps = |found| matches!(found, Err(CpuError::Invalid(InvalidOp::Overlap { .. })));
+    assert!(overlaps(views.f32_rows("over y", matrix.columns(1, 1, 5), 1).map(|_| ())));
+    assert!(overlaps(views.f32_rows_mut("over x", matrix.columns(3, 1, 5), 1).map(|_| ())));
+    assert!(overlaps(
+        views.f32_rows("of another matrix", span(buffer, 0, 12).columns(2, 1, 4), 1).map(|_| ())
+    ));
+    assert!(overlaps(views.f32("all", matrix).map(|_| ())));
+    assert!(views.f32_rows("x again", matrix.columns(3, 1, 5), 1).is_ok());
+    let narrow = Strided { span: span(buffer, 60, 1), stride: 1 };
+    assert!(matches!(
+        views.f32_rows("narrow", narrow, 2).map(|_| ()),
+        Err(CpuError::Invalid(InvalidOp::Value { operand: "narrow" }))
+    ));
+    let all = Views::new(&mut memory).f32("matrix", matrix).unwrap();
+    assert_eq!(all, [2.0, 3.0, 2.0, 3.0, -1.0, 7.0, 8.0, 7.0, 8.0, -1.0, 12.0, 13.0, 12.0, 13.0, -1.0]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use minigpt_core::op::*;
 use minigpt_core::{Activation, Span};
 
 use crate::kernel::{Done, Fault, Heads, Kernel, faults};
+use crate::norm;
 
 /// As it should be, but for one more in each number of `span` where it is `wrong`.
 fn off_where(kernel: &mut Kernel, op: impl Into<Op>, span: Span, wrong: bool) -> Done {
@@ -147,18 +148,32 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "rows counted in 16 bits" => |k, op| off_where(k, op, op.scalars, op.rows > 65_536);
     }
-    LayerNormForward {
-        "widths of 135 to 1033" => |k, op| off_where(k, op, op.y, (135..1034).contains(&op.width));
+    NormForward {
+        "widths of 135 to 1033" => |k, op| off_where(k, op, op.y.span, (135..1034).contains(&op.width));
         "rows from 1024 on" => |k, op| {
             k.run(op)?;
-            k.edit(op.y, |i, x| if i / op.width >= 1024 { x + 1.0 } else { x })
+            norm::results(&op).edit(k, |v, _, x| if v / op.groups >= 1024 { x + 1.0 } else { x })
         };
-        "widths of whole tiles" => |k, op| off_where(k, op, op.y, whole(&[op.width], 64));
+        "RMS norm of several vectors, apart" => |k, op| {
+            let wrong = op.kind == Normalize::Rms && op.groups > 1 && op.y.stride > op.groups * op.width;
+            k.run(op)?;
+            norm::results(&op).edit(k, |_, _, x| if wrong { x + 1.0 } else { x })
+        };
+        "from columns to columns of one matrix" => |k, op| {
+            let shared = op.x.span.overlaps(&op.y.span);
+            k.run(op)?;
+            norm::results(&op).edit(k, |_, _, x| if shared { x + 1.0 } else { x })
+        };
+        "widths of whole tiles" => |k, op| off_where(k, op, op.y.span, whole(&[op.width], 64));
     }
-    LayerNormBackward {
+    NormBackward {
         "rows counted in 16 bits" => |k, op| {
             let Some(d_weight) = op.d_weight else { return k.run(op) };
             off_where(k, op, d_weight, op.rows > 65_536)
+        };
+        "RMS norm of whole tiles, in place" => |k, op| {
+            let wrong = op.kind == Normalize::Rms && op.d_x == op.d_y && whole(&[op.rows, op.width], 16);
+            off_where(k, op, op.d_x.span, wrong)
         };
     }
     EmbeddingForward {

@@ -1,11 +1,12 @@
 //! Faults of the ops by rows, of which the device's words say what to do: which rows are live, of which token, where it
 //! stands, and which are wanted.
 
-use minigpt_core::op::{EmbeddingRows, GatherRows, LayerNormRows, LinearRows, RotaryRows};
+use minigpt_core::op::{EmbeddingRows, GatherRows, LinearRows, NormRows, Normalize, RotaryRows};
 use minigpt_core::{Dtype, Op, Pairing, Span};
 use minigpt_cpu::CpuError;
 
 use crate::kernel::{Done, Fault, Heads, Kernel, faults};
+use crate::norm::{inputs, results};
 
 /// What the words of an op say: how many of its rows are live, and for each row some numbers below a count.
 pub(crate) struct Told {
@@ -111,7 +112,7 @@ fn embedding(op: &EmbeddingRows) -> Told {
     Told { live: op.live, rows: op.rows, words: vec![(op.places, op.tokens.len), (op.positions, count)] }
 }
 
-fn norm(op: &LayerNormRows) -> Told {
+fn norm(op: &NormRows) -> Told {
     Told { live: op.live, rows: op.norm.rows, words: vec![] }
 }
 
@@ -244,26 +245,28 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             Ok(())
         };
     }
-    LayerNormRows {
+    NormRows {
         "all rows are normed" => |k, op| k.run(op.norm);
         "a whole tile of 8 rows is written" => |k, op| norm(&op).run_tiles(k, op, 8);
         "a whole warp's means are written" => |k, op| {
             let live = norm(&op).live(k)?;
             k.run(op)?;
-            k.edit(op.norm.mean, |row, mean| {
-                if (live..live.next_multiple_of(32)).contains(&row) { 0.0 } else { mean }
+            let Normalize::Layer { mean } = op.norm.kind else { return Ok(()) };
+            let live = live * op.norm.groups;
+            k.edit(mean, |vector, mean| {
+                if (live..live.next_multiple_of(32)).contains(&vector) { 0.0 } else { mean }
             })
         };
         "the first dead row has the rstd of the last live one" => |k, op| {
             let live = norm(&op).live(k)?;
             k.run(op)?;
-            let rstd = k.get(op.norm.rstd)?;
-            k.edit(op.norm.rstd, |row, x| if row == live && row > 0 { rstd[row - 1] } else { x })
+            let (rstd, first) = (k.get(op.norm.rstd)?, live * op.norm.groups);
+            k.edit(op.norm.rstd, |v, x| if v == first && v > 0 { rstd[v - 1] } else { x })
         };
         "live of a recorded list" => |k, op| norm(&op).run_recorded(k, op);
         "live of the last call" => |k, op| norm(&op).run_late(k, op);
         "of more than there are all are written, and more" => |k, op| {
-            norm(&op).run_uncapped(k, op, op.norm.mean, 1)
+            norm(&op).run_uncapped(k, op, op.norm.rstd, op.norm.groups)
         };
         "of two rows for a thread the last is left out" => |k, op| {
             let told = norm(&op);
@@ -285,11 +288,34 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             told.run_as(k, op, if live == 0 { op.norm.rows } else { live })
         };
         "what is no number in a dead row reaches the last live one" => |k, op| {
-            let (live, x) = (norm(&op).live(k)?, k.get(op.norm.x)?);
+            let (live, x) = (norm(&op).live(k)?, inputs(&op.norm).get(k)?);
             k.run(op)?;
-            let width = op.norm.width;
-            let broken = x.get(live * width).is_some_and(|x| x.is_nan());
-            k.edit(op.norm.y, |i, y| if broken && i / width + 1 == live { f32::NAN } else { y })
+            let groups = op.norm.groups;
+            let broken = x.get(live * groups * op.norm.width).is_some_and(|x| x.is_nan());
+            results(&op.norm).edit(k, |v, _, y| if broken && v / groups + 1 == live { f32::NAN } else { y })
+        };
+        "live counts vectors and not rows" => |k, op| {
+            let told = norm(&op);
+            let live = told.live(k)?;
+            told.run_as(k, op, live.div_ceil(op.norm.groups))
+        };
+        "what is between dead rows is cleared" => |k, op| {
+            let live = norm(&op).live(k)?;
+            k.run(op)?;
+            let (y, row) = (op.norm.y, op.norm.groups * op.norm.width);
+            k.edit(y.span, |i, x| if i / y.stride >= live && i % y.stride >= row { 0.0 } else { x })
+        };
+        "RMS norm of a single live row takes the mean away" => |k, op| {
+            let (live, x) = (norm(&op).live(k)?, inputs(&op.norm).get(k)?);
+            k.run(op)?;
+            if op.norm.kind != Normalize::Rms || live != 1 {
+                return Ok(());
+            }
+            let (rstd, weight, c) = (k.get(op.norm.rstd)?, k.get(op.norm.weight)?, op.norm.width);
+            results(&op.norm).edit(k, |v, i, y| {
+                let mean = x[v * c..][..c].iter().sum::<f32>() / c as f32;
+                if v < op.norm.groups { y - mean * rstd[v] * weight[i] } else { y }
+            })
         };
         "live is counted in 16 bits" => |k, op| {
             let told = norm(&op);
@@ -300,7 +326,8 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             let live = norm(&op).live(k)?;
             k.run(op)?;
             let wrong = live < 8 && op.norm.width > 256;
-            k.edit(op.norm.y, |i, y| if wrong && i / op.norm.width < live { y * 1.001 } else { y })
+            let live = live * op.norm.groups;
+            results(&op.norm).edit(k, |v, _, y| if wrong && v < live { y * 1.001 } else { y })
         };
     }
     LinearRows {

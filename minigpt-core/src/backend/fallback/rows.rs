@@ -8,7 +8,7 @@ use super::{check_tokens, read_weight};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::{
-    AttentionRows, CacheAppend, EmbeddingRows, GateRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, Op,
+    AttentionRows, CacheAppend, EmbeddingRows, GateRows, GatherRows, LinearRows, NO_TOKEN, NormRows, Op,
     OpKind, RotaryRows, Sample, SampleRow,
 };
 use crate::real::Real;
@@ -80,9 +80,9 @@ pub(super) fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingRows
     Ok(())
 }
 
-pub(super) fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormRows) -> Result<(), B::Error> {
+pub(super) fn normalize<B: Backend + ?Sized>(backend: &mut B, op: &NormRows) -> Result<(), B::Error> {
     let rows = live_rows(backend, op.live, op.norm.rows)?;
-    run_live(backend, rows, op.norm.first_rows(rows), OpKind::LayerNormForward, super::layernorm)
+    run_live(backend, rows, op.norm.first_rows(rows), OpKind::NormForward, super::normalize)
 }
 
 pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearRows) -> Result<(), B::Error> {

@@ -5,7 +5,7 @@ use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, zeros};
 use crate::op::{
     ActivationForward, AdamW, AttentionBackward, CrossEntropy, EmbeddingBackward, FinishStep, GateBackward,
-    IGNORE, LayerNormBackward, LinearBackward, NextDraw, Op, SquaredNorm, scalar,
+    IGNORE, LinearBackward, NextDraw, NormBackward, Normalize, Op, SquaredNorm, scalar,
 };
 use crate::real::Real;
 use crate::reference::Rows;
@@ -14,15 +14,15 @@ use crate::reference::attention::attention_backward;
 use crate::reference::cross_entropy::cross_entropy;
 use crate::reference::embedding::embedding_backward;
 use crate::reference::gate::gate_backward;
-use crate::reference::layernorm::layernorm_backward;
 use crate::reference::linear::linear_backward;
+use crate::reference::norm::norm_backward;
 use crate::reference::optimizer::{adamw, finish_step, next_draw, squared_norm};
 
 /// Runs an op that only training has; of another it is an error.
 pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
     match op {
         Op::EmbeddingBackward(op) => embedding(backend, op),
-        Op::LayerNormBackward(op) => layernorm(backend, op),
+        Op::NormBackward(op) => normalize(backend, op),
         Op::LinearBackward(op) => linear(backend, op),
         Op::ActivationForward(op) => activation(backend, op),
         Op::GateBackward(op) => gate(backend, op),
@@ -58,29 +58,41 @@ fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingBackward) -> Re
     write_optional(backend, d_position_span, d_position_embedding.as_deref())
 }
 
-fn layernorm<B: Backend + ?Sized>(backend: &mut B, op: &LayerNormBackward) -> Result<(), B::Error> {
-    let x = read_elems(backend, op.x)?;
+fn normalize<B: Backend + ?Sized>(backend: &mut B, op: &NormBackward) -> Result<(), B::Error> {
+    let width = op.groups * op.width;
+    let x = read_elems(backend, op.x.span)?;
     let weight = read_elems(backend, op.weight)?;
-    let mean = read_elems(backend, op.mean)?;
+    let mean = match op.kind {
+        Normalize::Layer { mean } => Some(read_elems(backend, mean)?),
+        Normalize::Rms => None,
+    };
     let rstd = read_elems(backend, op.rstd)?;
-    let d_y = read_elems(backend, op.d_y)?;
-    let mut d_x = read_elems(backend, op.d_x)?;
+    let d_y = read_elems(backend, op.d_y.span)?;
+    let mut d_x = zeros("d_x", op.rows * width)?;
+    if op.accumulate {
+        let before = read_elems(backend, op.d_x.span)?;
+        let before = Rows { data: &before, stride: op.d_x.stride };
+        for (row, d_x) in d_x.chunks_exact_mut(width.max(1)).enumerate() {
+            d_x.copy_from_slice(before.part(row, 0, width));
+        }
+    }
     let mut d_weight = read_optional(backend, op.d_weight)?;
     let mut d_bias = read_optional(backend, op.d_bias)?;
-    layernorm_backward(
-        &x,
+    norm_backward(
+        Rows { data: &x, stride: op.x.stride },
         &weight,
-        &mean,
+        mean.as_deref(),
         &rstd,
-        &d_y,
+        Rows { data: &d_y, stride: op.d_y.stride },
         &mut d_x,
         op.accumulate,
         d_weight.as_deref_mut(),
         d_bias.as_deref_mut(),
         op.rows,
+        op.groups,
         op.width,
     );
-    write_elems(backend, op.d_x, &d_x)?;
+    write_rows(backend, op.d_x, width, Rows { data: &d_x, stride: width })?;
     write_optional(backend, op.d_weight, d_weight.as_deref())?;
     write_optional(backend, op.d_bias, d_bias.as_deref())
 }

@@ -10,8 +10,8 @@ use crate::op::*;
 /// Each subset of an op's dimensions, as bits, but for all of them. Those of the subset are 2 and the others 0.
 pub(super) fn numbers(kind: OpKind) -> core::ops::Range<u32> {
     let dimensions = match kind {
-        OpKind::LayerNormRows | OpKind::GateRows => 2,
-        OpKind::LinearRows | OpKind::RotaryRows | OpKind::GatherRows => 3,
+        OpKind::GateRows => 2,
+        OpKind::NormRows | OpKind::LinearRows | OpKind::RotaryRows | OpKind::GatherRows => 3,
         OpKind::EmbeddingRows => 4,
         OpKind::CacheAppend | OpKind::AttentionRows => 5,
         _ => 0,
@@ -36,7 +36,7 @@ pub(super) fn case(kind: OpKind, number: u32, memory: &mut dyn Memory) -> Op {
     let [rows, a, b, c, d] = core::array::from_fn(|place| 2 * (number >> place & 1) as usize);
     match kind {
         OpKind::EmbeddingRows => embedding(memory, [rows, a, b, c]).into(),
-        OpKind::LayerNormRows => layernorm(memory, [rows, a]).into(),
+        OpKind::NormRows => normalize(memory, [rows, a, b]).into(),
         OpKind::LinearRows => linear(memory, [rows, a, b]).into(),
         OpKind::GateRows => gate(memory, [rows, a]).into(),
         OpKind::RotaryRows => rotary(memory, [rows, a, b]).into(),
@@ -61,17 +61,18 @@ fn embedding(memory: &mut dyn Memory, [rows, tokens, vocab, d_model]: [usize; 4]
     }
 }
 
-fn layernorm(memory: &mut dyn Memory, [rows, width]: [usize; 2]) -> LayerNormRows {
-    LayerNormRows {
+fn normalize(memory: &mut dyn Memory, [rows, groups, width]: [usize; 3]) -> NormRows {
+    NormRows {
         live: words(memory, &[1]),
-        norm: LayerNormForward {
-            x: numbers_of(memory, &[rows, width]),
+        norm: NormForward {
+            kind: Normalize::Layer { mean: numbers_of(memory, &[rows, groups]) },
+            x: numbers_of(memory, &[rows, groups, width]).rows(groups * width),
             weight: numbers_of(memory, &[width]),
             bias: None,
-            y: numbers_of(memory, &[rows, width]),
-            mean: numbers_of(memory, &[rows]),
-            rstd: numbers_of(memory, &[rows]),
+            y: numbers_of(memory, &[rows, groups, width]).rows(groups * width),
+            rstd: numbers_of(memory, &[rows, groups]),
             rows,
+            groups,
             width,
             eps: 0.5,
         },

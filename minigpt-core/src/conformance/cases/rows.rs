@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::attention::pairing;
 use super::strided::{Between, Part, lay};
-use super::{Draw, Fill, Memory, STORED, Sizes, layernorm, linear, result, stored};
+use super::{Draw, Fill, Memory, STORED, Sizes, linear, norm, result, stored};
 use crate::memory::{Dtype, Span};
 use crate::op::*;
 use crate::reference::weights::encode_half;
@@ -115,10 +115,10 @@ pub(super) fn embedding(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     .into()
 }
 
-pub(super) fn layernorm(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let shape = layernorm::shape(draw);
-    let (rows, live) = live(draw, memory, shape.0);
-    LayerNormRows { live, norm: layernorm::forward_of(draw, memory, shape, rows) }.into()
+pub(super) fn norm(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let shape = norm::shape(draw);
+    let (rows, live) = live(draw, memory, shape.rows);
+    NormRows { live, norm: norm::forward_of(draw, memory, shape, rows) }.into()
 }
 
 pub(super) fn linear(draw: &mut Draw, memory: &mut dyn Memory) -> Op {

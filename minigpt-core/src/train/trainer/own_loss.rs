@@ -216,7 +216,7 @@ impl<B: Backend> Trainer<B> {
             let slice = Pass { batch, before, ..whole };
             run(&|sink| {
                 slice.forward(sink)?;
-                slice.before_head(sink, Some(&gradients))
+                slice.before_head(sink)
             })?;
             for HeadPiece { row, token, rows } in slice.head_pieces() {
                 let (span, numbers) = (slice.piece_logits(rows), rows * vocab);
