@@ -9,7 +9,7 @@ mod forwarding;
 #[path = "support/small.rs"]
 mod small;
 
-use configs::{config, covering_set};
+use configs::covering_set;
 use minigpt_core::checkpoint::{Limits, Stream, TensorSpec};
 use minigpt_core::model::Extras;
 use minigpt_core::op::{LayerNormBackward, LinearBackward, Program};
@@ -100,8 +100,7 @@ fn step_without(
 
 #[test]
 fn the_others_train_as_if_the_frozen_ones_had_no_gradient() {
-    for (number, choice) in covering_set().iter().enumerate() {
-        let config = config(choice);
+    for (number, config) in covering_set().into_iter().enumerate() {
         let recompute = [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks][number % 3];
         let text = text(config.vocab_size);
         let windows = Windows::new(&text, config.context).unwrap();
@@ -224,8 +223,7 @@ impl Backend for Recorder {
 
 #[test]
 fn what_runs_is_what_the_plan_says() {
-    for choice in covering_set() {
-        let config = config(&choice);
+    for config in covering_set() {
         for (what, frozen) in CHOICES {
             let model = Model::new(Recorder::default(), config.clone(), 1).unwrap();
             let settings = TrainConfig { batch: 2, time: config.context, ..TrainConfig::constant(1e-2) };

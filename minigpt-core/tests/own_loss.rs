@@ -8,7 +8,7 @@ mod small;
 use std::convert::Infallible;
 use std::fmt;
 
-use configs::{config, covering_set};
+use configs::covering_set;
 use minigpt_core::model::Extras;
 use minigpt_core::op::IGNORE;
 use minigpt_core::train::{LossError, Piece, PieceLoss};
@@ -75,8 +75,7 @@ fn train(config: &GptConfig, recompute: Recompute, batch: usize, rows: usize, ow
 
 #[test]
 fn a_cross_entropy_of_ones_own_trains_as_the_built_in_bit_for_bit() {
-    for choice in covering_set() {
-        let config = config(&choice);
+    for config in covering_set() {
         for recompute in [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks] {
             for rows in [usize::MAX, 2 * config.context] {
                 let [built_in, own] = [false, true].map(|own| train(&config, recompute, 5, rows, own));

@@ -3,7 +3,7 @@
 #[path = "support/configs.rs"]
 mod configs;
 
-use configs::{config, covering_set};
+use configs::covering_set;
 use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::data::EvalWindows;
 use minigpt_core::model::Extras;
@@ -41,8 +41,7 @@ fn trained<R: Real>(config: &GptConfig, recompute: Recompute) -> (Vec<u8>, Vec<V
 
 #[test]
 fn what_is_recomputed_changes_no_bit() {
-    for choice in covering_set() {
-        let config = config(&choice);
+    for config in covering_set() {
         let double = trained::<f64>(&config, Recompute::Nothing);
         let single = trained::<f32>(&config, Recompute::Nothing);
         for recompute in [Recompute::Cheap, Recompute::Blocks] {

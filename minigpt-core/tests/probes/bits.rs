@@ -8,7 +8,7 @@ use minigpt_core::{
     Windows,
 };
 
-use super::configs::{config, covering_set};
+use super::configs::covering_set;
 use super::small::Small;
 use super::{model, tokens};
 
@@ -48,8 +48,7 @@ fn trained(mut trainer: Trainer<Small<f32>>, config: &GptConfig, observed: bool)
 
 #[test]
 fn what_is_observed_trains_to_the_same_bits() {
-    for choice in covering_set() {
-        let config = config(&choice);
+    for config in covering_set() {
         for rows in [usize::MAX, 2 * config.context] {
             for recompute in ALL {
                 let run = |observed| trained(trainer(&config, recompute, rows), &config, observed);
@@ -82,8 +81,7 @@ impl Probe<f32> for All {
 
 #[test]
 fn slices_are_joined_and_recomputation_is_not_shown() {
-    for choice in covering_set() {
-        let config = config(&choice);
+    for config in covering_set() {
         let batch = SEQUENCES * config.context;
         let (inputs, targets) = (tokens(&config, batch, 1), tokens(&config, batch, 2));
         let seen = |recompute, rows| {

@@ -4,7 +4,7 @@ use minigpt_core::probe::{Point, Probe, Recording, TensorKind};
 use minigpt_core::reference::activation::activate;
 use minigpt_core::{GptConfig, InvalidOp, Model, NormPlace, Position, Reference};
 
-use super::configs::{config, covering_set};
+use super::configs::covering_set;
 use super::{BATCH, model, tokens};
 use TensorKind::*;
 
@@ -199,8 +199,7 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
 
 #[test]
 fn every_tensor_is_what_the_formulas_make_of_those_before_it() {
-    for (i, choice) in covering_set().iter().enumerate() {
-        let config = config(choice);
+    for (i, config) in covering_set().into_iter().enumerate() {
         let model = model(Reference::<f64>::new(), &config, i as u64);
         let tokens = tokens(&config, BATCH * config.context, i as u64);
         let mut seen = Recording::of(|_| true);
