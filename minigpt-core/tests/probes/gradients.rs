@@ -166,10 +166,22 @@ fn the_gradient_of_what_an_activation_reads_is_that_of_its_result_times_its_slop
         for layer in 0..case.config.layers {
             let before = seen.value(layer, PreActivation).unwrap();
             let gradients = [PreActivation, Activation].map(|kind| seen.gradient(layer, kind).unwrap());
-            for ((x, found), d_y) in before.iter().zip(gradients[0]).zip(gradients[1]) {
-                let f = |x| activate(case.config.activation, x);
-                let slope = (f(x + STEP) - f(x - STEP)) / (2.0 * STEP);
-                assert!((found - d_y * slope).abs() < 1e-8, "{found} {d_y} {slope}");
+            let f = |x| activate(case.config.activation, x);
+            let slope = |x| (f(x + STEP) - f(x - STEP)) / (2.0 * STEP);
+            // A gate's row has what it lets through behind it.
+            let d_ff = case.config.d_ff;
+            let width = if case.config.gated { 2 * d_ff } else { d_ff };
+            let rows = before.chunks(width).zip(gradients[0].chunks(width)).zip(gradients[1].chunks(d_ff));
+            for ((x, found), d_y) in rows {
+                for i in 0..d_ff {
+                    let up = if case.config.gated { x[d_ff + i] } else { 1.0 };
+                    let expected = d_y[i] * up * slope(x[i]);
+                    assert!((found[i] - expected).abs() < 1e-8, "{} {expected}", found[i]);
+                    if case.config.gated {
+                        let expected = d_y[i] * f(x[i]);
+                        assert!((found[d_ff + i] - expected).abs() < 1e-8, "{} {expected}", found[d_ff + i]);
+                    }
+                }
             }
         }
     }
