@@ -35,7 +35,7 @@ fn write(path: &Path, flags: &Flags) -> Outcome<()> {
     let width = if flags.bench { 420 } else { 12 };
     let config =
         GptConfig { layers: 12, heads: 12, d_model: width, d_ff: 4 * width, ..GptConfig::new(256, 256) };
-    let plan = Plan::inference(&config, Dtype::F32, 1, 1)?;
+    let plan = Plan::smallest(&config, Dtype::F32)?;
     let tensors = TensorSpec::parameters(&plan);
     let contents =
         Contents { config: &config, tokenizer: None, training: None, metadata: &[], tensors: &tensors };

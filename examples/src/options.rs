@@ -364,7 +364,7 @@ mod tests {
 
         let mut newer = whole.clone();
         newer[4..8].copy_from_slice(&(checkpoint::VERSION + 1).to_le_bytes());
-        refused(&newer, "cannot be read (checkpoint, byte 4: format version 2 is newer");
+        refused(&newer, "cannot be read (checkpoint, byte 4: format version 3 is newer");
         let header = u32::from_le_bytes(whole[8..12].try_into().unwrap()) as usize;
         for byte in 4..header {
             let mut damaged = whole.clone();

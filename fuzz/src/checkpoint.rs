@@ -50,7 +50,7 @@ pub fn checkpoint_load(data: &[u8]) {
 /// Whether a model is loaded, and not only its header.
 fn is_tiny(config: &GptConfig) -> bool {
     let GptConfig { vocab_size, context, layers, d_model, d_ff, .. } = *config;
-    layers <= 4 && d_model <= 16 && context <= 32 && d_ff <= 64 && vocab_size <= 256
+    layers <= 4 && d_model <= 16 && config.d_qkv() <= 96 && context <= 32 && d_ff <= 64 && vocab_size <= 256
 }
 
 fn load(

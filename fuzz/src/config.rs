@@ -141,7 +141,7 @@ fn adds_up(plan: &Plan) {
         inside.extend(block.pre_activation);
     }
     inside.extend(plan.backward.iter().flat_map(|b| [b.d_stream, b.d_scratch, b.d_qkv, b.d_hidden]));
-    inside.extend(plan.backward.iter().filter_map(|b| b.normed));
+    inside.extend(plan.backward.iter().flat_map(|b| [b.normed, b.d_gate]).flatten());
     assert!(inside.into_iter().all(|region| end(region, unit) <= plan.bytes.activations as u128));
     let caches = plan.caches.iter().flat_map(|cache| [cache.keys, cache.values]);
     assert!(caches.into_iter().all(|region| end(region, unit) <= plan.bytes.cache as u128));

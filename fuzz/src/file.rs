@@ -7,6 +7,8 @@ use minigpt_core::checkpoint::{Checkpoint, FIRST_MOMENT, SECOND_MOMENT};
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Dtype, Plan};
 
+use super::conf;
+
 pub(super) const CONF: [u8; 4] = *b"CONF";
 pub(super) const TOKN: [u8; 4] = *b"TOKN";
 pub(super) const TRAN: [u8; 4] = *b"TRAN";
@@ -46,9 +48,13 @@ struct Tensor {
     bytes: Vec<u8>,
 }
 
+/// The newest version of the format.
+pub(super) const VERSION: u32 = 2;
+
 /// A checkpoint in pieces. The body of the section `TENS` is what `tensors` make, if there are any.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Pieces {
+    version: u32,
     sections: Vec<Section>,
     tensors: Vec<Tensor>,
 }
@@ -62,7 +68,7 @@ pub(super) fn varint(mut value: u64, bytes: &mut Vec<u8>) {
     bytes.push(value as u8);
 }
 
-fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+pub(super) fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
     let (taken, rest) = bytes.split_at_checked(count)?;
     *bytes = rest;
     Some(taken)
@@ -72,7 +78,7 @@ fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
     take(bytes, 4)?.first_chunk().map(|word| u32::from_le_bytes(*word))
 }
 
-fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+pub(super) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for place in 0..10 {
         let byte = take(bytes, 1)?[0];
@@ -85,6 +91,10 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
 }
 
 impl Pieces {
+    pub(super) fn new(version: u32) -> Pieces {
+        Pieces { version, sections: Vec::new(), tensors: Vec::new() }
+    }
+
     pub(super) fn push(&mut self, tag: [u8; 4], flags: u32, body: Vec<u8>) {
         self.sections.push(Section { tag, flags, body });
     }
@@ -92,11 +102,11 @@ impl Pieces {
     /// What can be made out of `file`; `None` if not even the sections can.
     fn parse(file: &[u8]) -> Option<Pieces> {
         let mut rest = file.strip_prefix(b"MGPT")?;
-        take_u32(&mut rest)?;
+        let version = take_u32(&mut rest)?;
         let length = take_u32(&mut rest)? as usize;
         let payload = file.get(length.checked_next_multiple_of(ALIGN)?..)?;
         let mut rest = file.get(12..length.checked_sub(4)?)?;
-        let mut pieces = Pieces::default();
+        let mut pieces = Pieces::new(version);
         while !rest.is_empty() {
             let tag = *take(&mut rest, 4)?.first_chunk()?;
             let flags = take_u32(&mut rest)?;
@@ -127,7 +137,9 @@ impl Pieces {
 
     /// The file that the pieces are, its header sealed.
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let mut file = b"MGPT\x01\0\0\0\0\0\0\0".to_vec();
+        let mut file = b"MGPT".to_vec();
+        file.extend(self.version.to_le_bytes());
+        file.extend([0; 4]);
         for Section { tag, flags, body } in &self.sections {
             let mut index = Vec::new();
             let body = if *tag == TENS && !self.tensors.is_empty() {
@@ -161,18 +173,18 @@ impl Pieces {
         let mut pick = |len: usize| rng.below(len.max(1) as u64) as usize;
         let (section, tensor, other) =
             (pick(self.sections.len()), pick(self.tensors.len()), pick(self.tensors.len()));
-        match rng.below(16) {
+        match rng.below(17) {
             0 | 1 => {
                 if let Some(section) = self.sections.get_mut(section) {
                     scrambled(&mut section.body, scramble);
                 }
             }
             2..6 => {
-                if let Some(config) = self.section(CONF) {
-                    let place = rng.below(6) as usize;
-                    if let Some(body) = with_dimension(&config.body, place, 1 + rng.below(9)) {
-                        config.body = body;
-                    }
+                let version = self.version;
+                if let Some(config) = self.section(CONF)
+                    && let Some(body) = conf::with_change(&config.body, version, rng)
+                {
+                    config.body = body;
                 }
                 self.refit();
             }
@@ -229,6 +241,17 @@ impl Pieces {
                     (_, Some(section)) => section.flags = new.flags,
                 }
             }
+            15 => {
+                if self.version == 1
+                    && let Some(config) = self.section(CONF)
+                    && let Some(body) = conf::converted(&config.body)
+                {
+                    config.body = body;
+                    self.version = VERSION;
+                } else {
+                    self.version = rng.below(4) as u32;
+                }
+            }
             _ => {
                 if let Some(last) = self.sections.len().checked_sub(1) {
                     self.sections.swap(section, last);
@@ -239,8 +262,9 @@ impl Pieces {
 
     /// Makes the tensors those of the config, where it is valid and small: with the bytes and the types that they had.
     fn refit(&mut self) {
+        let version = self.version;
         let Some(config) = self.section(CONF) else { return };
-        let mut bare = Pieces::default();
+        let mut bare = Pieces::new(version);
         bare.push(CONF, REQUIRED, config.body.clone());
         bare.push(TENS, REQUIRED, vec![0]);
         let file = bare.bytes();
@@ -249,7 +273,7 @@ impl Pieces {
         if config.layers > 4 {
             return;
         }
-        let Ok(plan) = Plan::inference(config, Dtype::F32, 1, 1) else { return };
+        let Ok(plan) = Plan::smallest(config, Dtype::F32) else { return };
         if plan.bytes.parameters > 8 << 10 {
             return;
         }
@@ -300,6 +324,15 @@ fn seal(header: &mut [u8]) {
     header[length - 4..].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// A checkpoint of version 2 as one of version 1, if that can tell its model.
+pub(super) fn of_version_1(file: &[u8]) -> Option<Vec<u8>> {
+    let mut pieces = Pieces::parse(file)?;
+    let config = pieces.section(CONF)?;
+    config.body = conf::converted_back(&config.body)?;
+    pieces.version = 1;
+    Some(pieces.bytes())
+}
+
 fn parse_index(mut body: &[u8], payload: &[u8]) -> Option<Vec<Tensor>> {
     let mut tensors = Vec::new();
     for _ in 0..take_varint(&mut body)? {
@@ -315,17 +348,6 @@ fn parse_index(mut body: &[u8], payload: &[u8]) -> Option<Vec<Tensor>> {
         tensors.push(Tensor { name, numbers, bytes });
     }
     Some(tensors)
-}
-
-/// The section `CONF` with another number in place of its first six.
-fn with_dimension(mut body: &[u8], place: usize, value: u64) -> Option<Vec<u8>> {
-    let mut changed = Vec::new();
-    for i in 0..6 {
-        let number = take_varint(&mut body)?;
-        varint(if i == place { value } else { number }, &mut changed);
-    }
-    changed.extend(body);
-    Some(changed)
 }
 
 /// A number that is likely to matter beside `number`.

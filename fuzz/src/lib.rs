@@ -4,6 +4,7 @@
 //! A target panics where a claim of the library does not hold. How to run the fuzzer stands in `fuzz/Cargo.toml`.
 
 mod checkpoint;
+mod conf;
 mod config;
 mod draw;
 mod file;

@@ -5,9 +5,11 @@ use core::convert::Infallible;
 use minigpt_core::checkpoint::{self, Contents, TensorSpec, TrainState, Training};
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, Bias, CharTokenizer, Dtype, GptConfig, NormPlace, Plan,
-    Position, TrainConfig,
+    Activation, AnyTokenizer, AttentionScale, Bias, CharTokenizer, Dtype, GptConfig, Mask, Norm, NormPlace,
+    Pairing, Plan, Position, TrainConfig,
 };
+
+use super::file::of_version_1;
 
 /// Target, name and bytes of each. All checkpoints among them are valid.
 pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
@@ -58,8 +60,18 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
             tied_embeddings: i % 3 > 0,
             ..GptConfig::new(5, 3)
         };
-        let name = format!("model{i}");
-        all.push(("checkpoint_load", name, file(&config, dtypes[i % 6], i % 3 == 0)));
+        let file = file(&config, dtypes[i % 6], i % 3 == 0);
+        if let Some(old) = of_version_1(&file) {
+            all.push(("checkpoint_load", format!("old_model{i}"), old));
+        }
+        all.push(("checkpoint_load", format!("model{i}"), file));
+    }
+    for (i, config) in wide_configs().into_iter().enumerate() {
+        // What no pass is written for cannot be written either.
+        if config.validate().is_ok() {
+            let file = file(&config, dtypes[i % 6], i % 3 == 0);
+            all.push(("checkpoint_load", format!("wide{i}"), file));
+        }
     }
     // The other targets read numbers, of which any will do.
     for target in ["checkpoint_roundtrip", "config_plan", "sampler"] {
@@ -70,6 +82,34 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         }
     }
     all
+}
+
+/// Each of the fields that only version 2 has, alone and with others.
+fn wide_configs() -> Vec<GptConfig> {
+    let base = GptConfig { layers: 1, heads: 2, d_model: 4, d_ff: 3, ..GptConfig::new(5, 3) };
+    let llama = GptConfig {
+        kv_heads: Some(1),
+        position: Position::Rotary { base: 500.0, pairing: Pairing::Halves },
+        norm: Norm::Rms,
+        activation: Activation::Silu,
+        gated: true,
+        ..base.clone()
+    };
+    vec![
+        GptConfig { bias: Bias { qkv: true, linear: false, norm: false }, ..base.clone() },
+        GptConfig { bias: Bias { qkv: false, linear: true, norm: false }, ..base.clone() },
+        GptConfig { bias: Bias { qkv: false, linear: false, norm: true }, ..base.clone() },
+        GptConfig { kv_heads: Some(1), bias: Bias::ALL, ..base.clone() },
+        GptConfig { d_head: Some(3), ..base.clone() },
+        GptConfig { mask: Mask::None, ..base.clone() },
+        GptConfig { norm: Norm::Rms, ..base.clone() },
+        GptConfig { qk_norm: true, bias: Bias::ALL, ..base.clone() },
+        GptConfig { activation: Activation::ReluSquared, ..base.clone() },
+        GptConfig { activation: Activation::GeluErf, gated: true, ..base.clone() },
+        GptConfig { prefix: 1, mask: Mask::Prefix, ..base },
+        GptConfig { prefix: 2, d_head: Some(4), qk_norm: true, tied_embeddings: false, ..llama.clone() },
+        llama,
+    ]
 }
 
 /// A checkpoint with matrices of type `dtype`, and with the state of a training or without.

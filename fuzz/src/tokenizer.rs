@@ -4,7 +4,7 @@ use minigpt_core::{
     ByteTokenizer, CharTokenizer, Checkpoint, StreamDecoder, Tokenizer, TokenizerError, checkpoint::Fault,
 };
 
-use super::file::{CONF, Pieces, REQUIRED, TENS, TOKN};
+use super::file::{CONF, Pieces, REQUIRED, TENS, TOKN, VERSION};
 
 /// The first byte says how much of the rest is the text that a vocabulary is made of; what follows is text to encode,
 /// and bytes to decode.
@@ -46,7 +46,7 @@ pub fn tokenizer_roundtrip(data: &[u8]) {
 pub fn tokenizer_load(data: &[u8]) {
     let Some((&choice, data)) = data.split_first() else { return };
     let vocab_size = [1, 5, 65, 256, 0x11_0000][usize::from(choice) % 5];
-    let mut file = Pieces::default();
+    let mut file = Pieces::new(VERSION);
     file.push(CONF, REQUIRED, conf(vocab_size));
     file.push(TOKN, 0, data.to_vec());
     file.push(TENS, REQUIRED, vec![0]);
@@ -83,11 +83,13 @@ pub fn tokenizer_load(data: &[u8]) {
 /// The section `CONF` of a small model.
 fn conf(vocab_size: u32) -> Vec<u8> {
     let mut body = Vec::new();
-    for dimension in [vocab_size, 3, 1, 1, 2, 3] {
+    // Vocabulary, context, layers, heads, no kv_heads, width, no d_head, d_ff, no prefix.
+    for dimension in [vocab_size, 3, 1, 1, 0, 2, 0, 3, 0] {
         super::file::varint(u64::from(dimension), &mut body);
     }
-    // Learned positions, pre-norm, 1/sqrt(d_k), residuals, GELU by erf, no bias, no dropout, tied embeddings.
-    body.extend([0, 0, 0, 1, 1, 0]);
+    // Learned positions, causal, layer norm, pre, not of queries and keys, 1/sqrt(D), residuals, GELU by erf, not gated, no
+    // bias, no dropout, tied embeddings.
+    body.extend([0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]);
     body.extend(0.0f64.to_le_bytes());
     body.push(1);
     body.extend(1e-5f64.to_le_bytes());

@@ -3,11 +3,13 @@
 //! An ablation is a value here and not a fork of the code: the position encoding, where the norm stands, the
 //! scale of the attention scores, whether there are residual connections, and so on.
 
+mod presets;
 pub mod schedule;
 mod training;
 
 use core::fmt;
 
+pub use presets::PRESETS;
 pub use training::{Recompute, TrainConfig};
 
 /// How a position enters the model.
@@ -252,6 +254,11 @@ impl GptConfig {
         (self.heads + 2 * self.kv_heads()) * self.d_head()
     }
 
+    /// Width of what the first feed-forward layer gives: F, or 2F if `gated`, the activation's input and behind it its factor.
+    pub fn d_up(&self) -> usize {
+        if self.gated { self.d_ff.saturating_mul(2) } else { self.d_ff }
+    }
+
     /// The factor on the scores, as a number.
     pub fn score_scale(&self) -> f64 {
         match self.attention_scale {
@@ -291,6 +298,9 @@ impl GptConfig {
         if heads.and_then(|heads| heads.checked_mul(self.d_head())).is_none() {
             return Err(ConfigError::TooLarge { field: "heads * d_head" });
         }
+        if self.gated && self.d_ff > u32::MAX as usize / 2 {
+            return Err(ConfigError::TooLarge { field: "2 * d_ff" });
+        }
         if !self.heads.is_multiple_of(self.kv_heads()) {
             return Err(ConfigError::KvHeadsDoNotDivide { heads: self.heads, kv_heads: self.kv_heads() });
         }
@@ -327,18 +337,7 @@ impl GptConfig {
 impl GptConfig {
     fn refuse_what_is_not_there_yet(&self) -> Result<(), ConfigError> {
         let plain = GptConfig::new(1, 1);
-        let rotary = self.position.is_rotary() && self.position != Position::ROTARY;
-        for (field, given) in [
-            ("kv_heads", self.kv_heads() != self.heads),
-            ("d_head", self.d_attention() != self.d_model),
-            ("position", rotary),
-            ("mask", self.mask != plain.mask),
-            ("prefix", self.prefix != 0),
-            ("norm", self.norm != plain.norm),
-            ("qk_norm", self.qk_norm),
-            ("gated", self.gated),
-            ("activation", matches!(self.activation, Activation::ReluSquared | Activation::Silu)),
-        ] {
+        for (field, given) in [("norm", self.norm != plain.norm), ("qk_norm", self.qk_norm)] {
             if given {
                 return Err(ConfigError::NotYet { field });
             }

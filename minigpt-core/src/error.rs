@@ -44,6 +44,18 @@ pub enum Error<E> {
         /// How many are needed.
         expected: usize,
     },
+    /// The model begins with given vectors, and there are none.
+    NoPrefix {
+        /// P: how many it needs before each sequence.
+        prefix: usize,
+    },
+    /// There are not as many numbers as the given vectors of a batch have.
+    PrefixLength {
+        /// How many numbers there are.
+        found: usize,
+        /// How many are needed.
+        expected: usize,
+    },
     /// The text does not suffice, or a batch does not fit it.
     Data(DataError),
     /// The sampler's settings or the logits are broken.
@@ -156,6 +168,16 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             Error::BatchLength { found, expected } => {
                 write!(f, "a batch of {found} tokens where {expected} are needed (batch times time)")
             }
+            Error::NoPrefix { prefix } => write!(
+                f,
+                "this model begins with {prefix} given vectors: give them first (Trainer::set_prefix, Decoder::begin_with, \
+                 Batch::begin_with, Model::logits_with)"
+            ),
+            Error::PrefixLength { found, expected } => write!(
+                f,
+                "{found} numbers as given vectors, where {expected} are needed (sequences times the model's prefix times \
+                 d_model)"
+            ),
             Error::Data(error) => error.fmt(f),
             Error::Sample(error) => error.fmt(f),
             Error::Load(error) => error.fmt(f),

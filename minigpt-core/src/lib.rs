@@ -69,7 +69,9 @@
 //! | T | `time` | tokens in a sequence |
 //! | C | `d_model` | width of the residual stream |
 //! | H | `heads` | attention heads |
-//! | D | `d_head` | width of a head, C / H |
+//! | K | `kv_heads` | heads of keys and values, H unless several heads of queries share one |
+//! | D | `d_head` | width of a head, C / H unless it is given |
+//! | P | `prefix` | given vectors before the tokens |
 //! | F | `d_ff` | width of the feed-forward layer |
 //! | V | `vocab` | size of the vocabulary |
 //! | L | `layers` | blocks |

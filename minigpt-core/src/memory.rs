@@ -87,6 +87,14 @@ pub struct Strided {
 }
 
 impl Strided {
+    /// Columns `first..first + width` of these columns, which are `of` wide. Past the end, the result is empty.
+    #[must_use]
+    pub fn part(self, first: usize, width: usize, of: usize) -> Strided {
+        let fits = first.checked_add(width).is_some_and(|end| end <= of);
+        let len = if fits && self.span.len >= of { self.span.len - of + width } else { 0 };
+        Strided { span: self.span.slice(first, len), ..self }
+    }
+
     /// The first `rows` rows, each `width` wide; all, if there are fewer.
     #[must_use]
     pub fn first_rows(self, rows: usize, width: usize) -> Strided {
@@ -137,9 +145,7 @@ impl Span {
     /// ```
     #[must_use]
     pub fn columns(self, first: usize, width: usize, stride: usize) -> Strided {
-        let fits = first.checked_add(width).is_some_and(|end| end <= stride);
-        let len = if fits && self.len >= stride { self.len - stride + width } else { 0 };
-        Strided { span: self.slice(first, len), stride }
+        self.rows(stride).part(first, width, stride)
     }
 
     /// The whole of it, as a matrix whose rows are `width` wide.

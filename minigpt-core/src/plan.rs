@@ -8,9 +8,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::config::{ConfigError, GptConfig, NormPlace, Position, Recompute};
+use crate::config::{ConfigError, GptConfig, Mask, NormPlace, Position, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
-use crate::op::{SampleRow, counter, scalar};
+use crate::op::{AttentionShape, SampleRow, counter, scalar};
 
 mod activations;
 mod trained;
@@ -87,13 +87,13 @@ pub struct Affine<T> {
 pub struct BlockParameters<T> {
     /// The norm of the attention sub-layer.
     pub norm1: Option<Affine<T>>,
-    /// Queries, keys and values in one: (3C, C).
+    /// Queries, keys and values in one: ((H + 2K) D, C).
     pub qkv: Affine<T>,
-    /// Back to the residual stream: (C, C).
+    /// Back to the residual stream: (C, H D).
     pub attention_out: Affine<T>,
     /// The norm of the feed-forward sub-layer.
     pub norm2: Option<Affine<T>>,
-    /// (F, C).
+    /// (F, C), or if gated (2F, C), the gate's rows first.
     pub up: Affine<T>,
     /// (C, F).
     pub down: Affine<T>,
@@ -172,7 +172,7 @@ impl<T> Parameters<T> {
     }
 }
 
-/// Room for the keys and values of one block: each (slots, H, context, D).
+/// Room for the keys and values of one block: each (slots, K, context, D).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheRegions {
     /// Keys.
@@ -196,7 +196,7 @@ pub struct Bytes {
     pub activations: usize,
     /// Keys and values of earlier positions.
     pub cache: usize,
-    /// Tokens, targets, device scalars and counters.
+    /// Tokens, targets, given vectors and their gradient, device scalars and counters.
     pub state: usize,
 }
 
@@ -249,6 +249,8 @@ pub struct Plan {
     pub config: GptConfig,
     /// The backend's number type.
     pub elem: Dtype,
+    /// How keys and values are stored in the caches.
+    pub cache_dtype: Dtype,
     /// What for.
     pub purpose: Purpose,
     /// What the backward pass computes again. Training only.
@@ -258,7 +260,7 @@ pub struct Plan {
     /// Sequences whose tokens there is room for: in training those of a whole micro-batch, which goes through the model in
     /// slices of `batch`; in decoding the slots.
     pub sequences: usize,
-    /// T, at most; in decoding R, how many rows go through the model at once.
+    /// T, at most, given vectors among them; in decoding R, how many rows go through the model at once.
     pub time: usize,
     /// Every parameter.
     pub parameters: Parameters<Tensor>,
@@ -283,13 +285,19 @@ pub struct Plan {
     pub backward: Option<BackwardActivations>,
     /// One for each layer, in the cache buffer. Decoding only; else empty.
     pub caches: Vec<CacheRegions>,
-    /// Input tokens (sequences, T), in the state buffer; in decoding the latest of each slot, (slots, twice the context).
+    /// Input tokens (sequences, T - P), in the state buffer; in decoding the latest of each slot, (slots, twice the context).
     pub tokens: Region,
+    /// The numbers of the given vectors, from 0 on, by which they are looked up: (sequences, P), in the state buffer.
+    pub prefix_numbers: Region,
+    /// The given vectors: (sequences, P, C), in the state buffer.
+    pub prefix: Region,
+    /// Their gradient, (sequences, P, C), in the state buffer. Training only; else empty.
+    pub d_prefix: Region,
     /// What says which rows are live, and of which logits are wanted, in the state buffer. Decoding only; else empty.
     pub rows: Region,
     /// The tokens that a pass chose, (W), in the state buffer. Decoding only; else empty.
     pub choices: Region,
-    /// Targets (sequences, T), in the state buffer.
+    /// Targets (sequences, T - P), in the state buffer.
     pub targets: Region,
     /// [`scalar`]s, in the state buffer.
     pub scalars: Region,
@@ -310,36 +318,77 @@ pub(crate) struct LiveRows {
     pub(crate) wanted_live: Span,
     /// (1): from how many of these, the first ones, a token is chosen.
     pub(crate) choosing_live: Span,
+    /// (1): how many of the live rows, the first ones, are given vectors and no tokens. Empty if the model has no prefix.
+    pub(crate) given_live: Span,
     /// (R): where the token of each lies.
     pub(crate) places: Span,
     /// (R)
     pub(crate) slots: Span,
     /// (R)
     pub(crate) positions: Span,
+    /// (R): the last position that each sees. Under a causal mask these are its `positions`.
+    pub(crate) last: Span,
+    /// (R): which of the given vectors each of the given rows is. Empty if the model has no prefix.
+    pub(crate) given: Span,
     /// (W): from which rows logits are wanted.
     pub(crate) wanted: Span,
     /// (W, [`SampleRow::WORDS`]): how tokens are chosen.
     pub(crate) settings: Span,
 }
 
-impl LiveRows {
-    /// How many words R rows take, from W of which logits are wanted.
-    pub(crate) const fn words(rows: usize, wanted: usize) -> usize {
-        let settings = wanted.saturating_mul(1 + SampleRow::WORDS);
-        rows.saturating_mul(3).saturating_add(settings).saturating_add(3)
+/// Where each list of a [`LiveRows`] begins, in words.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LiveWords {
+    /// Of the places, one list of R words behind the other: slots, positions, and what the model needs besides.
+    pub(crate) places: usize,
+    pub(crate) slots: usize,
+    pub(crate) positions: usize,
+    /// The positions themselves, under a causal mask.
+    pub(crate) last: usize,
+    pub(crate) given: usize,
+    pub(crate) wanted: usize,
+}
+
+impl LiveWords {
+    /// Of R rows of such a model.
+    pub(crate) fn new(config: &GptConfig, rows: usize) -> Self {
+        let (masked, given) = (config.mask != Mask::Causal, config.prefix > 0);
+        let places = 3 + usize::from(given);
+        let list = |i: usize| rows.saturating_mul(i).saturating_add(places);
+        let last = 2 + usize::from(masked);
+        LiveWords {
+            places,
+            slots: list(1),
+            positions: list(2),
+            last: list(last),
+            given: list(last + 1),
+            wanted: list(last + 1 + usize::from(given)),
+        }
     }
 
-    /// The first of `words`.
-    pub(crate) fn new(words: Span, rows: usize, wanted: usize) -> Self {
+    /// How many words there are, if logits are wanted of W rows.
+    pub(crate) fn count(&self, wanted: usize) -> usize {
+        self.wanted.saturating_add(wanted.saturating_mul(1 + SampleRow::WORDS))
+    }
+}
+
+impl LiveRows {
+    /// The first of `words`, for R rows of such a model, from W of which logits are wanted.
+    pub(crate) fn new(words: Span, config: &GptConfig, rows: usize, wanted: usize) -> Self {
+        let at = LiveWords::new(config, rows);
+        let given = usize::from(config.prefix > 0);
         LiveRows {
             live: words.slice(0, 1),
             wanted_live: words.slice(1, 1),
             choosing_live: words.slice(2, 1),
-            places: words.slice(3, rows),
-            slots: words.slice(3 + rows, rows),
-            positions: words.slice(3 + 2 * rows, rows),
-            wanted: words.slice(3 + 3 * rows, wanted),
-            settings: words.slice(3 + 3 * rows + wanted, wanted * SampleRow::WORDS),
+            given_live: words.slice(3, given),
+            places: words.slice(at.places, rows),
+            slots: words.slice(at.slots, rows),
+            positions: words.slice(at.positions, rows),
+            last: words.slice(at.last, rows),
+            given: words.slice(at.given, given * rows),
+            wanted: words.slice(at.wanted, wanted),
+            settings: words.slice(at.wanted + wanted, wanted * SampleRow::WORDS),
         }
     }
 }
@@ -425,7 +474,7 @@ impl Plan {
         time: usize,
         recompute: Recompute,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, elem, Purpose::Training, recompute, sequences, batch.min(sequences), time)
+        Plan::new(config, [elem; 2], Purpose::Training, recompute, sequences, batch.min(sequences), time)
     }
 
     /// A plan to run the model over at most `batch` sequences of `time` tokens at once.
@@ -438,7 +487,15 @@ impl Plan {
         batch: usize,
         time: usize,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, elem, Purpose::Inference, Recompute::default(), batch, batch, time)
+        Plan::new(config, [elem; 2], Purpose::Inference, Recompute::default(), batch, batch, time)
+    }
+
+    /// The smallest plan, of one token: to see what parameters a model has.
+    ///
+    /// # Errors
+    /// If the config is invalid, or a size overflows.
+    pub fn smallest(config: &GptConfig, elem: Dtype) -> Result<Plan, ConfigError> {
+        Plan::inference(config, elem, 1, config.prefix.saturating_add(1))
     }
 
     /// A plan to decode up to `slots` sequences side by side, each over a cache of the context, with at most `rows` tokens
@@ -447,6 +504,21 @@ impl Plan {
     /// # Errors
     /// If the config is invalid, `slots` or `rows` is 0, a size overflows, or the slots have more than 2^31 positions together.
     pub fn decoding(config: &GptConfig, elem: Dtype, slots: usize, rows: usize) -> Result<Plan, ConfigError> {
+        Plan::decoding_with(config, elem, slots, rows, elem)
+    }
+
+    /// As [`decoding`](Plan::decoding), over a cache that stores keys and values as `cache`: the backend's number type, f16 or
+    /// bf16.
+    ///
+    /// # Errors
+    /// As [`decoding`](Plan::decoding).
+    pub fn decoding_with(
+        config: &GptConfig,
+        elem: Dtype,
+        slots: usize,
+        rows: usize,
+        cache: Dtype,
+    ) -> Result<Plan, ConfigError> {
         if slots == 0 {
             return Err(ConfigError::Zero { field: "slots" });
         }
@@ -455,7 +527,9 @@ impl Plan {
         }
         // More rows than the slots have positions are never live.
         let rows = rows.min(slots.saturating_mul(config.context.max(1)));
-        Plan::new(config, elem, Purpose::Decoding, Recompute::default(), slots, 1, rows)
+        // A prefix runs at once, and so does what sees itself both ways.
+        let rows = rows.max(if config.mask == Mask::None { config.context } else { config.prefix });
+        Plan::new(config, [elem, cache], Purpose::Decoding, Recompute::default(), slots, 1, rows)
     }
 
     /// W: from how many rows at most logits are wanted at once, where `rows` go through the model.
@@ -465,7 +539,7 @@ impl Plan {
 
     fn new(
         config: &GptConfig,
-        elem: Dtype,
+        [elem, cache_dtype]: [Dtype; 2],
         purpose: Purpose,
         recompute: Recompute,
         sequences: usize,
@@ -481,6 +555,14 @@ impl Plan {
         }
         if time > config.context && purpose != Purpose::Decoding {
             return Err(ConfigError::BeyondContext { time, context: config.context });
+        }
+        // How many of the positions are a token's.
+        let text = match purpose {
+            Purpose::Decoding => 0,
+            Purpose::Training | Purpose::Inference => time.saturating_sub(config.prefix),
+        };
+        if text == 0 && purpose != Purpose::Decoding {
+            return Err(ConfigError::PrefixFillsContext { prefix: config.prefix, context: time });
         }
         let training = purpose == Purpose::Training;
         let slots = if purpose == Purpose::Decoding { sequences } else { 0 };
@@ -504,10 +586,10 @@ impl Plan {
             Purpose::Decoding => (activations::decoding(config, time, slots.min(time), &mut layout)?, None),
         };
 
-        let mut cache = Layout::new(elem, "cache");
+        let mut cache = Layout::new(cache_dtype, "cache");
         let mut caches = Vec::new();
         if slots > 0 {
-            let dims = [slots, config.heads, config.context, config.d_head()];
+            let dims = [slots, config.kv_heads(), config.context, config.d_head()];
             caches.try_reserve_exact(config.layers).map_err(|_| ConfigError::TooLarge { field: "layers" })?;
             for _ in 0..config.layers {
                 caches.push(CacheRegions { keys: cache.push(&dims)?, values: cache.push(&dims)? });
@@ -522,18 +604,21 @@ impl Plan {
                 u32::try_from(tokens.len).map_err(|_| ConfigError::TooLarge { field: "slots" })?;
                 tokens
             }
-            Purpose::Training | Purpose::Inference => state.push(&[sequences, time])?,
+            Purpose::Training | Purpose::Inference => state.push(&[sequences, text])?,
         };
+        let prefix_numbers = state.push(&[sequences, config.prefix])?;
         let (rows, wanted) = match purpose {
-            Purpose::Decoding => (LiveRows::words(time, slots.min(time)), slots.min(time)),
+            Purpose::Decoding => (LiveWords::new(config, time).count(slots.min(time)), slots.min(time)),
             Purpose::Training | Purpose::Inference => (0, 0),
         };
         let (rows, choices) = (state.push(&[rows])?, state.push(&[wanted])?);
-        let targets = state.push(&[sequences, if training { time } else { 0 }])?;
+        let targets = state.push(&[sequences, if training { text } else { 0 }])?;
         let counters = state.push(&[counter::LEN])?;
         state.unit = unit;
         let scalars = state.push(&[scalar::LEN])?;
         let evaluation = state.push(&[if training { scalar::LEN } else { 0 }])?;
+        let prefix = state.push(&[sequences, config.prefix, config.d_model])?;
+        let d_prefix = state.push(&[if training { sequences } else { 0 }, config.prefix, config.d_model])?;
 
         let bytes = Bytes {
             parameters: parameter_bytes,
@@ -548,6 +633,7 @@ impl Plan {
         let mut plan = Plan {
             config: config.clone(),
             elem,
+            cache_dtype,
             purpose,
             recompute,
             batch,
@@ -565,6 +651,9 @@ impl Plan {
             backward,
             caches,
             tokens,
+            prefix_numbers,
+            prefix,
+            d_prefix,
             rows,
             choices,
             targets,
@@ -580,18 +669,23 @@ impl Plan {
     }
 
     /// Floating-point operations of one training step over `sequences` sequences of `time` tokens: the model's
-    /// matrix products, forward and backward, and the causal half of attention. Recomputation does not count, and frozen
-    /// parameters count as if they were trained: what is really computed is [`program`](Plan::program)`.flops()`.
+    /// matrix products, forward and backward, and the pairs of attention that see each other. Recomputation does not count, and
+    /// frozen parameters count as if they were trained: what is really computed is [`program`](Plan::program)`.flops()`.
     pub fn training_flops(&self, sequences: usize) -> u64 {
-        let GptConfig { layers, d_model, d_ff, vocab_size, .. } = self.config;
+        let config = &self.config;
+        let GptConfig { layers, d_model, d_ff, vocab_size, .. } = *config;
+        let (d_qkv, d_attention) = (config.d_qkv(), config.d_attention());
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
-        let block = mul(&[4, layers, d_model, d_model]).saturating_add(mul(&[2, layers, d_model, d_ff]));
-        let weights = block.saturating_add(mul(&[vocab_size, d_model]));
-        // Of T (T + 1) / 2 pairs, each has 4 operations forward and 8 backward.
-        let attention = mul(&[6, layers, d_model, self.time, self.time.saturating_add(1)]);
-        weights
+        let attention = mul(&[layers, d_model, d_qkv.saturating_add(d_attention)]);
+        let matrices = if config.gated { 3 } else { 2 };
+        let block = attention.saturating_add(mul(&[matrices, layers, d_model, d_ff]));
+        // Each pair has 4 operations forward and 8 backward.
+        let pairs = AttentionShape::new(config, 1, self.time).pairs();
+        let head = mul(&[6, self.time.saturating_sub(config.prefix), vocab_size, d_model]);
+        block
             .saturating_mul(mul(&[6, self.time]))
-            .saturating_add(attention)
+            .saturating_add(head)
+            .saturating_add(mul(&[12, layers, d_attention]).saturating_mul(pairs))
             .saturating_mul(sequences as u64)
     }
 }
@@ -602,7 +696,6 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
     let (c, f, v) = (config.d_model, config.d_ff, config.vocab_size);
     let nowhere = Region { offset: 0, len: 0 };
     let tensor = |name: String, rows, cols, init| Tensor { name, rows, cols, init, region: nowhere };
-    let qkv_rows = c.checked_mul(3).ok_or(ConfigError::TooLarge { field: "d_model" })?;
     let linear = |name: String, bias: bool, rows, cols, init| Affine {
         bias: bias.then(|| tensor(format!("{name}.bias"), 1, rows, Init::Zeros)),
         weight: tensor(format!("{name}.weight"), rows, cols, init),
@@ -618,10 +711,16 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
     for i in 0..config.layers {
         blocks.push(BlockParameters {
             norm1: has_norms.then(|| norm(format!("h.{i}.ln_1"))),
-            qkv: linear(format!("h.{i}.attn.c_attn"), config.bias.qkv, qkv_rows, c, Init::Normal),
-            attention_out: linear(format!("h.{i}.attn.c_proj"), config.bias.linear, c, c, Init::Residual),
+            qkv: linear(format!("h.{i}.attn.c_attn"), config.bias.qkv, config.d_qkv(), c, Init::Normal),
+            attention_out: linear(
+                format!("h.{i}.attn.c_proj"),
+                config.bias.linear,
+                c,
+                config.d_attention(),
+                Init::Residual,
+            ),
             norm2: has_norms.then(|| norm(format!("h.{i}.ln_2"))),
-            up: linear(format!("h.{i}.mlp.c_fc"), config.bias.linear, f, c, Init::Normal),
+            up: linear(format!("h.{i}.mlp.c_fc"), config.bias.linear, config.d_up(), c, Init::Normal),
             down: linear(format!("h.{i}.mlp.c_proj"), config.bias.linear, c, f, Init::Residual),
         });
     }
@@ -678,5 +777,7 @@ mod tests {
         let step = 6 * weights * 4 + attention;
         assert_eq!(plan.training_flops(10), 10 * step);
         assert_eq!(plan.training_flops(usize::MAX), step.saturating_mul(usize::MAX as u64));
+        let gated = Plan::training(&GptConfig { gated: true, ..config }, Dtype::F32, 1, 4).unwrap();
+        assert_eq!(gated.training_flops(10), 10 * (step + 6 * 4 * 2 * 3 * 5));
     }
 }

@@ -62,19 +62,18 @@ pub enum TensorKind {
     AttentionNorm,
     /// Queries before their rotation, with rotary positions: (B, T, H, D).
     QueryBeforeRotary,
-    /// Keys before their rotation, with rotary positions: (B, T, H, D).
+    /// Keys before their rotation, with rotary positions: (B, T, K, D).
     KeyBeforeRotary,
     /// Queries as the scores are made of them: (B, T, H, D).
     Query,
-    /// Keys as the scores are made of them: (B, T, H, D).
+    /// Keys as the scores are made of them: (B, T, K, D).
     Key,
-    /// Values: (B, T, H, D).
+    /// Values: (B, T, K, D).
     Value,
-    /// Attention scores, scaled, before the softmax: (B, H, T, T), queries by keys; 0 above the diagonal, where the causal mask
-    /// is. Has no gradient here.
+    /// Attention scores, scaled, before the softmax: (B, H, T, T), queries by keys; 0 where a query does not see a
+    /// key: above the diagonal under a causal mask. Has no gradient here.
     AttentionScores,
-    /// Attention weights, after the softmax and before dropout: (B, H, T, T), queries by keys; each row up to the diagonal sums
-    /// to 1. Has no gradient here.
+    /// Attention weights, after the softmax and before dropout: (B, H, T, T), queries by keys; each row sums to 1. Has no gradient here.
     AttentionWeights,
     /// The heads' results side by side, weights times values: (B, T, H, D).
     Attended,
@@ -86,9 +85,9 @@ pub enum TensorKind {
     ResidualMiddle,
     /// The result of the feed-forward sub-layer's norm: (B, T, C). With norms last it is also `ResidualOutput`.
     FeedForwardNorm,
-    /// What the activation reads: (B, T, F).
+    /// What the activation reads: (B, T, F). If gated, with what its result is multiplied by behind it: (B, T, 2F).
     PreActivation,
-    /// What the activation gives: (B, T, F). A ReLU unit that is 0 everywhere is dead.
+    /// What the activation gives, or the gate: (B, T, F). A ReLU unit that is 0 everywhere is dead.
     Activation,
     /// What the feed-forward sub-layer adds to the residual stream, after dropout: (B, T, C).
     FeedForwardOutput,
@@ -98,7 +97,7 @@ pub enum TensorKind {
     ResidualOutput,
     /// The result of the final norm, with norms first only: (B, T, C). In no layer.
     FinalNorm,
-    /// The logits: (B, T, V). In no layer.
+    /// The logits: (B, T, V), T without the given vectors. In no layer.
     Logits,
     /// -ln p of the target at each position, in nats, 0 where there is none: (B, T). In no layer. A model that is not in
     /// training has the tokens that follow as its targets, and the last position has none; this needs the feature `train`.
@@ -139,22 +138,25 @@ impl TensorKind {
         matches!(self, TensorKind::Embedding | TensorKind::ResidualMiddle | TensorKind::ResidualOutput)
     }
 
-    /// Its dimensions in a pass over `batch` sequences of `time` tokens.
+    /// Its dimensions in a pass over `batch` sequences of `time` positions.
     fn shape(self, config: &GptConfig, batch: usize, time: usize) -> Sizes {
         let (b, t) = (("B", batch), ("T", time));
+        // Given vectors have none.
+        let tokens = ("T", time.saturating_sub(config.prefix));
         match self {
-            TensorKind::QueryBeforeRotary
-            | TensorKind::KeyBeforeRotary
-            | TensorKind::Query
-            | TensorKind::Key
-            | TensorKind::Value
-            | TensorKind::Attended => Sizes::of([b, t, ("H", config.heads), ("D", config.d_head())]),
+            TensorKind::KeyBeforeRotary | TensorKind::Key | TensorKind::Value => {
+                Sizes::of([b, t, ("K", config.kv_heads()), ("D", config.d_head())])
+            }
+            TensorKind::QueryBeforeRotary | TensorKind::Query | TensorKind::Attended => {
+                Sizes::of([b, t, ("H", config.heads), ("D", config.d_head())])
+            }
             TensorKind::AttentionScores | TensorKind::AttentionWeights => {
                 Sizes::of([b, ("H", config.heads), t, t])
             }
+            TensorKind::PreActivation if config.gated => Sizes::of([b, t, ("2F", config.d_up())]),
             TensorKind::PreActivation | TensorKind::Activation => Sizes::of([b, t, ("F", config.d_ff)]),
-            TensorKind::Logits => Sizes::of([b, t, ("V", config.vocab_size)]),
-            TensorKind::Loss => Sizes::of([b, t]),
+            TensorKind::Logits => Sizes::of([b, tokens, ("V", config.vocab_size)]),
+            TensorKind::Loss => Sizes::of([b, tokens]),
             _ => Sizes::of([b, t, ("C", config.d_model)]),
         }
     }

@@ -1,5 +1,8 @@
 //! Checkpoints: what is written is read, what is damaged is found, and no bytes break the reader.
 
+#[path = "support/by_hand.rs"]
+#[expect(dead_code, reason = "shared with the golden files")]
+mod by_hand;
 #[path = "support/checkpoints.rs"]
 mod support;
 
@@ -10,8 +13,8 @@ use minigpt_core::checkpoint::{
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Activation, AttentionScale, Bias, ByteTokenizer, ConfigError, Dtype, GptConfig, NormPlace, Plan,
-    Position, TokenizerError,
+    Activation, AttentionScale, Bias, ByteTokenizer, ConfigError, Dtype, GptConfig, Mask, Norm, NormPlace,
+    Pairing, Plan, Position, TokenizerError,
 };
 use support::*;
 
@@ -51,34 +54,81 @@ fn everything_comes_back() {
     assert_eq!(file.len() % 64, 0);
 }
 
-#[test]
-fn every_kind_of_config_comes_back() {
+/// Every variant of every field, all other fields as in one config that is nowhere the default.
+fn every_kind_of_config() -> Vec<GptConfig> {
     let base =
         GptConfig { d_model: 8, d_ff: 5, bias: Bias::ALL, residual: false, ..GptConfig::new(300, 70_000) };
     let mut configs = vec![base.clone(), GptConfig { norm_eps: 1e-12, layers: 1_000_000, ..base.clone() }];
-    for position in [Position::Learned, Position::Sinusoidal, Position::ROTARY, Position::None] {
-        configs.push(GptConfig { position, ..base.clone() });
+    let mut push = |config: GptConfig| configs.push(config);
+    for (kv_heads, d_head) in [(Some(1), None), (Some(4), Some(300)), (Some(2), Some(2))] {
+        push(GptConfig { kv_heads, d_head, ..base.clone() });
     }
-    for norm_place in [NormPlace::Pre, NormPlace::Post, NormPlace::None] {
-        configs.push(GptConfig { norm_place, ..base.clone() });
+    for pairing in [Pairing::Adjacent, Pairing::Halves] {
+        for base_of_angles in [10_000.0, 0.5] {
+            push(GptConfig { position: Position::Rotary { base: base_of_angles, pairing }, ..base.clone() });
+        }
+    }
+    for position in [Position::Learned, Position::Sinusoidal, Position::None] {
+        push(GptConfig { position, ..base.clone() });
+    }
+    for (mask, prefix) in
+        [(Mask::Causal, 0), (Mask::Causal, 300), (Mask::Prefix, 1), (Mask::None, 0), (Mask::None, 69_999)]
+    {
+        push(GptConfig { mask, prefix, ..base.clone() });
+    }
+    for norm in [Norm::Layer, Norm::Rms] {
+        for norm_place in [NormPlace::Pre, NormPlace::Post, NormPlace::None] {
+            for qk_norm in [false, true] {
+                push(GptConfig { norm, norm_place, qk_norm, ..base.clone() });
+            }
+        }
     }
     for attention_scale in
         [AttentionScale::InverseSqrt, AttentionScale::None, AttentionScale::Custom(-0.0625)]
     {
-        configs.push(GptConfig { attention_scale, ..base.clone() });
+        push(GptConfig { attention_scale, ..base.clone() });
     }
-    for activation in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
-        configs.push(GptConfig { activation, ..base.clone() });
+    for activation in [
+        Activation::GeluTanh,
+        Activation::GeluErf,
+        Activation::Relu,
+        Activation::ReluSquared,
+        Activation::Silu,
+    ] {
+        for gated in [false, true] {
+            push(GptConfig { activation, gated, ..base.clone() });
+        }
     }
-    for config in configs {
-        let file = bare(&config);
+    for bits in 0..8 {
+        let bias = Bias { qkv: bits & 1 > 0, linear: bits & 2 > 0, norm: bits & 4 > 0 };
+        push(GptConfig { bias, residual: true, tied_embeddings: bits & 1 > 0, dropout: 0.5, ..base.clone() });
+    }
+    configs
+}
+
+#[test]
+fn every_kind_of_config_comes_back() {
+    let configs = every_kind_of_config();
+    let mut there = 0;
+    for config in &configs {
+        let by_hand = header(2, &[(b"CONF", 1, by_hand::conf(config)), (b"TENS", 1, varint(0))]);
+        if let Err(ConfigError::NotYet { field }) = config.validate() {
+            assert_eq!(fault(&by_hand), Fault::Config(ConfigError::NotYet { field }));
+            continue;
+        }
+        there += 1;
+        let file = bare(config);
+        assert!(file == by_hand, "{config:?} is written otherwise than the prose says");
         let checkpoint = Checkpoint::open_verified(&file).unwrap();
-        assert_eq!(checkpoint.config(), &config);
+        assert_eq!(checkpoint.config(), config);
         assert_eq!(checkpoint.tokenizer(), None);
         assert_eq!(checkpoint.training(), None);
         assert!(checkpoint.metadata().is_empty());
         assert_eq!(checkpoint.tensors().len(), 0);
     }
+    // Those that no pass is written for.
+    const NOT_THERE: usize = 26;
+    assert_eq!(there, configs.len() - NOT_THERE);
 }
 
 #[test]
@@ -195,33 +245,72 @@ fn padding_must_be_zero() {
 fn other_files_and_other_versions_are_told_apart() {
     assert_eq!(fault(b"PK\x03\x04 and so on"), Fault::Magic);
     assert!(matches!(fault(b""), Fault::Truncated { .. }));
-    let newer = Checkpoint::open(&header(2, &[])).unwrap_err();
-    assert_eq!(newer.fault, Fault::Version { found: 2 });
+    let newer = Checkpoint::open(&header(3, &[])).unwrap_err();
+    assert_eq!(newer.fault, Fault::Version { found: 3 });
     assert_eq!(
         newer.to_string(),
-        "checkpoint, byte 4: format version 2 is newer than 1, the newest that this program reads: \
+        "checkpoint, byte 4: format version 3 is newer than 2, the newest that this program reads: \
          update the program"
     );
+    assert_eq!(fault(&header(u32::MAX, &[])), Fault::Version { found: u32::MAX });
     assert_eq!(fault(&header(0, &[])), Fault::Version { found: 0 });
 }
 
 #[test]
 fn a_header_made_by_hand_from_the_prose_is_read() {
-    let index = [varint(1), record("w", 2, 3, 0, 24)].concat();
-    let mut file = header(1, &[(b"TENS", 1, index), (b"CONF", 0, conf(4, 0.25, 1e-5))]);
-    file.resize(file.len() + 64, 0);
-    let checkpoint = Checkpoint::open(&file).unwrap();
-    let config = checkpoint.config();
-    assert_eq!((config.vocab_size, config.context, config.layers, config.d_ff), (5, 3, 4, 3));
-    assert_eq!((config.dropout, config.norm_eps, config.tied_embeddings), (0.25, 1e-5, true));
-    assert_eq!(checkpoint.tensor("w").unwrap().bytes, [0; 24]);
+    for (version, conf) in [(1, conf_of_version_1 as fn(_, _, _) -> _), (2, conf)] {
+        let index = [varint(1), record("w", 2, 3, 0, 24)].concat();
+        let mut file = header(version, &[(b"TENS", 1, index), (b"CONF", 0, conf(4, 0.25, 1e-5))]);
+        file.resize(file.len() + 64, 0);
+        let checkpoint = Checkpoint::open(&file).unwrap();
+        let expected = GptConfig {
+            layers: 4,
+            heads: 1,
+            d_model: 2,
+            d_ff: 3,
+            dropout: 0.25,
+            norm_eps: 1e-5,
+            ..GptConfig::new(5, 3)
+        };
+        assert_eq!(checkpoint.config(), &expected);
+        assert_eq!(checkpoint.tensor("w").unwrap().bytes, [0; 24]);
+    }
+}
+
+#[test]
+fn a_config_of_version_1_is_the_model_that_it_was_and_no_other() {
+    // Learned, pre, 1/sqrt(d_k), residuals, GELU by erf, no bias: six bytes behind six numbers.
+    let open = |choices: [(usize, u8); 2]| {
+        let mut conf = conf_of_version_1(4, 0.0, 1e-5);
+        choices.into_iter().for_each(|(place, choice)| conf[place] = choice);
+        let file = header(1, &[(b"CONF", 1, conf), (b"TENS", 1, varint(0))]);
+        Checkpoint::open(&file).map(|checkpoint| checkpoint.config().clone()).map_err(|error| error.fault)
+    };
+    let [position, norm_place, activation, bias] = [6, 7, 10, 11];
+    let plain = open([(position, 0), (bias, 0)]).unwrap();
+    assert_eq!(
+        open([(position, 2), (bias, 1)]),
+        Ok(GptConfig {
+            position: Position::Rotary { base: 10_000.0, pairing: Pairing::Adjacent },
+            bias: Bias::ALL,
+            ..plain.clone()
+        })
+    );
+    assert_eq!(
+        open([(norm_place, 2), (activation, 2)]),
+        Ok(GptConfig { norm_place: NormPlace::None, activation: Activation::Relu, ..plain })
+    );
+    // What only version 2 tells apart.
+    for choice in [(position, 4), (norm_place, 3), (activation, 3), (activation, 4)] {
+        assert_eq!(open([choice; 2]), Err(Fault::Malformed { tag: *b"CONF" }), "{choice:?}");
+    }
 }
 
 #[test]
 fn unknown_sections_are_skipped_or_refused_as_their_flag_says() {
     let with = |flags| {
         let (conf, tens) = (conf(4, 0.0, 1e-5), varint(0));
-        header(1, &[(b"CONF", 1, conf), (b"NEWS", flags, vec![1, 2, 3]), (b"TENS", 1, tens)])
+        header(2, &[(b"CONF", 1, conf), (b"NEWS", flags, vec![1, 2, 3]), (b"TENS", 1, tens)])
     };
     assert!(Checkpoint::open_verified(&with(0)).is_ok());
     let refused = Checkpoint::open(&with(1)).unwrap_err();
@@ -234,31 +323,31 @@ fn unknown_sections_are_skipped_or_refused_as_their_flag_says() {
 fn sections_are_there_once_and_fit() {
     let (conf, none) = (|| conf(4, 0.0, 1e-5), || varint(0));
     let missing = |tag| Fault::MissingSection { tag };
-    assert_eq!(fault(&header(1, &[])), missing(*b"CONF"));
-    assert_eq!(fault(&header(1, &[(b"CONF", 1, conf())])), missing(*b"TENS"));
-    assert_eq!(fault(&header(1, &[(b"TENS", 1, none())])), missing(*b"CONF"));
+    assert_eq!(fault(&header(2, &[])), missing(*b"CONF"));
+    assert_eq!(fault(&header(2, &[(b"CONF", 1, conf())])), missing(*b"TENS"));
+    assert_eq!(fault(&header(2, &[(b"TENS", 1, none())])), missing(*b"CONF"));
     assert_eq!(
-        fault(&header(1, &[(b"CONF", 1, conf()), (b"TENS", 1, none()), (b"TENS", 1, none())])),
+        fault(&header(2, &[(b"CONF", 1, conf()), (b"TENS", 1, none()), (b"TENS", 1, none())])),
         Fault::RepeatedSection { tag: *b"TENS" }
     );
     let trailing = [conf(), vec![0]].concat();
     assert_eq!(
-        fault(&header(1, &[(b"CONF", 1, trailing), (b"TENS", 1, none())])),
+        fault(&header(2, &[(b"CONF", 1, trailing), (b"TENS", 1, none())])),
         Fault::SectionLength { tag: *b"CONF" }
     );
     let short = conf()[..20].to_vec();
     assert_eq!(
-        fault(&header(1, &[(b"CONF", 1, short), (b"TENS", 1, none())])),
+        fault(&header(2, &[(b"CONF", 1, short), (b"TENS", 1, none())])),
         Fault::Malformed { tag: *b"CONF" }
     );
     // A section that is longer than the header, and one whose head does not fit.
-    let mut long = header(1, &[(b"CONF", 1, conf())]);
+    let mut long = header(2, &[(b"CONF", 1, conf())]);
     let end = u32::from_le_bytes(long[8..12].try_into().unwrap()) as usize - 4;
     long.truncate(end);
     long[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
     seal(&mut long);
     assert_eq!(fault(&long), Fault::SectionLength { tag: *b"CONF" });
-    let mut stub = b"MGPT\x01\0\0\0\0\0\0\0CONF\0\0\0".to_vec();
+    let mut stub = b"MGPT\x02\0\0\0\0\0\0\0CONF\0\0\0".to_vec();
     seal(&mut stub);
     assert!(matches!(fault(&stub), Fault::SectionLength { .. }));
 }
@@ -279,7 +368,7 @@ fn the_header_length_must_be_one() {
 
 #[test]
 fn invalid_configs_are_refused() {
-    let open = |body| fault(&header(1, &[(b"CONF", 1, body), (b"TENS", 1, varint(0))]));
+    let open = |body| fault(&header(2, &[(b"CONF", 1, body), (b"TENS", 1, varint(0))]));
     assert!(matches!(open(conf(4, f64::NAN, 1e-5)), Fault::Config(ConfigError::Dropout { .. })));
     assert!(matches!(open(conf(4, 0.0, f64::NAN)), Fault::Config(ConfigError::NormEps { .. })));
     assert_eq!(open(conf(0, 0.0, 1e-5)), Fault::Config(ConfigError::Zero { field: "layers" }));
@@ -290,7 +379,7 @@ fn invalid_configs_are_refused() {
 #[test]
 fn invalid_tokenizers_are_refused() {
     let open = |body| {
-        fault(&header(1, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, varint(0)), (b"TOKN", 0, body)]))
+        fault(&header(2, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, varint(0)), (b"TOKN", 0, body)]))
     };
     let chars = |text| [vec![1], string(text)].concat();
     assert_eq!(open(chars("")), Fault::Tokenizer(TokenizerError::EmptyVocabulary));
@@ -306,7 +395,7 @@ fn invalid_tokenizers_are_refused() {
 fn hostile_indexes_are_refused() {
     let open = |records: &[Vec<u8>]| {
         let index = [varint(records.len() as u64), records.concat()].concat();
-        let mut file = header(1, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, index)]);
+        let mut file = header(2, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, index)]);
         file.resize(file.len() + 128, 0);
         fault(&file)
     };
@@ -350,12 +439,12 @@ fn lists_longer_than_their_bytes_are_refused() {
             if tag != b"TENS" {
                 sections.push((b"TENS", 1, varint(0)));
             }
-            assert_eq!(fault(&header(1, &sections)), Fault::SectionLength { tag: *tag });
+            assert_eq!(fault(&header(2, &sections)), Fault::SectionLength { tag: *tag });
         }
         let body = varint(u64::MAX);
         let sections = [(b"CONF", 1, conf(4, 0.0, 1e-5)), (tag, flags, body), (b"TENS", 1, varint(0))];
         assert_eq!(
-            fault(&header(1, &sections[..if tag == b"TENS" { 2 } else { 3 }])),
+            fault(&header(2, &sections[..if tag == b"TENS" { 2 } else { 3 }])),
             Fault::Malformed { tag: *tag }
         );
     }
@@ -364,7 +453,7 @@ fn lists_longer_than_their_bytes_are_refused() {
 #[test]
 fn metadata_needs_keys() {
     let body = [varint(1), string(""), string("value")].concat();
-    let file = header(1, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"META", 0, body), (b"TENS", 1, varint(0))]);
+    let file = header(2, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"META", 0, body), (b"TENS", 1, varint(0))]);
     assert_eq!(fault(&file), Fault::EmptyKey);
 }
 

@@ -32,16 +32,16 @@ fn memory_is_bounded_by_the_header() {
     let short_entries = |count: usize| [varint(count as u64), [1, b'k', 0].repeat(count)].concat();
     let long_text = [vec![1], varint(u64::from(u32::MAX)), vec![b'a'; 100]].concat();
     let hostile = [
-        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, claims(u32::MAX.into()))]),
-        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, claims(12))]),
-        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, claims(u32::MAX.into()))]),
+        header(2, &[(b"CONF", 1, small()), (b"TENS", 1, claims(u32::MAX.into()))]),
+        header(2, &[(b"CONF", 1, small()), (b"TENS", 1, claims(12))]),
+        header(2, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, claims(u32::MAX.into()))]),
         // Entries that take no byte but those of their lengths: refused before there is room for any.
-        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, empty_entries(50_000))]),
+        header(2, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, empty_entries(50_000))]),
         // More entries than anybody needs.
-        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, short_entries(70_000))]),
-        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"TOKN", 0, long_text)]),
+        header(2, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, short_entries(70_000))]),
+        header(2, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"TOKN", 0, long_text)]),
         header(
-            1,
+            2,
             &[(b"CONF", 1, small()), (b"TENS", 1, [varint(1), record("a", 1, 1 << 30, 0, 1 << 32)].concat())],
         ),
     ];
@@ -52,14 +52,14 @@ fn memory_is_bounded_by_the_header() {
     }
 
     // Four billion layers, and no tensors to back them.
-    let file = header(1, &[(b"CONF", 1, conf(u32::MAX.into(), 0.0, 1e-5)), (b"TENS", 1, varint(0))]);
+    let file = header(2, &[(b"CONF", 1, conf(u32::MAX.into(), 0.0, 1e-5)), (b"TENS", 1, varint(0))]);
     let (bytes, result) = peak(|| Checkpoint::open_verified(&file).unwrap().parameters().map(|_| ()));
     assert!(result.is_err() && bytes < 4096, "{bytes} bytes, {result:?}");
 
     // The densest header: as many of the shortest entries as fit.
     let count = 50_000;
     let file =
-        header(1, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, short_entries(count))]);
+        header(2, &[(b"CONF", 1, small()), (b"TENS", 1, varint(0)), (b"META", 0, short_entries(count))]);
     let (bytes, result) = peak(|| Checkpoint::open_verified(&file).map(|c| c.metadata().len()));
     assert_eq!(result, Ok(50_000));
     assert!(bytes < 12 * file.len(), "{bytes} bytes for {}", file.len());
@@ -124,7 +124,7 @@ impl Read for Endless<'_> {
 
 fn a_stream_takes_memory_as_it_comes() {
     // It claims a header of 4 GB, and ends.
-    let mut file = header(1, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, varint(0))]);
+    let mut file = header(2, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, varint(0))]);
     file[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
     let mut buffer = Vec::new();
     let (bytes, result) = peak(|| Stream::open(&file[..], &mut buffer, &Limits::NONE).map(|_| ()));
@@ -143,7 +143,7 @@ fn a_stream_takes_memory_as_it_comes() {
 
     // It claims more than may be claimed, and nothing is allocated for it.
     let tensors = [varint(1), record("a", 1 << 20, 1 << 20, 0, 4 << 40)].concat();
-    let file = header(1, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, tensors)]);
+    let file = header(2, &[(b"CONF", 1, conf(4, 0.0, 1e-5)), (b"TENS", 1, tensors)]);
     let mut buffer = Vec::new();
     let (bytes, result) = peak(|| Stream::open(&file[..], &mut buffer, &Limits::DEFAULT).map(|_| ()));
     assert!(result.unwrap_err().to_string().contains("its payload would be 4398046511104"));

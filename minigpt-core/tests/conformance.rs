@@ -105,7 +105,7 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
 fn every_op_that_is_wrong_is_found() {
     use OpKind::*;
     // A result that is wrong, and an operand that was to be read only.
-    const CASES: [(OpKind, &[&str]); 25] = [
+    const CASES: [(OpKind, &[&str]); 28] = [
         (EmbeddingForward, &["out", "token_embedding", "position_embedding"]),
         (EmbeddingBackward, &["d_token_embedding", "d_position_embedding", "d_out"]),
         (LayerNormForward, &["y", "mean", "rstd", "x"]),
@@ -113,16 +113,19 @@ fn every_op_that_is_wrong_is_found() {
         (LinearForward, &["y", "activate.input", "residual", "x"]),
         (LinearBackward, &["d_x", "d_weight", "d_bias", "d_y"]),
         (ActivationForward, &["y", "x"]),
-        (Rotary, &["qkv", "table"]),
-        (AttentionForward, &["out", "lse", "qkv"]),
-        (AttentionBackward, &["d_qkv", "d_out"]),
-        (AttentionScores, &["scores", "qkv"]),
+        (GateForward, &["y", "x"]),
+        (GateBackward, &["d_x", "x", "d_y"]),
+        (Rotary, &["x", "table"]),
+        (AttentionForward, &["out", "lse", "q", "k", "v"]),
+        (AttentionBackward, &["d_q", "d_k", "d_v", "d_out"]),
+        (AttentionScores, &["scores", "q", "k"]),
         (EmbeddingRows, &["out", "token_embedding", "tokens", "places", "positions", "live"]),
         (LayerNormRows, &["y", "mean", "rstd", "x", "live"]),
         (LinearRows, &["y", "activate.input", "residual", "x", "live"]),
-        (RotaryRows, &["qkv", "table", "positions"]),
-        (CacheAppend, &["keys", "values", "qkv", "slots"]),
-        (AttentionRows, &["out", "keys", "values", "qkv", "positions"]),
+        (GateRows, &["y", "x", "live"]),
+        (RotaryRows, &["x", "table", "positions"]),
+        (CacheAppend, &["keys", "values", "k", "v", "slots"]),
+        (AttentionRows, &["out", "keys", "values", "q", "last"]),
         (GatherRows, &["to", "from", "wanted"]),
         (Sample, &["tokens", "choices", "settings", "logits"]),
         (CrossEntropy, &["d_logits", "losses", "scalars", "logits", "targets"]),
@@ -159,7 +162,8 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
     fn first(dropout: Option<Dropout>) -> Option<Dropout> {
         dropout.map(|dropout| Dropout { first: u64::from(dropout.first as u32), ..dropout })
     }
-    let careless: [fn(Op) -> Op; 14] = [
+    let careless: [fn(Op) -> Op; 15] = [
+        |op| if let Op::GateRows(GateRows { gate, .. }) = op { gate.into() } else { op },
         |op| if let Op::LinearRows(LinearRows { linear, .. }) = op { linear.into() } else { op },
         |op| if let Op::LayerNormRows(LayerNormRows { norm, .. }) = op { norm.into() } else { op },
         |op| match op {
@@ -167,11 +171,7 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
             _ => op,
         },
         |op| {
-            if let Op::AttentionRows(op) = op {
-                AttentionRows { slots: op.positions, ..op }.into()
-            } else {
-                op
-            }
+            if let Op::AttentionRows(op) = op { AttentionRows { slots: op.last, ..op }.into() } else { op }
         },
         |op| if let Op::Rotary(op) = op { Rotary { inverse: false, ..op }.into() } else { op },
         |op| if let Op::LayerNormForward(op) = op { LayerNormForward { eps: 0.0, ..op }.into() } else { op },

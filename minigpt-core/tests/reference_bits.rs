@@ -4,18 +4,20 @@
 //! machine, the compiler, the profile or a feature of another crate.
 
 use minigpt_core::config::schedule::{Decay, Schedule};
-use minigpt_core::op::{IGNORE, counter, scalar};
+use minigpt_core::op::{AttentionShape, IGNORE, counter, scalar};
+use minigpt_core::reference::Rows;
 use minigpt_core::reference::activation::{activate, derivative};
 use minigpt_core::reference::attention::*;
 use minigpt_core::reference::cross_entropy::cross_entropy;
 use minigpt_core::reference::dropout::Mask;
+use minigpt_core::reference::gate::*;
 use minigpt_core::reference::layernorm::*;
 use minigpt_core::reference::linear::*;
 use minigpt_core::reference::optimizer::*;
 use minigpt_core::reference::position::sinusoidal_table;
 use minigpt_core::reference::rotary::*;
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Activation, Real};
+use minigpt_core::{Activation, Pairing, Real};
 
 /// FNV-1a over the little-endian bytes.
 fn digest<R: Real>(values: &[R]) -> u64 {
@@ -96,19 +98,25 @@ fn digests<R: Real>() -> Vec<(&'static str, u64)> {
     let mut table = vec![R::zero(); time * d_head];
     sinusoidal_table(&mut table, d_head);
     found.push(("sinusoidal table", digest(&table)));
-    rotary_table(&mut table, d_head);
+    rotary_table(&mut table, d_head, 10_000.0);
     found.push(("rotary table", digest(&table)));
     let mut qkv = random(3 * rows * wide);
-    rotary(&mut qkv, &table, false, batch, time, heads, d_head);
+    // Queries and keys, which lie side by side.
+    rotary(&mut qkv, 3 * wide, &table, Pairing::Adjacent, false, batch, time, 2 * heads, d_head);
     found.push(("rotary", digest(&qkv)));
 
     let mut lse = vec![R::zero(); batch * heads * time];
     let mut row = vec![R::zero(); time];
-    attention_forward(&qkv, Some(&mask), &mut y, &mut lse, &mut row, batch, time, heads, d_head, 0.4);
+    let [q, k, v] = [0, wide, 2 * wide].map(|first| Rows { data: &qkv[first..], stride: 3 * wide });
+    let shape = AttentionShape { batch, time, heads, kv_heads: heads, d_head, scale: 0.4, prefix: 0 };
+    attention_forward(q, k, v, Some(&mask), &mut y, &mut lse, &mut row, &shape);
     found.push(("attention forward", digest(&[&y[..], &lse].concat())));
-    let mut d_qkv = vec![R::zero(); qkv.len()];
-    attention_backward(&qkv, &y, &lse, &d_y, Some(&mask), &mut d_qkv, batch, time, heads, d_head, 0.4);
-    found.push(("attention backward", digest(&d_qkv)));
+    let [mut d_q, mut d_k, mut d_v] = [(); 3].map(|()| vec![R::zero(); rows * wide]);
+    attention_backward(q, k, v, &y, &lse, &d_y, Some(&mask), &mut d_q, &mut d_k, &mut d_v, &shape);
+    let side_by_side: Vec<R> = (0..rows)
+        .flat_map(|row| [&d_q, &d_k, &d_v].map(|part| &part[row * wide..][..wide]).concat())
+        .collect();
+    found.push(("attention backward", digest(&side_by_side)));
 
     let targets: Vec<u32> = (0..rows).map(|r| if r == 5 { IGNORE } else { r as u32 % 37 }).collect();
     let mut scalars = vec![R::zero(); scalar::LEN];
@@ -126,6 +134,18 @@ fn digests<R: Real>() -> Vec<(&'static str, u64)> {
     let mut params = weight;
     adamw(&mut params, &d_weight, &mut m, &mut v, &scalars, 300, 0.9, 0.99, 1e-8, 0.1);
     found.push(("adamw", digest(&[params, m, v].concat())));
+
+    for (name, activation) in [("relu squared", Activation::ReluSquared), ("silu", Activation::Silu)] {
+        let x = random(500);
+        let values: Vec<R> =
+            x.iter().flat_map(|&x| [activate(activation, x), derivative(activation, x)]).collect();
+        found.push((name, digest(&values)));
+    }
+    let (x, d_y) = (random(rows * 2 * wide), random(rows * wide));
+    let mut d_x = vec![R::zero(); x.len()];
+    gate_forward(&x, Activation::Silu, &mut y, rows, wide);
+    gate_backward(&x, &d_y, Activation::Silu, &mut d_x, rows, wide);
+    found.push(("gate", digest(&[&y[..], &d_x].concat())));
     found
 }
 
@@ -147,6 +167,9 @@ fn single_precision_gives_the_same_bits_everywhere() {
         ("cross-entropy", 0x4f58_88c8_1484_2964),
         ("finish step", 0x1596_5481_5cfe_b54b),
         ("adamw", 0x8b76_4160_34af_0335),
+        ("relu squared", 0xee98_c3c9_576c_51e8),
+        ("silu", 0x8bd5_f9dc_f0d5_61ce),
+        ("gate", 0x0fe2_d6ef_8f1d_170d),
     ];
     assert_eq!(digests::<f32>(), pinned);
 }
@@ -169,6 +192,9 @@ fn double_precision_gives_the_same_bits_everywhere() {
         ("cross-entropy", 0x02b5_dd99_af1e_555a),
         ("finish step", 0xcca2_c7ab_0a68_80ea),
         ("adamw", 0x1d9e_783f_a997_2905),
+        ("relu squared", 0x881d_ac0c_a98d_3b1f),
+        ("silu", 0x8335_d35b_31b7_ec1d),
+        ("gate", 0x9ff6_3bc0_099d_246b),
     ];
     assert_eq!(digests::<f64>(), pinned);
 }

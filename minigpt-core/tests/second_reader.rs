@@ -4,7 +4,10 @@
 //! Not among the tests of plain `cargo test`, because it needs Python 3 with numpy:
 //! `MINIGPT_PYTHON=python3 cargo test -p minigpt-core --test second_reader`.
 
+#[path = "support/by_hand.rs"]
+mod by_hand;
 #[path = "support/models.rs"]
+#[expect(dead_code, reason = "shared with the golden files")]
 mod models;
 #[path = "support/checkpoints.rs"]
 #[expect(dead_code, reason = "shared with the tests of the format")]
@@ -17,21 +20,27 @@ use std::process::Command;
 use minigpt_core::checkpoint::Role;
 use minigpt_core::model::Extras;
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, GptConfig, Model, NormPlace, Position,
-    Reference, TrainConfig, Trainer,
+    Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, Dtype, GptConfig, Mask, Model, Norm,
+    NormPlace, Pairing, Position, Reference, TrainConfig, Trainer,
 };
-use models::TOKENS;
+use models::{TOKENS, is_there};
 use serde_json::{Value, json};
 
-/// What the reader says of these files.
+/// What the reader says of these files, whose models take no given vectors.
 fn read(files: &[PathBuf], tokens: &[u32]) -> Vec<Value> {
+    let files: Vec<_> = files.iter().map(|file| (file, Vec::new())).collect();
+    read_behind(&files, tokens)
+}
+
+/// What the reader says of these files, each with the vectors that its model is given before the tokens.
+fn read_behind(files: &[(&PathBuf, Vec<Vec<f64>>)], tokens: &[u32]) -> Vec<Value> {
     let python = std::env::var_os("MINIGPT_PYTHON").unwrap_or_else(|| "python3".into());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/reader.py");
     let tokens = tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let mut command = Command::new(&python);
     command.arg(script);
-    for file in files {
-        command.arg(file).arg(&tokens);
+    for (file, given) in files {
+        command.arg(file).arg(&tokens).arg(json!(given).to_string());
     }
     let output = command.output().unwrap_or_else(|e| {
         panic!("cannot run {}: {e}; set MINIGPT_PYTHON to a Python 3 that has numpy", python.display())
@@ -46,21 +55,29 @@ fn read(files: &[PathBuf], tokens: &[u32]) -> Vec<Value> {
 
 /// The config as the reader prints it.
 fn as_json(config: &GptConfig) -> Value {
-    json!({
+    let mut json = json!({
         "vocab_size": config.vocab_size, "context": config.context, "layers": config.layers,
-        "heads": config.heads, "d_model": config.d_model, "d_ff": config.d_ff,
+        "heads": config.heads, "kv_heads": config.kv_heads, "d_model": config.d_model,
+        "d_head": config.d_head, "d_ff": config.d_ff, "prefix": config.prefix,
         "position": match config.position {
             Position::Learned => "learned",
             Position::Sinusoidal => "sinusoidal",
             Position::Rotary { .. } => "rotary",
             _ => "none",
         },
-        "norm": match config.norm_place {
+        "mask": match config.mask {
+            Mask::Causal => "causal",
+            Mask::Prefix => "prefix",
+            _ => "none",
+        },
+        "norm": if config.norm == Norm::Layer { "layer" } else { "rms" },
+        "norm_place": match config.norm_place {
             NormPlace::Pre => "pre",
             NormPlace::Post => "post",
             _ => "none",
         },
-        "scale": match config.attention_scale {
+        "qk_norm": config.qk_norm,
+        "attention_scale": match config.attention_scale {
             AttentionScale::Custom(scale) => json!(scale),
             AttentionScale::InverseSqrt => json!("inverse_sqrt"),
             _ => json!("none"),
@@ -69,11 +86,20 @@ fn as_json(config: &GptConfig) -> Value {
         "activation": match config.activation {
             Activation::GeluTanh => "gelu_tanh",
             Activation::GeluErf => "gelu_erf",
-            _ => "relu",
+            Activation::Relu => "relu",
+            Activation::ReluSquared => "relu_squared",
+            _ => "silu",
         },
-        "bias": config.bias, "dropout": config.dropout,
+        "gated": config.gated,
+        "qkv_bias": config.bias.qkv, "linear_bias": config.bias.linear, "norm_bias": config.bias.norm,
+        "dropout": config.dropout,
         "tied_embeddings": config.tied_embeddings, "norm_eps": config.norm_eps,
-    })
+    });
+    if let Position::Rotary { base, pairing } = config.position {
+        json["rotary_base"] = json!(base);
+        json["rotary_pairing"] = json!(if pairing == Pairing::Halves { "halves" } else { "adjacent" });
+    }
+    json
 }
 
 /// The largest difference between the reader's logits and those of a backend, as a share of the largest logit.
@@ -140,9 +166,78 @@ fn the_second_reader_gives_the_logits_of_every_config_in_every_format() {
     println!("{} checkpoints; at most {worst32:e} from f32 and {worst64:e} from f64", files.len());
 }
 
+/// Vectors for the prefix of this model.
+fn given(config: &GptConfig) -> Vec<Vec<f64>> {
+    let number = |place: usize| (place * 37 % 101) as f64 / 64.0 - 0.75;
+    (0..config.prefix)
+        .map(|p| (0..config.d_model).map(|i| number(p * config.d_model + i)).collect())
+        .collect()
+}
+
 #[test]
-fn the_second_reader_reads_the_golden_files() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
+fn the_second_reader_gives_the_logits_of_what_only_version_2_has() {
+    let folder = Folder::new("second-reader-wide");
+    let configs = models::wide_configs();
+    let mut files = Vec::new();
+    for (i, config) in configs.iter().enumerate() {
+        let by_hand = by_hand::file(config, Dtype::F32, None, &[], models::stored);
+        if is_there(config) {
+            let written = models::checkpoint_of(config, Dtype::F32, None, &[]);
+            assert!(written == by_hand, "{config:?} is written otherwise than the prose says");
+        }
+        let path = folder.0.join(format!("{i}.mgpt"));
+        fs::write(&path, &by_hand).unwrap();
+        files.push((path, by_hand));
+    }
+    let asked: Vec<_> = files.iter().zip(&configs).map(|((path, _), config)| (path, given(config))).collect();
+    let mut compared = 0;
+    for ((config, (_, file)), answer) in configs.iter().zip(&files).zip(read_behind(&asked, &TOKENS)) {
+        assert_eq!(answer["config"], as_json(config));
+        assert_eq!(answer["logits"].as_array().unwrap().len(), config.prefix + TOKENS.len(), "{config:?}");
+        // No pass takes given vectors.
+        if is_there(config) && config.prefix == 0 {
+            let double = difference(Reference::<f64>::new(), file, &answer);
+            assert!(double <= 1e-12, "{config:?}: {double:e}");
+            compared += 1;
+        }
+    }
+    // Those that no pass is written for, and those whose prefix no pass takes.
+    const NOT_COMPARED: usize = 22;
+    assert_eq!(compared, configs.len() - NOT_COMPARED);
+}
+
+#[test]
+fn embeddings_that_the_second_reader_is_given_are_the_tokens_that_they_stand_for() {
+    let folder = Folder::new("second-reader-prefix");
+    let path = folder.0.join("prefix.mgpt");
+    let plain = models::base();
+    let file = models::checkpoint_of(&plain, Dtype::F32, None, &[]);
+    let behind = GptConfig { prefix: 2, ..plain };
+    fs::write(&path, by_hand::file(&behind, Dtype::F32, None, &[], models::stored)).unwrap();
+    let checkpoint = Checkpoint::open_verified(&file).unwrap();
+    let rows: Vec<&[u8]> = checkpoint.tensor("wte.weight").unwrap().bytes.chunks_exact(4 * 8).collect();
+    let numbers = |row: &[u8]| -> Vec<f64> {
+        row.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()).into()).collect()
+    };
+    let given = TOKENS[..2].iter().map(|token| numbers(rows[*token as usize])).collect();
+    let answer = &read_behind(&[(&path, given)], &TOKENS[2..])[0];
+    assert!(difference(Reference::<f64>::new(), &file, answer) <= 1e-12);
+}
+
+#[test]
+fn the_second_reader_reads_the_golden_files_of_both_versions() {
+    for folder in ["v1", "v2"] {
+        golden_files_are_read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder));
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v2");
+    for golden in models::wide_goldens() {
+        let path = folder.join(golden.name).with_extension("mgpt");
+        let answer = &read_behind(&[(&path, given(&golden.config))], &TOKENS)[0];
+        assert_eq!(answer["config"], as_json(&golden.config), "{}", golden.name);
+    }
+}
+
+fn golden_files_are_read(folder: &Path) {
     let goldens = models::goldens();
     let paths: Vec<PathBuf> =
         goldens.iter().map(|golden| folder.join(golden.name).with_extension("mgpt")).collect();
@@ -161,7 +256,8 @@ fn the_second_reader_reads_the_golden_files() {
         let metadata = if golden.metadata.is_empty() { Value::Null } else { json!(golden.metadata) };
         assert_eq!(answer["metadata"], metadata, "{name}");
         assert_eq!(answer["training"], Value::Null, "{name}");
-        let difference = difference(Reference::<f64>::new(), &golden.write(), &answer);
+        let file = fs::read(folder.join(name).with_extension("mgpt")).unwrap();
+        let difference = difference(Reference::<f64>::new(), &file, &answer);
         assert!(difference <= 1e-12, "{name}: {difference:e}");
     }
 }

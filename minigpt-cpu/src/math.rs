@@ -112,13 +112,26 @@ const CUBIC: f32 = 0.044_715;
 /// The non-linearity, equal to [`minigpt_core::reference::activation::activate`].
 #[inline(always)]
 pub(crate) fn activate<V: Vector>(t: V::Token, activation: Activation, x: V) -> V {
+    #[inline(never)]
+    fn shared<V: Vector>(t: V::Token, activation: Activation, x: V) -> V {
+        activate_here(t, activation, x)
+    }
+    if V::SHARES_CODE { shared(t, activation, x) } else { activate_here(t, activation, x) }
+}
+
+#[inline(always)]
+fn activate_here<V: Vector>(t: V::Token, activation: Activation, x: V) -> V {
     let one = V::splat(t, 1.0);
     match activation {
-        // (1 + tanh u) / 2 = 1 / (1 + e^-2u): one exponential, where tanh itself needs a second way near 0.
-        Activation::GeluTanh => x / (one + exp(t, gelu_tanh_exponent(t, x))),
+        // (1 + tanh u) / 2 = 1 / (1 + e^-2u): one exponential, where tanh itself needs a second way near 0. SiLU is the same
+        // of another exponent, and shares the code: where the power overflows, the quotient is 0.
+        Activation::GeluTanh | Activation::Silu => x / (one + exp(t, exponent(t, activation, x))),
         Activation::GeluErf => x * normal_distribution(t, x),
-        // Of 0 and NaN, this takes NaN: a step that has gone wrong must be seen.
-        _ => V::splat(t, 0.0).max(x),
+        _ => {
+            // Of 0 and NaN, this takes NaN: a step that has gone wrong must be seen.
+            let y = V::splat(t, 0.0).max(x);
+            if activation == Activation::ReluSquared { y * y } else { y }
+        }
     }
 }
 
@@ -127,26 +140,35 @@ pub(crate) fn activate<V: Vector>(t: V::Token, activation: Activation, x: V) -> 
 pub(crate) fn derivative<V: Vector>(t: V::Token, activation: Activation, x: V) -> V {
     let (zero, one) = (V::splat(t, 0.0), V::splat(t, 1.0));
     match activation {
-        Activation::GeluTanh => {
+        Activation::GeluTanh | Activation::Silu => {
             // With gate = 1 / (1 + e^-2u), its derivative is gate (1 - gate) 2u', and 1 - gate = e^-2u gate without
-            // cancellation. The power must be finite for that, and so must x^2: from 10 on the limits are reached.
-            let far = V::splat(t, 10.0);
+            // cancellation. The power must be finite for that, and so must x^2: from 10 on, or from 80 on of SiLU, whose
+            // 2u is x, the limits are reached.
+            let is_silu = activation == Activation::Silu;
+            let far = V::splat(t, if is_silu { 80.0 } else { 10.0 });
             let x = far.min((-far).max(x));
-            let power = exp(t, gelu_tanh_exponent(t, x));
+            let power = exp(t, exponent(t, activation, x));
             let gate = one / (one + power);
-            let slope =
-                (x * x).mul_add(V::splat(t, 6.0 * CUBIC * SQRT_2_OVER_PI), V::splat(t, 2.0 * SQRT_2_OVER_PI));
+            let slope = if is_silu {
+                one
+            } else {
+                (x * x).mul_add(V::splat(t, 6.0 * CUBIC * SQRT_2_OVER_PI), V::splat(t, 2.0 * SQRT_2_OVER_PI))
+            };
             (x * gate * (power * gate)).mul_add(slope, gate)
         }
         Activation::GeluErf => gelu_derivative(t, x),
+        Activation::ReluSquared => zero.max(x + x),
         _ => V::select(zero.lt(x), one, zero),
     }
 }
 
-/// -2u for u = sqrt(2/pi) (x + 0.044715 x^3).
+/// -2u for u = sqrt(2/pi) (x + 0.044715 x^3), or of SiLU -x.
 #[inline(always)]
-fn gelu_tanh_exponent<V: Vector>(t: V::Token, x: V) -> V {
+fn exponent<V: Vector>(t: V::Token, activation: Activation, x: V) -> V {
     const TWICE: f32 = -2.0 * SQRT_2_OVER_PI;
+    if activation == Activation::Silu {
+        return -x;
+    }
     x * (x * x).mul_add(V::splat(t, CUBIC * TWICE), V::splat(t, TWICE))
 }
 

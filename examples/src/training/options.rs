@@ -174,6 +174,10 @@ pub struct Shape {
     /// The non-linearity (gelu-erf).
     #[arg(long, value_enum)]
     pub activation: Option<ActivationName>,
+    /// Multiply what the non-linearity gives by a second linear layer's result. It makes the feed-forward layers half as large
+    /// again, if --d-ff stays.
+    #[arg(long)]
+    pub gated: bool,
     /// Give linear layers and norms a bias.
     #[arg(long)]
     pub bias: bool,
@@ -262,6 +266,7 @@ impl Shape {
             ("--norm", self.norm.is_some()),
             ("--norm-place", self.norm_place.is_some()),
             ("--activation", self.activation.is_some()),
+            ("--gated", self.gated),
             ("--bias", self.bias),
             ("--untied", self.untied),
             ("--no-residual", self.no_residual),
@@ -289,6 +294,7 @@ impl Shape {
             norm: self.norm.map_or(base.norm, Into::into),
             norm_place: self.norm_place.map_or(base.norm_place, Into::into),
             activation: self.activation.map_or(base.activation, Into::into),
+            gated: self.gated,
             residual: !self.no_residual,
             bias: if self.bias { Bias::ALL } else { Bias::NONE },
             dropout: self.dropout.unwrap_or(if gpu { 0.2 } else { 0.0 }),

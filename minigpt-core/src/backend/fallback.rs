@@ -7,15 +7,17 @@ mod training;
 use alloc::vec::Vec;
 
 use super::{Backend, read_elems, read_u32, write_elems};
-use crate::memory::{InvalidOp, Span, zeros};
+use crate::memory::{InvalidOp, Span, Strided, zeros};
 use crate::op::{
-    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, LayerNormForward, LinearForward,
-    Op, Operands, Rotary,
+    Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, GateForward, LayerNormForward,
+    LinearForward, Op, Operands, Rotary,
 };
 use crate::real::Real;
+use crate::reference::Rows;
 use crate::reference::attention::{attention_forward, attention_scores};
 use crate::reference::dropout::Mask;
 use crate::reference::embedding::embedding_forward;
+use crate::reference::gate::gate_forward;
 use crate::reference::layernorm::layernorm_forward;
 use crate::reference::linear::linear_forward;
 use crate::reference::rotary::rotary;
@@ -37,12 +39,14 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         Op::EmbeddingForward(op) => embedding(backend, op),
         Op::LayerNormForward(op) => layernorm(backend, op),
         Op::LinearForward(op) => linear(backend, op),
+        Op::GateForward(op) => gate(backend, op),
         Op::Rotary(op) => rotate(backend, op),
         Op::AttentionForward(op) => attention(backend, op),
         Op::AttentionScores(op) => scores(backend, op),
         Op::EmbeddingRows(op) => rows::embedding(backend, op),
         Op::LayerNormRows(op) => rows::layernorm(backend, op),
         Op::LinearRows(op) => rows::linear(backend, op),
+        Op::GateRows(op) => rows::gate(backend, op),
         Op::RotaryRows(op) => rows::rotate(backend, op),
         Op::CacheAppend(op) => rows::append(backend, op),
         Op::AttentionRows(op) => rows::attention(backend, op),
@@ -53,6 +57,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         | Op::LayerNormBackward(_)
         | Op::LinearBackward(_)
         | Op::ActivationForward(_)
+        | Op::GateBackward(_)
         | Op::AttentionBackward(_)
         | Op::CrossEntropy(_)
         | Op::SquaredNorm(_)
@@ -159,40 +164,70 @@ fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearForward) -> Result<()
     write_elems(backend, op.y, &y)
 }
 
+fn gate<B: Backend + ?Sized>(backend: &mut B, op: &GateForward) -> Result<(), B::Error> {
+    let x = read_elems(backend, op.x)?;
+    let mut y = zeros("y", op.y.len)?;
+    gate_forward(&x, op.activation, &mut y, op.rows, op.width);
+    write_elems(backend, op.y, &y)
+}
+
 fn rotate<B: Backend + ?Sized>(backend: &mut B, op: &Rotary) -> Result<(), B::Error> {
     let table = read_elems(backend, op.table.first(op.time * op.d_head))?;
-    let mut qkv = read_elems(backend, op.qkv)?;
-    rotary(&mut qkv, &table, op.inverse, op.batch, op.time, op.heads, op.d_head);
-    write_elems(backend, op.qkv, &qkv)
+    let mut x = read_elems(backend, op.x.span)?;
+    rotary(&mut x, op.x.stride, &table, op.pairing, op.inverse, op.batch, op.time, op.heads, op.d_head);
+    write_rows(backend, op.x, op.heads * op.d_head, rows_of(&x, op.x))
 }
 
 fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionForward) -> Result<(), B::Error> {
-    let qkv = read_elems(backend, op.qkv)?;
+    let q = read_elems(backend, op.q.span)?;
+    let k = read_elems(backend, op.k.span)?;
+    let v = read_elems(backend, op.v.span)?;
     let mask = read_mask(backend, &op.dropout)?;
     let mut out = zeros("out", op.out.len)?;
     let mut lse = zeros("lse", op.lse.len)?;
-    let mut scores = zeros("scores", op.time)?;
+    let mut scores = zeros("scores", op.shape.time)?;
     attention_forward(
-        &qkv,
+        rows_of(&q, op.q),
+        rows_of(&k, op.k),
+        rows_of(&v, op.v),
         mask.as_ref(),
         &mut out,
         &mut lse,
         &mut scores,
-        op.batch,
-        op.time,
-        op.heads,
-        op.d_head,
-        op.scale,
+        &op.shape,
     );
     write_elems(backend, op.out, &out)?;
     write_elems(backend, op.lse, &lse)
 }
 
 fn scores<B: Backend + ?Sized>(backend: &mut B, op: &AttentionScores) -> Result<(), B::Error> {
-    let qkv = read_elems(backend, op.qkv)?;
+    let q = read_elems(backend, op.q.span)?;
+    let k = read_elems(backend, op.k.span)?;
     let mut scores = zeros("scores", op.scores.len)?;
-    attention_scores(&qkv, &mut scores, op.softmax, op.batch, op.time, op.heads, op.d_head, op.scale);
+    attention_scores(rows_of(&q, op.q), rows_of(&k, op.k), &mut scores, op.softmax, &op.shape);
     write_elems(backend, op.scores, &scores)
+}
+
+/// What was read of an operand whose rows may lie apart.
+fn rows_of<R>(data: &[R], operand: Strided) -> Rows<'_, R> {
+    Rows { data, stride: operand.stride }
+}
+
+/// Writes the rows of an operand, each `width` wide, and nothing between them.
+fn write_rows<B: Backend + ?Sized>(
+    backend: &mut B,
+    to: Strided,
+    width: usize,
+    rows: Rows<'_, B::Elem>,
+) -> Result<(), B::Error> {
+    if to.stride == width && rows.stride == width {
+        return write_elems(backend, to.span, rows.data);
+    }
+    let count = if to.span.len == 0 { 0 } else { (to.span.len - width) / to.stride.max(1) + 1 };
+    for row in 0..count {
+        write_elems(backend, to.span.slice(row * to.stride, width), rows.part(row, 0, width))?;
+    }
+    Ok(())
 }
 
 /// Reads the last unit of every operand: a span that reaches past its buffer is refused here, before the host

@@ -249,7 +249,14 @@ enum WirePosition1 {
     None,
 }
 
-/// CONF of version 1, whose activations and scales are the first of today's.
+#[derive(Deserialize)]
+enum WireActivation1 {
+    GeluTanh,
+    GeluErf,
+    Relu,
+}
+
+/// CONF of version 1.
 #[derive(Deserialize)]
 pub(super) struct WireConfig1 {
     vocab_size: u32,
@@ -262,7 +269,7 @@ pub(super) struct WireConfig1 {
     norm_place: WireNormPlace,
     attention_scale: WireScale,
     residual: bool,
-    activation: WireActivation,
+    activation: WireActivation1,
     bias: bool,
     dropout: f64,
     tied_embeddings: bool,
@@ -295,7 +302,11 @@ impl From<WireConfig1> for WireConfig {
             qk_norm: false,
             attention_scale: wire.attention_scale,
             residual: wire.residual,
-            activation: wire.activation,
+            activation: match wire.activation {
+                WireActivation1::GeluTanh => WireActivation::GeluTanh,
+                WireActivation1::GeluErf => WireActivation::GeluErf,
+                WireActivation1::Relu => WireActivation::Relu,
+            },
             gated: false,
             qkv_bias: wire.bias,
             linear_bias: wire.bias,

@@ -199,7 +199,7 @@ impl<'a> Header<'a> {
             return Err(error(Fault::Layers { layers: config.layers, tensors: parameters }));
         }
         self.limits.check_cache(config, self.payload_length).map_err(error)?;
-        Plan::inference(config, Dtype::F32, 1, 1).map_err(|e| error(Fault::Config(e)))
+        Plan::smallest(config, Dtype::F32).map_err(|e| error(Fault::Config(e)))
     }
 
     /// The number of the tensor that is named after `parameter`, behind the prefix of its role, and has its shape; the name if

@@ -35,7 +35,8 @@ pub struct Limits {
     pub vocab_size: u64,
     /// Tokens that the model sees at once. 1,048,576.
     pub context: u64,
-    /// Bytes that a decoder needs for the context, in f32: keys and values, the table of positions, the tokens.
+    /// Bytes that a decoder needs for the context, in f32: keys and values, the table of positions, the tokens, the vectors
+    /// that are given before them.
     /// `None`: 64 MiB, or 16 times the bytes of the tensors, if that is more. Looked at when the tensors are, not when
     /// the file is opened.
     pub cache: Option<u64>,
@@ -129,7 +130,9 @@ fn cache_bytes(config: &GptConfig) -> u64 {
     };
     // The latest tokens of two contexts, on the host and on the device.
     let numbers = keys_and_values.saturating_add(table).saturating_add(4);
-    numbers.saturating_mul(size_of::<f32>() as u64).saturating_mul(config.context as u64)
+    let positions = numbers.saturating_mul(config.context as u64);
+    let given = (config.prefix as u64).saturating_mul(config.d_model as u64);
+    positions.saturating_add(given).saturating_mul(size_of::<f32>() as u64)
 }
 
 #[cfg(test)]
@@ -150,12 +153,24 @@ mod tests {
     }
 
     #[test]
+    fn fewer_heads_of_keys_need_a_smaller_cache_and_given_vectors_need_room() {
+        let config = GptConfig { position: Position::None, ..GptConfig::new(65, 64) };
+        let per_position = 4 * (2 * 4 * 128 + 4);
+        assert_eq!(cache_bytes(&config), 64 * per_position);
+        let fewer = GptConfig { kv_heads: Some(1), d_head: Some(20), ..config.clone() };
+        assert_eq!(cache_bytes(&fewer), 64 * 4 * (2 * 4 * 20 + 4));
+        let given = GptConfig { prefix: 7, ..config };
+        assert_eq!(cache_bytes(&given), 64 * per_position + 4 * 7 * 128);
+    }
+
+    #[test]
     fn no_product_overflows() {
         let most = u32::MAX as usize;
         let config = GptConfig {
             context: most,
             layers: most,
             d_model: most,
+            prefix: most - 1,
             position: Position::Sinusoidal,
             ..GptConfig::new(most, 1)
         };

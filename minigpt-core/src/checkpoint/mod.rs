@@ -5,7 +5,10 @@
 //! keeps those of a training run. No input makes the reader panic, loop longer than its length, or allocate more than a
 //! small multiple of it, and [`Limits`] bound what it makes a program do later.
 //!
-//! # The format, version 1
+//! # The format, versions 1 and 2
+//!
+//! This library writes version 2 and reads both. They differ in `CONF` alone: version 2 tells apart more kinds of models, and
+//! each model of version 1 is one of version 2.
 //!
 //! All integers of fixed width are little-endian. CRC-32 is that of zip and Ethernet (IEEE 802.3; polynomial
 //! 0x04C11DB7, reflected, initial value and final XOR 0xFFFFFFFF): that of the bytes `123456789` is
@@ -18,7 +21,7 @@
 //! | from byte | bytes | what |
 //! |---|---|---|
 //! | 0 | 4 | `MGPT`, in ASCII |
-//! | 4 | 4 | u32: the version of the format, 1 |
+//! | 4 | 4 | u32: the version of the format, 1 or 2 |
 //! | 8 | 4 | u32: H, the length of the header in bytes, from byte 0 to the end of its checksum |
 //! | 12 | H - 16 | the sections, one behind the other |
 //! | H - 4 | 4 | u32: the CRC-32 of bytes 0 to H - 4 (exclusive) |
@@ -44,14 +47,44 @@
 //! - `f64`: 8 bytes, IEEE 754.
 //! - `str`: a count of bytes, then that many bytes of UTF-8.
 //! - a choice: its number as a `u32`, then the values that the choice carries.
+//! - an optional value: one byte, 0 if it is not there; else 1, then the value.
 //! - a list: a count, then its elements. What is fixed in number, and the fields of a record, stand one
 //!   behind the other without a count.
 //!
-//! **`CONF`**, the model ([`GptConfig`](crate::GptConfig)), required: `u32` vocab_size, context, layers,
-//! heads, d_model, d_ff; position, a choice of 0 learned, 1 sinusoidal, 2 rotary, 3 none; norm, of 0 pre, 1
-//! post, 2 none; attention scale, of 0 1/sqrt(d_k), 1 none, 2 custom, which carries an `f64`; `bool`
-//! residual; activation, of 0 GELU by tanh, 1 GELU by erf, 2 ReLU; `bool` bias; `f64` dropout; `bool`
-//! tied_embeddings; `f64` norm_eps.
+//! **`CONF`**, the model ([`GptConfig`](crate::GptConfig)), required. In version 2, these one behind the other:
+//!
+//! | field | what |
+//! |---|---|
+//! | `u32` vocab_size | V, how many tokens there are |
+//! | `u32` context | T, the most positions of a pass |
+//! | `u32` layers | how many layers |
+//! | `u32` heads | H, heads of queries |
+//! | optional `u32` kv_heads | K, heads of keys and of values, which divides H; if it is not there, H |
+//! | `u32` d_model | C, the width of the model |
+//! | optional `u32` d_head | D, the width of a head; if it is not there, C / H, and H divides C |
+//! | `u32` d_ff | F, the width of the feed-forward layer |
+//! | `u32` prefix | P, how many given vectors stand before the tokens; less than T |
+//! | position | a choice of 0 learned; 1 sinusoidal; 2 rotary, which carries an `f64` base and a pairing, itself a choice of 0 adjacent, 1 halves; 3 none |
+//! | mask | a choice of 0 causal, 1 prefix, 2 none |
+//! | norm | a choice of 0 layer norm, 1 RMS norm |
+//! | norm_place | a choice of 0 pre, 1 post, 2 none |
+//! | `bool` qk_norm | whether queries and keys have a norm |
+//! | attention_scale | a choice of 0 1/sqrt(D); 1 none; 2 custom, which carries an `f64` |
+//! | `bool` residual | whether a sub-layer's input is added to its output |
+//! | activation | a choice of 0 GELU by tanh, 1 GELU by erf, 2 ReLU, 3 ReLU squared, 4 SiLU |
+//! | `bool` gated | whether the feed-forward layer has a gate |
+//! | `bool` qkv_bias | whether `attn.c_attn` has a bias |
+//! | `bool` linear_bias | whether `attn.c_proj`, `mlp.c_fc` and `mlp.c_proj` have one |
+//! | `bool` norm_bias | whether the norms have one |
+//! | `f64` dropout | in training; 0 to 1 |
+//! | `bool` tied_embeddings | whether the head is `wte.weight` |
+//! | `f64` norm_eps | added under the root of the norms |
+//!
+//! In version 1: `u32` vocab_size, context, layers, heads, d_model, d_ff; position, a choice of 0 learned, 1 sinusoidal, 2
+//! rotary, 3 none; norm_place, attention_scale and `bool` residual as above; activation, a choice of 0 GELU by tanh, 1 GELU by
+//! erf, 2 ReLU; `bool` bias; `f64` dropout; `bool` tied_embeddings; `f64` norm_eps. `bias` is qkv_bias, linear_bias and
+//! norm_bias in one. What version 1 does not have is as follows: kv_heads and d_head are not there, prefix is 0, rotary has
+//! base 10000 and the adjacent pairing, mask is causal, norm is layer norm, qk_norm and gated are false.
 //!
 //! **`TOKN`**, the tokenizer, if there is one: a choice of 0, every byte is the token of its value; or 1,
 //! characters, which carries a `str`: the characters sorted by code point, each once; the first is token 0.
@@ -93,48 +126,69 @@
 //!
 //! ## The model
 //!
-//! These tensors have role 0. V, T, C, F are vocab_size, context, d_model, d_ff, and i counts the layers from 0. The
-//! layers marked with a star have a `.bias` beside their `.weight` if `bias` is true: one row of as many columns as
-//! the weight has rows (norms: columns).
+//! These tensors have role 0. The letters are those of `CONF`, and i counts the layers from 0. A weight marked with a letter
+//! has a `.bias` beside it, such as `h.i.ln_1.bias`, if that is true: q, qkv_bias; l, linear_bias; n, norm_bias. A bias is one
+//! row of as many columns as the weight has rows (norms: columns).
 //!
 //! | name | rows x columns | there |
 //! |---|---|---|
 //! | `wte.weight` | V x C | always |
 //! | `wpe.weight` | T x C | if position is learned |
-//! | `h.i.ln_1.weight` * | 1 x C | unless norm is none |
-//! | `h.i.attn.c_attn.weight` * | 3C x C | always |
-//! | `h.i.attn.c_proj.weight` * | C x C | always |
-//! | `h.i.ln_2.weight` * | 1 x C | unless norm is none |
-//! | `h.i.mlp.c_fc.weight` * | F x C | always |
-//! | `h.i.mlp.c_proj.weight` * | C x F | always |
-//! | `ln_f.weight` * | 1 x C | if norm is pre |
+//! | `h.i.ln_1.weight` n | 1 x C | unless norm_place is none |
+//! | `h.i.attn.c_attn.weight` q | (H + 2K) D x C | always |
+//! | `h.i.attn.q_norm.weight` n | 1 x D | if qk_norm |
+//! | `h.i.attn.k_norm.weight` n | 1 x D | if qk_norm |
+//! | `h.i.attn.c_proj.weight` l | C x H D | always |
+//! | `h.i.ln_2.weight` n | 1 x C | unless norm_place is none |
+//! | `h.i.mlp.c_fc.weight` l | F x C, or 2F x C if gated | always |
+//! | `h.i.mlp.c_proj.weight` l | C x F | always |
+//! | `ln_f.weight` n | 1 x C | if norm_place is pre |
 //! | `lm_head.weight` | V x C | unless tied_embeddings; then `wte.weight` stands for it |
 //!
-//! A linear layer makes W x + b of a vector x. A norm makes (x - mean) / sqrt(variance + norm_eps) * weight + bias of
-//! it, where mean and variance are those of its C numbers (the variance is the mean of the squared differences). For
-//! the token at position p, counted from 0:
+//! This is the order in which this library writes them, each bias right after its weight; readers find them by name.
+//!
+//! A linear layer makes W x + b of a vector x. A norm makes of n numbers x as many:
 //!
 //! ```text
-//! x = wte[token] + e(p)       e(p): wpe[p] if learned; else 0, or, if sinusoidal, for j = 0, 1, ...:
+//! layer norm:  (x - mean) / sqrt(variance + norm_eps) * weight + bias    mean and variance are those of the n numbers;
+//!                                                                        variance is the mean of (x - mean)^2
+//! RMS norm:    x / sqrt(mean of x^2 + norm_eps) * weight + bias
+//! ```
+//!
+//! A pass goes over positions 0, 1, ..., T - 1 at most. The first P of them hold the given vectors, of C numbers each: an input
+//! like the tokens (an image, say), and not in the file. The first token stands at position P. For position p:
+//!
+//! ```text
+//! x = g + e(p)                g: the given vector p if p < P; else wte[token]
+//!                             e(p): wpe[p] if learned; else 0, or, if sinusoidal, for j = 0, 1, ...:
 //!                             e[2j] = sin(p / 10000^(2j/C)),  e[2j+1] = cos(p / 10000^(2j/C))
 //! in each layer:
-//!     norm pre:    x = x + A(ln_1(x));   x = x + M(ln_2(x))
-//!     norm post:   x = ln_1(x + A(x));   x = ln_2(x + M(x))
-//!     norm none:   x = x + A(x);         x = x + M(x)
-//!                  (without `residual`, the sums are A and M alone)
+//!     norm_place pre:    x = x + A(ln_1(x));   x = x + M(ln_2(x))
+//!     norm_place post:   x = ln_1(x + A(x));   x = ln_2(x + M(x))
+//!     norm_place none:   x = x + A(x);         x = x + M(x)
+//!                        (without `residual`, the sums are A and M alone)
 //! logits = lm_head ln_f(x)    (without ln_f, of x)
 //!
-//! M(x) = mlp.c_proj(f(mlp.c_fc(x)))
+//! M(x) = mlp.c_proj(u)
+//!     z = mlp.c_fc(x);  u[j] = f(z[j]), or, if gated, u[j] = f(z[j]) z[F + j], for j < F: the gate's rows stand first
 //!     GELU by tanh:  f(z) = z/2 (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3)))
 //!     GELU by erf:   f(z) = z/2 (1 + erf(z / sqrt(2)))
 //!     ReLU:          f(z) = max(z, 0)
+//!     ReLU squared:  f(z) = max(z, 0)^2
+//!     SiLU:          f(z) = z / (1 + exp(-z))
 //!
 //! A(x) = attn.c_proj(o)
-//!     q, k, v: the first, second and last C numbers of attn.c_attn(x); each is the heads side by side, and each
-//!     head has D = C / heads numbers. If position is rotary, the pairs of each head of q and k are turned:
-//!         (z[2j], z[2j+1]) becomes (z[2j] cos a - z[2j+1] sin a, z[2j] sin a + z[2j+1] cos a),  a = p 10000^(-2j/D)
-//!     o, for each head: the sum over the positions s <= p of w(s) v(s), where w is the softmax over these s of
-//!     scale (q . k(s)), and scale is 1/sqrt(D), 1, or the custom number
+//!     q, k, v: the first H D, the next K D and the last K D numbers of attn.c_attn(x); each is its heads side by side,
+//!     and each head has D numbers.
+//!     If qk_norm, each head of q goes through attn.q_norm, and each head of k through attn.k_norm: norms of D numbers,
+//!     whose weight and bias are the same for all heads.
+//!     If position is rotary, the pairs (a, b) of each head of q and k are turned after that. For j < D/2, the pair is
+//!     a = z[2j], b = z[2j+1] if adjacent, or a = z[j], b = z[j + D/2] if halves:
+//!         (a, b) becomes (a cos r - b sin r, a sin r + b cos r),  r = p base^(-2j/D)
+//!     o: the H heads side by side. For head h, the sum over the positions s that p sees of w(s) v(s), where w is the
+//!     softmax over these s of scale (q . k(s)), q is head h of q, k(s) and v(s) are heads floor(h / (H/K)) of k and v at
+//!     position s, and scale is 1/sqrt(D), 1, or the custom number.
+//!     p sees s if s <= p; with the mask prefix also if s < P; with the mask none every s of the pass.
 //! ```
 //!
 //! AdamW's moments of parameter `p` are named `adam.m/p` and `adam.v/p`, have its shape and role 1. A parameter that is
@@ -143,7 +197,7 @@
 //!
 //! ## What will not change
 //!
-//! Later versions of this library read version 1. What older programs may ignore comes as a new section
+//! Later versions of this library read versions 1 and 2. What older programs may ignore comes as a new section
 //! without the flag; what they must not, as a new section with the flag; anything else as a new version.
 
 mod error;

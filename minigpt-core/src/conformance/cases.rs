@@ -7,12 +7,14 @@
 mod attention;
 mod embedding;
 mod empty;
+mod gate;
 mod layernorm;
 mod linear;
 mod refusals;
 mod rows;
 mod same_bits;
 mod step;
+mod strided;
 
 use alloc::format;
 use alloc::string::String;
@@ -162,11 +164,21 @@ fn compare<R: Real>(
     line: &mut Line,
 ) -> Result<(), String> {
     let true_operands = true_op.operands().map_err(|error| format!("{error} in {true_op:?}"))?;
+    // The gradients of queries and keys are sums of the same terms, of large ones that cancel out in the one and not in the
+    // other: the three are held to the digits of the largest.
+    let beside = match true_op {
+        Op::AttentionBackward(_) => {
+            let written = true_operands.iter().filter(|operand| operand.access == Access::Write);
+            let numbers = written.flat_map(|operand| of_rows(operand, truth.read(operand.span)));
+            numbers.filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()))
+        }
+        _ => 0.0,
+    };
     for (mine, theirs) in operands.iter().zip(true_operands.iter()) {
         if mine.access == Access::Read {
             continue;
         }
-        let (mut found, mut oracle) = (placed.numbers::<R>(held, mine.span), truth.read(theirs.span));
+        let (found, oracle) = (placed.numbers::<R>(held, mine.span), truth.read(theirs.span));
         if found.len() != oracle.len() || found.len() != mine.span.len {
             return Err(format!(
                 "{} has {} numbers, {} of the oracle's",
@@ -175,6 +187,7 @@ fn compare<R: Real>(
                 oracle.len()
             ));
         }
+        let (mut found, mut oracle) = (of_rows(mine, found), of_rows(theirs, oracle));
         // Counters are right or wrong, not near.
         let exact = mine.span.dtype == Dtype::U32;
         let mut note = |place: usize, floor: f64, found: &[f64], oracle: &[f64]| {
@@ -192,12 +205,12 @@ fn compare<R: Real>(
             Op::LinearForward(layer) | Op::LinearRows(LinearRows { linear: layer, .. }) => {
                 mine.name == "y" && layer.activate.is_some()
             }
-            Op::ActivationForward(_) => true,
+            Op::ActivationForward(_) | Op::GateForward(_) | Op::GateBackward(_) | Op::GateRows(_) => true,
             _ => false,
         };
-        let floor = if like_one { 0.1 } else { FLOOR };
+        let floor = if like_one { 0.1 } else { FLOOR.max(beside) };
         // A tenth of the loss is not made good by a large gradient: scalars are compared one by one.
-        let each = if mine.name == "scalars" { 1 } else { mine.span.len.max(1) };
+        let each = if mine.name == "scalars" { 1 } else { found.len().max(1) };
         for (part, (found, oracle)) in found.chunks(each).zip(oracle.chunks(each)).enumerate() {
             note(part * each, floor, found, oracle);
         }
@@ -214,6 +227,18 @@ fn compare<R: Real>(
         }
     }
     Ok(())
+}
+
+/// The numbers of an operand without those that lie between its rows: they are not the operand's, and must be as they were.
+fn of_rows(operand: &Operand, mut numbers: Vec<f64>) -> Vec<f64> {
+    if let Some(Columns { width, stride }) = operand.columns {
+        let mut place = 0;
+        numbers.retain(|_| {
+            place += 1;
+            (place - 1) % stride < width
+        });
+    }
+    numbers
 }
 
 /// A result (rows, width), of which the first `live` rows are to be written and the others left as they are.
@@ -304,6 +329,8 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::LinearForward => linear::forward(draw, memory),
         OpKind::LinearBackward => linear::backward(draw, memory),
         OpKind::ActivationForward => linear::activation_forward(draw, memory),
+        OpKind::GateForward => gate::forward(draw, memory),
+        OpKind::GateBackward => gate::backward(draw, memory),
         OpKind::Rotary => attention::rotary(draw, memory),
         OpKind::AttentionForward => attention::forward(draw, memory),
         OpKind::AttentionBackward => attention::backward(draw, memory),
@@ -311,6 +338,7 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::EmbeddingRows => rows::embedding(draw, memory),
         OpKind::LayerNormRows => rows::layernorm(draw, memory),
         OpKind::LinearRows => rows::linear(draw, memory),
+        OpKind::GateRows => gate::rows(draw, memory),
         OpKind::RotaryRows => rows::rotary(draw, memory),
         OpKind::CacheAppend => rows::append(draw, memory),
         OpKind::AttentionRows => rows::attention(draw, memory),

@@ -18,7 +18,7 @@ use crate::train::Trainer;
 const STEPS: usize = 8;
 
 /// Small models that between them have every variant that changes the list of ops.
-fn configs() -> [(&'static str, GptConfig); 4] {
+fn configs() -> [(&'static str, GptConfig); 5] {
     let base = GptConfig { layers: 2, heads: 3, d_model: 24, d_ff: 40, ..GptConfig::new(17, 9) };
     [
         ("gpt-2", GptConfig { bias: Bias::ALL, activation: Activation::GeluTanh, ..base.clone() }),
@@ -40,6 +40,7 @@ fn configs() -> [(&'static str, GptConfig); 4] {
                 ..base.clone()
             },
         ),
+        ("gated", GptConfig { gated: true, activation: Activation::Silu, bias: Bias::ALL, ..base.clone() }),
         (
             "no norm, no residual",
             GptConfig {

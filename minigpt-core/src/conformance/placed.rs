@@ -5,11 +5,13 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::backend::{Backend, Reference, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{Buffer, Dtype, Span};
-use crate::op::{Access, Operand, Operands};
+use crate::op::{Access, Columns, Operand, Operands};
 use crate::real::Real;
+use crate::reference::weights::decode_weight;
 use crate::rng::Rng;
 
 /// What a span holds before the op runs.
@@ -24,7 +26,7 @@ pub(super) enum Fill {
     Words(Vec<u32>),
     /// u32: the words of the case, and other valid ones for the runs in which all else is broken.
     WordsAfter { now: Vec<u32>, before: Vec<u32> },
-    /// Bytes of a weight in fewer bits.
+    /// Bytes of numbers in fewer bits.
     Stored(Dtype, Vec<u8>),
 }
 
@@ -62,9 +64,21 @@ impl Recording {
         // The oracle has these spans; an error would show as an operand that is empty, and nothing is equal to that.
         match span.dtype {
             Dtype::U32 => words(&mut self.oracle, span),
-            _ => read_elems(&mut self.oracle, span).unwrap_or_default(),
+            Dtype::F64 => read_elems(&mut self.oracle, span).unwrap_or_default(),
+            dtype => {
+                let mut bytes = vec![0; span.bytes().unwrap_or(0)];
+                self.oracle.read(span, &mut bytes).map_or(Vec::new(), |()| widened(&bytes, dtype))
+            }
         }
     }
+}
+
+/// Numbers that are stored in fewer bits, element by element.
+fn widened(bytes: &[u8], dtype: Dtype) -> Vec<f64> {
+    let mut numbers = vec![f64::NAN; bytes.len() / dtype.unit().1];
+    let len = numbers.len();
+    decode_weight(bytes, dtype, &mut numbers, 1, len);
+    numbers
 }
 
 fn words<B: Backend>(backend: &mut B, span: Span) -> Vec<f64> {
@@ -246,6 +260,7 @@ impl Placed {
             Dtype::U32 => {
                 bytes.as_chunks().0.iter().map(|&word| f64::from(u32::from_le_bytes(word))).collect()
             }
+            Dtype::F16 | Dtype::Bf16 => widened(bytes, span.dtype),
             _ => bytes.chunks_exact(size_of::<R>()).map(|bytes| R::from_le_slice(bytes).to_f64()).collect(),
         }
     }
@@ -253,20 +268,24 @@ impl Placed {
     /// What was changed although the op may not change it, in words.
     pub(super) fn touched(&self, held: &[Vec<u8>], operands: &Operands) -> Option<String> {
         for ((&buffer, image), held) in self.buffers.iter().zip(&self.images).zip(held) {
-            let range = |span: &Span| span.offset..span.offset + span.bytes().unwrap_or(0);
             let mut here: Vec<&Operand> =
                 operands.iter().filter(|operand| operand.span.buffer == buffer).collect();
             // As it is to be: what the op writes as it is now, the rest as it was.
             let mut due = image.clone();
             for operand in here.iter().filter(|operand| operand.access != Access::Read) {
-                due[range(&operand.span)].copy_from_slice(&held[range(&operand.span)]);
+                for row in rows(operand) {
+                    due[row.clone()].copy_from_slice(&held[row]);
+                }
             }
             if due == *held {
                 continue;
             }
             let byte = due.iter().zip(held).position(|(due, now)| due != now).unwrap_or(0);
             if let Some(operand) = here.iter().find(|operand| range(&operand.span).contains(&byte)) {
-                return Some(format!("it changes {}, which it is to read", operand.name));
+                return Some(match operand.access {
+                    Access::Read => format!("it changes {}, which it is to read", operand.name),
+                    _ => format!("it writes between the rows of {}", operand.name),
+                });
             }
             here.retain(|operand| operand.span.offset < byte);
             return Some(match here.iter().max_by_key(|operand| operand.span.offset) {
@@ -280,6 +299,23 @@ impl Placed {
         }
         None
     }
+}
+
+/// The bytes of a buffer that a span is.
+fn range(span: &Span) -> Range<usize> {
+    span.offset..span.offset + span.bytes().unwrap_or(0)
+}
+
+/// The bytes of each row of an operand whose rows lie apart; of another, those of all.
+fn rows(operand: &Operand) -> impl Iterator<Item = Range<usize>> {
+    let Span { offset, len, .. } = operand.span;
+    let unit = operand.span.dtype.unit().1;
+    let (width, stride) = match operand.columns {
+        Some(Columns { width, stride }) => (unit * width, unit * stride),
+        None => (range(&operand.span).len(), usize::MAX),
+    };
+    let count = if len == 0 { 0 } else { (range(&operand.span).len() - width) / stride + 1 };
+    (0..count).map(move |row| offset + row * stride..offset + row * stride + width)
 }
 
 impl Memory for Placed {

@@ -5,20 +5,23 @@ use super::pass::{Flow, Pass};
 use super::pass::{Gradients, is_trained};
 use crate::memory::{Dtype, Span};
 #[cfg(feature = "train")]
-use crate::op::{CrossEntropy, LayerNormBackward, LinearBackward};
+use crate::op::{CrossEntropy, Fill, LayerNormBackward, LinearBackward};
 use crate::op::{GatherRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Sample, Sink};
 use crate::plan::{Affine, LiveRows, Region};
 
 impl Pass<'_> {
-    /// After the [forward](Pass::forward) pass: the logits of every row, or in decoding of those from which they are wanted.
-    /// Only these go through the final norm and the head.
+    /// After the [forward](Pass::forward) pass: the logits of every token, or in decoding of those rows from which they are
+    /// wanted, and then only these go through the final norm and the head.
     pub(crate) fn logits(&self, sink: &mut Sink<'_>) -> Flow {
         let (c, vocab) = (self.config().d_model, self.config().vocab_size);
         let activations = &self.plan.activations;
         let logits = activations.logits.on(self.buffers.activations, self.plan.elem);
         let Some(LiveRows { wanted_live: live, wanted, .. }) = self.live_rows() else {
             self.final_norm_forward(sink, 0, self.rows())?;
-            return self.head_forward(sink, 0, self.rows(), logits.first(self.rows() * vocab));
+            for (row, token, rows) in self.runs() {
+                self.head_forward(sink, row, rows, logits.slice(token * vocab, rows * vocab))?;
+            }
+            return Flow::Continue(());
         };
         let rows = |region: Region, width: usize| {
             region.on(self.buffers.activations, self.plan.elem).first(wanted.len * width)
@@ -98,6 +101,18 @@ impl Pass<'_> {
     }
 }
 
+/// Rows that go through the head at once.
+#[cfg(feature = "train")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeadPiece {
+    /// Where the first is among the rows of the pass, given vectors counted.
+    pub(crate) row: usize,
+    /// And where among those of tokens.
+    pub(crate) token: usize,
+    /// How many there are.
+    pub(crate) rows: usize,
+}
+
 #[cfg(feature = "train")]
 impl Pass<'_> {
     /// After the [forward](Pass::forward) pass: adds the loss of the targets to `scalars`. With `gradients`, also begins the
@@ -108,11 +123,11 @@ impl Pass<'_> {
     /// from it, before the next piece takes the room.
     pub(crate) fn loss(&self, sink: &mut Sink<'_>, scalars: Span, gradients: Option<&Gradients<'_>>) -> Flow {
         let vocab = self.config().vocab_size;
-        self.before_head(sink)?;
-        for (first, rows) in self.head_pieces() {
+        self.before_head(sink, gradients)?;
+        for HeadPiece { row, token, rows } in self.head_pieces() {
             let logits = self.piece_logits(rows);
-            self.head_forward(sink, first, rows, logits)?;
-            let targets = self.targets().slice(first, rows);
+            self.head_forward(sink, row, rows, logits)?;
+            let targets = self.targets().slice(token, rows);
             let d_logits = gradients.map(|_| logits);
             sink.put(
                 None,
@@ -120,21 +135,29 @@ impl Pass<'_> {
                 CrossEntropy { logits, targets, d_logits, losses: None, scalars, rows, vocab },
             )?;
             if let Some(gradients) = gradients {
-                self.head_backward(sink, first, rows, logits, gradients)?;
+                self.head_backward(sink, row, rows, logits, gradients)?;
             }
         }
         Flow::Continue(())
     }
 
-    /// What the head reads, of all rows.
-    pub(crate) fn before_head(&self, sink: &mut Sink<'_>) -> Flow {
-        self.final_norm_forward(sink, 0, self.rows())
+    /// What the head reads, of all rows. With `gradients`, also what rows that do not go through it have of one: nothing.
+    pub(crate) fn before_head(&self, sink: &mut Sink<'_>, gradients: Option<&Gradients<'_>>) -> Flow {
+        self.final_norm_forward(sink, 0, self.rows())?;
+        let gradients =
+            gradients.filter(|gradients| self.config().prefix > 0 && self.needs_head_input(gradients));
+        gradients.map_or(Flow::Continue(()), |gradients| {
+            sink.put(None, "head", Fill { to: self.d_head_in(gradients), value: 0.0 })
+        })
     }
 
-    /// The rows that go through the head at once: the first and how many.
-    pub(crate) fn head_pieces(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+    /// The rows that go through the head at once.
+    pub(crate) fn head_pieces(&self) -> impl Iterator<Item = HeadPiece> {
         let at_once = self.plan.activations.logits.len / self.config().vocab_size;
-        self.pieces(self.rows(), at_once)
+        self.runs().flat_map(move |(row, token, len)| {
+            let pieces = self.pieces(len, at_once);
+            pieces.map(move |(first, rows)| HeadPiece { row: row + first, token: token + first, rows })
+        })
     }
 
     /// The logits of a piece of so many rows, and their gradient: (rows, V).
@@ -162,6 +185,12 @@ impl Pass<'_> {
         gradients.parameters.final_norm.iter().any(is_trained) || gradients.below(self.config().layers)
     }
 
+    /// Where the gradient of what the head reads goes: (B, T, C).
+    fn d_head_in(&self, gradients: &Gradients<'_>) -> Span {
+        let (has_norm, buffers) = (self.weights.parameters.final_norm.is_some(), gradients.buffers);
+        self.stream(if has_norm { buffers.d_scratch } else { buffers.d_stream })
+    }
+
     pub(crate) fn head_backward(
         &self,
         sink: &mut Sink<'_>,
@@ -173,10 +202,8 @@ impl Pass<'_> {
         let (c, vocab) = (self.config().d_model, self.config().vocab_size);
         let w = Affine { weight: *self.weights.parameters.head_weight(), bias: None };
         let g = Affine { weight: *gradients.parameters.head_weight(), bias: None };
-        let buffers = gradients.buffers;
-        let has_norm = self.weights.parameters.final_norm.is_some();
-        let d_x = self.stream(if has_norm { buffers.d_scratch } else { buffers.d_stream });
-        let d_x = self.needs_head_input(gradients).then(|| d_x.slice(first * c, rows * c));
+        let d_x =
+            self.needs_head_input(gradients).then(|| self.d_head_in(gradients).slice(first * c, rows * c));
         let op = self.linear_backward(self.head_in(first, rows), (&w, &g), (d_logits, d_x), [c, vocab]);
         self.put_linear_backward(sink, None, "head", LinearBackward { rows, ..op })
     }

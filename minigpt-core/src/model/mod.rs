@@ -36,6 +36,8 @@ use crate::reference;
 use crate::rng::{Rng, Stream};
 
 pub use decode::{Batch, Chosen, Decoder, Generate, Sequence, window_length};
+#[cfg(feature = "train")]
+pub(crate) use head::HeadPiece;
 pub(crate) use pass::{Buffers, Pass, Weights};
 #[cfg(feature = "train")]
 pub(crate) use pass::{Flow, Gradients};
@@ -138,7 +140,7 @@ impl<B: Backend> Model<B> {
 
     /// A model whose weights are all zero, to be written.
     pub(crate) fn empty(device: &Device<B>, config: GptConfig) -> Result<Self, Error<B::Error>> {
-        let plan = Plan::inference(&config, B::Elem::DTYPE, 1, 1)?;
+        let plan = Plan::smallest(&config, B::Elem::DTYPE)?;
         let needed = plan.bytes.parameters;
         let weights = device.alloc(needed).map_err(|error| out_of_memory(needed, error))?;
         let spans = plan.parameters.map(|tensor| tensor.region.on(weights.buffer(), B::Elem::DTYPE));
@@ -156,7 +158,9 @@ impl<B: Backend> Model<B> {
             let table = region.on(constants.buffer(), B::Elem::DTYPE);
             let mut values = zeros("position_table", table.len)?;
             match plan.config.position {
-                Position::Rotary { .. } => reference::rotary::rotary_table(&mut values, plan.config.d_head()),
+                Position::Rotary { base, .. } => {
+                    reference::rotary::rotary_table(&mut values, plan.config.d_head(), base);
+                }
                 _ => reference::position::sinusoidal_table(&mut values, plan.config.d_model),
             }
             write_elems(&mut *device.lock(), table, &values).map_err(Error::Backend)?;
@@ -263,17 +267,37 @@ impl<B: Backend> Model<B> {
         Ok(true)
     }
 
-    /// The logits of every position: (B, T, V), from `tokens` (B, T). Allocates; for text, see [`Decoder`].
+    /// The logits of every token: (B, T, V), from `tokens` (B, T). Allocates; for text, see [`Decoder`].
     ///
     /// # Errors
-    /// If a token is not in the vocabulary, `time` is beyond the context, or memory does not suffice.
+    /// If a token is not in the vocabulary, `time` is beyond the context, or memory does not suffice; if the model has a
+    /// [prefix](GptConfig::prefix), see [`logits_with`](Model::logits_with).
     pub fn logits(&self, tokens: &[u32], batch: usize, time: usize) -> Result<Vec<B::Elem>, Error<B::Error>> {
+        if self.config().prefix > 0 {
+            return Err(Error::NoPrefix { prefix: self.config().prefix });
+        }
+        self.logits_with(&[], tokens, batch, time)
+    }
+
+    /// As [`logits`](Model::logits), with given vectors before the tokens of each sequence: `prefix` (B, P, C).
+    ///
+    /// # Errors
+    /// As [`logits`](Model::logits), and if `prefix` has another length.
+    pub fn logits_with(
+        &self,
+        prefix: &[B::Elem],
+        tokens: &[u32],
+        batch: usize,
+        time: usize,
+    ) -> Result<Vec<B::Elem>, Error<B::Error>> {
         let workspace = self.workspace_for(tokens, batch, time)?;
         let mut staging = zeros("staging", tokens.len() * 4)?;
         let pass = workspace.pass(self);
         let logits = workspace.logits();
+        let given = workspace.prefix(prefix)?;
         let mut backend = self.device().lock();
         let mut attempt = || {
+            write_elems(&mut *backend, given, prefix)?;
             backend.write(pass.tokens(), stage(tokens, &mut staging))?;
             submit(&mut *backend, |sink| pass.infer(sink))?;
             read_elems(&mut *backend, logits)
@@ -284,14 +308,15 @@ impl<B: Backend> Model<B> {
         result.map_err(Error::Backend)
     }
 
-    /// What a pass over `tokens` (B, T) to all logits takes, once they are known to be in order.
+    /// What a pass over `tokens` (B, T) to all their logits takes, once they are known to be in order.
     fn workspace_for(
         &self,
         tokens: &[u32],
         batch: usize,
         time: usize,
     ) -> Result<Workspace<B>, Error<B::Error>> {
-        let plan = Plan::inference(self.config(), B::Elem::DTYPE, batch, time)?;
+        let positions = time.saturating_add(self.config().prefix);
+        let plan = Plan::inference(self.config(), B::Elem::DTYPE, batch, positions)?;
         if tokens.len() != batch * time {
             return Err(Error::BatchLength { found: tokens.len(), expected: batch * time });
         }

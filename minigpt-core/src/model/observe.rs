@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::{Model, stage};
-use crate::backend::{Backend, read_elems};
+use crate::backend::{Backend, read_elems, write_elems};
 use crate::error::Error;
 use crate::memory::zeros;
 #[cfg(feature = "train")]
@@ -26,7 +26,26 @@ impl<B: Backend> Model<B> {
         time: usize,
         probe: &mut dyn Probe<B::Elem>,
     ) -> Result<Vec<B::Elem>, Error<B::Error>> {
+        if self.config().prefix > 0 {
+            return Err(Error::NoPrefix { prefix: self.config().prefix });
+        }
+        self.observe_with(&[], tokens, batch, time, probe)
+    }
+
+    /// As [`observe`](Model::observe), with given vectors before the tokens of each sequence: `prefix` (B, P, C).
+    ///
+    /// # Errors
+    /// As [`observe`](Model::observe), and if `prefix` has another length.
+    pub fn observe_with(
+        &self,
+        prefix: &[B::Elem],
+        tokens: &[u32],
+        batch: usize,
+        time: usize,
+        probe: &mut dyn Probe<B::Elem>,
+    ) -> Result<Vec<B::Elem>, Error<B::Error>> {
         let workspace = self.workspace_for(tokens, batch, time)?;
+        let given = workspace.prefix(prefix)?;
         let mut staging = zeros("staging", tokens.len() * 4)?;
         let (pass, logits) = (workspace.pass(self), workspace.logits());
         // Its targets take the place of the tokens, which nothing reads any more then.
@@ -41,12 +60,14 @@ impl<B: Backend> Model<B> {
             vocab: self.config().vocab_size,
         };
         let (device, config) = (self.device(), self.config());
-        let mut observation = Observation::new(device, config, [batch, time], probe, |sink| {
-            pass.infer(sink)?;
-            #[cfg(feature = "train")]
-            sink.put(None, "loss", loss)?;
-            core::ops::ControlFlow::Continue(())
-        })?;
+        let mut observation =
+            Observation::new(device, config, [batch, workspace.plan.time], probe, |sink| {
+                pass.infer(sink)?;
+                #[cfg(feature = "train")]
+                sink.put(None, "loss", loss)?;
+                core::ops::ControlFlow::Continue(())
+            })?;
+        write_elems(&mut *device.lock(), given, prefix).map_err(Error::Backend)?;
         device.lock().write(pass.tokens(), stage(tokens, &mut staging)).map_err(Error::Backend)?;
         observation.run(|sink| pass.infer(sink))?;
         #[cfg(feature = "train")]

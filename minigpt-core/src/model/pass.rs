@@ -12,7 +12,9 @@ use crate::config::{NormPlace, Recompute};
 use crate::memory::{Buffer, Dtype, Span};
 #[cfg(feature = "train")]
 use crate::op::{ActivationForward, LayerNormBackward, LinearBackward};
-use crate::op::{Dropout, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Op, Sink};
+use crate::op::{
+    Dropout, GateForward, GateRows, LayerNormForward, LayerNormRows, LinearForward, LinearRows, Op, Sink,
+};
 #[cfg(feature = "train")]
 use crate::plan::BackwardActivations;
 use crate::plan::{
@@ -147,13 +149,16 @@ pub(crate) struct Gradients<'g> {
     pub(crate) parameters: &'g Parameters<Option<Span>>,
     /// Of activations.
     pub(crate) buffers: &'g BackwardActivations,
+    /// Of the given vectors, if the model has a prefix: (sequences, P, C), added to.
+    pub(crate) d_prefix: Option<Span>,
 }
 
 #[cfg(feature = "train")]
 impl Gradients<'_> {
     /// Whether anything below block number `layer` is trained: then the gradient of the block's input is needed.
     pub(super) fn below(&self, layer: usize) -> bool {
-        let embedded = self.parameters.token_embedding.is_some()
+        let embedded = self.d_prefix.is_some()
+            || self.parameters.token_embedding.is_some()
             || self.parameters.position_embedding.flatten().is_some();
         embedded
             || self.parameters.blocks[..layer]
@@ -246,10 +251,23 @@ impl<'p> Pass<'p> {
         self.config().residual.then(|| self.stream(region))
     }
 
+    /// How many positions of a sequence are a token's.
+    pub(super) fn text(&self) -> usize {
+        self.time - self.config().prefix
+    }
+
     /// The pass's own rows of a plan's tokens or targets.
     fn words(&self, region: Region) -> Span {
-        let skip = self.before * self.time;
-        region.on(self.buffers.state, Dtype::U32).slice(skip, self.rows())
+        let text = self.text();
+        region.on(self.buffers.state, Dtype::U32).slice(self.before * text, self.batch * text)
+    }
+
+    /// The rows of tokens, as runs that lie side by side: where each begins among the rows, where among the tokens, and how long
+    /// it is. One, unless given vectors lie between them.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+        let (prefix, time, text) = (self.config().prefix, self.time, self.text());
+        let (count, len) = if prefix == 0 { (1, self.rows()) } else { (self.batch, text) };
+        (0..count).map(move |run| (run * time + prefix, run * text, len))
     }
 
     pub(crate) fn tokens(&self) -> Span {
@@ -260,7 +278,7 @@ impl<'p> Pass<'p> {
     pub(super) fn live_rows(&self) -> Option<LiveRows> {
         let words = self.plan.rows.on(self.buffers.state, Dtype::U32);
         let decoding = self.plan.purpose == Purpose::Decoding;
-        decoding.then(|| LiveRows::new(words, self.time, self.plan.wanted(self.time)))
+        decoding.then(|| LiveRows::new(words, self.config(), self.time, self.plan.wanted(self.time)))
     }
 
     /// The layer over all rows of the pass, or in decoding over those that are live.
@@ -279,9 +297,12 @@ impl<'p> Pass<'p> {
         }
     }
 
-    /// The table, if positions are rotary.
-    pub(super) fn rotary_table(&self) -> Option<Span> {
-        self.weights.position_table.filter(|_| self.config().position.is_rotary())
+    /// The gate over all rows of the pass, or in decoding over those that are live.
+    pub(super) fn each_row_gate(&self, gate: GateForward) -> Op {
+        match self.live_rows() {
+            Some(LiveRows { live, .. }) => GateRows { live, gate }.into(),
+            None => gate.into(),
+        }
     }
 
     /// The dropout of an op whose result has `sequence` elements for each sequence; given as dimensions.
@@ -374,6 +395,9 @@ impl Pass<'_> {
                 Flow::Continue(())
             }
             Recompute::Cheap | Recompute::Blocks => {
+                if let Some(gate) = self.gate(layer) {
+                    return sink.put(layer, "feed_forward.gate", gate);
+                }
                 let Some(x) = a.pre_activation else { return Flow::Continue(()) };
                 let (rows, width) = (self.rows(), config.d_ff);
                 let (x, y) = (self.matrix(x, width), self.matrix(a.hidden, width));

@@ -178,7 +178,7 @@ impl<B: Backend> Model<B> {
         let model = if parameters.iter().all(|coming| coming.dtype == B::Elem::DTYPE) {
             Self::empty(device, stream.config().clone())?
         } else {
-            let plan = Plan::inference(stream.config(), B::Elem::DTYPE, 1, 1)?;
+            let plan = Plan::smallest(stream.config(), B::Elem::DTYPE)?;
             let (mut spans, mut owned) =
                 (Vec::with_capacity(parameters.len()), Vec::with_capacity(parameters.len()));
             for (coming, parameter) in parameters.iter().zip(plan.parameters.list()) {
@@ -269,7 +269,7 @@ impl<B: Backend> Model<B> {
         mut import: impl FnMut(&mut B, &TensorView<'a>) -> Result<Imported, B::Error>,
     ) -> Result<Self, Error<B::Error>> {
         let tensors = checkpoint.parameters()?;
-        let plan = Plan::inference(checkpoint.config(), B::Elem::DTYPE, 1, 1)?;
+        let plan = Plan::smallest(checkpoint.config(), B::Elem::DTYPE)?;
         let (mut spans, mut owned) = (Vec::with_capacity(tensors.len()), Vec::with_capacity(tensors.len()));
         let mut copied = 0;
         for (tensor, parameter) in tensors.iter().zip(plan.parameters.list()) {
@@ -316,7 +316,7 @@ impl<B: Backend> Model<B> {
         if !is_narrow(dtype) && dtype != elem {
             return Err(InvalidOp::Dtype { operand: "a matrix", expected: elem, found: dtype }.into());
         }
-        let plan = Plan::inference(self.config(), elem, 1, 1)?;
+        let plan = Plan::smallest(self.config(), elem)?;
         let kept = |tensor: &Tensor| {
             !tensor.is_matrix() || Some(tensor) == plan.parameters.position_embedding.as_ref()
         };

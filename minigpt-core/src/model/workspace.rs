@@ -7,11 +7,9 @@ use core::ops::ControlFlow;
 use super::{Buffers, Model, Pass, Weights};
 use crate::backend::{Allocation, Backend, Device, workspace_bytes};
 use crate::error::{Error, out_of_memory};
-#[cfg(feature = "train")]
-use crate::memory::Dtype;
 #[cfg(not(feature = "train"))]
 use crate::memory::InvalidOp;
-use crate::memory::{Buffer, Span};
+use crate::memory::{Buffer, Dtype, Span};
 #[cfg(not(feature = "train"))]
 use crate::op::Program;
 use crate::op::Sink;
@@ -46,6 +44,7 @@ impl<B: Backend> Workspace<B> {
         };
         // What did fit goes back with `owned`, so that a smaller plan can be tried.
         let buffers = attempt().map_err(|error| out_of_memory(needed, error))?;
+        number(device, plan.prefix_numbers.on(buffers.state, Dtype::U32)).map_err(Error::Backend)?;
         Ok(Workspace { plan, buffers, _owned: owned })
     }
 
@@ -65,6 +64,15 @@ impl<B: Backend> Workspace<B> {
         };
         let scratch = model.device().inspect(|backend| workspace_bytes(backend, emit));
         Workspace::new(model.device(), plan, scratch)
+    }
+
+    /// Where the given vectors of all sequences go, which `vectors` must be as many numbers as.
+    pub(crate) fn prefix(&self, vectors: &[B::Elem]) -> Result<Span, Error<B::Error>> {
+        let span = self.plan.prefix.on(self.buffers.state, self.plan.elem);
+        match (vectors.len(), span.len) {
+            (found, expected) if found == expected => Ok(span),
+            (found, expected) => Err(Error::PrefixLength { found, expected }),
+        }
     }
 
     /// A pass over all that the plan has room for.
@@ -91,6 +99,14 @@ impl<B: Backend> Workspace<B> {
     pub(crate) fn counters(&self) -> Span {
         self.plan.counters.on(self.buffers.state, Dtype::U32)
     }
+}
+
+/// Counts from 0 on: each word of `to` is its own place.
+fn number<B: Backend>(device: &Device<B>, to: Span) -> Result<(), B::Error> {
+    for place in 0..to.len {
+        device.lock().write(to.slice(place, 1), &(place as u32).to_le_bytes())?;
+    }
+    Ok(())
 }
 
 impl Plan {

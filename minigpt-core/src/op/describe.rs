@@ -104,6 +104,24 @@ impl Describe<'_> {
         self.push(name, span, Access::Read, OperandKind::Weight { cols }, |len| len == expected, expected)
     }
 
+    /// Keys and values, both stored alike: as elements, or as f16 or bf16.
+    pub(super) fn caches(
+        &mut self,
+        [keys, values]: [Span; 2],
+        access: Access,
+        dims: &[usize],
+    ) -> Result<(), InvalidOp> {
+        if keys.dtype != values.dtype {
+            let (expected, found) = (keys.dtype, values.dtype);
+            return Err(InvalidOp::Dtype { operand: "values", expected, found });
+        }
+        for (name, span) in [("keys", keys), ("values", values)] {
+            let expected = product(name, dims)?;
+            self.push(name, span, access, OperandKind::Cache, |len| len == expected, expected)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn u32(
         &mut self,
         name: &'static str,
@@ -238,6 +256,24 @@ impl ActivationForward {
     }
 }
 
+impl GateForward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.rows, 2, self.width])?;
+        d.elem("y", self.y, Write, &[self.rows, self.width])
+    }
+}
+
+#[cfg(feature = "train")]
+impl GateBackward {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        let mut d = Describe { visit };
+        d.elem("x", self.x, Read, &[self.rows, 2, self.width])?;
+        d.elem("d_y", self.d_y, Read, &[self.rows, self.width])?;
+        d.elem("d_x", self.d_x, Write, &[self.rows, 2, self.width])
+    }
+}
+
 impl Rotary {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         if !self.d_head.is_multiple_of(2) {
@@ -245,41 +281,69 @@ impl Rotary {
         }
         let mut d = Describe { visit };
         d.at_least("table", self.table, Read, &[self.time, self.d_head])?;
-        d.elem("qkv", self.qkv, Update, &[self.batch, self.time, 3, self.heads, self.d_head])
+        d.strided("x", self.x, Update, &[self.batch, self.time], &[self.heads, self.d_head])
+    }
+}
+
+/// That each head of keys and values serves as many heads of queries.
+pub(super) fn check_groups(heads: usize, kv_heads: usize) -> Result<(), InvalidOp> {
+    if heads.is_multiple_of(kv_heads) { Ok(()) } else { Err(InvalidOp::Value { operand: "kv_heads" }) }
+}
+
+impl AttentionShape {
+    /// The queries, keys and, if there are any, values.
+    fn describe(
+        &self,
+        d: &mut Describe<'_>,
+        access: Access,
+        parts: &[(&'static str, Strided)],
+    ) -> Result<(), InvalidOp> {
+        check_groups(self.heads, self.kv_heads)?;
+        for (&(name, part), heads) in parts.iter().zip([self.heads, self.kv_heads, self.kv_heads]) {
+            d.strided(name, part, access, &[self.batch, self.time], &[heads, self.d_head])?;
+        }
+        Ok(())
+    }
+
+    /// (B, T, H, D).
+    fn out(&self) -> [usize; 4] {
+        [self.batch, self.time, self.heads, self.d_head]
+    }
+
+    /// (B, H, T).
+    fn lse(&self) -> [usize; 3] {
+        [self.batch, self.heads, self.time]
     }
 }
 
 impl AttentionForward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
-        let (b, t, h, dh) = (self.batch, self.time, self.heads, self.d_head);
-        let mut d = Describe { visit };
-        d.elem("qkv", self.qkv, Read, &[b, t, 3, h, dh])?;
+        let (d, shape) = (&mut Describe { visit }, &self.shape);
+        shape.describe(d, Read, &[("q", self.q), ("k", self.k), ("v", self.v)])?;
         d.dropout(&self.dropout)?;
-        d.elem("out", self.out, Write, &[b, t, h, dh])?;
-        d.elem("lse", self.lse, Write, &[b, h, t])
+        d.elem("out", self.out, Write, &shape.out())?;
+        d.elem("lse", self.lse, Write, &shape.lse())
     }
 }
 
 #[cfg(feature = "train")]
 impl AttentionBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
-        let (b, t, h, dh) = (self.batch, self.time, self.heads, self.d_head);
-        let mut d = Describe { visit };
-        d.elem("qkv", self.qkv, Read, &[b, t, 3, h, dh])?;
-        d.elem("out", self.out, Read, &[b, t, h, dh])?;
-        d.elem("lse", self.lse, Read, &[b, h, t])?;
-        d.elem("d_out", self.d_out, Read, &[b, t, h, dh])?;
+        let (d, shape) = (&mut Describe { visit }, &self.shape);
+        shape.describe(d, Read, &[("q", self.q), ("k", self.k), ("v", self.v)])?;
+        d.elem("out", self.out, Read, &shape.out())?;
+        d.elem("lse", self.lse, Read, &shape.lse())?;
+        d.elem("d_out", self.d_out, Read, &shape.out())?;
         d.dropout(&self.dropout)?;
-        d.elem("d_qkv", self.d_qkv, Write, &[b, t, 3, h, dh])
+        shape.describe(d, Write, &[("d_q", self.d_q), ("d_k", self.d_k), ("d_v", self.d_v)])
     }
 }
 
 impl AttentionScores {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
-        let (b, t, h, dh) = (self.batch, self.time, self.heads, self.d_head);
-        let mut d = Describe { visit };
-        d.elem("qkv", self.qkv, Read, &[b, t, 3, h, dh])?;
-        d.elem("scores", self.scores, Write, &[b, h, t, t])
+        let (d, shape) = (&mut Describe { visit }, &self.shape);
+        shape.describe(d, Read, &[("q", self.q), ("k", self.k)])?;
+        d.elem("scores", self.scores, Write, &[shape.batch, shape.heads, shape.time, shape.time])
     }
 }
 

@@ -1,7 +1,7 @@
 //! What each op is told: spans and dimensions.
 
-use crate::config::Activation;
-use crate::memory::Span;
+use crate::config::{Activation, GptConfig, Mask, Pairing};
+use crate::memory::{Span, Strided};
 
 /// Inverted dropout: elements are dropped with `probability`, the others are divided by 1 - `probability`.
 ///
@@ -198,19 +198,54 @@ pub struct ActivationForward {
     pub width: usize,
 }
 
-/// Rotary positions: turns each pair of neighbours (2i, 2i+1) of every query and key head by an angle
-/// position * 10000^(-2i/D); values stay. Its gradient is the turn back (`inverse`).
+/// y = activation(gate) * up, where a row of x has the gate in its first half and up in its second (Shazeer 2020,
+/// arXiv:2002.05202).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GateForward {
+    /// (rows, 2F).
+    pub x: Span,
+    /// Written: (rows, F).
+    pub y: Span,
+    /// Which one.
+    pub activation: Activation,
+    /// Number of rows.
+    pub rows: usize,
+    /// F.
+    pub width: usize,
+}
+
+/// The gradient of [`GateForward`]: d_gate = d_y * up * activation'(gate), d_up = d_y * activation(gate).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GateBackward {
+    /// (rows, 2F), the forward input.
+    pub x: Span,
+    /// (rows, F).
+    pub d_y: Span,
+    /// Written: (rows, 2F).
+    pub d_x: Span,
+    /// As in the forward pass.
+    pub activation: Activation,
+    /// Number of rows.
+    pub rows: usize,
+    /// F.
+    pub width: usize,
+}
+
+/// Rotary positions: turns each pair of elements of every head by an angle position * base^(-2i/D). Its gradient is the turn
+/// back (`inverse`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rotary {
-    /// Changed in place: (B, T, 3C), queries, keys and values side by side.
-    pub qkv: Span,
+    /// Changed in place: (B, T, H, D), whose rows may lie apart. Queries and keys that lie side by side are turned together.
+    pub x: Strided,
     /// (at least T, D): for each position, D/2 pairs (cos, sin).
     pub table: Span,
+    /// Which elements are a pair.
+    pub pairing: Pairing,
     /// B.
     pub batch: usize,
     /// T.
     pub time: usize,
-    /// H.
+    /// How many heads: those of queries and keys, if they lie side by side.
     pub heads: usize,
     /// D, even.
     pub d_head: usize,
@@ -218,26 +253,78 @@ pub struct Rotary {
     pub inverse: bool,
 }
 
-/// Causal multi-head attention: out = dropout(softmax(scale q k^T)) v, where a query sees the keys up to its own
-/// position. No (T, T) matrix is stored: only `lse`, from which the backward pass recomputes the weights.
+/// The dimensions of attention over whole sequences, and what a query sees.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionForward {
-    /// (B, T, 3C): queries, keys and values side by side, each C wide with the heads in order.
-    pub qkv: Span,
-    /// Written: (B, T, C).
-    pub out: Span,
-    /// Written: (B, H, T), the logarithm of the softmax's denominator: ln sum_j exp(scale q_i . k_j).
-    pub lse: Span,
+pub struct AttentionShape {
     /// B.
     pub batch: usize,
     /// T.
     pub time: usize,
-    /// H.
+    /// H: heads of queries.
     pub heads: usize,
+    /// K: heads of keys and values, of which each serves H / K heads of queries in a row.
+    pub kv_heads: usize,
     /// D.
     pub d_head: usize,
     /// The factor on the scores.
     pub scale: f64,
+    /// So many positions, the first ones, every query sees besides those up to its own: 0 is a causal mask, and T none.
+    pub prefix: usize,
+}
+
+impl AttentionShape {
+    /// That of a block of such a model.
+    pub(crate) fn new(config: &GptConfig, batch: usize, time: usize) -> Self {
+        AttentionShape {
+            batch,
+            time,
+            heads: config.heads,
+            kv_heads: config.kv_heads(),
+            d_head: config.d_head(),
+            scale: config.score_scale(),
+            prefix: match config.mask {
+                Mask::Causal => 0,
+                Mask::Prefix => config.prefix,
+                Mask::None => time,
+            },
+        }
+    }
+
+    /// How many positions, the first ones, the query at `position` sees.
+    pub fn seen(&self, position: usize) -> usize {
+        position.saturating_add(1).max(self.prefix.min(self.time))
+    }
+
+    /// The head of keys and values that this head of queries reads.
+    pub fn kv_head(&self, head: usize) -> usize {
+        head / self.heads.checked_div(self.kv_heads).unwrap_or(1).max(1)
+    }
+
+    /// How many pairs of a query and a key that it sees there are in a sequence.
+    pub(crate) fn pairs(&self) -> u64 {
+        let (time, prefix) = (self.time as u64, self.prefix.min(self.time) as u64);
+        // Behind the prefix they are a triangle: P + 1, ..., T. Twice as many first, so that no half is lost.
+        let behind = (time - prefix).saturating_mul((time + prefix).saturating_add(1));
+        prefix.saturating_mul(prefix).saturating_add(behind / 2)
+    }
+}
+
+/// Multi-head attention: out = dropout(softmax(scale q k^T)) v, where a query sees what its [shape](AttentionShape) says. No (T, T)
+/// matrix is stored: only `lse`, from which the backward pass recomputes the weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionForward {
+    /// (B, T, H, D), whose rows may lie apart.
+    pub q: Strided,
+    /// (B, T, K, D), whose rows may lie apart.
+    pub k: Strided,
+    /// (B, T, K, D), whose rows may lie apart.
+    pub v: Strided,
+    /// Written: (B, T, H, D).
+    pub out: Span,
+    /// Written: (B, H, T), the logarithm of the softmax's denominator: ln sum_j exp(scale q_i . k_j).
+    pub lse: Span,
+    /// B, T, H, K and D.
+    pub shape: AttentionShape,
     /// Applied to the attention weights; the element index of weight (b, h, i, j) is ((b H + h) T + i) T + j.
     pub dropout: Option<Dropout>,
 }
@@ -248,26 +335,26 @@ pub struct AttentionForward {
 /// are then finite is not promised.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionBackward {
-    /// (B, T, 3C).
-    pub qkv: Span,
-    /// (B, T, C), the forward result.
+    /// As in the forward pass.
+    pub q: Strided,
+    /// As in the forward pass.
+    pub k: Strided,
+    /// As in the forward pass.
+    pub v: Strided,
+    /// (B, T, H, D), the forward result.
     pub out: Span,
     /// (B, H, T), the forward result.
     pub lse: Span,
-    /// (B, T, C).
+    /// (B, T, H, D).
     pub d_out: Span,
-    /// Written: (B, T, 3C).
-    pub d_qkv: Span,
-    /// B.
-    pub batch: usize,
-    /// T.
-    pub time: usize,
-    /// H.
-    pub heads: usize,
-    /// D.
-    pub d_head: usize,
-    /// The factor on the scores.
-    pub scale: f64,
+    /// Written: (B, T, H, D), whose rows may lie apart.
+    pub d_q: Strided,
+    /// Written: (B, T, K, D), whose rows may lie apart.
+    pub d_k: Strided,
+    /// Written: (B, T, K, D), whose rows may lie apart.
+    pub d_v: Strided,
+    /// B, T, H, K and D.
+    pub shape: AttentionShape,
     /// As in the forward pass.
     pub dropout: Option<Dropout>,
 }
@@ -275,22 +362,16 @@ pub struct AttentionBackward {
 /// For probes: the (T, T) matrices that attention never stores, recomputed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionScores {
-    /// (B, T, 3C).
-    pub qkv: Span,
-    /// Written: (B, H, T, T); 0 above the diagonal.
+    /// As in the forward pass.
+    pub q: Strided,
+    /// As in the forward pass.
+    pub k: Strided,
+    /// Written: (B, H, T, T); 0 where a query does not see a key.
     pub scores: Span,
     /// Whether to write the attention weights (after the softmax) or the scaled scores (before it).
     pub softmax: bool,
-    /// B.
-    pub batch: usize,
-    /// T.
-    pub time: usize,
-    /// H.
-    pub heads: usize,
-    /// D.
-    pub d_head: usize,
-    /// The factor on the scores.
-    pub scale: f64,
+    /// B, T, H, K and D.
+    pub shape: AttentionShape,
 }
 
 /// Softmax and cross-entropy with the gradient: adds sum -ln p(target) to the loss and the number of targets to

@@ -135,6 +135,10 @@ ops! {
     LinearBackward if "train",
     /// See [`struct@ActivationForward`].
     ActivationForward if "train",
+    /// See [`struct@GateForward`].
+    GateForward,
+    /// See [`struct@GateBackward`].
+    GateBackward if "train",
     /// See [`struct@Rotary`].
     Rotary,
     /// See [`struct@AttentionForward`].
@@ -149,6 +153,8 @@ ops! {
     LayerNormRows,
     /// See [`struct@LinearRows`].
     LinearRows,
+    /// See [`struct@GateRows`].
+    GateRows,
     /// See [`struct@RotaryRows`].
     RotaryRows,
     /// See [`struct@CacheAppend`].
@@ -215,6 +221,7 @@ impl Operand {
         let fits = match kind {
             OperandKind::Elem => span.dtype == elem,
             OperandKind::U32 => span.dtype == Dtype::U32,
+            OperandKind::Cache => span.dtype == elem || matches!(span.dtype, Dtype::F16 | Dtype::Bf16),
             OperandKind::Weight { .. } => {
                 span.dtype == elem
                     || matches!(span.dtype, Dtype::F16 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0)
@@ -274,6 +281,8 @@ pub enum OperandKind {
         /// Length of a row, without padding.
         cols: usize,
     },
+    /// Keys or values of earlier positions, which may also be f16 or bf16.
+    Cache,
     /// [`Dtype::U32`].
     U32,
 }
@@ -377,14 +386,13 @@ impl Op {
     }
 
     /// Floating-point operations, counting a multiply-add as two and only what the mathematics needs: the matrix
-    /// products and the causal half of attention. Elementwise work counts as nothing. Rows of decoding count as if all were
+    /// products, and the pairs of attention that see each other. Elementwise work counts as nothing. Rows of decoding count as if all were
     /// live, and each at the last position.
     pub fn flops(&self) -> u64 {
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
         let linear = |products, rows, d_in, d_out| mul(&[products, rows, d_in, d_out]);
-        // T (T + 1) is twice the pairs (i, j) with j <= i, so that no half is lost.
-        let attention = |products, batch, heads, d_head, time: usize| {
-            mul(&[products, batch, heads, d_head, time]).saturating_mul((time as u64).saturating_add(1))
+        let attention = |products: usize, shape: &AttentionShape| {
+            mul(&[2 * products, shape.batch, shape.heads, shape.d_head]).saturating_mul(shape.pairs())
         };
         match self {
             Op::LinearForward(op) => linear(2, op.rows, op.d_in, op.d_out),
@@ -393,10 +401,10 @@ impl Op {
                 let products = usize::from(op.d_x.is_some()) + usize::from(op.d_weight.is_some());
                 linear(2 * products, op.rows, op.d_in, op.d_out)
             }
-            Op::AttentionForward(op) => attention(2, op.batch, op.heads, op.d_head, op.time),
+            Op::AttentionForward(op) => attention(2, &op.shape),
             #[cfg(feature = "train")]
-            Op::AttentionBackward(op) => attention(4, op.batch, op.heads, op.d_head, op.time),
-            Op::AttentionScores(op) => attention(1, op.batch, op.heads, op.d_head, op.time),
+            Op::AttentionBackward(op) => attention(4, &op.shape),
+            Op::AttentionScores(op) => attention(1, &op.shape),
             Op::LinearRows(LinearRows { linear: op, .. }) => linear(2, op.rows, op.d_in, op.d_out),
             Op::AttentionRows(op) => mul(&[4, op.rows, op.heads, op.d_head, op.capacity]),
             _ => 0,
@@ -420,27 +428,28 @@ impl Op {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Buffer;
+    use crate::memory::{Buffer, Strided};
 
-    fn attention(batch: usize, time: usize) -> Op {
-        let qkv = Span { buffer: Buffer(0), dtype: Dtype::F64, offset: 0, len: usize::MAX / 8 };
-        let (heads, d_head) = (3, 5);
-        AttentionForward { qkv, out: qkv, lse: qkv, batch, time, heads, d_head, scale: 1.0, dropout: None }
-            .into()
+    fn attention(batch: usize, time: usize, prefix: usize) -> Op {
+        let span = Span { buffer: Buffer(0), dtype: Dtype::F64, offset: 0, len: usize::MAX / 8 };
+        let rows = Strided { span, stride: 1 };
+        let shape = AttentionShape { batch, time, heads: 3, kv_heads: 1, d_head: 5, scale: 1.0, prefix };
+        AttentionForward { q: rows, k: rows, v: rows, out: span, lse: span, shape, dropout: None }.into()
     }
 
     #[test]
     fn attention_counts_the_pairs_that_see_each_other() {
-        for time in [1, 7] {
-            let pairs: u64 = (1..=time as u64).sum();
-            assert_eq!(attention(2, time).flops(), 4 * 2 * 3 * 5 * pairs);
+        for (time, prefix) in [(1, 0), (7, 0), (7, 1), (7, 3), (7, 7), (7, 9)] {
+            let sees = |i: usize, j: usize| j <= i || j < prefix;
+            let pairs = (0..time).map(|i| (0..time).filter(|&j| sees(i, j)).count() as u64).sum::<u64>();
+            assert_eq!(attention(2, time, prefix).flops(), 4 * 2 * 3 * 5 * pairs);
         }
     }
 
     #[test]
     fn counts_saturate_whatever_the_dimensions() {
-        assert_eq!(attention(1, usize::MAX).flops(), u64::MAX);
-        assert_eq!(attention(usize::MAX, 1).flops(), 60_u64.saturating_mul(usize::MAX as u64));
+        assert_eq!(attention(1, usize::MAX, 0).flops(), u64::MAX);
+        assert_eq!(attention(usize::MAX, 1, 0).flops(), 60_u64.saturating_mul(usize::MAX as u64));
         let x = Span { buffer: Buffer(0), dtype: Dtype::F32, offset: 0, len: usize::MAX / 4 };
         let scalars = Span { len: scalar::LEN, ..x };
         let n = AdamW {

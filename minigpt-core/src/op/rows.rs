@@ -9,10 +9,11 @@
 //! them. On how many rows are live, or follow each other in a sequence, it depends only where a backend has another kernel for
 //! few of them than for many.
 
-use super::describe::Describe;
-use super::descriptors::{LayerNormForward, LinearForward};
+use super::describe::{Describe, check_groups};
+use super::descriptors::{GateForward, LayerNormForward, LinearForward};
 use super::{Access, Operand};
-use crate::memory::{InvalidOp, Span};
+use crate::config::Pairing;
+use crate::memory::{InvalidOp, Span, Strided};
 use crate::sample::SampleConfig;
 
 use Access::{Read, Update, Write};
@@ -60,6 +61,15 @@ pub struct LinearRows {
     pub linear: LinearForward,
 }
 
+/// A [`GateForward`] of the live rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GateRows {
+    /// u32 (1): how many rows are live; more than there are count as all.
+    pub live: Span,
+    /// All rows.
+    pub gate: GateForward,
+}
+
 /// [`Rotary`](super::Rotary) positions, each row turned by its own.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RotaryRows {
@@ -67,13 +77,15 @@ pub struct RotaryRows {
     pub live: Span,
     /// u32 (R): the row's position.
     pub positions: Span,
-    /// Changed in place: (R, 3C), queries, keys and values side by side.
-    pub qkv: Span,
+    /// Changed in place: (R, H, D), whose rows may lie apart.
+    pub x: Strided,
     /// (at least as many positions as the rows have, D): for each position, D/2 pairs (cos, sin).
     pub table: Span,
+    /// Which elements are a pair.
+    pub pairing: Pairing,
     /// R.
     pub rows: usize,
-    /// H.
+    /// How many heads: those of queries and keys, if they lie side by side.
     pub heads: usize,
     /// D, even.
     pub d_head: usize,
@@ -90,11 +102,14 @@ pub struct CacheAppend {
     pub slots: Span,
     /// u32 (R): the row's position.
     pub positions: Span,
-    /// (R, 3C).
-    pub qkv: Span,
-    /// Written at the rows' places: (S, H, capacity, D).
+    /// (R, K, D), whose rows may lie apart.
+    pub k: Strided,
+    /// (R, K, D), whose rows may lie apart.
+    pub v: Strided,
+    /// Written at the rows' places: (S, K, capacity, D), of the backend's number type, or rounded to the nearest f16 or bf16,
+    /// ties to even.
     pub keys: Span,
-    /// Written at the rows' places: (S, H, capacity, D).
+    /// Written at the rows' places: (S, K, capacity, D), stored as the keys are.
     pub values: Span,
     /// R.
     pub rows: usize,
@@ -102,29 +117,28 @@ pub struct CacheAppend {
     pub slot_count: usize,
     /// How many positions a slot has room for.
     pub capacity: usize,
-    /// H.
-    pub heads: usize,
+    /// K.
+    pub kv_heads: usize,
     /// D.
     pub d_head: usize,
 }
 
-/// Attention over the cache: a row at position p sees the positions 0 to p of its slot, its own [stored](CacheAppend) among
-/// them.
+/// Attention over the cache: a row sees the positions from 0 to a `last` one of its slot, its own [stored](CacheAppend) among them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionRows {
     /// u32 (1): how many rows are live; more than R are taken as R.
     pub live: Span,
     /// u32 (R): the slot of the row's sequence.
     pub slots: Span,
-    /// u32 (R): the row's position.
-    pub positions: Span,
-    /// (R, 3C), of which the queries are read.
-    pub qkv: Span,
-    /// (S, H, capacity, D).
+    /// u32 (R): the last position that the row sees. Under a causal mask, that is its own.
+    pub last: Span,
+    /// (R, H, D), whose rows may lie apart.
+    pub q: Strided,
+    /// (S, K, capacity, D), of the backend's number type, f16 or bf16.
     pub keys: Span,
-    /// (S, H, capacity, D).
+    /// (S, K, capacity, D), stored as the keys are.
     pub values: Span,
-    /// Written: (R, C).
+    /// Written: (R, H, D).
     pub out: Span,
     /// R.
     pub rows: usize,
@@ -132,8 +146,10 @@ pub struct AttentionRows {
     pub slot_count: usize,
     /// How many positions a slot has room for.
     pub capacity: usize,
-    /// H.
+    /// H: heads of queries.
     pub heads: usize,
+    /// K: heads of keys and values, of which each serves H / K heads of queries in a row.
+    pub kv_heads: usize,
     /// D.
     pub d_head: usize,
     /// The factor on the scores.
@@ -305,6 +321,16 @@ impl LayerNormForward {
     }
 }
 
+impl GateForward {
+    /// The same of the first `rows` rows only; of all, if there are fewer.
+    #[must_use]
+    pub fn first_rows(&self, rows: usize) -> GateForward {
+        let rows = rows.min(self.rows);
+        let len = rows.saturating_mul(self.width);
+        GateForward { rows, x: self.x.first(len.saturating_mul(2)), y: self.y.first(len), ..*self }
+    }
+}
+
 impl EmbeddingRows {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let (r, c) = (self.rows, self.d_model);
@@ -335,6 +361,13 @@ impl LinearRows {
     }
 }
 
+impl GateRows {
+    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        Describe { visit }.u32("live", self.live, Read, &[1])?;
+        self.gate.describe(visit)
+    }
+}
+
 impl RotaryRows {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         if !self.d_head.is_multiple_of(2) {
@@ -344,33 +377,40 @@ impl RotaryRows {
         d.u32("live", self.live, Read, &[1])?;
         d.u32("positions", self.positions, Read, &[self.rows])?;
         d.at_least("table", self.table, Read, &[1, self.d_head])?;
-        d.elem("qkv", self.qkv, Update, &[self.rows, 3, self.heads, self.d_head])
+        d.strided("x", self.x, Update, &[self.rows], &[self.heads, self.d_head])
     }
 }
 
 impl CacheAppend {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
-        let cache = [self.slot_count, self.heads, self.capacity, self.d_head];
+        let width = [self.kv_heads, self.d_head];
         let mut d = Describe { visit };
         d.u32("live", self.live, Read, &[1])?;
         d.u32("slots", self.slots, Read, &[self.rows])?;
         d.u32("positions", self.positions, Read, &[self.rows])?;
-        d.elem("qkv", self.qkv, Read, &[self.rows, 3, self.heads, self.d_head])?;
-        d.elem("keys", self.keys, Update, &cache)?;
-        d.elem("values", self.values, Update, &cache)
+        d.strided("k", self.k, Read, &[self.rows], &width)?;
+        d.strided("v", self.v, Read, &[self.rows], &width)?;
+        d.caches(
+            [self.keys, self.values],
+            Update,
+            &[self.slot_count, self.kv_heads, self.capacity, self.d_head],
+        )
     }
 }
 
 impl AttentionRows {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
-        let cache = [self.slot_count, self.heads, self.capacity, self.d_head];
         let mut d = Describe { visit };
+        check_groups(self.heads, self.kv_heads)?;
         d.u32("live", self.live, Read, &[1])?;
         d.u32("slots", self.slots, Read, &[self.rows])?;
-        d.u32("positions", self.positions, Read, &[self.rows])?;
-        d.elem("qkv", self.qkv, Read, &[self.rows, 3, self.heads, self.d_head])?;
-        d.elem("keys", self.keys, Read, &cache)?;
-        d.elem("values", self.values, Read, &cache)?;
+        d.u32("last", self.last, Read, &[self.rows])?;
+        d.strided("q", self.q, Read, &[self.rows], &[self.heads, self.d_head])?;
+        d.caches(
+            [self.keys, self.values],
+            Read,
+            &[self.slot_count, self.kv_heads, self.capacity, self.d_head],
+        )?;
         d.elem("out", self.out, Write, &[self.rows, self.heads, self.d_head])
     }
 }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::Op;
+use super::{AttentionShape, Op};
 
 /// The dimensions of an op, in the order in which people name them: `rows 64, in 128, out 384`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,7 @@ impl Op {
         let linear = |rows, d_in, d_out| Sizes::of([("rows", rows), ("in", d_in), ("out", d_out)]);
         let heads =
             |batch, time, heads, d_head| Sizes::of([("B", batch), ("T", time), ("H", heads), ("D", d_head)]);
+        let attention = |op: &AttentionShape| heads(op.batch, op.time, op.heads, op.d_head);
         let slots = |rows, slots, heads, capacity, d_head| {
             Sizes::of([("rows", rows), ("S", slots), ("H", heads), ("T", capacity), ("D", d_head)])
         };
@@ -60,16 +61,20 @@ impl Op {
             Op::LinearBackward(op) => linear(op.rows, op.d_in, op.d_out),
             #[cfg(feature = "train")]
             Op::ActivationForward(op) => rows(op.rows, "width", op.width),
-            Op::Rotary(op) => heads(op.batch, op.time, op.heads, op.d_head),
-            Op::AttentionForward(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            Op::GateForward(op) => rows(op.rows, "F", op.width),
             #[cfg(feature = "train")]
-            Op::AttentionBackward(op) => heads(op.batch, op.time, op.heads, op.d_head),
-            Op::AttentionScores(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            Op::GateBackward(op) => rows(op.rows, "F", op.width),
+            Op::Rotary(op) => heads(op.batch, op.time, op.heads, op.d_head),
+            Op::AttentionForward(op) => attention(&op.shape),
+            #[cfg(feature = "train")]
+            Op::AttentionBackward(op) => attention(&op.shape),
+            Op::AttentionScores(op) => attention(&op.shape),
             Op::EmbeddingRows(op) => Sizes::of([("rows", op.rows), ("C", op.d_model), ("V", op.vocab)]),
             Op::LayerNormRows(op) => rows(op.norm.rows, "C", op.norm.width),
             Op::LinearRows(op) => linear(op.linear.rows, op.linear.d_in, op.linear.d_out),
+            Op::GateRows(op) => rows(op.gate.rows, "F", op.gate.width),
             Op::RotaryRows(op) => Sizes::of([("rows", op.rows), ("H", op.heads), ("D", op.d_head)]),
-            Op::CacheAppend(op) => slots(op.rows, op.slot_count, op.heads, op.capacity, op.d_head),
+            Op::CacheAppend(op) => slots(op.rows, op.slot_count, op.kv_heads, op.capacity, op.d_head),
             Op::AttentionRows(op) => slots(op.rows, op.slot_count, op.heads, op.capacity, op.d_head),
             Op::Sample(op) => rows(op.rows, "V", op.vocab),
             Op::GatherRows(op) => Sizes::of([("rows", op.rows), ("wanted", op.count), ("C", op.width)]),

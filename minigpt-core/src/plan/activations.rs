@@ -22,9 +22,9 @@ pub struct BlockActivations {
     pub input: Region,
     /// What the projection to q, k, v reads: (B, T, C).
     pub attention_in: Region,
-    /// (B, T, 3C).
+    /// Queries, keys and values side by side: (B, T, (H + 2K) D).
     pub qkv: Region,
-    /// The heads' results side by side: (B, T, C).
+    /// The heads' results side by side: (B, T, H D).
     pub attended: Region,
     /// (B, H, T); empty where attention goes over a cache.
     pub lse: Region,
@@ -34,9 +34,9 @@ pub struct BlockActivations {
     pub middle: Region,
     /// What the first feed-forward layer reads: (B, T, C).
     pub feed_forward_in: Region,
-    /// The activation's input, for the gradient only: (B, T, F).
+    /// What the first feed-forward layer gives: (B, T, F), for the gradient only; or if gated (B, T, 2F).
     pub pre_activation: Option<Region>,
-    /// (B, T, F).
+    /// What the last one reads, the activation's result or the gate's: (B, T, F).
     pub hidden: Region,
     /// The feed-forward sub-layer's sum: (B, T, C).
     pub feed_forward_sum: Region,
@@ -69,12 +69,14 @@ pub struct Activations {
 pub struct BackwardActivations {
     /// The gradient of the residual stream, carried from the last block to the first: (B, T, C).
     pub d_stream: Region,
-    /// (B, T, C).
+    /// (B, T, C), or (B, T, H D) if that is more.
     pub d_scratch: Region,
-    /// (B, T, 3C).
+    /// (B, T, (H + 2K) D).
     pub d_qkv: Region,
     /// (B, T, F).
     pub d_hidden: Region,
+    /// The gradient of what a gate reads: (B, T, 2F).
+    pub d_gate: Option<Region>,
     /// Where a norm's result is computed again, unless it was kept: (B, T, C).
     pub normed: Option<Region>,
 }
@@ -88,28 +90,48 @@ struct Passing {
 
 impl Passing {
     fn new(shape: &Shape, layout: &mut Layout) -> Result<Self, ConfigError> {
-        let Shape { stream, triple, wide, .. } = shape;
+        let Shape { stream, scratch, wide, .. } = shape;
         let d_stream = layout.push(stream)?;
-        let [[hidden, _], [d_scratch, again]] = layout.overlay([[wide, &[0]], [stream, stream]])?;
-        let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [triple]])?;
-        let backward = BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, normed: Some(again) };
+        let [[hidden, _], [d_scratch, again]] = layout.overlay([[wide, &[0]], [scratch, stream]])?;
+        let ([normed, d_hidden, d_qkv], d_gate) = passing_gradients(shape, layout)?;
+        let backward =
+            BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, d_gate, normed: Some(again) };
         Ok(Passing { normed, hidden, backward })
     }
+}
+
+/// Regions that are in use one after the other: of a norm's result, of `d_hidden` with `d_gate` beside it, and of `d_qkv`.
+fn passing_gradients(
+    Shape { stream, qkv, wide, gate, .. }: &Shape,
+    layout: &mut Layout,
+) -> Result<([Region; 3], Option<Region>), ConfigError> {
+    let gate_in: &[usize] = gate.as_ref().map_or(&[0], |gate| gate);
+    let sets = layout.overlay([[stream, &[0]], [wide, gate_in], [qkv, &[0]]])?;
+    let [[normed, _], [d_hidden, d_gate], [d_qkv, _]] = sets;
+    Ok(([normed, d_hidden, d_qkv], gate.map(|_| d_gate)))
 }
 
 /// The dimensions of activations.
 struct Shape {
     stream: [usize; 3],
-    triple: [usize; 4],
+    qkv: [usize; 3],
+    attended: [usize; 3],
+    scratch: [usize; 3],
     wide: [usize; 3],
+    /// What a gate reads, if there is one.
+    gate: Option<[usize; 4]>,
 }
 
 impl Shape {
     fn new(config: &GptConfig, batch: usize, time: usize) -> Self {
+        let (d_model, d_attention) = (config.d_model, config.d_attention());
         Shape {
-            stream: [batch, time, config.d_model],
-            triple: [batch, time, config.d_model, 3],
+            stream: [batch, time, d_model],
+            qkv: [batch, time, config.d_qkv()],
+            attended: [batch, time, d_attention],
+            scratch: [batch, time, d_model.max(d_attention)],
             wide: [batch, time, config.d_ff],
+            gate: config.gated.then_some([batch, time, config.d_ff, 2]),
         }
     }
 }
@@ -141,7 +163,7 @@ pub(super) fn training(
     layout: &mut Layout,
 ) -> Result<(Activations, BackwardActivations), ConfigError> {
     let shape = Shape::new(config, batch, time);
-    let Shape { stream, triple, wide } = &shape;
+    let Shape { stream, qkv, attended, scratch, wide, gate } = &shape;
     let (before, after) = (config.norm_place == NormPlace::Pre, config.norm_place == NormPlace::Post);
     let passing = if recompute == Recompute::Nothing { None } else { Some(Passing::new(&shape, layout)?) };
 
@@ -171,10 +193,10 @@ pub(super) fn training(
                     feed_forward_in: normed2.unwrap_or(middle),
                     feed_forward_sum: apart(output)?,
                     output,
-                    qkv: layout.push(triple)?,
-                    attended: layout.push(stream)?,
+                    qkv: layout.push(qkv)?,
+                    attended: layout.push(attended)?,
                     lse: layout.push(&[batch, config.heads, time])?,
-                    pre_activation: Some(layout.push(wide)?),
+                    pre_activation: Some(layout.push(gate.as_ref().map_or(wide, |gate| gate))?),
                     hidden: match &passing {
                         Some(passing) => passing.hidden,
                         None => layout.push(wide)?,
@@ -195,15 +217,18 @@ pub(super) fn training(
         input = output;
     }
     let final_norm = norm_activations(before, batch, time, layout)?;
-    let rows = batch.checked_mul(time).ok_or(ConfigError::TooLarge { field: "batch" })?;
+    // A model with a prefix goes through the head sequence by sequence, since the rows of the prefix do not.
+    let rows = match config.prefix {
+        0 => batch.checked_mul(time).ok_or(ConfigError::TooLarge { field: "batch" })?,
+        prefix => time.saturating_sub(prefix),
+    };
     let logits = layout.push(&[head_rows(rows, config.vocab_size), config.vocab_size])?;
     let (normed, backward) = match passing {
         Some(Passing { normed, backward, .. }) => (normed, backward),
         None => {
-            let (d_stream, d_scratch) = (layout.push(stream)?, layout.push(stream)?);
-            // In use one after the other.
-            let [[normed], [d_hidden], [d_qkv]] = layout.overlay([[stream], [wide], [triple]])?;
-            (normed, BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, normed: None })
+            let (d_stream, d_scratch) = (layout.push(stream)?, layout.push(scratch)?);
+            let ([normed, d_hidden, d_qkv], d_gate) = passing_gradients(&shape, layout)?;
+            (normed, BackwardActivations { d_stream, d_scratch, d_qkv, d_hidden, d_gate, normed: None })
         }
     };
     let head_in = if before { normed } else { input };
@@ -220,7 +245,7 @@ pub(super) fn inference(
     layout: &mut Layout,
 ) -> Result<Activations, ConfigError> {
     let mut activations = forward(config, batch, time, true, layout)?;
-    activations.logits = layout.push(&[batch, time, config.vocab_size])?;
+    activations.logits = layout.push(&[batch, time - config.prefix, config.vocab_size])?;
     Ok(activations)
 }
 
@@ -245,7 +270,7 @@ fn forward(
     lse: bool,
     layout: &mut Layout,
 ) -> Result<Activations, ConfigError> {
-    let Shape { stream, triple, wide } = Shape::new(config, batch, time);
+    let Shape { stream, qkv, attended, wide, gate, .. } = Shape::new(config, batch, time);
     let input = layout.push(&stream)?;
     let normed = if config.norm_place == NormPlace::None { input } else { layout.push(&stream)? };
     let mut blocks = Vec::new();
@@ -258,13 +283,13 @@ fn forward(
         let block = BlockActivations {
             input,
             attention_in: if before { normed } else { input },
-            qkv: layout.push(&triple)?,
-            attended: layout.push(&stream)?,
+            qkv: layout.push(&qkv)?,
+            attended: layout.push(&attended)?,
             lse: layout.push(&[batch, config.heads, if lse { time } else { 0 }])?,
             attention_sum: if after { normed } else { middle },
             middle,
             feed_forward_in: if before { normed } else { middle },
-            pre_activation: None,
+            pre_activation: gate.map(|gate| layout.push(&gate)).transpose()?,
             hidden: layout.push(&wide)?,
             feed_forward_sum: if after { normed } else { input },
             output: input,

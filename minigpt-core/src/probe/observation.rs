@@ -11,7 +11,7 @@ use crate::backend::{Allocation, Backend, Device, read_elems};
 use crate::config::GptConfig;
 use crate::error::{Error, out_of_memory};
 use crate::memory::{Buffer, InvalidOp, zeros};
-use crate::op::{Sink, Step};
+use crate::op::{Columns, Sink, Step};
 use crate::real::Real;
 
 /// Stands for scratch that does not exist yet: no backend hands out such a number.
@@ -149,12 +149,11 @@ impl<'o, B: Backend> Observation<'o, B> {
             backend.run(&writer.op)?;
         }
         let values = read_elems(&mut *backend, view.span)?;
-        let Some(third) = view.third else { return Ok(values) };
-        // A vector of its own, since a probe may keep it: one that was cut would keep all three.
-        let width = self.config.d_model;
-        let mut part = zeros("observed values", values.len() / 3)?;
-        for (to, row) in part.chunks_exact_mut(width).zip(values.chunks_exact(3 * width)) {
-            to.copy_from_slice(&row[third * width..][..width]);
+        let Some(Columns { width, stride }) = view.columns else { return Ok(values) };
+        // A vector of its own, since a probe may keep it: one that was cut would keep what lies between the rows too.
+        let mut part = zeros("observed values", self.point(view).count())?;
+        for (to, row) in part.chunks_exact_mut(width).zip(values.chunks(stride)) {
+            to.copy_from_slice(&row[..width]);
         }
         Ok(part)
     }

@@ -2,8 +2,8 @@
 
 use super::TensorKind;
 use crate::config::{GptConfig, NormPlace};
-use crate::memory::{Buffer, Dtype, Span};
-use crate::op::{Activate, AttentionForward, AttentionScores, LinearForward, Op, Step};
+use crate::memory::{Buffer, Dtype, Span, Strided};
+use crate::op::{Activate, AttentionForward, AttentionScores, Columns, LinearForward, Op, Step};
 #[cfg(feature = "train")]
 use crate::op::{CrossEntropy, LinearBackward};
 use crate::plan::ALIGN;
@@ -15,8 +15,8 @@ pub(super) struct View {
     pub(super) kind: TensorKind,
     pub(super) gradient: bool,
     pub(super) span: Span,
-    /// Queries, keys or values, 0, 1 or 2, if the span has all three side by side: (B, T, 3, C).
-    pub(super) third: Option<usize>,
+    /// If it is columns of a matrix, such as the keys beside queries and values.
+    pub(super) columns: Option<Columns>,
     /// The op that writes the span, if the step does not.
     pub(super) writer: Option<Writer>,
 }
@@ -74,14 +74,22 @@ impl Views {
     }
 
     fn tensor(&mut self, kind: TensorKind, span: Span) {
-        self.push(View { layer: self.layer, kind, gradient: false, span, third: None, writer: None });
+        self.push(View { layer: self.layer, kind, gradient: false, span, columns: None, writer: None });
     }
 
-    /// The thirds of (B, T, 3, C), as many as there are kinds.
-    fn thirds(&mut self, kinds: &[TensorKind], gradient: bool, span: Span) {
-        for (third, &kind) in kinds.iter().enumerate() {
-            let layer = self.layer;
-            self.push(View { layer, kind, gradient, span, third: Some(third), writer: None });
+    /// Queries, keys or values, whose rows may lie apart.
+    fn heads(&mut self, kind: TensorKind, gradient: bool, rows: Strided, width: usize) {
+        let columns = Some(Columns { width, stride: rows.stride });
+        self.push(View { layer: self.layer, kind, gradient, span: rows.span, columns, writer: None });
+    }
+
+    /// Queries and keys in what the first layer of attention gives, or in its gradient.
+    fn before_rotary(&mut self, config: &GptConfig, gradient: bool, qkv: Span) {
+        let (q, k) = (config.d_attention(), config.kv_heads() * config.d_head());
+        for (kind, first, width) in
+            [(TensorKind::QueryBeforeRotary, 0, q), (TensorKind::KeyBeforeRotary, q, k)]
+        {
+            self.heads(kind, gradient, qkv.columns(first, width, config.d_qkv()), width);
         }
     }
 
@@ -96,7 +104,7 @@ impl Views {
         instead: bool,
     ) {
         let writer = Some(Writer { op, instead, bytes: scratch.end });
-        self.push(View { layer: self.layer, kind, gradient, span, third: None, writer });
+        self.push(View { layer: self.layer, kind, gradient, span, columns: None, writer });
     }
 
     /// The residual stream, and the norm's result that it is with norms last.
@@ -107,18 +115,22 @@ impl Views {
             _ => None,
         };
         for kind in norm.filter(|_| self.norms_last).into_iter().chain([kind]) {
-            self.push(View { layer, kind, gradient, span, third: None, writer: None });
+            self.push(View { layer, kind, gradient, span, columns: None, writer: None });
         }
     }
 
     fn attention(&mut self, op: &AttentionForward) {
-        self.thirds(&[TensorKind::Query, TensorKind::Key, TensorKind::Value], false, op.qkv);
-        let AttentionForward { qkv, batch, time, heads, d_head, scale, .. } = *op;
-        let len = [batch, heads, time, time].iter().fold(1, |len: usize, &dim| len.saturating_mul(dim));
+        let AttentionForward { q, k, v, shape, .. } = *op;
+        let [wide, narrow] = [shape.heads, shape.kv_heads].map(|heads| heads * shape.d_head);
+        self.heads(TensorKind::Query, false, q, wide);
+        self.heads(TensorKind::Key, false, k, narrow);
+        self.heads(TensorKind::Value, false, v, narrow);
+        let dims = [shape.batch, shape.heads, shape.time, shape.time];
+        let len = dims.iter().fold(1, |len: usize, &dim| len.saturating_mul(dim));
         for (kind, softmax) in [(TensorKind::AttentionScores, false), (TensorKind::AttentionWeights, true)] {
             let mut scratch = self.scratch;
             let scores = scratch.take(len);
-            let op = AttentionScores { qkv, scores, softmax, batch, time, heads, d_head, scale };
+            let op = AttentionScores { q, k, scores, softmax, shape };
             self.written(kind, false, scratch, scores, op.into(), false);
         }
         self.tensor(TensorKind::Attended, op.out);
@@ -151,7 +163,8 @@ impl Views {
                 let op = LinearForward { activate, ..*op };
                 self.written(TensorKind::PreActivation, false, scratch, input, op.into(), true);
             }
-            None => {}
+            // A gate follows, which gives the activation.
+            None => return self.tensor(TensorKind::PreActivation, op.y),
         }
         self.tensor(TensorKind::Activation, op.y);
     }
@@ -202,7 +215,7 @@ impl<'c> Reader<'c> {
             }
             ("attention.norm", Op::LayerNormForward(op)) => views.tensor(AttentionNorm, op.y),
             ("attention.qkv", Op::LinearForward(op)) if self.config.position.is_rotary() => {
-                views.thirds(&[QueryBeforeRotary, KeyBeforeRotary], false, op.y);
+                views.before_rotary(self.config, false, op.y);
             }
             ("attention", Op::AttentionForward(op)) => views.attention(op),
             ("attention.out", Op::LinearForward(op)) => {
@@ -213,6 +226,7 @@ impl<'c> Reader<'c> {
             }
             ("feed_forward.norm", Op::LayerNormForward(op)) => views.tensor(FeedForwardNorm, op.y),
             ("feed_forward.up", Op::LinearForward(op)) => views.up(op),
+            ("feed_forward.gate", Op::GateForward(op)) => views.tensor(Activation, op.y),
             ("feed_forward.down", Op::LinearForward(op)) => {
                 views.sublayer([FeedForwardOutput, FeedForwardSum, ResidualOutput], op);
             }
@@ -226,7 +240,7 @@ impl<'c> Reader<'c> {
 #[cfg(feature = "train")]
 impl Views {
     fn gradient(&mut self, kind: TensorKind, span: Span) {
-        self.push(View { layer: self.layer, kind, gradient: true, span, third: None, writer: None });
+        self.push(View { layer: self.layer, kind, gradient: true, span, columns: None, writer: None });
     }
 
     fn loss(&mut self, op: &CrossEntropy) {
@@ -241,6 +255,10 @@ impl Views {
 
     /// The gradients of the activation's result, which the op multiplies by the slope at once, and of its input.
     fn down(&mut self, op: &LinearBackward, d_x: Span) {
+        if op.activate.is_none() {
+            // The gate has a gradient of its own.
+            return self.gradient(TensorKind::Activation, d_x);
+        }
         let mut scratch = self.scratch;
         let d_activation = scratch.take(d_x.len);
         // What it adds to the gradients of the parameters is in them already.
@@ -278,9 +296,17 @@ impl Reader<'_> {
                 views.gradient(AttentionSum, op.d_x);
             }
             ("attention.norm", Op::LayerNormBackward(op)) => views.stream(before, input, true, op.d_x),
-            ("attention", Op::AttentionBackward(op)) => views.thirds(&[Query, Key, Value], true, op.d_qkv),
+            ("attention", Op::AttentionBackward(op)) => {
+                let [wide, narrow] = [op.shape.heads, op.shape.kv_heads].map(|heads| heads * op.shape.d_head);
+                views.heads(Query, true, op.d_q, wide);
+                views.heads(Key, true, op.d_k, narrow);
+                views.heads(Value, true, op.d_v, narrow);
+            }
+            ("feed_forward.gate", Op::GateBackward(op)) => views.gradient(PreActivation, op.d_x),
             ("attention.rotary", Op::Rotary(op)) if op.inverse => {
-                views.thirds(&[QueryBeforeRotary, KeyBeforeRotary], true, op.qkv);
+                let (q, k) = (self.config.d_attention(), self.config.kv_heads() * self.config.d_head());
+                views.heads(QueryBeforeRotary, true, op.x.part(0, q, q + k), q);
+                views.heads(KeyBeforeRotary, true, op.x.part(q, k, q + k), k);
             }
             (part, Op::LinearBackward(op)) => {
                 let Some(d_x) = op.d_x else { return };

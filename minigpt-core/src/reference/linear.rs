@@ -211,7 +211,13 @@ mod tests {
     #[test]
     fn the_gradient_goes_back_through_the_activation_before_the_layer() {
         let mask = Mask::new(0.3, 7, &[1, 2, 4, 4]);
-        for activation in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
+        for activation in [
+            Activation::GeluTanh,
+            Activation::GeluErf,
+            Activation::Relu,
+            Activation::ReluSquared,
+            Activation::Silu,
+        ] {
             for (rows, d_in, d_out) in SHAPES {
                 // Off the kink of ReLU by more than the steps of the differences.
                 let input: Vec<f64> =

@@ -7,6 +7,7 @@
 //! - [`embedding`]: tokens to vectors.
 //! - [`layernorm`]: rows to mean 0 and variance 1.
 //! - [`linear`], with the non-linearities of [`activation`]: matrix products.
+//! - [`gate`]: one half of a row lets the other through.
 //! - [`rotary`] and [`position`]: where in the sequence a token stands.
 //! - [`attention`]: tokens look at earlier tokens.
 //! - [`cross_entropy`]: how wrong the prediction was.
@@ -33,6 +34,7 @@ mod check;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod gate;
 pub mod layernorm;
 pub mod linear;
 pub mod optimizer;

@@ -18,9 +18,9 @@
 use crate::real::Real;
 
 /// The radians by which pair `pair` of a vector of `width` turns from one position to the next:
-/// 10000^(-2 pair/width).
-pub(super) fn frequency(pair: usize, width: usize) -> f64 {
-    libm::pow(10_000.0, -2.0 * pair as f64 / width as f64)
+/// base^(-2 pair/width).
+pub(super) fn frequency(base: f64, pair: usize, width: usize) -> f64 {
+    libm::pow(base, -2.0 * pair as f64 / width as f64)
 }
 
 /// Fills `table`, (positions, `width`); rows that are not whole are left as they are.
@@ -33,7 +33,7 @@ pub(super) fn frequency(pair: usize, width: usize) -> f64 {
 pub fn sinusoidal_table<R: Real>(table: &mut [R], width: usize) {
     for p in 0..table.len().checked_div(width).unwrap_or(0) {
         for i in 0..width {
-            let angle = p as f64 * frequency(i / 2, width);
+            let angle = p as f64 * frequency(10_000.0, i / 2, width);
             let value = if i % 2 == 0 { libm::sin(angle) } else { libm::cos(angle) };
             table[p * width + i] = R::from_f64(value);
         }
@@ -62,8 +62,8 @@ mod tests {
 
     #[test]
     fn frequencies_fall_from_one_to_nearly_a_ten_thousandth() {
-        assert_eq!(frequency(0, 8), 1.0);
-        assert_close(&[frequency(1, 4), frequency(2, 4)], &[1e-2, 1e-4], 1e-18);
+        assert_eq!(frequency(1e4, 0, 8), 1.0);
+        assert_close(&[frequency(1e4, 1, 4), frequency(1e4, 2, 4)], &[1e-2, 1e-4], 1e-18);
     }
 
     #[test]

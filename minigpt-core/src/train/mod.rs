@@ -52,7 +52,9 @@ impl Plan {
         let scalars = self.scalars.on(whole.buffers.state, self.elem);
         let counters = self.counters.on(whole.buffers.state, Dtype::U32);
         program::begin_step(sink, grads, scalars)?;
-        program::micro_step(sink, whole, scalars, counters, &Gradients { parameters, buffers })?;
+        let d_prefix = self.d_prefix.on(whole.buffers.state, self.elem);
+        let d_prefix = (self.config.prefix > 0).then_some(d_prefix);
+        program::micro_step(sink, whole, scalars, counters, &Gradients { parameters, buffers, d_prefix })?;
         let stretches = &self.stretches;
         let update = program::Update { params, grads, m, v, stretches, scalars, counters };
         program::update(sink, &update, &TrainConfig::constant(0.0))
@@ -75,7 +77,8 @@ impl TrainConfig {
     /// As [`Plan::training`].
     pub fn plan<B: Backend>(&self, model: &GptConfig, backend: &B) -> Result<Plan, ConfigError> {
         let at_once = self.sequences_at_once(backend);
-        Plan::training_in_slices(model, B::Elem::DTYPE, self.batch, at_once, self.time, self.recompute)
+        let positions = self.time.saturating_add(model.prefix);
+        Plan::training_in_slices(model, B::Elem::DTYPE, self.batch, at_once, positions, self.recompute)
     }
 
     /// Bytes that a [`Trainer`] takes for tokens in the program's own memory, beside the [plan](TrainConfig::plan): those of

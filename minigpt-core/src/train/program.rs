@@ -26,6 +26,7 @@ pub(super) fn micro_step(
     gradients: &Gradients<'_>,
 ) -> Flow {
     next_draw(sink, counters)?;
+    clear_prefix(sink, gradients)?;
     for (before, batch) in whole.pieces(whole.batch, whole.plan.batch) {
         let slice = Pass { batch, before, ..*whole };
         slice.forward(sink)?;
@@ -33,6 +34,14 @@ pub(super) fn micro_step(
         slice.backward(sink, gradients)?;
     }
     Flow::Continue(())
+}
+
+/// Before each micro-batch: the gradient of its given vectors is its own.
+pub(super) fn clear_prefix(sink: &mut Sink<'_>, gradients: &Gradients<'_>) -> Flow {
+    match gradients.d_prefix {
+        Some(to) => sink.put(None, "prefix", Fill { to, value: 0.0 }),
+        None => Flow::Continue(()),
+    }
 }
 
 /// Before each micro-batch: its dropout masks are its own.

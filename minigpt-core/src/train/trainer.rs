@@ -2,6 +2,7 @@
 
 mod observe;
 mod own_loss;
+mod prefix;
 mod storage;
 mod sums;
 
@@ -77,6 +78,8 @@ pub struct Trainer<B: Backend> {
     v: Allocation<B>,
     /// Of what is trained.
     gradients: Parameters<Option<Span>>,
+    /// Whether the device has given vectors, if the model has a prefix.
+    has_prefix: bool,
     windows_drawn: u64,
     /// Steps finished, as the device counts them; unknown after a step that failed half-way.
     steps: Option<u32>,
@@ -179,7 +182,8 @@ impl<B: Backend> Trainer<B> {
         config.validate().map_err(|(field, must)| Error::Setting { field, must })?;
         let device = model.device();
         model.trainable().ok_or(Error::Frozen)?;
-        if !frozen.contains(&false) {
+        // A prefix has a gradient, by which whoever made it learns.
+        if !frozen.contains(&false) && model.config().prefix == 0 {
             return Err(Error::NothingToTrain);
         }
         let tokens = config.batch.checked_mul(config.time).ok_or(ConfigError::TooLarge { field: "batch" })?;
@@ -187,7 +191,7 @@ impl<B: Backend> Trainer<B> {
         let needed = total(&planned);
         let (plan, scratch) = planned;
         let advised = |error| advised(error, model, &config, &frozen);
-        let slice = plan.batch * plan.time;
+        let slice = plan.batch * config.time;
         let backward = plan.backward.ok_or(Error::Frozen)?;
         let take = |bytes| device.alloc(bytes).map_err(|error| advised(out_of_memory(needed, error)));
         let grads = take(plan.bytes.gradients)?;
@@ -205,6 +209,7 @@ impl<B: Backend> Trainer<B> {
             m,
             v,
             gradients,
+            has_prefix: model.config().prefix == 0,
             windows_drawn: 0,
             steps: Some(0),
             pending: 0,
@@ -311,6 +316,7 @@ impl<B: Backend> Trainer<B> {
             check_length(tokens, expected)?;
         }
         check_tokens(inputs, vocab)?;
+        self.check_prefix()?;
         match targets.iter().position(|&t| t as usize >= vocab && t != IGNORE) {
             Some(index) => Err(Error::Token { token: targets[index], index, vocab }),
             None => Ok(()),
@@ -353,9 +359,14 @@ impl<B: Backend> Trainer<B> {
         program::begin_step(sink, self.whole(&self.grads), self.workspace.scalars())
     }
 
+    fn gradients(&self) -> Gradients<'_> {
+        let d_prefix = (self.model.config().prefix > 0).then(|| self.d_prefix());
+        Gradients { parameters: &self.gradients, buffers: &self.backward, d_prefix }
+    }
+
     fn emit_slices(&self, sink: &mut Sink<'_>) -> Flow {
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward };
+        let gradients = self.gradients();
         let whole = Pass { dropout: true, batch: self.config.batch, ..self.workspace.pass(&self.model) };
         program::micro_step(sink, &whole, scalars, counters, &gradients)
     }

@@ -1,10 +1,10 @@
 """A second reader of checkpoints, written from the specification in minigpt-core/src/checkpoint/mod.rs alone.
 
-    reader.py FILE TOKENS [FILE TOKENS ...]
+    reader.py FILE TOKENS PREFIX [FILE TOKENS PREFIX ...]
 
 prints one line of JSON for each file: what its header holds, and the logits that its model gives for the tokens
-(ids with commas between them; none if TOKENS is empty), position by position, computed in f64. An infinite number is
-null. Needs numpy.
+(ids with commas between them; none if TOKENS is empty), position by position, computed in f64. PREFIX is the vectors that
+stand before the tokens, a list of lists in JSON; empty if the model has none. An infinite number is null. Needs numpy.
 """
 
 import json
@@ -22,7 +22,7 @@ UNITS = {"f64": (1, 8), "f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "Q8_0": (3
 
 def check(holds, what):
     if not holds:
-        raise SystemExit(f"not a checkpoint of version 1: {what}")
+        raise SystemExit(f"not a checkpoint of version 1 or 2: {what}")
 
 
 class Body:
@@ -67,17 +67,56 @@ class Body:
         check(self.at == len(self.data), "a section is longer than its values")
 
 
-def read_config(body):
-    config = {name: body.integer() for name in ["vocab_size", "context", "layers", "heads", "d_model", "d_ff"]}
-    config["position"] = body.choice(["learned", "sinusoidal", "rotary", "none"])
-    config["norm"] = body.choice(["pre", "post", "none"])
-    scale = body.choice(["inverse_sqrt", "none", "custom"])
-    config["scale"] = body.f64() if scale == "custom" else scale
-    config["residual"] = body.boolean()
-    config["activation"] = body.choice(["gelu_tanh", "gelu_erf", "relu"])
-    config["bias"] = body.boolean()
+def read_config(body, version):
+    """The config in the words of version 2. An optional value that is not there is null."""
+    config = {}
+
+    def integers(*names):
+        config.update({name: body.integer() for name in names})
+
+    def booleans(*names):
+        config.update({name: body.boolean() for name in names})
+
+    def optional(name):
+        config[name] = body.integer() if body.boolean() else None
+
+    def scale_and_residual():
+        config["attention_scale"] = body.choice(["inverse_sqrt", "none", "custom"])
+        if config["attention_scale"] == "custom":
+            config["attention_scale"] = body.f64()
+        booleans("residual")
+
+    if version == 1:
+        integers("vocab_size", "context", "layers", "heads", "d_model", "d_ff")
+        config["position"] = body.choice(["learned", "sinusoidal", "rotary", "none"])
+        rotary = {"rotary_base": 10000.0, "rotary_pairing": "adjacent"}
+        config["norm_place"] = body.choice(["pre", "post", "none"])
+        scale_and_residual()
+        config["activation"] = body.choice(["gelu_tanh", "gelu_erf", "relu"])
+        bias = body.boolean()
+        config.update({"qkv_bias": bias, "linear_bias": bias, "norm_bias": bias})
+        config.update({"kv_heads": None, "d_head": None, "prefix": 0, "mask": "causal", "norm": "layer"})
+        config.update({"qk_norm": False, "gated": False})
+    else:
+        integers("vocab_size", "context", "layers", "heads")
+        optional("kv_heads")
+        integers("d_model")
+        optional("d_head")
+        integers("d_ff", "prefix")
+        config["position"] = body.choice(["learned", "sinusoidal", "rotary", "none"])
+        if config["position"] == "rotary":
+            rotary = {"rotary_base": body.f64(), "rotary_pairing": body.choice(["adjacent", "halves"])}
+        config["mask"] = body.choice(["causal", "prefix", "none"])
+        config["norm"] = body.choice(["layer", "rms"])
+        config["norm_place"] = body.choice(["pre", "post", "none"])
+        booleans("qk_norm")
+        scale_and_residual()
+        config["activation"] = body.choice(["gelu_tanh", "gelu_erf", "relu", "relu_squared", "silu"])
+        booleans("gated", "qkv_bias", "linear_bias", "norm_bias")
+    if config["position"] == "rotary":
+        config.update(rotary)
     config["dropout"] = body.f64()
-    config["tied_embeddings"] = body.boolean()
+    booleans("tied_embeddings")
     config["norm_eps"] = body.f64()
     body.end()
     return config
@@ -156,7 +195,7 @@ def read(path):
         data = file.read()
     check(data[:4] == b"MGPT", "the first four bytes")
     version, length = struct.unpack_from("<II", data, 4)
-    check(version == 1, f"it is of version {version}")
+    check(version in (1, 2), f"it is of version {version}")
     check(16 <= length <= len(data), "the length of the header")
     check(zlib.crc32(data[: length - 4]) == struct.unpack_from("<I", data, length - 4)[0], "the header's checksum")
 
@@ -197,7 +236,7 @@ def read(path):
     check(sum(name.startswith("adam.v/") for name in names) == len(trained), "a second moment without a first")
     check(trained or b"TRAN" not in sections, "a training that trains nothing")
     contents = {
-        "config": read_config(sections[b"CONF"]),
+        "config": read_config(sections[b"CONF"], version),
         "tokenizer": optional(b"TOKN", read_tokenizer),
         "training": optional(b"TRAN", read_training),
         "metadata": optional(b"META", read_metadata),
@@ -207,56 +246,75 @@ def read(path):
     return contents, tensors
 
 
-def forward(config, tensors, tokens):
-    """The logits of every position: (T, V)."""
-    C, H = config["d_model"], config["heads"]
-    D, T = C // H, len(tokens)
+def forward(config, tensors, tokens, prefix):
+    """The logits of every position, those of the prefix (P, C) too: (T, V)."""
+    C, H, P = config["d_model"], config["heads"], config["prefix"]
+    K, D = config["kv_heads"] or H, config["d_head"] or C // H
+    check(len(prefix) == P, f"{len(prefix)} given vectors for a model that takes {P}")
+    T = P + len(tokens)
 
-    def linear(name, x):
-        y = x @ tensors[name + ".weight"].T
-        return y + tensors[name + ".bias"][0] if config["bias"] else y
+    def affine(name, y, bias):
+        return y + tensors[name + ".bias"][0] if bias else y
+
+    def linear(name, x, bias):
+        return affine(name, x @ tensors[name + ".weight"].T, config[bias])
 
     def norm(name, x):
-        mean = x.mean(axis=-1, keepdims=True)
-        variance = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
-        y = (x - mean) / np.sqrt(variance + config["norm_eps"]) * tensors[name + ".weight"][0]
-        return y + tensors[name + ".bias"][0] if config["bias"] else y
+        if config["norm"] == "layer":
+            x = x - x.mean(axis=-1, keepdims=True)
+        y = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config["norm_eps"]) * tensors[name + ".weight"][0]
+        return affine(name, y, config["norm_bias"])
 
     def activation(z):
-        if config["activation"] == "gelu_tanh":
+        kind = config["activation"]
+        if kind == "gelu_tanh":
             return z / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-        if config["activation"] == "gelu_erf":
+        if kind == "gelu_erf":
             return z / 2 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
-        return np.maximum(z, 0)
+        if kind == "silu":
+            return z / (1 + np.exp(-z))
+        return np.maximum(z, 0) ** (2 if kind == "relu_squared" else 1)
 
     p = np.arange(T)[:, None]
 
     def turned(z):
-        """(H, T, D)"""
-        a = p * 10000.0 ** (-2 * np.arange(D // 2) / D)
-        even, odd = z[..., 0::2], z[..., 1::2]
+        """(heads, T, D)"""
+        r = p * config["rotary_base"] ** (-2 * np.arange(D // 2) / D)
+        halves = config["rotary_pairing"] == "halves"
+        first, second = (slice(0, D // 2), slice(D // 2, D)) if halves else (slice(0, D, 2), slice(1, D, 2))
+        a, b = z[..., first], z[..., second]
         result = np.empty_like(z)
-        result[..., 0::2] = even * np.cos(a) - odd * np.sin(a)
-        result[..., 1::2] = even * np.sin(a) + odd * np.cos(a)
+        result[..., first] = a * np.cos(r) - b * np.sin(r)
+        result[..., second] = a * np.sin(r) + b * np.cos(r)
         return result
 
-    scale = {"inverse_sqrt": 1 / math.sqrt(D), "none": 1.0}.get(config["scale"], config["scale"])
+    scale = {"inverse_sqrt": 1 / math.sqrt(D), "none": 1.0}.get(config["attention_scale"], config["attention_scale"])
+    s = np.arange(T)
+    seen = {"causal": s <= p, "prefix": (s <= p) | (s < P), "none": np.ones((T, T), bool)}[config["mask"]]
 
     def attention(name, x):
-        qkv = linear(name + ".c_attn", x)
-        q, k, v = (part.reshape(T, H, D).transpose(1, 0, 2) for part in np.split(qkv, 3, axis=1))
+        qkv = linear(name + ".c_attn", x, "qkv_bias")
+        parts = np.split(qkv, [H * D, (H + K) * D], axis=1)
+        q, k, v = (part.reshape(T, -1, D).transpose(1, 0, 2) for part in parts)
+        if config["qk_norm"]:
+            q, k = norm(name + ".q_norm", q), norm(name + ".k_norm", k)
         if config["position"] == "rotary":
             q, k = turned(q), turned(k)
-        scores = scale * (q @ k.transpose(0, 2, 1))
-        scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
-        w = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        o = w / w.sum(axis=-1, keepdims=True) @ v
-        return linear(name + ".c_proj", o.transpose(1, 0, 2).reshape(T, C))
+        heads = []
+        for h in range(H):
+            shared = h // (H // K)
+            scores = np.where(seen, scale * (q[h] @ k[shared].T), -np.inf)
+            w = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            heads.append(w / w.sum(axis=-1, keepdims=True) @ v[shared])
+        return linear(name + ".c_proj", np.concatenate(heads, axis=1), "linear_bias")
 
     def feed_forward(name, x):
-        return linear(name + ".c_proj", activation(linear(name + ".c_fc", x)))
+        z = linear(name + ".c_fc", x, "linear_bias")
+        F = config["d_ff"]
+        u = activation(z[:, :F]) * z[:, F:] if config["gated"] else activation(z)
+        return linear(name + ".c_proj", u, "linear_bias")
 
-    x = tensors["wte.weight"][tokens]
+    x = np.concatenate([np.reshape(np.array(prefix, np.float64), (P, C)), tensors["wte.weight"][tokens]])
     if config["position"] == "learned":
         x = x + tensors["wpe.weight"][:T]
     elif config["position"] == "sinusoidal":
@@ -265,25 +323,26 @@ def forward(config, tensors, tokens):
         x = x + np.where(j % 2 == 0, np.sin(a), np.cos(a))
     for i in range(config["layers"]):
         for sub, name, normed in [(attention, "attn", "ln_1"), (feed_forward, "mlp", "ln_2")]:
-            before = norm(f"h.{i}.{normed}", x) if config["norm"] == "pre" else x
+            before = norm(f"h.{i}.{normed}", x) if config["norm_place"] == "pre" else x
             y = sub(f"h.{i}.{name}", before)
             x = x + y if config["residual"] else y
-            if config["norm"] == "post":
+            if config["norm_place"] == "post":
                 x = norm(f"h.{i}.{normed}", x)
-    if config["norm"] == "pre":
+    if config["norm_place"] == "pre":
         x = norm("ln_f", x)
     return x @ tensors["wte.weight" if config["tied_embeddings"] else "lm_head.weight"].T
 
 
 def main():
     arguments = sys.argv[1:]
-    if not arguments or len(arguments) % 2:
+    if not arguments or len(arguments) % 3:
         raise SystemExit(__doc__)
-    for path, tokens in zip(arguments[::2], arguments[1::2]):
+    for path, tokens, prefix in zip(arguments[::3], arguments[1::3], arguments[2::3]):
         contents, tensors = read(path)
         if tokens:
             ids = [int(token) for token in tokens.split(",")]
-            contents["logits"] = forward(contents["config"], tensors, ids).tolist()
+            given = json.loads(prefix) if prefix else []
+            contents["logits"] = forward(contents["config"], tensors, ids, given).tolist()
         print(json.dumps(contents))
 
 

@@ -2,9 +2,10 @@
 
 use minigpt_core::op::*;
 use minigpt_core::reference::embedding::embedding_forward;
+use minigpt_core::reference::gate::*;
 use minigpt_core::reference::linear::*;
 use minigpt_core::reference::weights::decode_weight;
-use minigpt_core::{Activation, Dtype};
+use minigpt_core::{Activation, Dtype, InvalidOp};
 
 use super::memory::Memory;
 
@@ -177,4 +178,26 @@ fn linear_backward_writes_what_it_is_asked_for() {
     linear_backward(&x, &weight, &d_y, mask, None, Some(&mut d_x), true, None, None, rows, d_in, d_out);
     let frozen = LinearBackward { d_weight: None, d_bias: None, ..op };
     memory.expect(frozen, &[(d_x_span, &d_x)]);
+}
+
+#[test]
+fn a_gate_goes_forward_and_back() {
+    let mut memory = Memory::new();
+    let (rows, width, activation) = (3, 4, Activation::Silu);
+    let ((x_span, x), (d_y_span, d_y)) = (memory.random(rows * 2 * width), memory.random(rows * width));
+    let y_span = memory.room(rows * width);
+    let forward = GateForward { x: x_span, y: y_span, activation, rows, width };
+    let mut y = vec![0.0; rows * width];
+    gate_forward(&x, activation, &mut y, rows, width);
+    memory.expect(forward, &[(y_span, &y)]);
+
+    let d_x_span = memory.room(rows * 2 * width);
+    let backward = GateBackward { x: x_span, d_y: d_y_span, d_x: d_x_span, activation, rows, width };
+    let mut d_x = vec![0.0; rows * 2 * width];
+    gate_backward(&x, &d_y, activation, &mut d_x, rows, width);
+    memory.expect(backward, &[(d_x_span, &d_x)]);
+
+    memory.refuse(GateForward { y: x_span.first(12), ..forward }, InvalidOp::Overlap { a: "x", b: "y" });
+    let short = InvalidOp::Length { operand: "x", expected: 32, found: 24 };
+    memory.refuse(GateForward { rows: 4, ..forward }, short);
 }

@@ -1,13 +1,16 @@
 //! The ops of decoding: live rows, and dead ones that name what there is not.
 
 use minigpt_core::op::*;
+use minigpt_core::reference::Rows;
 use minigpt_core::reference::attention::*;
 use minigpt_core::reference::embedding::*;
+use minigpt_core::reference::gate::*;
 use minigpt_core::reference::layernorm::*;
 use minigpt_core::reference::linear::*;
 use minigpt_core::reference::rotary::*;
+use minigpt_core::reference::weights::weight_at;
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{InvalidOp, SampleConfig, Sampler};
+use minigpt_core::{Activation, Dtype, InvalidOp, Pairing, SampleConfig, Sampler, Span};
 
 use super::memory::Memory;
 
@@ -93,6 +96,13 @@ fn norms_and_layers_are_those_of_the_live_rows() {
         &[(spans[0], &y), (spans[1], &mean), (spans[2], &rstd)],
     );
 
+    let width = d_in / 2;
+    let (y, activation) = (memory.room(rows * width), Activation::Silu);
+    let gate = GateForward { x: x_span, y, activation, rows, width };
+    let mut y = vec![0.0; live * width];
+    gate_forward(&x, activation, &mut y, live, width);
+    memory.expect(GateRows { live: count, gate }, &[(gate.y.first(y.len()), &y)]);
+
     // None at all, and more than there are.
     let none = memory.put_u32(&[0]);
     memory.expect(LinearRows { live: none, linear }, &[]);
@@ -106,32 +116,43 @@ fn norms_and_layers_are_those_of_the_live_rows() {
 fn each_row_turns_by_its_own_position() {
     let mut memory = Memory::new();
     let (rows, heads, d_head) = (3, 2, 4);
-    let (qkv_span, mut qkv) = memory.random(rows * 3 * heads * d_head);
+    let (width, stride) = (heads * d_head, heads * d_head + 5);
     let mut table = vec![0.0; 8 * d_head];
-    rotary_table(&mut table, d_head);
-    let op = RotaryRows {
-        live: memory.put_u32(&[2]),
-        positions: memory.put_u32(&[7, 2, NONE]),
-        qkv: qkv_span,
-        table: memory.put(&table),
-        rows,
-        heads,
-        d_head,
-    };
-    for (row, position) in qkv.chunks_mut(3 * heads * d_head).zip([7, 2]) {
-        rotary(row, &table[position * d_head..], false, 1, 1, heads, d_head);
+    rotary_table(&mut table, d_head, 10_000.0);
+    for pairing in [Pairing::Adjacent, Pairing::Halves] {
+        let (span, mut x) = memory.random(rows * stride);
+        let op = RotaryRows {
+            live: memory.put_u32(&[2]),
+            positions: memory.put_u32(&[7, 2, NONE]),
+            x: span.columns(1, width, stride),
+            table: memory.put(&table),
+            pairing,
+            rows,
+            heads,
+            d_head,
+        };
+        for (row, position) in x.chunks_mut(stride).zip([7, 2]) {
+            let (row, turns) = (&mut row[1..], &table[position * d_head..]);
+            rotary(row, stride, turns, pairing, false, 1, 1, heads, d_head);
+        }
+        memory.expect(op, &[(span, &x)]);
+        let short = RotaryRows { table: op.table.first(7 * d_head), ..op };
+        memory.refuse(short, InvalidOp::Index { operand: "positions", index: 7, count: 7 });
     }
-    memory.expect(op, &[(qkv_span, &qkv)]);
-    let short = RotaryRows { table: op.table.first(7 * d_head), ..op };
-    memory.refuse(short, InvalidOp::Index { operand: "positions", index: 7, count: 7 });
 }
 
 #[test]
 fn rows_go_to_their_slots_and_see_what_is_there() {
     let mut memory = Memory::new();
-    let (rows, slot_count, capacity, heads, d_head, scale) = (4, 3, 5, 2, 3, 0.7);
-    let (wide, size) = (heads * d_head, heads * capacity * d_head);
-    let (qkv_span, qkv) = memory.random(rows * 3 * wide);
+    let (rows, slot_count, capacity, heads, kv_heads, d_head, scale) = (4, 3, 5, 4, 2, 3, 0.7);
+    let (wide, narrow, size) = (heads * d_head, kv_heads * d_head, kv_heads * capacity * d_head);
+    let stride = wide + 2 * narrow;
+    let (qkv_span, qkv) = memory.random(rows * stride);
+    let [q, k, v] = [(0, wide), (wide, narrow), (wide + narrow, narrow)]
+        .map(|(first, width)| qkv_span.columns(first, width, stride));
+    let of_row = |row: usize| {
+        [0, wide, wide + narrow].map(|first| Rows { data: &qkv[row * stride + first..], stride })
+    };
     let (key_span, mut keys) = memory.random(slot_count * size);
     let (value_span, mut values) = memory.random(slot_count * size);
     let (slots, positions) = ([2, 0, 0], [4, 0, 1]);
@@ -139,27 +160,30 @@ fn rows_go_to_their_slots_and_see_what_is_there() {
         live: memory.put_u32(&[3]),
         slots: memory.put_u32(&[2, 0, 0, NONE]),
         positions: memory.put_u32(&[4, 0, 1, NONE]),
-        qkv: qkv_span,
+        k,
+        v,
         keys: key_span,
         values: value_span,
         rows,
         slot_count,
         capacity,
-        heads,
+        kv_heads,
         d_head,
     };
-    let of_row = |row: usize| &qkv[row * 3 * wide..][..3 * wide];
     for (row, (slot, position)) in slots.into_iter().zip(positions).enumerate() {
         let [keys, values] = [&mut keys, &mut values].map(|cache| &mut cache[slot * size..][..size]);
-        cache_append(of_row(row), &[position], keys, values, capacity, heads, d_head);
+        let [_, k, v] = of_row(row);
+        cache_append(k, v, &[position], keys, values, capacity, kv_heads, d_head);
     }
     memory.expect(append, &[(key_span, &keys), (value_span, &values)]);
 
+    // The second of the three is of a prefix, and sees the third.
+    let last = [4, 1, 1];
     let attend = AttentionRows {
         live: append.live,
         slots: append.slots,
-        positions: append.positions,
-        qkv: qkv_span,
+        last: memory.put_u32(&[4, 1, 1, NONE]),
+        q,
         keys: key_span,
         values: value_span,
         out: memory.room(rows * wide),
@@ -167,14 +191,27 @@ fn rows_go_to_their_slots_and_see_what_is_there() {
         slot_count,
         capacity,
         heads,
+        kv_heads,
         d_head,
         scale,
     };
     let (mut out, mut scores) = (vec![0.0; 3 * wide], vec![0.0; capacity]);
-    for (row, (slot, position)) in slots.into_iter().zip(positions).enumerate() {
+    for (row, (slot, last)) in slots.into_iter().zip(last).enumerate() {
         let [keys, values] = [&keys, &values].map(|cache| &cache[slot * size..][..size]);
-        let (out, at) = (&mut out[row * wide..][..wide], [position]);
-        attention_cached(of_row(row), keys, values, &at, out, &mut scores, capacity, heads, d_head, scale);
+        let (out, [q, _, _]) = (&mut out[row * wide..][..wide], of_row(row));
+        attention_cached(
+            q,
+            keys,
+            values,
+            &[last],
+            out,
+            &mut scores,
+            capacity,
+            heads,
+            kv_heads,
+            d_head,
+            scale,
+        );
     }
     memory.expect(attend, &[(attend.out.first(3 * wide), &out)]);
 
@@ -182,6 +219,67 @@ fn rows_go_to_their_slots_and_see_what_is_there() {
     let slot = InvalidOp::Index { operand: "slots", index: 2, count: 2 };
     memory.refuse(AttentionRows { slot_count: 2, keys, values, ..attend }, slot);
     memory.refuse(CacheAppend { slot_count: 2, keys, values, ..append }, slot);
+    let (last, [keys, values]) =
+        (memory.put_u32(&[4, 1, 5, NONE]), [key_span, value_span].map(|span| span.first(slot_count * size)));
+    let beyond = InvalidOp::Index { operand: "last", index: 5, count: 5 };
+    memory.refuse(AttentionRows { last, keys, values, ..attend }, beyond);
+    let half = Span { dtype: Dtype::F16, ..key_span };
+    let two_ways = InvalidOp::Dtype { operand: "values", expected: Dtype::F16, found: Dtype::F64 };
+    memory.refuse(CacheAppend { keys: half, ..append }, two_ways);
+    memory.refuse(AttentionRows { keys: half, ..attend }, two_ways);
+}
+
+/// The smallest numbers that show which way a tie goes.
+#[test]
+fn caches_in_fewer_bits_are_rounded_to_the_nearest_and_ties_to_even() {
+    for (dtype, step) in [(Dtype::F16, 1.0 / 1024.0), (Dtype::Bf16, 1.0 / 128.0)] {
+        let mut memory = Memory::new();
+        let given = [1.0 + 0.5 * step, 1.0 + 1.5 * step, -1.0 - 2.5 * step, 1.0 + 0.51 * step];
+        let stored = [1.0, 1.0 + 2.0 * step, -1.0 - 2.0 * step, 1.0 + step];
+        let (room, d_head) = (memory.put_u32(&[0; 8]), given.len());
+        // Two positions of keys, and two of values, of which the first is written.
+        let [keys, values] = [0, 16].map(|offset| Span { dtype, offset, len: 2 * d_head, ..room });
+        let append = CacheAppend {
+            live: memory.put_u32(&[1]),
+            slots: memory.put_u32(&[0]),
+            positions: memory.put_u32(&[0]),
+            k: memory.put(&given).rows(d_head),
+            v: memory.put(&given.map(|x| -x)).rows(d_head),
+            keys,
+            values,
+            rows: 1,
+            slot_count: 1,
+            capacity: 2,
+            kv_heads: 1,
+            d_head,
+        };
+        memory.run(append);
+        let words = memory.words(room);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let at = |index: usize| weight_at(&bytes, dtype, index);
+        assert_eq!([0, 1, 2, 3].map(at), stored, "{dtype:?}");
+        assert_eq!([8, 9, 10, 11].map(at), stored.map(|x| -x), "{dtype:?}");
+        assert_eq!([4, 5, 6, 7, 12, 13, 14, 15].map(at), [0.0; 8], "{dtype:?}");
+
+        let out = memory.room(d_head);
+        let attend = AttentionRows {
+            live: append.live,
+            slots: append.slots,
+            last: append.positions,
+            q: memory.put(&[1.0; 4]).rows(d_head),
+            keys,
+            values,
+            out,
+            rows: 1,
+            slot_count: 1,
+            capacity: 2,
+            heads: 1,
+            kv_heads: 1,
+            d_head,
+            scale: 1.0,
+        };
+        memory.expect(attend, &[(out, &stored.map(|x| -x))]);
+    }
 }
 
 #[test]

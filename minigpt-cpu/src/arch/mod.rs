@@ -39,6 +39,9 @@ pub(crate) trait Vector:
     type Mask: Copy;
     /// How many f32 it holds.
     const LANES: usize;
+    /// Whether long code that many kernels have is to be one function, which each calls for every vector: that makes an image
+    /// smaller.
+    const SHARES_CODE: bool = false;
 
     /// Runs `kernel` as a function of its own, compiled for this instruction set. A loop that fills the registers
     /// fares better there than in the midst of a large function.

@@ -72,6 +72,8 @@ impl Vector for F32x4 {
     type Token = Portable;
     type Mask = [bool; LANES];
     const LANES: usize = LANES;
+    // Without std, on a microcontroller, what counts is the size.
+    const SHARES_CODE: bool = cfg!(not(feature = "std"));
 
     #[inline(never)]
     fn apart<K: Kernel>(token: Portable, kernel: K) -> K::Output {

@@ -35,6 +35,13 @@ fn map(simd: Simd, function: Function, x: &[f32]) -> Vec<f32> {
     y
 }
 
+const ALL: [Activation; 5] =
+    [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::ReluSquared, Activation::Silu];
+
+fn is_relu(f: Activation) -> bool {
+    matches!(f, Activation::Relu | Activation::ReluSquared)
+}
+
 fn simds() -> impl Iterator<Item = Simd> {
     Isa::available().filter_map(Simd::detect)
 }
@@ -106,13 +113,14 @@ fn limits_and_nan_come_out_as_they_should() {
         assert_eq!(normal[..4], [1.0, 0.0, 0.5, 0.5]);
         assert!(normal[4].is_nan());
         assert!(exp[4].is_nan());
-        for f in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
+        for f in ALL {
             let y = map(simd, Function::Activate(f), &x);
             assert_eq!((y[0], y[2]), (f32::INFINITY, 0.0));
             assert!(y[4].is_nan(), "{f:?}");
             // 0 of something infinite, as in the reference.
-            assert!(if f == Activation::Relu { y[1] == 0.0 } else { y[1].is_nan() }, "{f:?}");
-            assert!((y[5] - x[5]).abs() <= 1e-5 && y[6] == 0.0);
+            assert!(if is_relu(f) { y[1] == 0.0 } else { y[1].is_nan() }, "{f:?}");
+            let limit = if f == Activation::ReluSquared { x[5] * x[5] } else { x[5] };
+            assert!((y[5] - limit).abs() <= 1e-5 && y[6] == 0.0);
         }
     }
 }
@@ -122,13 +130,14 @@ fn derivatives_reach_their_limits_and_stay_there() {
     let x: Vec<f32> = (0..120).map(|i| 12.0 * libm::exp2f(i as f32)).filter(|x| *x < 1e38).collect();
     let minus: Vec<f32> = x.iter().map(|x| -x).collect();
     for simd in simds() {
-        for f in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
-            assert!(
-                map(simd, Function::Derivative(f), &x).iter().all(|&d| d == 1.0),
-                "{f:?} on {}",
-                simd.isa()
-            );
-            let below = map(simd, Function::Derivative(f), &minus);
+        for f in ALL {
+            // That of SiLU is at 12 a little off.
+            let from = if f == Activation::Silu { 3 } else { 0 };
+            let above = map(simd, Function::Derivative(f), &x[from..]);
+            let limit = |x: f32| if f == Activation::ReluSquared { x + x } else { 1.0 };
+            let there = above.iter().zip(&x[from..]).all(|(&d, &x)| d == limit(x));
+            assert!(there, "{f:?} on {}: {above:?}", simd.isa());
+            let below = map(simd, Function::Derivative(f), &minus[from..]);
             assert!(below.iter().all(|d| d.abs() < 1e-30), "{f:?} on {}: {below:?}", simd.isa());
             let nan = map(simd, Function::Derivative(f), &[f32::NAN; 3]);
             assert!(f == Activation::Relu || nan.iter().all(|d| d.is_nan()), "{f:?} on {}", simd.isa());
@@ -140,12 +149,13 @@ fn derivatives_reach_their_limits_and_stay_there() {
 fn activations_and_derivatives_equal_the_reference() {
     let x = around_zero();
     for simd in simds() {
-        for f in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
+        for f in ALL {
             let (y, d) = (map(simd, Function::Activate(f), &x), map(simd, Function::Derivative(f), &x));
             for (i, &x) in x.iter().enumerate() {
                 let exact = activation::activate(f, f64::from(x));
                 let slope = activation::derivative(f, f64::from(x));
-                let error = (f64::from(y[i]) - exact).abs() / x.abs().max(1.0) as f64;
+                let scale = f64::from(x).abs().max(1.0).max(exact);
+                let error = (f64::from(y[i]) - exact).abs() / scale;
                 assert!(error < 2e-7, "{f:?}({x}) on {}: {} {exact}", simd.isa(), y[i]);
                 assert!(
                     (f64::from(d[i]) - slope).abs() < 4e-7,

@@ -2,10 +2,12 @@
 
 mod activation;
 mod attention;
+mod cache;
 mod cross_entropy;
 mod draw;
 mod embedding;
 mod empty;
+mod gate;
 mod lanes;
 mod layernorm;
 pub(crate) mod linear;
@@ -20,7 +22,7 @@ mod weight;
 use minigpt_core::Op;
 #[cfg(feature = "train")]
 use minigpt_core::op::LinearBackward;
-use minigpt_core::op::{LayerNormRows, LinearRows};
+use minigpt_core::op::{GateRows, LayerNormRows, LinearRows};
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
@@ -55,10 +57,13 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::LayerNormBackward(op) if op.d_x.len > 0 => layernorm::backward(context, op)?,
         #[cfg(feature = "train")]
         Op::ActivationForward(op) if op.y.len > 0 => activation::forward(context, op)?,
+        Op::GateForward(op) => gate::forward(context, op)?,
+        #[cfg(feature = "train")]
+        Op::GateBackward(op) if op.d_x.len > 0 => gate::backward(context, op)?,
         Op::Rotary(op) => rotary::rotary(context, op)?,
         Op::AttentionForward(op) => attention::forward(context, op)?,
         #[cfg(feature = "train")]
-        Op::AttentionBackward(op) if op.qkv.len > 0 => attention::backward(context, op)?,
+        Op::AttentionBackward(op) if op.out.len > 0 => attention::backward(context, op)?,
         Op::AttentionScores(op) => attention::scores(context, op)?,
         Op::EmbeddingRows(op) if Weight::reads(op.token_embedding.dtype) => {
             rows::embedding(context, op)?;
@@ -73,9 +78,13 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
                 linear::linear_forward(context, &op.first_rows(live))?;
             }
         }
+        Op::GateRows(GateRows { live, gate }) => {
+            let live = rows::live_rows(&mut context.views, *live, gate.rows)?;
+            gate::forward(context, &gate.first_rows(live))?;
+        }
         Op::RotaryRows(op) => rows::rotary(context, op)?,
-        Op::CacheAppend(op) => rows::append(context, op)?,
-        Op::AttentionRows(op) => attention::rows(context, op)?,
+        Op::CacheAppend(op) if Weight::reads(op.keys.dtype) => rows::append(context, op)?,
+        Op::AttentionRows(op) if Weight::reads(op.keys.dtype) => attention::rows(context, op)?,
         Op::GatherRows(op) => rows::gather(context, op)?,
         Op::Sample(op) => sample::sample(context, op)?,
         #[cfg(feature = "train")]

@@ -516,7 +516,13 @@ fn where_no_row_is_live_no_dimension_is_too_large() {
 fn an_activation_alone_gives_the_bits_of_the_linear_layer_that_ends_in_it() {
     for isa in Isa::available() {
         for (rows, d_in, d_out) in [(1, 7, 65), (3, 63, 33), (65, 33, 1), (129, 64, 300)] {
-            for activation in [Activation::GeluErf, Activation::GeluTanh, Activation::Relu] {
+            for activation in [
+                Activation::GeluErf,
+                Activation::GeluTanh,
+                Activation::Relu,
+                Activation::ReluSquared,
+                Activation::Silu,
+            ] {
                 let mut bench = Bench::new(isa);
                 let input = bench.poison(rows * d_out);
                 let linear = LinearForward {

@@ -1,14 +1,16 @@
 //! Faults of the cache and of attention over it.
 
 use minigpt_core::op::{AttentionRows, CacheAppend};
-use minigpt_core::{Op, Span};
+use minigpt_core::reference::weights::{encode_half, weight_at};
+use minigpt_core::{Dtype, Op, Span};
 use minigpt_cpu::CpuError;
 
-use crate::kernel::{Done, Fault, Kernel, faults};
+use crate::kernel::{Done, Fault, Heads, Kernel, faults};
 use crate::rows::{Told, in_blocks};
 
 const SLOTS: usize = 0;
 const POSITIONS: usize = 1;
+const LAST: usize = 1;
 
 fn append(op: &CacheAppend) -> Told {
     let words = vec![(op.slots, op.slot_count), (op.positions, op.capacity)];
@@ -16,11 +18,11 @@ fn append(op: &CacheAppend) -> Told {
 }
 
 fn attention(op: &AttentionRows) -> Told {
-    let words = vec![(op.slots, op.slot_count), (op.positions, op.capacity)];
+    let words = vec![(op.slots, op.slot_count), (op.last, op.capacity)];
     Told { live: op.live, rows: op.rows, words }
 }
 
-/// Slots and positions of the live rows.
+/// Slots of the live rows, and their positions or the last ones that they see.
 fn places(k: &mut Kernel, told: &Told) -> Result<Vec<(u32, u32)>, CpuError> {
     let (live, slots, positions) = (told.live(k)?, k.words(told.words[0].0)?, k.words(told.words[1].0)?);
     Ok(slots.into_iter().zip(positions).take(live).collect())
@@ -41,15 +43,51 @@ fn run_swapped(k: &mut Kernel, op: impl Into<Op>, told: &Told) -> Done {
     k.run_on_words(op, &[(slots, others), (positions, there)])
 }
 
+fn new_keys(op: &CacheAppend) -> Heads {
+    Heads::new(op.k, op.kv_heads, op.d_head)
+}
+
+fn new_values(op: &CacheAppend) -> Heads {
+    Heads::new(op.v, op.kv_heads, op.d_head)
+}
+
+/// Runs the op, and changes the keys that it stored in this type: `round` is told a number as it was and as it is stored.
+fn run_rounding(k: &mut Kernel, op: CacheAppend, dtype: Dtype, round: impl Fn(f32, f32) -> f32) -> Done {
+    let (new, of) = (k.get(op.k.span)?, new_keys(&op));
+    k.run(op)?;
+    if op.keys.dtype != dtype {
+        return Ok(());
+    }
+    edit_stored(k, &op, op.keys, |row, head, at, stored| round(new[of.index(row, head, at)], stored))
+}
+
+/// The number of this type that is so many above another in magnitude.
+fn beyond(x: f32, dtype: Dtype, steps: i16) -> f32 {
+    let bits = u16::from_le_bytes(encode_half(f64::from(x), dtype)).wrapping_add_signed(steps);
+    weight_at(&bits.to_le_bytes(), dtype, 0) as f32
+}
+
+/// The next number of this type towards zero.
+fn below(x: f32, dtype: Dtype) -> f32 {
+    beyond(x, dtype, -1)
+}
+
+/// What is stored of a number of which the two nearest are as near, if that is the larger one.
+fn away(x: f32, stored: f32, dtype: Dtype) -> f32 {
+    let larger = beyond(stored, dtype, 1);
+    let is_tie = stored.abs() < x.abs() && larger.is_finite() && x - stored == larger - x;
+    if is_tie { larger } else { stored }
+}
+
 /// Which live row is stored at this place of a cache, and where in its head the number is.
 fn stored(op: &CacheAppend, places: &[(u32, u32)], i: usize) -> Option<usize> {
-    let (slot, position) = (i / op.d_head / op.capacity / op.heads, i / op.d_head % op.capacity);
+    let (slot, position) = (i / op.d_head / op.capacity / op.kv_heads, i / op.d_head % op.capacity);
     places.iter().position(|&place| place == (slot as u32, position as u32))
 }
 
 /// The head of a place in a cache.
 fn head(op: &CacheAppend, i: usize) -> usize {
-    i / op.d_head / op.capacity % op.heads
+    i / op.d_head / op.capacity % op.kv_heads
 }
 
 /// Changes each number that was stored in `cache`, which is told its row, its head, and its place in the head.
@@ -71,6 +109,15 @@ fn edit_out(k: &mut Kernel, op: &AttentionRows, change: impl Fn(usize, usize, us
         let row = i / (heads * d);
         if row < live { change(row, i / d % heads, i % d, x) } else { x }
     })
+}
+
+fn queries(op: &AttentionRows) -> Heads {
+    Heads::new(op.q, op.heads, op.d_head)
+}
+
+/// How many heads of queries share one of keys and values.
+fn group(op: &AttentionRows) -> usize {
+    op.heads / op.kv_heads
 }
 
 /// Runs the op on a cache whose numbers are others: `change` is told the place in the cache, and the number.
@@ -95,15 +142,42 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             let values = k.get(op.values)?;
             let places = places(k, &append(&op))?;
             k.edit(op.keys, |i, x| {
-                if head(&op, i) + 1 == op.heads && stored(&op, &places, i).is_some() { values[i] } else { x }
+                if head(&op, i) + 1 == op.kv_heads && stored(&op, &places, i).is_some() { values[i] } else { x }
             })
         };
-        "queries are written for keys, of a single row" => |k, op| {
-            let (qkv, live, width) = (k.get(op.qkv)?, append(&op).live(k)?, op.heads * op.d_head);
+        "values are written for keys, of a single row" => |k, op| {
+            let (v, live, of) = (k.get(op.v.span)?, append(&op).live(k)?, new_values(&op));
             k.run(op)?;
-            edit_stored(k, &op, op.keys, |row, head, at, x| {
-                if live == 1 { qkv[row * 3 * width + head * op.d_head + at] } else { x }
-            })
+            edit_stored(k, &op, op.keys, |row, head, at, x| if live == 1 { v[of.index(row, head, at)] } else { x })
+        };
+        "values are read with the stride of the keys" => |k, op| k.run_on_stride(op, new_values(&op), op.k.stride);
+        "keys are read side by side" => |k, op| k.run_on_stride(op, new_keys(&op), new_keys(&op).width());
+        "keys in f16 are cut off" => |k, op| {
+            run_rounding(k, op, Dtype::F16, |x, stored| if stored.abs() > x.abs() { below(stored, Dtype::F16) } else { stored })
+        };
+        "keys in bf16 are cut off" => |k, op| {
+            run_rounding(k, op, Dtype::Bf16, |x, stored| if stored.abs() > x.abs() { below(stored, Dtype::Bf16) } else { stored })
+        };
+        "ties of bf16 go away from zero" => |k, op| run_rounding(k, op, Dtype::Bf16, |x, stored| away(x, stored, Dtype::Bf16));
+        "ties of f16 go away from zero" => |k, op| run_rounding(k, op, Dtype::F16, |x, stored| away(x, stored, Dtype::F16));
+        "what is below the normal numbers of f16 is 0" => |k, op| {
+            run_rounding(k, op, Dtype::F16, |_, stored| if stored.abs() < 6.1e-5 { 0.0 } else { stored })
+        };
+        "what f16 does not reach is its largest" => |k, op| {
+            run_rounding(k, op, Dtype::F16, |x, stored| if stored.is_infinite() && x.is_finite() { 65_504f32.copysign(x) } else { stored })
+        };
+        "the largest numbers of bf16 are infinite" => |k, op| {
+            run_rounding(k, op, Dtype::Bf16, |_, stored| if stored.abs() > 65_504.0 { f32::INFINITY.copysign(stored) } else { stored })
+        };
+        "NaN is stored as 0" => |k, op| {
+            run_rounding(k, op, Dtype::Bf16, |x, stored| if x.is_nan() { 0.0 } else { stored })
+        };
+        "values in fewer bits are those of the keys" => |k, op| {
+            let narrow = op.values.dtype != Dtype::F32;
+            k.run(op)?;
+            let keys = k.get(op.keys)?;
+            let places = places(k, &append(&op))?;
+            k.edit(op.values, |i, x| if narrow && stored(&op, &places, i).is_some() { keys[i] } else { x })
         };
         "slot and position change places" => |k, op| run_swapped(k, op, &append(&op));
         "all rows have the slot of the first" => |k, op| append(&op).run_on(k, op, SLOTS, |_, words| words[0]);
@@ -168,12 +242,11 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             told.run_as(k, op, live.min(64))
         };
         "the first and the last head change places" => |k, op| {
-            let (qkv, width) = (k.get(op.qkv)?, op.heads * op.d_head);
+            let (v, of) = (k.get(op.v.span)?, new_values(&op));
             k.run(op)?;
             edit_stored(k, &op, op.values, |row, head, at, x| {
-                let other = op.heads - 1 - head;
-                let ends = head == 0 || other == 0;
-                if ends { qkv[(row * 3 + 2) * width + other * op.d_head + at] } else { x }
+                let other = op.kv_heads - 1 - head;
+                if head == 0 || other == 0 { v[of.index(row, other, at)] } else { x }
             })
         };
         "a tail of a head that fills no vector of 8 is left out" => |k, op| {
@@ -205,17 +278,17 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             let newest = |slot: usize| places.iter().filter(|p| p.0 as usize == slot).map(|p| p.1).max();
             let newest: Vec<_> = (0..op.slot_count).map(newest).collect();
             k.edit(op.values, |i, x| {
-                let (slot, position) = (i / op.d_head / op.capacity / op.heads, i / op.d_head % op.capacity);
+                let (slot, position) = (i / op.d_head / op.capacity / op.kv_heads, i / op.d_head % op.capacity);
                 if newest[slot].is_some_and(|newest| position as u32 > newest) { 0.0 } else { x }
             })
         };
         "heads lie side by side at each position" => |k, op| {
-            let (keys, qkv, places) = (k.get(op.keys)?, k.get(op.qkv)?, places(k, &append(&op))?);
+            let (keys, new, places) = (k.get(op.keys)?, k.get(op.k.span)?, places(k, &append(&op))?);
             k.run(op)?;
-            let (mut wrong, width) = (keys, op.heads * op.d_head);
+            let (mut wrong, width) = (keys, op.kv_heads * op.d_head);
             for (row, &(slot, position)) in places.iter().enumerate() {
                 let place = (slot as usize * op.capacity + position as usize) * width;
-                wrong[place..][..width].copy_from_slice(&qkv[(row * 3 + 1) * width..][..width]);
+                wrong[place..][..width].copy_from_slice(&new[row * op.k.stride..][..width]);
             }
             k.put(op.keys, &wrong)
         };
@@ -228,7 +301,8 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "the cache is kept in bf16" => |k, op| {
             k.run(op)?;
-            edit_stored(k, &op, op.keys, |_, _, _, x| f32::from_bits(x.to_bits() & 0xffff_0000))
+            let own = op.keys.dtype == Dtype::F32;
+            edit_stored(k, &op, op.keys, |_, _, _, x| if own { f32::from_bits(x.to_bits() & 0xffff_0000) } else { x })
         };
         "it writes past its end" => |k, op| {
             k.run(op)?;
@@ -238,13 +312,13 @@ pub(crate) const FAULTS: &[Fault] = faults! {
     }
     AttentionRows {
         "a query does not see its own key" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |row, words| words[row].saturating_sub(1))
+            attention(&op).run_on(k, op, LAST, |row, words| words[row].saturating_sub(1))
         };
         "a query does not see its own key, at the end of a block of 64" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |row, words| words[row] - u32::from(words[row] % 64 == 63))
+            attention(&op).run_on(k, op, LAST, |row, words| words[row] - u32::from(words[row] % 64 == 63))
         };
         "a query sees the key behind its own" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |row, words| (words[row] + 1).min(op.capacity as u32 - 1))
+            attention(&op).run_on(k, op, LAST, |row, words| (words[row] + 1).min(op.capacity as u32 - 1))
         };
         "a query sees the key behind its own, in the middle of a prompt" => |k, op| {
             let places = places(k, &attention(&op))?;
@@ -252,7 +326,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
                 row >= 8 && places.get(row + 1) == Some(&(places[row].0, places[row].1 + 1))
                     && places[row - 8].0 == places[row].0
             };
-            attention(&op).run_on(k, op, POSITIONS, |row, words| words[row] + u32::from(prompt(row)))
+            attention(&op).run_on(k, op, LAST, |row, words| words[row] + u32::from(prompt(row)))
         };
         "a query sees what the others of its tile see" => |k, op| {
             let places = places(k, &attention(&op))?;
@@ -260,7 +334,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
                 let tile = &places[row / 8 * 8..places.len().min(row / 8 * 8 + 8)];
                 tile.iter().filter(|place| place.0 == places[row].0).map(|place| place.1).max()
             };
-            attention(&op).run_on(k, op, POSITIONS, |row, words| most(row).unwrap_or(words[row]))
+            attention(&op).run_on(k, op, LAST, |row, words| most(row).unwrap_or(words[row]))
         };
         "a tile of 8 rows has the slot of its first" => |k, op| {
             attention(&op).run_on(k, op, SLOTS, |row, words| words[row / 8 * 8])
@@ -282,33 +356,33 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         "a new sequence's first row has the slot of the one before" => |k, op| {
             attention(&op).run_on(k, op, SLOTS, |row, words| words[row.saturating_sub(1)])
         };
-        "all rows have the position of the first" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |_, words| words[0])
+        "all rows have the last position of the first" => |k, op| {
+            attention(&op).run_on(k, op, LAST, |_, words| words[0])
         };
-        "positions follow each other from the first on" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, in_blocks(usize::MAX))
+        "last positions follow each other from the first on" => |k, op| {
+            attention(&op).run_on(k, op, LAST, in_blocks(usize::MAX))
         };
-        "positions follow each other within a block of 8 rows" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, in_blocks(8))
+        "last positions follow each other within a block of 8 rows" => |k, op| {
+            attention(&op).run_on(k, op, LAST, in_blocks(8))
         };
-        "positions follow each other where a tile is of one sequence" => |k, op| {
+        "last positions follow each other where a tile is of one sequence" => |k, op| {
             let slots = k.words(op.slots)?;
-            attention(&op).run_on(k, op, POSITIONS, |row, words| {
+            attention(&op).run_on(k, op, LAST, |row, words| {
                 let first = row / 8 * 8;
                 let whole = first + 8 <= words.len() && slots[first..first + 8].iter().all(|&s| s == slots[first]);
                 if whole { words[first] + (row - first) as u32 } else { words[row] }
             })
         };
-        "slot and position change places" => |k, op| run_swapped(k, op, &attention(&op));
+        "slot and last position change places" => |k, op| run_swapped(k, op, &attention(&op));
         "slots are read in 8 bits" => |k, op| attention(&op).run_on(k, op, SLOTS, |row, words| words[row] & 0xff);
-        "positions are read in 8 bits" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |row, words| words[row] & 0xff)
+        "last positions are read in 8 bits" => |k, op| {
+            attention(&op).run_on(k, op, LAST, |row, words| words[row] & 0xff)
         };
-        "positions are read in 16 bits" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |row, words| words[row] & 0xffff)
+        "last positions are read in 16 bits" => |k, op| {
+            attention(&op).run_on(k, op, LAST, |row, words| words[row] & 0xffff)
         };
         "slots of a recorded list" => |k, op| attention(&op).run_on_first(k, op, SLOTS);
-        "positions of a recorded list" => |k, op| attention(&op).run_on_first(k, op, POSITIONS);
+        "last positions of a recorded list" => |k, op| attention(&op).run_on_first(k, op, LAST);
         "live of a recorded list" => |k, op| attention(&op).run_recorded(k, op);
         "live of the last call" => |k, op| attention(&op).run_late(k, op);
         "a whole tile of 8 rows is written" => |k, op| attention(&op).run_tiles(k, op, 8);
@@ -340,16 +414,16 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             attention(&op).run_uncapped(k, op, op.out, op.heads * op.d_head)
         };
         "only the first 64 keys are seen" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |row, words| words[row].min(63))
+            attention(&op).run_on(k, op, LAST, |row, words| words[row].min(63))
         };
         "only the first 128 keys are seen, of several rows" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |row, words| words[row].min(if words.len() > 8 { 127 } else { u32::MAX }))
+            attention(&op).run_on(k, op, LAST, |row, words| words[row].min(if words.len() > 8 { 127 } else { u32::MAX }))
         };
         "only the first 512 keys are seen" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |row, words| words[row].min(511))
+            attention(&op).run_on(k, op, LAST, |row, words| words[row].min(511))
         };
         "a last block of one key is left out" => |k, op| {
-            attention(&op).run_on(k, op, POSITIONS, |row, words| {
+            attention(&op).run_on(k, op, LAST, |row, words| {
                 words[row] - u32::from(words[row] > 0 && words[row] % 64 == 0)
             })
         };
@@ -360,7 +434,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "a row sees the scores of a longer one before it" => |k, op| {
             let slots = k.words(op.slots)?;
-            attention(&op).run_on(k, op, POSITIONS, |row, words| {
+            attention(&op).run_on(k, op, LAST, |row, words| {
                 let same = row > 0 && slots[row - 1] == slots[row];
                 if same { words[row].max(words[row - 1]) } else { words[row] }
             })
@@ -377,20 +451,20 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             let places = places(k, &attention(&op))?;
             let held = places.iter().map(|place| place.1 as usize + 1).max().unwrap_or(op.capacity);
             let read = |from: &[f32], i: usize| {
-                let (slot, head) = (i / op.d_head / op.capacity / op.heads, i / op.d_head / op.capacity % op.heads);
+                let (slot, head) = (i / op.d_head / op.capacity / op.kv_heads, i / op.d_head / op.capacity % op.kv_heads);
                 let in_head = i % (op.d_head * op.capacity);
-                from[(slot * op.heads + head) * held * op.d_head + in_head.min(held * op.d_head - 1)]
+                from[(slot * op.kv_heads + head) * held * op.d_head + in_head.min(held * op.d_head - 1)]
             };
             let keys = k.get(op.keys)?;
             run_on_cache(k, op, op.keys, |i, _| read(&keys, i))
         };
         "the largest score is not taken off" => |k, op| {
-            let (qkv, keys, places) = (k.get(op.qkv)?, k.get(op.keys)?, places(k, &attention(&op))?);
+            let (q, keys, places) = (k.get(op.q.span)?, k.get(op.keys)?, places(k, &attention(&op))?);
             k.run(op)?;
-            let (heads, d) = (op.heads, op.d_head);
+            let (heads, d, of) = (op.heads, op.d_head, queries(&op));
             let over = |row: usize, head: usize| {
-                let q = &qkv[(row * 3 * heads + head) * d..][..d];
-                let first = (places[row].0 as usize * heads + head) * op.capacity * d;
+                let q = &q[of.index(row, head, 0)..][..d];
+                let first = (places[row].0 as usize * op.kv_heads + head / group(&op)) * op.capacity * d;
                 let score = |key: &[f32]| q.iter().zip(key).map(|(x, y)| x * y).sum::<f32>();
                 keys[first..].chunks_exact(d).take(places[row].1 as usize + 1).any(|key| op.scale as f32 * score(key) > 88.7)
             };
@@ -404,7 +478,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             // The last number of the next position's value, of a row that is live too.
             let next = |row: usize, head: usize| {
                 let (slot, position) = (places[row].0, places[row].1 + 1);
-                let at = ((slot as usize * heads + head) * op.capacity + position as usize) * d + d - 1;
+                let at = ((slot as usize * op.kv_heads + head / group(&op)) * op.capacity + position as usize) * d + d - 1;
                 if places.contains(&(slot, position)) { values[at] } else { 0.0 }
             };
             let next: Vec<f32> = (0..places.len() * heads).map(|i| next(i / heads, i % heads)).collect();
@@ -413,35 +487,85 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         "what the cache holds behind the newest is read" => |k, op| {
             let (values, places) = (k.get(op.values)?, places(k, &attention(&op))?);
             k.run(op)?;
-            let (heads, d) = (op.heads, op.d_head);
+            let newest = |slot: usize| places.iter().filter(|p| p.0 as usize == slot).map(|p| p.1).max();
+            let newest: Vec<_> = (0..op.slot_count).map(newest).collect();
             edit_out(k, &op, |row, head, _, x| {
-                let (slot, position) = (places[row].0 as usize, places[row].1 as usize + 1);
-                let at = ((slot * heads + head) * op.capacity + position) * d;
+                let slot = places[row].0 as usize;
+                let position = newest[slot].map_or(0, |newest| newest as usize + 1);
+                let at = ((slot * op.kv_heads + head / group(&op)) * op.capacity + position) * op.d_head;
                 if position < op.capacity { x + 0.0 * values[at] } else { x }
             })
         };
         "the last key of another sequence is read" => |k, op| {
             let (keys, places) = (k.get(op.keys)?, places(k, &attention(&op))?);
             k.run(op)?;
-            let size = op.heads * op.capacity * op.d_head;
+            let size = op.kv_heads * op.capacity * op.d_head;
             edit_out(k, &op, |row, head, _, x| {
                 let slot = places[row].0 as usize;
                 if head == 0 && slot > 0 { x + 0.0 * keys[slot * size - 1] } else { x }
             })
         };
-        "keys and values come from the new rows" => |k, op| {
-            let (qkv, places) = (k.get(op.qkv)?, places(k, &attention(&op))?);
-            let (heads, d) = (op.heads, op.d_head);
-            run_on_cache(k, op, op.values, |i, x| {
-                let (slot, position) = (i / d / op.capacity / heads, i / d % op.capacity);
-                let row = places.iter().position(|&place| place == (slot as u32, position as u32));
-                let head = i / d / op.capacity % heads;
-                row.map_or(x, |row| qkv[((row * 3 + 2) * heads + head) * d + i % d])
+        "the last value is left out" => |k, op| {
+            let places = places(k, &attention(&op))?;
+            let last = |i: usize| {
+                let (slot, position) = (i / op.d_head / op.capacity / op.kv_heads, i / op.d_head % op.capacity);
+                places.contains(&(slot as u32, position as u32))
+            };
+            run_on_cache(k, op, op.values, |i, x| if last(i) { 0.0 } else { x })
+        };
+        "the heads of queries take turns" => |k, op| {
+            let (before, of) = (k.get(op.q.span)?, queries(&op));
+            let turns = |head: usize| head % op.kv_heads * group(&op) + head / op.kv_heads;
+            let heads: Vec<usize> = (0..op.heads).map(turns).collect();
+            let from = |place: usize| heads.iter().position(|&head| head == place).unwrap_or(place);
+            k.run_on_heads(op, of, |row, head, at, _| before[of.index(row, from(head), at)])?;
+            let out = k.get(op.out)?;
+            edit_out(k, &op, |row, head, at, _| out[(row * op.heads + heads[head]) * op.d_head + at])
+        };
+        "a slot has as many heads of keys as of queries" => |k, op| {
+            let (keys, size) = (k.get(op.keys)?, op.capacity * op.d_head);
+            run_on_cache(k, op, op.keys, |i, _| {
+                let (slot, head) = (i / size / op.kv_heads, i / size % op.kv_heads);
+                keys[(slot * op.heads + head) % (op.slot_count * op.kv_heads) * size + i % size]
+            })
+        };
+        "queries are read side by side" => |k, op| k.run_on_stride(op, queries(&op), queries(&op).width());
+        "a cache in f16 is read as one in bf16" => |k, op| {
+            let [keys, values] = [op.keys, op.values].map(|cache| match cache.dtype {
+                Dtype::F16 => Span { dtype: Dtype::Bf16, ..cache },
+                _ => cache,
+            });
+            k.run(AttentionRows { keys, values, ..op })
+        };
+        "a cache in bf16 is read as one in f16" => |k, op| {
+            let [keys, values] = [op.keys, op.values].map(|cache| match cache.dtype {
+                Dtype::Bf16 => Span { dtype: Dtype::F16, ..cache },
+                _ => cache,
+            });
+            k.run(AttentionRows { keys, values, ..op })
+        };
+        "values in fewer bits lose their tail that fills no vector of 8" => |k, op| {
+            let tail = |i: usize| op.values.dtype != Dtype::F32 && i % op.d_head >= op.d_head / 8 * 8;
+            run_on_cache(k, op, op.values, |i, x| if tail(i) { 0.0 } else { x })
+        };
+        "of a group of heads only the first has its weights" => |k, op| {
+            k.run(op)?;
+            let out = k.get(op.out)?;
+            edit_out(k, &op, |row, head, at, _| {
+                out[(row * op.heads + head / group(&op) * group(&op)) * op.d_head + at]
+            })
+        };
+        "rows of a prefix see themselves and what is before" => |k, op| {
+            let places = places(k, &attention(&op))?;
+            // Where a row sees as much as the one before it, it is of a prefix.
+            attention(&op).run_on(k, op, LAST, |row, words| {
+                let same = places.iter().skip(row + 1).take_while(|next| **next == places[row]).count();
+                words[row].saturating_sub(same as u32)
             })
         };
         "keys and values change places in the last head" => |k, op| {
             let (keys, values) = (k.get(op.keys)?, k.get(op.values)?);
-            let last = |i: usize| i / op.d_head / op.capacity % op.heads + 1 == op.heads;
+            let last = |i: usize| i / op.d_head / op.capacity % op.kv_heads + 1 == op.kv_heads;
             k.edit(op.keys, |i, x| if last(i) { values[i] } else { x })?;
             let done = run_on_cache(k, op, op.values, |i, x| if last(i) { keys[i] } else { x });
             k.put(op.keys, &keys)?;
@@ -450,19 +574,13 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         "from the fourth head on the values are those of the first" => |k, op| {
             let (values, size) = (k.get(op.values)?, op.capacity * op.d_head);
             run_on_cache(k, op, op.values, |i, x| {
-                let head = i / size % op.heads;
+                let head = i / size % op.kv_heads;
                 if head >= 3 { values[i - head * size] } else { x }
             })
         };
         "all heads have the query of the first" => |k, op| {
-            let (qkv, width) = (k.get(op.qkv)?, op.heads * op.d_head);
-            k.edit(op.qkv, |i, x| {
-                let in_row = i % (3 * width);
-                if in_row < width { qkv[i / (3 * width) * 3 * width + in_row % op.d_head] } else { x }
-            })?;
-            let done = k.run(op);
-            k.put(op.qkv, &qkv)?;
-            done
+            let (before, of) = (k.get(op.q.span)?, queries(&op));
+            k.run_on_heads(op, of, |row, _, at, _| before[of.index(row, 0, at)])
         };
         "a tail of a head that fills no vector of 8 is left out of the scores" => |k, op| {
             run_on_cache(k, op, op.keys, |i, x| if i % op.d_head >= op.d_head / 8 * 8 { 0.0 } else { x })
@@ -494,7 +612,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             })
         };
         "scratch of an earlier call is used, for long sequences" => |k, op| {
-            if op.capacity < 128 { k.run(op) } else { k.run_on_stale(op, op.qkv) }
+            if op.capacity < 128 { k.run(op) } else { k.run_on_stale(op, op.q.span) }
         };
         "it writes past its end" => |k, op| {
             k.run(op)?;

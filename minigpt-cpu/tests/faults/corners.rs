@@ -3,7 +3,7 @@
 use minigpt_core::op::*;
 use minigpt_core::{Activation, Span};
 
-use crate::kernel::{Done, Fault, Kernel, faults};
+use crate::kernel::{Done, Fault, Heads, Kernel, faults};
 
 /// As it should be, but for one more in each number of `span` where it is `wrong`.
 fn off_where(kernel: &mut Kernel, op: impl Into<Op>, span: Span, wrong: bool) -> Done {
@@ -89,30 +89,36 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
     }
     AttentionForward {
-        "heads of 101 to 128" => |k, op| off_where(k, op, op.out, (101..129).contains(&op.d_head));
-        "heads of 64" => |k, op| off_where(k, op, op.out, op.d_head == 64);
+        "heads of 101 to 128" => |k, op| off_where(k, op, op.out, (101..129).contains(&op.shape.d_head));
+        "heads of 64" => |k, op| off_where(k, op, op.out, op.shape.d_head == 64);
         "heads of 32, 64, 128 or 256" => |k, op| {
-            off_where(k, op, op.out, matches!(op.d_head, 32 | 64 | 128 | 256))
+            off_where(k, op, op.out, matches!(op.shape.d_head, 32 | 64 | 128 | 256))
         };
-        "sequences of 128 to 256" => |k, op| off_where(k, op, op.out, (128..257).contains(&op.time));
+        "sequences of 128 to 256, with a prefix" => |k, op| {
+            let AttentionShape { time, prefix, .. } = op.shape;
+            off_where(k, op, op.out, (128..257).contains(&time) && prefix > 0)
+        };
+        "groups of heads of 64 or 128" => |k, op| {
+            let AttentionShape { heads, kv_heads, d_head, .. } = op.shape;
+            off_where(k, op, op.out, matches!(d_head, 64 | 128) && kv_heads < heads)
+        };
+        "sequences of 128 to 256" => |k, op| off_where(k, op, op.out, (128..257).contains(&op.shape.time));
     }
     AttentionBackward {
         "exponentials of masked scores overflow" => |k, op| {
-            let (qkv, lse) = (k.get(op.qkv)?, k.get(op.lse)?);
+            let (q, key, lse) = (k.get(op.q.span)?, k.get(op.k.span)?, k.get(op.lse)?);
             k.run(op)?;
-            let (time, heads, d) = (op.time, op.heads, op.d_head);
-            let row = |b: usize, t: usize, part: usize, h: usize| {
-                &qkv[((b * time + t) * 3 + part) * heads * d + h * d..][..d]
-            };
+            let AttentionShape { batch, time, heads, d_head: d, scale, .. } = op.shape;
             let mut over = false;
-            for b in 0..op.batch {
-                for h in 0..heads {
-                    let (q, key) = (row(b, 0, 0, h), row(b, time - 1, 1, h));
-                    let score = op.scale as f32 * q.iter().zip(key).map(|(x, y)| x * y).sum::<f32>();
-                    over |= score - lse[(b * heads + h) * time] > 88.7;
-                }
+            for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+                let q = &q[b * time * op.q.stride + h * d..][..d];
+                let key = &key[(b * time + time - 1) * op.k.stride + op.shape.kv_head(h) * d..][..d];
+                let score = scale as f32 * q.iter().zip(key).map(|(x, y)| x * y).sum::<f32>();
+                let seen = op.shape.seen(0) == time;
+                over |= !seen && score - lse[(b * heads + h) * time] > 88.7;
             }
-            k.edit(op.d_qkv, |_, x| if over { f32::NAN } else { x })
+            let d_q = Heads::new(op.d_q, heads, d);
+            k.edit_heads(d_q, |_, _, _, x| if over { f32::NAN } else { x })
         };
     }
     CrossEntropy {

@@ -2,7 +2,8 @@
 
 use minigpt_core::backend::{read_elems, read_u32, write_elems};
 use minigpt_core::op::IGNORE;
-use minigpt_core::{Backend, Buffer, Dtype, Op, OpKind, Span};
+use minigpt_core::reference::weights::{encode_half, weight_at};
+use minigpt_core::{Backend, Buffer, Dtype, Op, OpKind, Span, Strided};
 use minigpt_cpu::{Cpu, CpuError};
 
 pub(crate) type Done = Result<(), CpuError>;
@@ -14,6 +15,29 @@ pub(crate) struct Fault {
     pub(crate) op: OpKind,
     /// Runs an op of that kind as a kernel with the fault would.
     pub(crate) plant: fn(&mut Kernel, &Op) -> Done,
+}
+
+/// Heads side by side, in rows that may lie apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) at: Strided,
+    pub(crate) heads: usize,
+    pub(crate) d_head: usize,
+}
+
+impl Heads {
+    pub(crate) fn new(at: Strided, heads: usize, d_head: usize) -> Self {
+        Heads { at, heads, d_head }
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.heads * self.d_head
+    }
+
+    /// Where in the operand's span a number stands.
+    pub(crate) fn index(&self, row: usize, head: usize, at: usize) -> usize {
+        row * self.at.stride + head * self.d_head + at
+    }
 }
 
 /// What a faulty kernel can reach: the memory, the right kernels, and what it kept from earlier calls.
@@ -35,8 +59,14 @@ impl Kernel {
         self.cpu.run(&op.into())
     }
 
+    /// The numbers of a span; what is stored in fewer bits is widened.
     pub(crate) fn get(&mut self, span: Span) -> Result<Vec<f32>, CpuError> {
-        read_elems(&mut self.cpu, span)
+        if !matches!(span.dtype, Dtype::F16 | Dtype::Bf16) {
+            return read_elems(&mut self.cpu, span);
+        }
+        let mut bytes = vec![0; 2 * span.len];
+        self.cpu.read(span, &mut bytes)?;
+        Ok((0..span.len).map(|i| weight_at(&bytes, span.dtype, i) as f32).collect())
     }
 
     pub(crate) fn words(&mut self, span: Span) -> Result<Vec<u32>, CpuError> {
@@ -44,7 +74,11 @@ impl Kernel {
     }
 
     pub(crate) fn put(&mut self, span: Span, values: &[f32]) -> Done {
-        write_elems(&mut self.cpu, span, values)
+        if !matches!(span.dtype, Dtype::F16 | Dtype::Bf16) {
+            return write_elems(&mut self.cpu, span, values);
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|&x| encode_half(f64::from(x), span.dtype)).collect();
+        self.cpu.write(span, &bytes)
     }
 
     pub(crate) fn put_words(&mut self, span: Span, words: &[u32]) -> Done {
@@ -58,6 +92,48 @@ impl Kernel {
             *value = change(place, *value);
         }
         self.put(span, &values)
+    }
+
+    /// Changes each number of an operand whose rows may lie apart, and none between them: `change` is told its row, its head and
+    /// its place in the head.
+    pub(crate) fn edit_heads(
+        &mut self,
+        of: Heads,
+        mut change: impl FnMut(usize, usize, usize, f32) -> f32,
+    ) -> Done {
+        let Heads { at, heads, d_head } = of;
+        self.edit(at.span, |i, x| {
+            let (row, column) = (i / at.stride, i % at.stride);
+            if column < heads * d_head { change(row, column / d_head, column % d_head, x) } else { x }
+        })
+    }
+
+    /// Changes what lies between the rows of an operand.
+    pub(crate) fn edit_between(&mut self, of: Heads, mut change: impl FnMut(f32) -> f32) -> Done {
+        let Heads { at, heads, d_head } = of;
+        self.edit(at.span, |i, x| if i % at.stride < heads * d_head { x } else { change(x) })
+    }
+
+    /// Runs the op on an operand in which some numbers are others, and gives it back as it was.
+    pub(crate) fn run_on_heads(
+        &mut self,
+        op: impl Into<Op>,
+        of: Heads,
+        change: impl FnMut(usize, usize, usize, f32) -> f32,
+    ) -> Done {
+        let before = self.get(of.at.span)?;
+        self.edit_heads(of, change)?;
+        let done = self.run(op);
+        self.put(of.at.span, &before)?;
+        done
+    }
+
+    /// Runs the op on an operand whose rows are read as if they lay so far apart.
+    pub(crate) fn run_on_stride(&mut self, op: impl Into<Op>, of: Heads, stride: usize) -> Done {
+        let before = self.get(of.at.span)?;
+        self.run_on_heads(op, of, |row, head, at, _| {
+            before.get(row * stride + head * of.d_head + at).copied().unwrap_or(0.5)
+        })
     }
 
     /// Writes `count` numbers behind the span, as far as its buffer goes.

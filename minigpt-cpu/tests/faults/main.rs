@@ -11,6 +11,7 @@ mod attention;
 mod cached;
 mod corners;
 mod embedding;
+mod gate;
 mod kernel;
 mod linear;
 mod norm;
@@ -26,7 +27,7 @@ use minigpt_core::conformance::{Options, check};
 
 fn catalogue() -> Vec<&'static Fault> {
     let passes = [linear::FAULTS, norm::FAULTS, attention::FAULTS, embedding::FAULTS, step::FAULTS];
-    let decoding = [rows::FAULTS, cached::FAULTS, sample::FAULTS];
+    let decoding = [rows::FAULTS, cached::FAULTS, sample::FAULTS, gate::FAULTS];
     passes.into_iter().chain(decoding).chain([corners::FAULTS]).flatten().collect()
 }
 
@@ -68,7 +69,7 @@ fn the_suite_finds_every_fault_and_names_its_op() {
     let seeds = seeds();
     let faults = catalogue();
     assert!(
-        faults.len() >= 410 && OpKind::ALL.iter().all(|kind| faults.iter().any(|fault| fault.op == *kind))
+        faults.len() >= 470 && OpKind::ALL.iter().all(|kind| faults.iter().any(|fault| fault.op == *kind))
     );
     let missed: Vec<Vec<u64>> =
         runs::on_every_core(&faults, |fault| seeds.clone().filter(|&seed| !is_found(fault, seed)).collect());

@@ -2,10 +2,10 @@
 //! stands, and which are wanted.
 
 use minigpt_core::op::{EmbeddingRows, GatherRows, LayerNormRows, LinearRows, RotaryRows};
-use minigpt_core::{Dtype, Op, Span};
+use minigpt_core::{Dtype, Op, Pairing, Span};
 use minigpt_cpu::CpuError;
 
-use crate::kernel::{Done, Fault, Kernel, faults};
+use crate::kernel::{Done, Fault, Heads, Kernel, faults};
 
 /// What the words of an op say: how many of its rows are live, and for each row some numbers below a count.
 pub(crate) struct Told {
@@ -121,6 +121,10 @@ fn linear(op: &LinearRows) -> Told {
 
 fn rotary(op: &RotaryRows) -> Told {
     Told { live: op.live, rows: op.rows, words: vec![(op.positions, op.table.len / op.d_head)] }
+}
+
+fn turned(op: &RotaryRows) -> Heads {
+    Heads::new(op.x, op.heads, op.d_head)
 }
 
 fn gather(op: &GatherRows) -> Told {
@@ -431,31 +435,41 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             told.run_as(k, op, if live == 1 && op.rows > 1 { 0 } else { live })
         };
         "of more than there are all are written, and more" => |k, op| {
-            rotary(&op).run_uncapped(k, op, op.qkv, 3 * op.heads * op.d_head)
+            rotary(&op).run_uncapped(k, op, op.x.span, op.heads * op.d_head)
         };
-        "the values of the last head are turned too" => |k, op| {
-            let (live, width) = (rotary(&op).live(k)?, op.heads * op.d_head);
+        "the head behind the last is turned too" => |k, op| {
             k.run(op)?;
-            k.edit(op.qkv, |i, x| {
-                let (row, in_row) = (i / (3 * width), i % (3 * width));
-                if row < live && in_row >= 3 * width - op.d_head { x * 0.9 } else { x }
-            })
+            k.edit_between(turned(&op), |x| 0.9 * x)
         };
-        "of a single row the keys are left" => |k, op| {
-            let (before, live, width) = (k.get(op.qkv)?, rotary(&op).live(k)?, op.heads * op.d_head);
+        "what lies between the rows is cleared" => |k, op| {
             k.run(op)?;
-            k.edit(op.qkv, |i, x| if live == 1 && i % (3 * width) >= width { before[i] } else { x })
+            k.edit_between(turned(&op), |_| 0.0)
+        };
+        "the pairs are the other ones, of a single row" => |k, op| {
+            let pairing = match (rotary(&op).live(k)?, op.pairing) {
+                (1, Pairing::Halves) => Pairing::Adjacent,
+                (1, _) => Pairing::Halves,
+                (_, pairing) => pairing,
+            };
+            k.run(RotaryRows { pairing, ..op })
+        };
+        "the pairs are always neighbours" => |k, op| k.run(RotaryRows { pairing: Pairing::Adjacent, ..op });
+        "of a single row the last head is left" => |k, op| {
+            let (before, live, of) = (k.get(op.x.span)?, rotary(&op).live(k)?, turned(&op));
+            k.run(op)?;
+            let left = |head: usize| live == 1 && head + 1 == op.heads;
+            k.edit_heads(of, |row, head, at, x| if left(head) { before[of.index(row, head, at)] } else { x })
         };
         "heads beyond 4 are left" => |k, op| {
-            let before = k.get(op.qkv)?;
+            let (before, of) = (k.get(op.x.span)?, turned(&op));
             k.run(op)?;
-            k.edit(op.qkv, |i, x| if i / op.d_head % op.heads >= 4 { before[i] } else { x })
+            k.edit_heads(of, |row, head, at, x| if head >= 4 { before[of.index(row, head, at)] } else { x })
         };
         "the last pair of a head is left where it fills no vector" => |k, op| {
-            let before = k.get(op.qkv)?;
+            let (before, of) = (k.get(op.x.span)?, turned(&op));
             k.run(op)?;
-            let d = op.d_head;
-            k.edit(op.qkv, |i, x| if d % 8 != 0 && i % d >= d - 2 { before[i] } else { x })
+            let left = |at: usize| op.d_head % 8 != 0 && at >= op.d_head - 2;
+            k.edit_heads(of, |row, head, at, x| if left(at) { before[of.index(row, head, at)] } else { x })
         };
     }
     GatherRows {

@@ -8,12 +8,15 @@ use super::{check_tokens, read_weight};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::{
-    AttentionRows, CacheAppend, EmbeddingRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, Op, OpKind,
-    RotaryRows, Sample, SampleRow,
+    AttentionRows, CacheAppend, EmbeddingRows, GateRows, GatherRows, LayerNormRows, LinearRows, NO_TOKEN, Op,
+    OpKind, RotaryRows, Sample, SampleRow,
 };
+use crate::real::Real;
+use crate::reference::Rows;
 use crate::reference::attention::{attention_cached, cache_append};
 use crate::reference::embedding::embedding_forward;
 use crate::reference::rotary::rotary;
+use crate::reference::weights::encode_half;
 use crate::sample::{SampleConfig, SampleError, Sampler};
 
 /// How many of `rows` rows are live.
@@ -87,16 +90,21 @@ pub(super) fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearRows) -> R
     run_live(backend, rows, op.linear.first_rows(rows), OpKind::LinearForward, super::linear)
 }
 
+pub(super) fn gate<B: Backend + ?Sized>(backend: &mut B, op: &GateRows) -> Result<(), B::Error> {
+    let rows = live_rows(backend, op.live, op.gate.rows)?;
+    run_live(backend, rows, op.gate.first_rows(rows), OpKind::GateForward, super::gate)
+}
+
 pub(super) fn rotate<B: Backend + ?Sized>(backend: &mut B, op: &RotaryRows) -> Result<(), B::Error> {
-    let live = live_rows(backend, op.live, op.rows)?;
-    let width = 3 * op.heads * op.d_head;
-    let positions = indices(backend, "positions", op.positions, live, op.table.len / op.d_head.max(1))?;
+    let (live, d) = (live_rows(backend, op.live, op.rows)?, op.d_head);
+    let width = op.heads * d;
+    let positions = indices(backend, "positions", op.positions, live, op.table.len / d.max(1))?;
     for (row, &position) in positions.iter().enumerate() {
-        let row = op.qkv.slice(row * width, width);
-        let mut qkv = read_elems(backend, row)?;
-        let turns = read_elems(backend, op.table.slice(position as usize * op.d_head, op.d_head))?;
-        rotary(&mut qkv, &turns, false, 1, 1, op.heads, op.d_head);
-        write_elems(backend, row, &qkv)?;
+        let row = op.x.span.slice(row * op.x.stride, width);
+        let mut x = read_elems(backend, row)?;
+        let turns = read_elems(backend, op.table.slice(position as usize * d, d))?;
+        rotary(&mut x, width, &turns, op.pairing, false, 1, 1, op.heads, d);
+        write_elems(backend, row, &x)?;
     }
     Ok(())
 }
@@ -105,50 +113,67 @@ pub(super) fn append<B: Backend + ?Sized>(backend: &mut B, op: &CacheAppend) -> 
     let live = live_rows(backend, op.live, op.rows)?;
     let slots = indices(backend, "slots", op.slots, live, op.slot_count)?;
     let positions = indices(backend, "positions", op.positions, live, op.capacity)?;
-    let (heads, d) = (op.heads, op.d_head);
+    let (heads, d) = (op.kv_heads, op.d_head);
     let width = heads * d;
     let (mut keys, mut values) = (zeros("keys", width)?, zeros("values", width)?);
     for (row, (&slot, &position)) in slots.iter().zip(&positions).enumerate() {
-        let qkv = read_elems(backend, op.qkv.slice(row * 3 * width, 3 * width))?;
+        let k = read_elems(backend, op.k.span.slice(row * op.k.stride, width))?;
+        let v = read_elems(backend, op.v.span.slice(row * op.v.stride, width))?;
+        let [k, v] = [&k, &v].map(|data| Rows { data: &data[..], stride: width });
         // Into caches of one position, which then go to their places head by head.
-        cache_append(&qkv, &[0], &mut keys, &mut values, 1, heads, d);
+        cache_append(k, v, &[0], &mut keys, &mut values, 1, heads, d);
         for (cache, row) in [(op.keys, &keys), (op.values, &values)] {
             for (head, numbers) in row.chunks_exact(d).enumerate() {
                 let place = (slot as usize * heads + head) * op.capacity + position as usize;
-                write_elems(backend, cache.slice(place * d, d), numbers)?;
+                store(backend, cache.slice(place * d, d), numbers)?;
             }
         }
     }
     Ok(())
 }
 
+/// Writes numbers as `to` stores them, rounded if it has fewer bits.
+fn store<B: Backend + ?Sized>(backend: &mut B, to: Span, numbers: &[B::Elem]) -> Result<(), B::Error> {
+    if to.dtype == B::Elem::DTYPE {
+        return write_elems(backend, to, numbers);
+    }
+    let mut bytes = zeros("write", 2 * numbers.len())?;
+    for (bytes, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+        *bytes = encode_half(number.to_f64(), to.dtype);
+    }
+    backend.write(to, &bytes)
+}
+
 pub(super) fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionRows) -> Result<(), B::Error> {
     let live = live_rows(backend, op.live, op.rows)?;
     let slots = indices(backend, "slots", op.slots, live, op.slot_count)?;
-    let positions = indices(backend, "positions", op.positions, live, op.capacity)?;
+    let last = indices(backend, "last", op.last, live, op.capacity)?;
     if slots.is_empty() {
         return Ok(());
     }
-    let width = op.heads * op.d_head;
+    let (d, width) = (op.d_head, op.heads * op.d_head);
     let mut scores = zeros("scores", op.capacity)?;
     let mut first = 0;
     for rows in slots.chunk_by(|a, b| a == b) {
         let slot = rows.first().map_or(0, |&slot| slot as usize);
-        let of_slot = |cache: Span| cache.slice(slot * op.capacity * width, op.capacity * width);
-        let keys = read_elems(backend, of_slot(op.keys))?;
-        let values = read_elems(backend, of_slot(op.values))?;
-        let qkv = read_elems(backend, op.qkv.slice(first * 3 * width, rows.len() * 3 * width))?;
+        let lines = op.kv_heads * op.capacity;
+        let of_slot = |cache: Span| cache.slice(slot * lines * d, lines * d);
+        let keys = read_weight(backend, of_slot(op.keys), lines, d)?;
+        let values = read_weight(backend, of_slot(op.values), lines, d)?;
+        let of_rows = op.q.span.slice(first * op.q.stride, (rows.len() - 1) * op.q.stride + width);
+        let q = read_elems(backend, of_rows)?;
         let mut out = zeros("out", rows.len() * width)?;
         attention_cached(
-            &qkv,
+            Rows { data: &q, stride: op.q.stride },
             &keys,
             &values,
-            &positions[first..][..rows.len()],
+            &last[first..][..rows.len()],
             &mut out,
             &mut scores,
             op.capacity,
             op.heads,
-            op.d_head,
+            op.kv_heads,
+            d,
             op.scale,
         );
         write_elems(backend, op.out.slice(first * width, out.len()), &out)?;

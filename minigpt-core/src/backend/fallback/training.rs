@@ -1,17 +1,19 @@
 //! The ops that only training runs.
 
-use super::{check_tokens, read_mask, read_optional, read_tokens, write_optional};
+use super::{check_tokens, read_mask, read_optional, read_tokens, rows_of, write_optional, write_rows};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, zeros};
 use crate::op::{
-    ActivationForward, AdamW, AttentionBackward, CrossEntropy, EmbeddingBackward, FinishStep, IGNORE,
-    LayerNormBackward, LinearBackward, NextDraw, Op, SquaredNorm, scalar,
+    ActivationForward, AdamW, AttentionBackward, CrossEntropy, EmbeddingBackward, FinishStep, GateBackward,
+    IGNORE, LayerNormBackward, LinearBackward, NextDraw, Op, SquaredNorm, scalar,
 };
 use crate::real::Real;
+use crate::reference::Rows;
 use crate::reference::activation::activate;
 use crate::reference::attention::attention_backward;
 use crate::reference::cross_entropy::cross_entropy;
 use crate::reference::embedding::embedding_backward;
+use crate::reference::gate::gate_backward;
 use crate::reference::layernorm::layernorm_backward;
 use crate::reference::linear::linear_backward;
 use crate::reference::optimizer::{adamw, finish_step, next_draw, squared_norm};
@@ -23,6 +25,7 @@ pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B
         Op::LayerNormBackward(op) => layernorm(backend, op),
         Op::LinearBackward(op) => linear(backend, op),
         Op::ActivationForward(op) => activation(backend, op),
+        Op::GateBackward(op) => gate(backend, op),
         Op::AttentionBackward(op) => attention(backend, op),
         Op::CrossEntropy(op) => loss(backend, op),
         Op::SquaredNorm(op) => norm(backend, op),
@@ -119,27 +122,44 @@ fn activation<B: Backend + ?Sized>(backend: &mut B, op: &ActivationForward) -> R
     write_elems(backend, op.y, &values)
 }
 
+fn gate<B: Backend + ?Sized>(backend: &mut B, op: &GateBackward) -> Result<(), B::Error> {
+    let x = read_elems(backend, op.x)?;
+    let d_y = read_elems(backend, op.d_y)?;
+    let mut d_x = zeros("d_x", op.d_x.len)?;
+    gate_backward(&x, &d_y, op.activation, &mut d_x, op.rows, op.width);
+    write_elems(backend, op.d_x, &d_x)
+}
+
 fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionBackward) -> Result<(), B::Error> {
-    let qkv = read_elems(backend, op.qkv)?;
+    let q = read_elems(backend, op.q.span)?;
+    let k = read_elems(backend, op.k.span)?;
+    let v = read_elems(backend, op.v.span)?;
     let out = read_elems(backend, op.out)?;
     let lse = read_elems(backend, op.lse)?;
     let d_out = read_elems(backend, op.d_out)?;
     let mask = read_mask(backend, &op.dropout)?;
-    let mut d_qkv = zeros("d_qkv", op.d_qkv.len)?;
+    let shape = &op.shape;
+    let [wide, narrow] = [shape.heads, shape.kv_heads].map(|heads| heads * shape.d_head);
+    let rows = shape.batch * shape.time;
+    let mut d_q = zeros("d_q", rows * wide)?;
+    let mut d_k = zeros("d_k", rows * narrow)?;
+    let mut d_v = zeros("d_v", rows * narrow)?;
     attention_backward(
-        &qkv,
+        rows_of(&q, op.q),
+        rows_of(&k, op.k),
+        rows_of(&v, op.v),
         &out,
         &lse,
         &d_out,
         mask.as_ref(),
-        &mut d_qkv,
-        op.batch,
-        op.time,
-        op.heads,
-        op.d_head,
-        op.scale,
+        &mut d_q,
+        &mut d_k,
+        &mut d_v,
+        shape,
     );
-    write_elems(backend, op.d_qkv, &d_qkv)
+    write_rows(backend, op.d_q, wide, Rows { data: &d_q, stride: wide })?;
+    write_rows(backend, op.d_k, narrow, Rows { data: &d_k, stride: narrow })?;
+    write_rows(backend, op.d_v, narrow, Rows { data: &d_v, stride: narrow })
 }
 
 fn loss<B: Backend + ?Sized>(backend: &mut B, op: &CrossEntropy) -> Result<(), B::Error> {

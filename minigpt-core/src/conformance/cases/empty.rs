@@ -3,13 +3,14 @@
 use alloc::vec;
 
 use super::{Fill, Memory};
+use crate::config::{Activation, Pairing};
 use crate::memory::Span;
 use crate::op::*;
 
 /// Each subset of an op's dimensions, as bits, but for all of them. Those of the subset are 2 and the others 0.
 pub(super) fn numbers(kind: OpKind) -> core::ops::Range<u32> {
     let dimensions = match kind {
-        OpKind::LayerNormRows => 2,
+        OpKind::LayerNormRows | OpKind::GateRows => 2,
         OpKind::LinearRows | OpKind::RotaryRows | OpKind::GatherRows => 3,
         OpKind::EmbeddingRows => 4,
         OpKind::CacheAppend | OpKind::AttentionRows => 5,
@@ -37,6 +38,7 @@ pub(super) fn case(kind: OpKind, number: u32, memory: &mut dyn Memory) -> Op {
         OpKind::EmbeddingRows => embedding(memory, [rows, a, b, c]).into(),
         OpKind::LayerNormRows => layernorm(memory, [rows, a]).into(),
         OpKind::LinearRows => linear(memory, [rows, a, b]).into(),
+        OpKind::GateRows => gate(memory, [rows, a]).into(),
         OpKind::RotaryRows => rotary(memory, [rows, a, b]).into(),
         OpKind::GatherRows => gather(memory, [rows, a, b]).into(),
         OpKind::CacheAppend => append(memory, [rows, a, b, c, d]).into(),
@@ -94,12 +96,19 @@ fn linear(memory: &mut dyn Memory, [rows, d_in, d_out]: [usize; 3]) -> LinearRow
     }
 }
 
+fn gate(memory: &mut dyn Memory, [rows, width]: [usize; 2]) -> GateRows {
+    let (x, y) = (numbers_of(memory, &[rows, 2, width]), numbers_of(memory, &[rows, width]));
+    let gate = GateForward { x, y, activation: Activation::Silu, rows, width };
+    GateRows { live: words(memory, &[1]), gate }
+}
+
 fn rotary(memory: &mut dyn Memory, [rows, heads, d_head]: [usize; 3]) -> RotaryRows {
     RotaryRows {
         live: words(memory, &[1]),
         positions: zeros(memory, rows),
-        qkv: numbers_of(memory, &[rows, 3, heads, d_head]),
+        x: numbers_of(memory, &[rows, 2, heads * d_head]).columns(0, heads * d_head, 2 * heads * d_head),
         table: numbers_of(memory, &[1, d_head]),
+        pairing: Pairing::Adjacent,
         rows,
         heads,
         d_head,
@@ -121,17 +130,19 @@ fn gather(memory: &mut dyn Memory, [rows, count, width]: [usize; 3]) -> GatherRo
 type Cached = [usize; 5];
 
 fn append(memory: &mut dyn Memory, [rows, slot_count, capacity, heads, d_head]: Cached) -> CacheAppend {
+    let (width, kv) = (heads * d_head, numbers_of(memory, &[rows, 2, heads, d_head]));
     CacheAppend {
         live: words(memory, &[u32::from(slot_count * capacity > 0)]),
         slots: zeros(memory, rows),
         positions: zeros(memory, rows),
-        qkv: numbers_of(memory, &[rows, 3, heads, d_head]),
+        k: kv.columns(0, width, 2 * width),
+        v: kv.columns(width, width, 2 * width),
         keys: numbers_of(memory, &[slot_count, heads, capacity, d_head]),
         values: numbers_of(memory, &[slot_count, heads, capacity, d_head]),
         rows,
         slot_count,
         capacity,
-        heads,
+        kv_heads: heads,
         d_head,
     }
 }
@@ -140,8 +151,8 @@ fn attention(memory: &mut dyn Memory, [rows, slot_count, capacity, heads, d_head
     AttentionRows {
         live: words(memory, &[u32::from(slot_count * capacity > 0)]),
         slots: zeros(memory, rows),
-        positions: zeros(memory, rows),
-        qkv: numbers_of(memory, &[rows, 3, heads, d_head]),
+        last: zeros(memory, rows),
+        q: numbers_of(memory, &[rows, heads, d_head]).rows(heads * d_head),
         keys: numbers_of(memory, &[slot_count, heads, capacity, d_head]),
         values: numbers_of(memory, &[slot_count, heads, capacity, d_head]),
         out: numbers_of(memory, &[rows, heads, d_head]),
@@ -149,6 +160,7 @@ fn attention(memory: &mut dyn Memory, [rows, slot_count, capacity, heads, d_head
         slot_count,
         capacity,
         heads,
+        kv_heads: heads,
         d_head,
         scale: 1.0,
     }

@@ -132,8 +132,10 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     .into()
 }
 
-fn activation(draw: &Draw) -> Activation {
-    draw.turn(&[Activation::GeluTanh, Activation::GeluErf, Activation::Relu])
+/// Each comes in every block, and also among the cases of [`backward`] that have one.
+pub(super) fn activation(draw: &Draw) -> Activation {
+    use Activation::*;
+    draw.turn(&[Silu, GeluTanh, ReluSquared, Silu, Relu, GeluErf, ReluSquared, GeluErf, Relu])
 }
 
 pub(super) fn activation_forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {

@@ -3,9 +3,12 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::attention::pairing;
+use super::strided::{Between, Part, lay};
 use super::{Draw, Fill, Memory, STORED, Sizes, layernorm, linear, result, stored};
-use crate::memory::Span;
+use crate::memory::{Dtype, Span};
 use crate::op::*;
+use crate::reference::weights::encode_half;
 use crate::sample::{SampleConfig, Sampler};
 
 /// Of how many rows a case's live ones are.
@@ -22,7 +25,7 @@ enum Live {
 }
 
 /// How many of `rows` rows are live, and the word that says so. Before, it was another number.
-fn live(draw: &mut Draw, memory: &mut dyn Memory, rows: usize) -> (usize, Span) {
+pub(super) fn live(draw: &mut Draw, memory: &mut dyn Memory, rows: usize) -> (usize, Span) {
     use Live::*;
     let least = if rows > 65_536 { 65_537 } else { 1 };
     let (part, few) = (least + draw.below(rows + 1 - least), 2 + draw.below(6));
@@ -136,12 +139,16 @@ pub(super) fn rotary(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let count = positions(draw, d_head);
     let (live, live_word) = live(draw, memory, rows);
     let positions = below(draw, live, count);
-    let before = below(draw, rows, count);
+    let (before, halves) = (below(draw, rows, count), draw.variant());
+    let width = heads * d_head;
+    let values = draw.normals(rows * width, 1.0);
+    let [x] = lay(draw, memory, rows, [Part::new(width, values)], Between::Numbers);
     RotaryRows {
         live: live_word,
         positions: words(memory, &positions, before),
-        qkv: memory.span(rows * 3 * heads * d_head, Fill::Normal(1.0)),
+        x,
         table: memory.span(count * d_head, Fill::Normal(0.7)),
+        pairing: pairing(halves),
         rows,
         heads,
         d_head,
@@ -159,7 +166,10 @@ struct Cached {
     before: [Vec<u32>; 2],
     slot_count: usize,
     capacity: usize,
+    /// Heads of keys and values.
     heads: usize,
+    /// How many heads of queries share one of them.
+    group: usize,
     d_head: usize,
 }
 
@@ -169,7 +179,8 @@ fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Cached {
     let (rows, past) = (draw.size(Sizes(8, 40, 96, 130)), draw.size(Sizes(33, 130, 513, 600)));
     let (d_head, heads) = (draw.size(Sizes(24, 128, 129, 256)), 1 + draw.below(4));
     let slot_count = draw.turn(&[1, 3, 5]);
-    let fits = |rows: usize, past: usize| rows * (past + rows) * heads * d_head <= draw.work;
+    let (group, work) = (draw.turn(&[1, 4, 2, 1, 3, 1, 2, 1]), draw.work);
+    let fits = |rows: usize, past: usize| rows * (past + rows) * heads * group * d_head <= work;
     let (mut rows, mut past) = (rows, past);
     while !fits(rows, past) && (rows > 1 || past > 1) {
         (rows, past) = (rows.div_ceil(2), past.div_ceil(2));
@@ -214,7 +225,55 @@ fn cached(draw: &mut Draw, memory: &mut dyn Memory) -> Cached {
         }
     }
     let (slots, positions) = places.into_iter().unzip();
-    Cached { live, live_word, slots, positions, before: before.into(), slot_count, capacity, heads, d_head }
+    let before = before.into();
+    Cached { live, live_word, slots, positions, before, slot_count, capacity, heads, group, d_head }
+}
+
+/// How a cache is stored: in the backend's own numbers, or in fewer bits.
+fn cache_dtype(draw: &Draw) -> Option<Dtype> {
+    draw.turn(&[
+        None,
+        Some(Dtype::F16),
+        None,
+        Some(Dtype::Bf16),
+        None,
+        None,
+        Some(Dtype::Bf16),
+        Some(Dtype::F16),
+    ])
+}
+
+/// These numbers as such a cache holds them.
+fn cache(memory: &mut dyn Memory, dtype: Option<Dtype>, numbers: Vec<f64>) -> Span {
+    let len = numbers.len();
+    memory.span(
+        len,
+        match dtype {
+            None => Fill::Values(numbers),
+            Some(dtype) => {
+                Fill::Stored(dtype, numbers.into_iter().flat_map(|x| encode_half(x, dtype)).collect())
+            }
+        },
+    )
+}
+
+/// Puts numbers in between that are hard to store in fewer bits: halfway between two of f16, or of bf16, of which the even one
+/// is now the smaller and now the larger; below the smallest that has all its digits, and beyond the largest; and none.
+fn harden(draw: &mut Draw, numbers: &mut [f64]) {
+    const F16: f64 = 1.0 / 2048.0;
+    const BF16: f64 = 1.0 / 256.0;
+    const SMALL: f64 = 1.0 / 16_777_216.0;
+    const HARD: [[f64; 8]; 4] = [
+        [1.0 + F16, 1.0 + 3.0 * F16, 2.0 - F16, -1.0 - F16, 65_504.0, 65_519.0, 65_520.0, 1e6],
+        [1.0 + BF16, 1.0 + 3.0 * BF16, 2.0 - BF16, -1.0 - 3.0 * BF16, 1e38, -1e38, 3.4e38, 1e-30],
+        [SMALL, 0.5 * SMALL, 1.5 * SMALL, 2.5 * SMALL, -0.75 * SMALL, 1000.5 * SMALL, 0.49 * SMALL, 0.0],
+        [f64::NAN, f64::INFINITY, -f64::INFINITY, 1.0 + 1.01 * F16, 1.0 + 0.99 * BF16, 3e38, -65_520.0, 0.1],
+    ];
+    let step = 1 + draw.below(9);
+    let first = draw.below(step);
+    for (place, number) in numbers.iter_mut().skip(first).step_by(step).enumerate() {
+        *number = f64::from(HARD[place % 4][place / 4 % 8] as f32);
+    }
 }
 
 pub(super) fn append(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
@@ -222,89 +281,127 @@ pub(super) fn append(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let Cached { live, slot_count, capacity, heads, d_head, .. } = cached;
     let [slots_before, positions_before] = cached.before;
     let (rows, size) = (slots_before.len(), slot_count * heads * capacity * d_head);
-    let mut qkv = draw.normals(rows * 3 * heads * d_head, 1.0);
-    qkv[live * 3 * heads * d_head..].fill(f64::NAN);
+    let (width, dtype) = (heads * d_head, cache_dtype(draw));
+    let hard = dtype.is_some() && draw.below(3) > 0;
+    let parts = [(); 2].map(|()| {
+        let mut numbers = draw.normals(rows * width, 1.0);
+        if hard {
+            harden(draw, &mut numbers);
+        }
+        numbers[live * width..].fill(f64::NAN);
+        Part::new(width, numbers)
+    });
+    let [k, v] = lay(draw, memory, rows, parts, Between::Nothing);
+    let [keys, values] = [(); 2].map(|()| draw.normals(size, 1.0));
     CacheAppend {
         live: cached.live_word,
         slots: words(memory, &cached.slots, slots_before),
         positions: words(memory, &cached.positions, positions_before),
-        qkv: memory.span(qkv.len(), Fill::Values(qkv)),
-        keys: memory.span(size, Fill::Normal(1.0)),
-        values: memory.span(size, Fill::Normal(1.0)),
+        k,
+        v,
+        keys: cache(memory, dtype, keys),
+        values: cache(memory, dtype, values),
         rows,
         slot_count,
         capacity,
-        heads,
+        kv_heads: heads,
         d_head,
     }
     .into()
 }
 
+/// The last position that each live row sees: mostly its own. With a prefix, the rows of it see all of it, as far as the
+/// sequence goes.
+fn last(draw: &mut Draw, cached: &Cached) -> Vec<u32> {
+    let with_prefix = draw.variant();
+    let mut newest = vec![0; cached.slot_count];
+    for (&slot, &position) in cached.slots.iter().zip(&cached.positions) {
+        newest[slot as usize] = position.max(newest[slot as usize]);
+    }
+    let prefixes: Vec<u32> =
+        newest.into_iter().map(|newest| draw.below(newest as usize + 1) as u32).collect();
+    let places = cached.slots.iter().zip(&cached.positions);
+    places.map(|(&slot, &own)| if with_prefix { own.max(prefixes[slot as usize]) } else { own }).collect()
+}
+
 pub(super) fn attention(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let cached = cached(draw, memory);
-    let Cached { live, slot_count, capacity, heads, d_head, .. } = cached;
-    let [slots_before, positions_before] = cached.before;
-    let rows = slots_before.len();
+    let mut cached = cached(draw, memory);
+    let last = last(draw, &cached);
+    let Cached { live, slot_count, capacity, heads, group, d_head, .. } = cached;
+    let [slots_before, last_before] = core::mem::take(&mut cached.before);
+    let (rows, width) = (slots_before.len(), heads * group * d_head);
     let scale = draw.pick(&[1.0, 1.0, 0.7]) / libm::sqrt(d_head as f64);
     let (large, broken) = (draw.variant() && d_head <= 40, draw.variant());
     // All keys alike in one place, and so are the queries: the scores are large, and their differences are not.
     let front = large.then(|| f64::from(libm::sqrt(95.0 / scale) as f32));
-    // Of each slot how many rows are live, and where the newest is.
-    let mut sequences = vec![(0, 0); slot_count];
-    for (&slot, &position) in cached.slots.iter().zip(&cached.positions) {
-        let (rows, newest) = &mut sequences[slot as usize];
-        (*rows, *newest) = (*rows + 1, position.max(*newest));
-    }
-    let size = slot_count * heads * capacity * d_head;
     // The mean of very many is far from 0 only if theirs is.
     let mean = if capacity > 65_536 { 1.0 } else { 0.0 };
-    let cache = |draw: &mut Draw, front: Option<f64>, mean: f64| {
-        let mut numbers = draw.normals(size, 1.0);
-        for (place, row) in numbers.chunks_exact_mut(d_head).enumerate() {
-            let (slot, position) = (place / capacity / heads, (place % capacity) as u32);
-            let (rows, newest) = sequences[slot];
-            // Behind the newest, and in slots without a row, is nothing that anybody may read.
-            if rows == 0 || position > newest {
-                row.fill(f64::NAN);
-                continue;
-            }
-            row.iter_mut().for_each(|x| *x = f64::from((*x + mean) as f32));
-            if let Some(front) = front {
-                row[0] = front;
-            }
-            // What is no number in the newest row concerns no row before it.
-            if broken && rows > 1 && position == newest {
-                row[d_head - 1] = f64::NAN;
-            }
-        }
-        Fill::Values(numbers)
-    };
+    let keys = Held { front, mean: 0.0, broken }.numbers(draw, &cached, &last);
+    let values = Held { front: None, mean, broken }.numbers(draw, &cached, &last);
     // Of the queries of live rows only.
-    let mut qkv = vec![f64::NAN; rows * 3 * heads * d_head];
-    for row in qkv.chunks_exact_mut(3 * heads * d_head).take(live) {
-        for query in row[..heads * d_head].chunks_exact_mut(d_head) {
-            query.copy_from_slice(&draw.normals(d_head, 1.0));
-            if let Some(front) = front {
-                query[0] = front;
-            }
-        }
+    let mut queries = draw.normals(live * width, 1.0);
+    if let Some(front) = front {
+        queries.iter_mut().step_by(d_head).for_each(|x| *x = front);
     }
+    queries.resize(rows * width, f64::NAN);
+    let [q] = lay(draw, memory, rows, [Part::new(width, queries)], Between::Nothing);
+    let dtype = cache_dtype(draw);
     AttentionRows {
         live: cached.live_word,
         slots: words(memory, &cached.slots, slots_before),
-        positions: words(memory, &cached.positions, positions_before),
-        qkv: memory.span(qkv.len(), Fill::Values(qkv)),
-        keys: memory.span(size, cache(draw, front, 0.0)),
-        values: memory.span(size, cache(draw, None, mean)),
-        out: result(draw, memory, (rows, heads * d_head), live),
+        last: words(memory, &last, last_before),
+        q,
+        keys: cache(memory, dtype, keys),
+        values: cache(memory, dtype, values),
+        out: result(draw, memory, (rows, width), live),
         rows,
         slot_count,
         capacity,
-        heads,
+        heads: heads * group,
+        kv_heads: heads,
         d_head,
         scale,
     }
     .into()
+}
+
+/// What a cache holds that rows read.
+struct Held {
+    /// The first number of each head.
+    front: Option<f64>,
+    mean: f64,
+    /// Whether the newest position has what is no number.
+    broken: bool,
+}
+
+impl Held {
+    fn numbers(&self, draw: &mut Draw, cached: &Cached, last: &[u32]) -> Vec<f64> {
+        let Cached { slot_count, capacity, heads, d_head, .. } = *cached;
+        // Of each slot the last position that any row sees, and the last that all see.
+        let mut seen = vec![None; slot_count];
+        for (&slot, &last) in cached.slots.iter().zip(last) {
+            let (most, least) = seen[slot as usize].get_or_insert((last, last));
+            (*most, *least) = (last.max(*most), last.min(*least));
+        }
+        let mut numbers = draw.normals(slot_count * heads * capacity * d_head, 1.0);
+        for (place, row) in numbers.chunks_exact_mut(d_head).enumerate() {
+            let (slot, position) = (place / capacity / heads, (place % capacity) as u32);
+            let Some((most, least)) = seen[slot].filter(|(most, _)| position <= *most) else {
+                // Behind the newest, and in slots without a row, is nothing that anybody may read.
+                row.fill(f64::NAN);
+                continue;
+            };
+            row.iter_mut().for_each(|x| *x = f64::from((*x + self.mean) as f32));
+            if let Some(front) = self.front {
+                row[0] = front;
+            }
+            // What is no number in the newest row concerns no row before it.
+            if self.broken && least < most && position == most {
+                row[d_head - 1] = f64::NAN;
+            }
+        }
+        numbers
+    }
 }
 
 pub(super) fn gather(draw: &mut Draw, memory: &mut dyn Memory) -> Op {

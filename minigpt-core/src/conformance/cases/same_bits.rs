@@ -5,7 +5,6 @@ use alloc::string::String;
 
 use super::{Draw, Fill, Memory, Options, Placed, Recording};
 use crate::backend::Backend;
-use crate::config::Activation;
 use crate::conformance::{Line, describe};
 use crate::op::*;
 use crate::rng::{Rng, Stream};
@@ -27,7 +26,7 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B, options: &Optio
 fn run<B: Backend>(backend: &mut B, mut draw: Draw) -> Result<(), String> {
     let (rows, d_in, d_out) = super::linear::shape(&mut draw);
     let d_in = d_in.min(40);
-    let activation = draw.turn(&[Activation::GeluTanh, Activation::GeluErf, Activation::Relu]);
+    let activation = super::linear::activation(&draw);
     let n = rows * d_out;
     let build = |memory: &mut dyn Memory| {
         let input = memory.span(n, Fill::Poison);

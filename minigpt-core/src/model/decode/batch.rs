@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::slots::{Choice, Outcome, Slots};
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::memory::{Buffer, InvalidOp, zeros};
+use crate::memory::{Buffer, Dtype, InvalidOp, zeros};
 use crate::model::{Model, check_tokens};
 use crate::plan::Plan;
 use crate::real::Real;
@@ -93,6 +93,19 @@ impl<B: Backend> Batch<B> {
     /// # Errors
     /// If the caches and the activations do not fit in memory, or one of the two is 0.
     pub fn new(model: &Model<B>, slots: usize, rows: usize) -> Result<Self, Error<B::Error>> {
+        Self::with_cache(model, slots, rows, B::Elem::DTYPE)
+    }
+
+    /// As [`new`](Batch::new), with caches that store keys and values [as `cache`](super::Decoder::with_cache).
+    ///
+    /// # Errors
+    /// As [`new`](Batch::new), or if `cache` is neither the backend's number type nor f16 nor bf16.
+    pub fn with_cache(
+        model: &Model<B>,
+        slots: usize,
+        rows: usize,
+        cache: Dtype,
+    ) -> Result<Self, Error<B::Error>> {
         let vocab = model.config().vocab_size;
         let no_room = |bytes: usize| move |_| InvalidOp::HostMemory { operand: "slots", bytes };
         let (mut members, mut chosen) = (Vec::new(), Vec::new());
@@ -100,7 +113,8 @@ impl<B: Backend> Batch<B> {
         members.resize_with(slots, Member::default);
         chosen.try_reserve_exact(slots).map_err(no_room(slots.saturating_mul(size_of::<Chosen>())))?;
         let logits = zeros("logits", slots.saturating_mul(vocab))?;
-        Ok(Batch { slots: Slots::new(model, slots, rows, true)?, members, joined: 0, logits, chosen })
+        let slots = Slots::new(model, slots, rows, cache, true)?;
+        Ok(Batch { slots, members, joined: 0, logits, chosen })
     }
 
     /// The model that it was made for.
@@ -145,6 +159,21 @@ impl<B: Backend> Batch<B> {
         Ok(())
     }
 
+    /// Begins a sequence with given vectors, (P, C), of a model with a [prefix](crate::GptConfig::prefix): what it had is forgotten, and
+    /// it generates no more. They [wait](Batch::waiting) for the next [`step`](Batch::step).
+    ///
+    /// # Errors
+    /// [`Error::PrefixLength`] or [`Error::NoSequence`]: then all is as it was. If the backend fails: then the sequence is as new.
+    pub fn begin_with(&mut self, sequence: Sequence, vectors: &[B::Elem]) -> Result<(), Error<B::Error>> {
+        let slot = self.slot(sequence)?;
+        let begun = self.slots.begin_with(slot, vectors);
+        if !matches!(begun, Err(Error::PrefixLength { .. })) {
+            self.members[slot].left = 0;
+            self.logits_of(slot).fill(B::Elem::default());
+        }
+        begun
+    }
+
     /// Adds `tokens` to a sequence. They [wait](Batch::waiting) for the next [`step`](Batch::step), or for several if they are
     /// many. A window that overflows is cut as [`Decoder::feed`](super::Decoder::feed) cuts it.
     ///
@@ -157,6 +186,7 @@ impl<B: Backend> Batch<B> {
             return Err(Error::EmptyPrompt);
         }
         check_tokens(tokens, self.model().config().vocab_size)?;
+        self.slots.check_prefix(slot)?;
         let result = self.slots.append(slot, tokens);
         self.or_reset(result)
     }
@@ -181,7 +211,8 @@ impl<B: Backend> Batch<B> {
     ) -> Result<(), Error<B::Error>> {
         let slot = self.slot(sequence)?;
         config.validate()?;
-        if self.slots.window(slot).is_empty() {
+        self.slots.check_prefix(slot)?;
+        if self.slots.is_empty(slot) {
             return Err(Error::EmptyPrompt);
         }
         check_tokens(stop, self.model().config().vocab_size)?;

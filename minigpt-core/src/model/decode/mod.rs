@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::{Model, check_tokens};
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::memory::zeros;
+use crate::memory::{Dtype, zeros};
 use crate::plan::Plan;
 use crate::real::Real;
 use crate::sample::Sampler;
@@ -22,6 +22,9 @@ pub use batch::{Batch, Chosen, Sequence};
 /// Up to the context it sees them all. When a token arrives and the cache is full, the decoder starts again with the
 /// last half of the context, the new token among them: half of what it saw is forgotten at once, and the cost of
 /// filling the cache again is spread over the next half context of tokens.
+///
+/// Before the tokens of a model with a [prefix](crate::GptConfig::prefix) its given vectors stand, and stay: of the context the tokens
+/// have what these leave.
 ///
 /// A prompt that is [fed](Decoder::feed) at once costs one filling of the cache, however much of it is kept: of such a
 /// prompt the decoder sees as much as the context holds.
@@ -72,8 +75,59 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// If the cache and the activations do not fit in memory, or `prefill` is 0.
     pub fn new(model: &Model<B>, prefill: usize) -> Result<Self, Error<B::Error>> {
+        Self::with_cache(model, prefill, B::Elem::DTYPE)
+    }
+
+    /// As [`new`](Decoder::new), with a cache that stores keys and values as `cache`: the backend's number type, f16, or bf16. In 16
+    /// bits it is half as large, and so is what each token reads of it; keys and values are rounded to the nearest, and what
+    /// is beyond f16's 65504 becomes infinite there.
+    ///
+    /// ```
+    /// use minigpt_core::{Decoder, Dtype, GptConfig, Model, Reference};
+    /// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(5, 64) };
+    /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
+    /// let (mut exact, mut small) = (Decoder::new(&model, 4)?, Decoder::with_cache(&model, 4, Dtype::Bf16)?);
+    /// assert_eq!(small.plan().bytes.cache * 2, exact.plan().bytes.cache);
+    /// exact.feed(&[0, 1, 2])?;
+    /// small.feed(&[0, 1, 2])?;
+    /// assert!(exact.logits().iter().zip(small.logits()).all(|(a, b)| (a - b).abs() < 1e-3));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`new`](Decoder::new), or if `cache` is none of those.
+    pub fn with_cache(model: &Model<B>, prefill: usize, cache: Dtype) -> Result<Self, Error<B::Error>> {
         let logits = zeros("logits", model.config().vocab_size)?;
-        Ok(Decoder { slots: Slots::new(model, 1, prefill, false)?, pending: None, logits })
+        Ok(Decoder { slots: Slots::new(model, 1, prefill, cache, false)?, pending: None, logits })
+    }
+
+    /// Begins a text with given vectors in the place of tokens, (P, C), of a model with a
+    /// [prefix](crate::GptConfig::prefix): what was seen before is forgotten. The logits of the first token are there then. The
+    /// prefix stays where it is when the window is cut.
+    ///
+    /// ```
+    /// use minigpt_core::{Decoder, GptConfig, Model, Reference, SampleConfig, Sampler};
+    /// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, prefix: 2, ..GptConfig::new(5, 6) };
+    /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
+    /// let mut decoder = Decoder::new(&model, 4)?;
+    /// decoder.begin_with(&[0.1; 2 * 8])?;
+    /// let mut sampler = Sampler::new(SampleConfig::greedy(), 5)?;
+    /// let tokens: Vec<u32> = decoder.generate(&mut sampler).take(9).collect::<Result<_, _>>()?;
+    /// // The last one was not fed yet. The window is a part of the other eight, since the context has room for four.
+    /// assert!(tokens[..8].ends_with(decoder.window()) && decoder.window().len() <= 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::PrefixLength`], which leaves all as it was. If the backend fails: then it is as if [`reset`](Decoder::reset).
+    pub fn begin_with(&mut self, vectors: &[B::Elem]) -> Result<(), Error<B::Error>> {
+        let begun = self.slots.begin_with(0, vectors);
+        if !matches!(begun, Err(Error::PrefixLength { .. })) {
+            self.pending = None;
+        }
+        begun?;
+        let result = self.run();
+        self.or_reset(result)
     }
 
     /// The model that it was made for.
@@ -97,7 +151,7 @@ impl<B: Backend> Decoder<B> {
         self.slots.plan()
     }
 
-    /// Forgets all tokens.
+    /// Forgets all tokens, and given vectors.
     pub fn reset(&mut self) {
         self.slots.reset(0);
         self.pending = None;
@@ -119,6 +173,7 @@ impl<B: Backend> Decoder<B> {
             return Err(Error::EmptyPrompt);
         }
         check_tokens(tokens, self.model().config().vocab_size)?;
+        self.slots.check_prefix(0)?;
         if let Some(generated) = self.pending.take() {
             self.append(&[generated])?;
         }
@@ -127,6 +182,10 @@ impl<B: Backend> Decoder<B> {
 
     fn append(&mut self, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         let result = self.slots.append(0, tokens).and_then(|()| self.run());
+        self.or_reset(result)
+    }
+
+    fn or_reset(&mut self, result: Result<(), B::Error>) -> Result<(), Error<B::Error>> {
         if result.is_err() {
             self.reset();
         }
@@ -155,7 +214,7 @@ impl<B: Backend> Decoder<B> {
     /// What comes next, token by token, without end; `sampler` chooses, and its repetition penalty looks at the
     /// decoder's [recent](Decoder::recent) tokens.
     ///
-    /// The prompt must have been [fed](Decoder::feed). A token is fed when the one after it is asked for, so the last one
+    /// The prompt must have been [fed](Decoder::feed), or a text [begun](Decoder::begin_with) with given vectors. A token is fed when the one after it is asked for, so the last one
     /// costs no pass; whoever generates or feeds more later goes on from it.
     ///
     /// ```
@@ -200,7 +259,8 @@ impl<B: Backend> Generate<'_, B> {
         if let Some(last) = self.decoder.pending.take() {
             self.decoder.append(&[last])?;
         }
-        if self.decoder.window().is_empty() {
+        self.decoder.slots.check_prefix(0)?;
+        if self.decoder.slots.is_empty(0) {
             return Err(Error::EmptyPrompt);
         }
         let token =

@@ -3,12 +3,13 @@
 use alloc::vec::Vec;
 
 use super::window_length;
-use crate::backend::{Backend, Replay, submit};
+use crate::backend::{Backend, Replay, submit, write_elems};
+use crate::config::{GptConfig, Mask};
 use crate::error::Error;
 use crate::memory::{Buffer, Dtype, InvalidOp, zeros};
 use crate::model::{Model, Pass, Workspace, stage};
 use crate::op::SampleRow;
-use crate::plan::{LiveRows, Plan};
+use crate::plan::{LiveWords, Plan};
 use crate::real::Real;
 use crate::rng::Rng;
 use crate::sample::SampleConfig;
@@ -23,7 +24,9 @@ struct Text {
     /// Its latest tokens, of which the last `seen` are the window: at least a context of them, at most two.
     history: Vec<u32>,
     seen: usize,
-    /// How many of the window's positions are in the cache; the others wait for a pass.
+    /// How many given vectors stand before the window.
+    prefix: usize,
+    /// How many positions of prefix and window are in the cache; the others wait for a pass.
     cached: usize,
     /// How many of those that wait are yet to go through in this [`run`](Slots::run).
     due: usize,
@@ -45,9 +48,14 @@ impl Text {
         &self.history[self.history.len() - self.seen..]
     }
 
+    /// How many positions it has.
+    fn len(&self) -> usize {
+        self.prefix + self.seen
+    }
+
     /// How many rows wait.
     fn waiting(&self) -> usize {
-        self.seen - self.cached
+        self.len() - self.cached
     }
 
     /// How many of those that are due run at once, where a pass takes at most `most`. Pieces end at multiples of that: where a
@@ -58,16 +66,20 @@ impl Text {
 
     fn reset(&mut self) {
         self.history.clear();
-        (self.seen, self.cached, self.due, self.end, self.choice) = (0, 0, 0, 0, None);
+        (self.seen, self.prefix, self.cached, self.due, self.end, self.choice) = (0, 0, 0, 0, 0, None);
     }
 
-    /// Adds `tokens`, which wait then. Where the window has to be cut, all of it waits.
-    fn append(&mut self, tokens: &[u32], context: usize, ring: usize) {
+    /// Adds `tokens`, which wait then. Where the window has to be cut, all of it waits, and so does what sees the new ones.
+    fn append(&mut self, tokens: &[u32], config: &GptConfig, ring: usize) {
+        let context = config.context - self.prefix;
         // A window that is not full has all its tokens in the cache or waiting, so it counts on from its own length.
         let one_by_one = window_length(self.seen + tokens.len(), context);
         let length = one_by_one.max(tokens.len().min(context));
-        if length != self.seen + tokens.len() {
+        if config.mask == Mask::None {
             self.cached = 0;
+        } else if length != self.seen + tokens.len() {
+            // No prefix sees what comes behind it.
+            self.cached = self.cached.min(self.prefix);
         }
         self.seen = length;
         let kept = &tokens[tokens.len().saturating_sub(ring)..];
@@ -101,7 +113,7 @@ pub(super) struct Slots<B: Backend> {
     model: Model<B>,
     workspace: Workspace<B>,
     texts: Vec<Text>,
-    /// What a pass is told, as [`LiveRows`] has it.
+    /// What a pass is told, as [`LiveRows`](crate::plan::LiveRows) has it.
     words: Vec<u32>,
     staging: Vec<u8>,
     /// The slots whose logits a pass gives: first those for which the device chooses a token.
@@ -111,15 +123,20 @@ pub(super) struct Slots<B: Backend> {
 }
 
 impl<B: Backend> Slots<B> {
-    /// `count` slots, of which at most `rows` tokens run at once; the device may be asked to choose tokens if it `chooses`.
+    /// `count` slots, of which at most `rows` tokens run at once, and whose caches store numbers as `cache`; the device may be asked
+    /// to choose tokens if it `chooses`.
     pub(super) fn new(
         model: &Model<B>,
         count: usize,
         rows: usize,
+        cache: Dtype,
         chooses: bool,
     ) -> Result<Self, Error<B::Error>> {
-        let config = model.config();
-        let plan = Plan::decoding(config, B::Elem::DTYPE, count, rows)?;
+        let (config, elem) = (model.config(), B::Elem::DTYPE);
+        if cache != elem && !matches!(cache, Dtype::F16 | Dtype::Bf16) {
+            return Err(InvalidOp::Dtype { operand: "the cache", expected: elem, found: cache }.into());
+        }
+        let plan = Plan::decoding_with(config, elem, count, rows, cache)?;
         // As many tokens as the device keeps of each: twice the context.
         let ring = plan.tokens.len / count;
         let no_room = |len: usize, size: usize| {
@@ -131,7 +148,7 @@ impl<B: Backend> Slots<B> {
         for _ in 0..count {
             let mut history = Vec::new();
             history.try_reserve_exact(ring).map_err(no_room(ring, 4))?;
-            texts.push(Text { history, seen: 0, cached: 0, due: 0, end: 0, choice: None });
+            texts.push(Text { history, seen: 0, prefix: 0, cached: 0, due: 0, end: 0, choice: None });
         }
         let words = zeros("rows", plan.rows.len)?;
         let staging = zeros("rows", plan.rows.len.saturating_mul(4))?;
@@ -186,6 +203,36 @@ impl<B: Backend> Slots<B> {
         &mut self.texts[slot].choice
     }
 
+    /// Whether the text in `slot` has nothing to go on from.
+    pub(super) fn is_empty(&self, slot: usize) -> bool {
+        self.texts[slot].len() == 0
+    }
+
+    /// That the text in `slot` begins with given vectors, if the model's do.
+    pub(super) fn check_prefix(&self, slot: usize) -> Result<(), Error<B::Error>> {
+        let prefix = self.model.config().prefix;
+        if self.texts[slot].prefix == prefix { Ok(()) } else { Err(Error::NoPrefix { prefix }) }
+    }
+
+    /// The slot's text begins anew, with these `vectors`, which wait.
+    pub(super) fn begin_with(&mut self, slot: usize, vectors: &[B::Elem]) -> Result<(), Error<B::Error>> {
+        let GptConfig { prefix, d_model, .. } = *self.model.config();
+        let (found, expected) = (vectors.len(), prefix * d_model);
+        if found != expected {
+            return Err(Error::PrefixLength { found, expected });
+        }
+        self.reset(slot);
+        let (ring, buffers) = (self.ring(), self.workspace.buffers);
+        let all = self.workspace.plan.prefix.on(buffers.state, B::Elem::DTYPE);
+        // Looked up in the place of the given ones, until there is a token.
+        let stand_in = self.workspace.plan.tokens.on(buffers.state, Dtype::U32).slice(slot * ring, 1);
+        let mut backend = self.model.device().lock();
+        write_elems(&mut *backend, all.slice(slot * expected, expected), vectors).map_err(Error::Backend)?;
+        backend.write(stand_in, &[0; 4]).map_err(Error::Backend)?;
+        self.texts[slot].prefix = prefix;
+        Ok(())
+    }
+
     /// How many tokens the device keeps of each text, one behind the other in a ring.
     fn ring(&self) -> usize {
         self.workspace.plan.tokens.len / self.texts.len()
@@ -199,7 +246,7 @@ impl<B: Backend> Slots<B> {
     /// Adds `tokens` to the text in `slot`, where they wait for [`run`](Slots::run).
     pub(super) fn append(&mut self, slot: usize, tokens: &[u32]) -> Result<(), B::Error> {
         let rings = self.workspace.plan.tokens.on(self.workspace.buffers.state, Dtype::U32);
-        let (context, ring) = (self.model.config().context, self.ring());
+        let ring = self.ring();
         let mut rest = &tokens[tokens.len().saturating_sub(ring)..];
         let mut place = self.texts[slot].end;
         let mut backend = self.model.device().lock();
@@ -210,20 +257,20 @@ impl<B: Backend> Slots<B> {
             place = (place + piece.len()) % ring;
             rest = behind;
         }
-        self.texts[slot].append(tokens, context, ring);
+        self.texts[slot].append(tokens, self.model.config(), ring);
         Ok(())
     }
 
     /// Has the last position run once more, if nothing waits: its logits are wanted again.
     pub(super) fn run_again(&mut self, slot: usize) {
         let text = &mut self.texts[slot];
-        text.cached = text.cached.min(text.seen.saturating_sub(1));
+        text.cached = text.cached.min(text.len().saturating_sub(1));
     }
 
     /// Adds the token that the device chose, and has already.
     pub(super) fn adopt(&mut self, slot: usize, token: u32) {
-        let (context, ring) = (self.model.config().context, self.ring());
-        self.texts[slot].append(&[token], context, ring);
+        let ring = self.ring();
+        self.texts[slot].append(&[token], self.model.config(), ring);
     }
 
     /// Runs one piece of each text that has something waiting, pass by pass, and tells `take` what came of each text that is
@@ -242,7 +289,7 @@ impl<B: Backend> Slots<B> {
     /// Runs the listed rows, and has the device choose tokens where it is to.
     fn run_pass(&mut self, rows: usize) -> Result<(), B::Error> {
         let (plan, state) = (&self.workspace.plan, self.workspace.buffers.state);
-        let told = LiveRows::words(rows, plan.wanted(rows));
+        let told = LiveWords::new(&plan.config, rows).count(plan.wanted(rows));
         let words = plan.rows.on(state, Dtype::U32).first(told);
         let pass = Pass { time: rows, ..self.workspace.pass(&self.model) };
         let mut backend = self.model.device().lock();
@@ -311,24 +358,50 @@ impl<B: Backend> Slots<B> {
         let mut live = 0;
         pieces(&self.texts, most, |_, count| live += count);
         let rows = ROWS.into_iter().find(|&rows| rows >= live).unwrap_or(most).min(most);
-        let [places, slots, positions, wanted] = [0, 1, 2, 3].map(|list| 3 + list * rows);
+        let config = self.model.config();
+        let LiveWords { places, slots, positions, last, given, wanted } = LiveWords::new(config, rows);
         (live, self.choosing) = (0, 0);
         self.wanted.clear();
+        // The rows of all prefixes come first.
+        if config.prefix > 0 {
+            pieces(&self.texts, most, |slot, count| {
+                let text = &self.texts[slot];
+                for position in text.cached..(text.cached + count).min(text.prefix) {
+                    self.words[places + live] = (slot * ring) as u32;
+                    self.words[given + live] = (slot * config.prefix + position) as u32;
+                    self.words[slots + live] = slot as u32;
+                    self.words[positions + live] = position as u32;
+                    live += 1;
+                }
+            });
+            self.words[3] = live as u32;
+        }
         pieces(&self.texts, most, |slot, count| {
             let text = &self.texts[slot];
-            for position in text.cached..text.cached + count {
-                let place = (text.end + ring - (text.seen - position)) % ring;
+            for position in text.cached.max(text.prefix)..text.cached + count {
+                let place = (text.end + ring - (text.len() - position)) % ring;
                 self.words[places + live] = (slot * ring + place) as u32;
                 self.words[slots + live] = slot as u32;
                 self.words[positions + live] = position as u32;
                 live += 1;
             }
             if count == text.waiting() {
-                self.words[wanted + self.wanted.len()] = live as u32 - 1;
+                // The last of the live rows so far, unless those of the piece are all of its prefix.
+                let of_slot = |&row: &usize| self.words[slots + row] == slot as u32;
+                let row = (0..live).rev().find(of_slot).unwrap_or(0);
+                self.words[wanted + self.wanted.len()] = row as u32;
                 self.wanted.push(slot);
                 self.choosing += usize::from(text.choice.is_some());
             }
         });
+        if config.mask != Mask::Causal {
+            for row in 0..live {
+                let text = &self.texts[self.words[slots + row] as usize];
+                let both_ways = if config.mask == Mask::None { text.len() } else { text.prefix };
+                self.words[last + row] =
+                    self.words[positions + row].max((both_ways as u32).saturating_sub(1));
+            }
+        }
         self.words[..3].copy_from_slice(&[live as u32, self.wanted.len() as u32, self.choosing as u32]);
         for &slot in &self.words[slots..][..live] {
             let text = &mut self.texts[slot as usize];

@@ -59,7 +59,7 @@ impl<B: Backend> Trainer<B> {
         self.check_batch(inputs, targets, self.config.batch)?;
         let wanted = self.wanted_gradients(probe)?;
         let model = self.model.clone();
-        let batch = [self.config.batch, self.config.time];
+        let batch = [self.config.batch, self.workspace.plan.time];
         let before = self.pending;
         let mut observation = Observation::new(model.device(), model.config(), batch, &mut *probe, |sink| {
             self.emit_micro_step(sink, before == 0)

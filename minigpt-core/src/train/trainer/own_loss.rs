@@ -7,7 +7,7 @@ use super::sums::{from_bytes, grow, to_bytes};
 use super::{Trainer, check_length};
 use crate::backend::{Backend, submit};
 use crate::error::Error;
-use crate::model::{Flow, Gradients, Pass, check_tokens};
+use crate::model::{Flow, Gradients, HeadPiece, Pass, check_tokens};
 use crate::op::Sink;
 use crate::real::Real;
 use crate::train::program;
@@ -166,6 +166,7 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<(), LossError<Error<B::Error>, L>> {
         let rows = self.config.batch * self.config.time;
         check_length(inputs, rows).map_err(LossError::Step)?;
+        self.check_prefix().map_err(LossError::Step)?;
         check_tokens(inputs, self.model.config().vocab_size).map_err(LossError::Step)?;
         self.make_room_for_logits().map_err(LossError::Step)?;
         // Also a loss that panics has dropped the step.
@@ -196,7 +197,8 @@ impl<B: Backend> Trainer<B> {
         if goes_on {
             sums = self.loss_and_targets().map_err(failed)?;
         }
-        let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward };
+        let d_prefix = (self.model.config().prefix > 0).then(|| self.d_prefix());
+        let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward, d_prefix };
         let whole = Pass { dropout: true, batch: self.config.batch, ..self.workspace.pass(&self.model) };
         // The device is free while the loss runs, which may use it.
         let run = |emit: &dyn Fn(&mut Sink<'_>) -> Flow| {
@@ -206,18 +208,19 @@ impl<B: Backend> Trainer<B> {
             if !goes_on {
                 self.emit_begin(sink)?;
             }
-            program::next_draw(sink, self.workspace.counters())
+            program::next_draw(sink, self.workspace.counters())?;
+            program::clear_prefix(sink, &gradients)
         })?;
         let (vocab, time, mut targets) = (self.model.config().vocab_size, self.config.time, 0.0);
         for (before, batch) in whole.pieces(whole.batch, whole.plan.batch) {
             let slice = Pass { batch, before, ..whole };
             run(&|sink| {
                 slice.forward(sink)?;
-                slice.before_head(sink)
+                slice.before_head(sink, Some(&gradients))
             })?;
-            for (first, rows) in slice.head_pieces() {
+            for HeadPiece { row, token, rows } in slice.head_pieces() {
                 let (span, numbers) = (slice.piece_logits(rows), rows * vocab);
-                run(&|sink| slice.head_forward(sink, first, rows, span))?;
+                run(&|sink| slice.head_forward(sink, row, rows, span))?;
                 let bytes = &mut self.exchange[..numbers * size_of::<B::Elem>()];
                 let (logits, d_logits) =
                     (&mut self.host.logits[..numbers], &mut self.host.d_logits[..numbers]);
@@ -225,8 +228,8 @@ impl<B: Backend> Trainer<B> {
                 from_bytes(logits, bytes);
                 d_logits.fill(B::Elem::default());
 
-                let first_of_batch = before * time + first;
-                let piece = Piece { first: first_of_batch, time, vocab, logits, d_logits: &mut *d_logits };
+                let first = before * time + token;
+                let piece = Piece { first, time, vocab, logits, d_logits: &mut *d_logits };
                 let found = loss(piece).map_err(LossError::Loss)?;
                 sums[0] += B::Elem::from_f64(found.loss);
                 sums[1] += B::Elem::from_f64(found.targets);
@@ -234,7 +237,7 @@ impl<B: Backend> Trainer<B> {
 
                 to_bytes(d_logits, bytes);
                 self.model.device().lock().write(span, bytes).map_err(failed)?;
-                run(&|sink| slice.head_backward(sink, first, rows, span, &gradients))?;
+                run(&|sink| slice.head_backward(sink, row, rows, span, &gradients))?;
             }
             run(&|sink| slice.backward(sink, &gradients))?;
         }
