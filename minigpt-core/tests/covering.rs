@@ -3,12 +3,10 @@
 
 #[path = "support/configs.rs"]
 mod configs;
-#[path = "support/prefixed.rs"]
-mod prefixed;
 
 use std::collections::BTreeSet;
 
-use configs::{covering_set, whole_set};
+use configs::{covering_set, given, length, whole_set};
 use minigpt_core::model::Extras;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
@@ -146,10 +144,10 @@ const BATCH: usize = 2;
 /// Step `number`, of two sequences of whole contexts.
 fn step(trainer: &mut Trainer<Reference<f64>>, number: u64) {
     let config = trainer.model().config().clone();
-    let count = BATCH * (config.context - config.prefix);
-    let prefix = prefixed::draw(&config, BATCH, number);
+    let count = BATCH * length(&config);
     let [inputs, targets] = [2 * number, 2 * number + 1].map(|seed| tokens(&config, count, seed));
-    prefixed::micro_step(trainer, &prefix, &inputs, &targets);
+    trainer.set_prefix(&given(&config, BATCH, number)).unwrap();
+    trainer.micro_step(&inputs, &targets).unwrap();
     trainer.finish_step().unwrap();
 }
 
@@ -163,7 +161,7 @@ fn written<B: Backend>(trainer: &Trainer<B>) -> Vec<u8> {
 fn what_is_saved_and_loaded_has_the_same_bits_and_goes_on_with_the_same() {
     for (seed, config) in (0..).zip(covering_set()) {
         let model = model(&config, seed);
-        let settings = TrainConfig { batch: BATCH, time: config.context, ..TrainConfig::constant(1e-2) };
+        let settings = TrainConfig { batch: BATCH, time: length(&config), ..TrainConfig::constant(1e-2) };
         let mut trainer = Trainer::new(&model, settings).unwrap();
         (0..2).for_each(|number| step(&mut trainer, number));
         let file = written(&trainer);
@@ -171,9 +169,9 @@ fn what_is_saved_and_loaded_has_the_same_bits_and_goes_on_with_the_same() {
         let checkpoint = Checkpoint::open_verified(&file).unwrap();
         assert_eq!(checkpoint.config(), &config);
         let loaded = Model::load(Reference::<f64>::new(), &checkpoint).unwrap();
-        let inputs = tokens(&config, config.context - config.prefix, seed);
-        let prefix = prefixed::draw(&config, 1, seed);
-        let logits = |model| prefixed::logits(model, &prefix, &inputs, 1);
+        let inputs = tokens(&config, length(&config), seed);
+        let prefix = given(&config, 1, seed);
+        let logits = |model: &Model<_>| model.logits_with(&prefix, &inputs, 1, inputs.len()).unwrap();
         assert!(logits(&loaded) == logits(&model), "{config:?}");
 
         let mut resumed = Trainer::resume(Reference::<f64>::new(), &checkpoint).unwrap();
@@ -190,11 +188,12 @@ fn what_is_saved_and_loaded_has_the_same_bits_and_goes_on_with_the_same() {
 fn decoding_from_the_cache_gives_what_a_full_pass_gives() {
     for (seed, config) in (0..).zip(covering_set()) {
         let (model, vocab) = (model(&config, seed), config.vocab_size);
-        let prefix: Vec<f64> = prefixed::draw(&config, 1, seed);
-        let room = config.context - config.prefix;
+        let (prefix, room) = (given(&config, 1, seed), length(&config));
         let text = tokens(&config, 35, seed);
         let mut decoder = Decoder::new(&model, 4).unwrap();
-        prefixed::begin(&mut decoder, &prefix);
+        if config.prefix > 0 {
+            decoder.begin_with(&prefix).unwrap();
+        }
         let mut fed = 0;
         // One by one past the context, several at once, and more than the context holds.
         for piece in [1; 9].into_iter().chain([3, 1, 2, 1, 1, room + 1, 1, room, 1]) {
@@ -203,7 +202,7 @@ fn decoding_from_the_cache_gives_what_a_full_pass_gives() {
             let window = decoder.window();
             assert!(window.len() >= piece.min(room) && window.len() <= room, "{config:?}");
             assert!(text[..fed].ends_with(window), "{config:?}");
-            let full = prefixed::logits(&model, &prefix, window, 1);
+            let full = model.logits_with(&prefix, window, 1, window.len()).unwrap();
             let expected = &full[full.len() - vocab..];
             let scale = expected.iter().fold(1.0, |most: f64, logit| most.max(logit.abs()));
             for (found, expected) in decoder.logits().iter().zip(expected) {

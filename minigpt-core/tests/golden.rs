@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use load::{Golden, Tensor};
 use minigpt_core::op::IGNORE;
-use minigpt_core::{Activation, Bias, Dtype, Plan, Position, Reference};
+use minigpt_core::{Activation, Bias, Decoder, Dtype, GptConfig, Mask, Plan, Position, Reference};
 
 /// The values of every variant of a GPT-2, as text.
 fn variants(golden: &Golden) -> [String; 7] {
@@ -152,12 +152,13 @@ fn the_goldens_are_consistent_in_themselves() {
 
         // The loss from the logits: mean of ln sum exp - logit of the target.
         let (mut sum, mut count) = (0.0, 0.0);
-        // Those of a prefix have no targets.
-        let (text, prefix) = (time - config.prefix, config.prefix * vocab);
-        let rows =
-            logits.values.chunks_exact(time * vocab).flat_map(|rows| rows[prefix..].chunks_exact(vocab));
-        assert!(golden.tokens.iter().chain(&golden.targets).all(|ids| ids.len() == batch * text), "{name}");
-        for (row, &target) in rows.zip(&golden.targets[0]) {
+        // Given vectors have no targets.
+        let expected = golden.expected_logits();
+        assert!(
+            golden.tokens.iter().chain(&golden.targets).all(|ids| ids.len() == batch * golden.length()),
+            "{name}"
+        );
+        for (row, &target) in expected.chunks_exact(vocab).zip(&golden.targets[0]) {
             if target == IGNORE {
                 continue;
             }
@@ -204,8 +205,30 @@ fn agree_all(
 fn logits_equal_pytorchs() {
     for golden in load::runnable() {
         let model = golden.model(Reference::<f64>::new());
-        agree(&golden.name, &golden.logits(&model), &golden.logits.values);
+        agree(&golden.name, &golden.logits(&model), &golden.expected_logits());
     }
+}
+
+#[test]
+fn what_follows_a_prefix_has_pytorchs_logits_before_there_is_a_token() {
+    let mut compared = 0;
+    for golden in load::runnable() {
+        let GptConfig { prefix, d_model, vocab_size, mask, .. } = golden.config;
+        // Without a mask, PyTorch's prefix sees what follows.
+        if prefix == 0 || mask == Mask::None {
+            continue;
+        }
+        let model = golden.model(Reference::<f64>::new());
+        let mut decoder = Decoder::new(&model, 4).unwrap();
+        for (b, vectors) in golden.prefixes[0].chunks(prefix * d_model).enumerate() {
+            decoder.begin_with(vectors).unwrap();
+            let row = b * golden.time + prefix - 1;
+            let expected = &golden.logits.values[row * vocab_size..][..vocab_size];
+            agree(&golden.name, decoder.logits(), expected);
+            compared += 1;
+        }
+    }
+    assert!(compared >= 4, "{compared}");
 }
 
 #[test]
@@ -219,7 +242,7 @@ fn the_loss_and_every_gradient_equal_pytorchs() {
         assert_eq!(metrics.tokens, count as u64, "{}", golden.name);
         agree_all(&golden, "gradient of", &golden.grads, |name| trainer.gradient(name).unwrap().unwrap());
         if let Some(expected) = &golden.prefix_grad {
-            let found = golden.gradient_of_prefix(&mut trainer);
+            let found = trainer.prefix_gradient().unwrap();
             agree(&format!("{}: gradient of the prefix", golden.name), &found, &expected.values);
         }
     }

@@ -3,10 +3,8 @@
 
 #[path = "support/configs.rs"]
 mod configs;
-#[path = "support/prefixed.rs"]
-mod prefixed;
 
-use configs::covering_set;
+use configs::{covering_set, given, length};
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{GptConfig, Model, Reference, TrainConfig, Trainer};
 
@@ -48,11 +46,11 @@ impl Case {
                 (tensor.name.clone(), (0..tensor.region.len).map(|_| centre + 0.3 * rng.normal()).collect())
             })
             .collect();
-        let tokens = BATCH * (config.context - config.prefix);
+        let tokens = BATCH * length(&config);
         let mut draw = || (0..tokens).map(|_| rng.below(config.vocab_size as u64) as u32).collect::<Vec<_>>();
         let (inputs, mut targets) = (draw(), draw());
         targets[1] = minigpt_core::op::IGNORE;
-        let prefix = prefixed::draw(&config, BATCH, seed);
+        let prefix = given(&config, BATCH, seed);
         Case { config, parameters, prefix, inputs, targets }
     }
 
@@ -62,9 +60,10 @@ impl Case {
         for (name, values) in &self.parameters {
             assert!(model.set_parameter(name, values).unwrap());
         }
-        let settings = TrainConfig { batch: BATCH, time: self.config.context, ..TrainConfig::constant(0.0) };
+        let settings = TrainConfig { batch: BATCH, time: length(&self.config), ..TrainConfig::constant(0.0) };
         let mut trainer = Trainer::new(&model, settings).unwrap();
-        prefixed::micro_step(&mut trainer, &self.prefix, &self.inputs, &self.targets);
+        trainer.set_prefix(&self.prefix).unwrap();
+        trainer.micro_step(&self.inputs, &self.targets).unwrap();
         trainer
     }
 
@@ -96,7 +95,7 @@ impl Case {
         };
         let mut gradients: Vec<_> = self.parameters.iter().map(of).collect();
         if !self.prefix.is_empty() {
-            gradients.push(("prefix".to_string(), prefixed::gradient(&mut trainer)));
+            gradients.push(("prefix".to_string(), trainer.prefix_gradient().unwrap()));
         }
         gradients
     }

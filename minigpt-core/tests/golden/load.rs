@@ -14,8 +14,6 @@ use serde_json::Value;
 
 #[path = "../support/not_there_yet.rs"]
 mod not_there_yet;
-#[path = "../support/prefixed.rs"]
-mod prefixed;
 
 /// A tensor of a golden file; f32 values are widened exactly.
 pub(crate) struct Tensor {
@@ -199,7 +197,7 @@ impl Golden {
         let Training { learning_rate, beta1, beta2, eps, weight_decay, clip, .. } = self.training;
         let config = TrainConfig {
             batch,
-            time: self.time,
+            time: self.length(),
             accumulation: self.batch / batch,
             clip,
             beta1,
@@ -211,28 +209,37 @@ impl Golden {
         Trainer::new(&self.model(backend), config).unwrap()
     }
 
-    /// The logits (B, T, V) of the first batch.
+    /// How many tokens a sequence has.
+    pub(crate) fn length(&self) -> usize {
+        self.time - self.config.prefix
+    }
+
+    /// What `model` gives for the logits of the first batch's tokens, (B, T - P, V).
     pub(crate) fn logits<B: Backend>(&self, model: &Model<B>) -> Vec<B::Elem> {
-        prefixed::logits(model, &elements::<B>(&self.prefixes[0]), &self.tokens[0], self.batch)
+        let prefix = elements::<B>(&self.prefixes[0]);
+        model.logits_with(&prefix, &self.tokens[0], self.batch, self.length()).unwrap()
+    }
+
+    /// What PyTorch gives for them.
+    pub(crate) fn expected_logits(&self) -> Vec<f64> {
+        let (vocab, prefix) = (self.config.vocab_size, self.config.prefix);
+        let sequences = self.logits.values.chunks_exact(self.time * vocab);
+        sequences.flat_map(|rows| &rows[prefix * vocab..]).copied().collect()
     }
 
     /// Step `i` of the golden training, in as many micro-batches as `trainer` was made for.
     pub(crate) fn step<B: Backend>(&self, trainer: &mut Trainer<B>, i: usize) {
         let batch = i % self.tokens.len();
         let sequences = trainer.config().batch;
-        let size = sequences * (self.time - self.config.prefix);
+        let size = sequences * self.length();
         let (tokens, targets) = (self.tokens[batch].chunks(size), self.targets[batch].chunks(size));
         for (part, (tokens, targets)) in tokens.zip(targets).enumerate() {
             let size = sequences * self.config.prefix * self.config.d_model;
             let prefix = elements::<B>(&self.prefixes[batch][part * size..][..size]);
-            prefixed::micro_step(trainer, &prefix, tokens, targets);
+            trainer.set_prefix(&prefix).unwrap();
+            trainer.micro_step(tokens, targets).unwrap();
         }
         trainer.finish_step().unwrap();
-    }
-
-    /// The gradient of the prefix in `trainer`'s last micro-step.
-    pub(crate) fn gradient_of_prefix<B: Backend>(&self, trainer: &mut Trainer<B>) -> Vec<B::Elem> {
-        prefixed::gradient(trainer)
     }
 }
 

@@ -4,9 +4,11 @@
 use minigpt_core::op::{IGNORE, Step};
 use minigpt_core::probe::{Recording, TensorKind};
 use minigpt_core::reference::activation::activate;
-use minigpt_core::{Backend, GptConfig, NormPlace, Op, Reference, ReferenceError, TrainConfig, Trainer};
+use minigpt_core::{
+    Backend, GptConfig, Mask, NormPlace, Op, Reference, ReferenceError, TrainConfig, Trainer,
+};
 
-use super::configs::covering_set;
+use super::configs::{covering_set, given, length};
 use super::{BATCH, model, tokens};
 use TensorKind::*;
 
@@ -55,7 +57,7 @@ struct Case {
 
 impl Case {
     fn new(config: GptConfig, seed: u64) -> Self {
-        let count = BATCH * config.context;
+        let count = BATCH * length(&config);
         let mut targets = tokens(&config, count, seed + 100);
         targets[1] = IGNORE;
         Case { inputs: tokens(&config, count, seed), targets, seed, config }
@@ -64,8 +66,10 @@ impl Case {
     /// Always fresh, so that dropout masks are the same.
     fn trainer(&self, nudge: Option<Nudge>) -> Trainer<Nudging> {
         let backend = Nudging { inner: Reference::new(), ran: 0, nudge };
-        let settings = TrainConfig { batch: BATCH, time: self.config.context, ..TrainConfig::constant(0.0) };
-        Trainer::new(&model(backend, &self.config, self.seed), settings).unwrap()
+        let settings = TrainConfig { batch: BATCH, time: length(&self.config), ..TrainConfig::constant(0.0) };
+        let mut trainer = Trainer::new(&model(backend, &self.config, self.seed), settings).unwrap();
+        trainer.set_prefix(&given(&self.config, BATCH, self.seed)).unwrap();
+        trainer
     }
 
     fn loss(&self, nudge: Nudge) -> f64 {
@@ -75,7 +79,8 @@ impl Case {
         trainer.metrics().unwrap().loss * (self.inputs.len() - 1) as f64
     }
 
-    /// The operand that a forward step writes, and the kinds that it is: thirds of a row of 3C, or each all of it.
+    /// The operand that a forward step writes, and the kinds that it is: parts of a row of queries, keys and values, or each
+    /// all of it.
     fn written(&self, step: &Step) -> Option<(&'static str, Vec<TensorKind>)> {
         let (post, rotary) = (self.config.norm_place == NormPlace::Post, self.config.position.is_rotary());
         Some(match (step.name.part, &step.op) {
@@ -86,7 +91,7 @@ impl Case {
                 ("y", vec![QueryBeforeRotary, KeyBeforeRotary, Value])
             }
             ("attention.qkv", Op::LinearForward(_)) => ("y", vec![Query, Key, Value]),
-            ("attention.rotary", Op::Rotary(op)) if !op.inverse => ("qkv", vec![Query, Key, Value]),
+            ("attention.rotary", Op::Rotary(op)) if !op.inverse => ("x", vec![Query, Key, Value]),
             ("attention", Op::AttentionForward(_)) => ("out", vec![Attended]),
             ("attention.out", Op::LinearForward(_)) if post => ("y", vec![AttentionOutput, AttentionSum]),
             ("attention.out", Op::LinearForward(_)) => ("y", vec![AttentionOutput, ResidualMiddle]),
@@ -94,7 +99,10 @@ impl Case {
                 ("y", vec![FeedForwardNorm, ResidualOutput])
             }
             ("feed_forward.norm", Op::LayerNormForward(_)) => ("y", vec![FeedForwardNorm]),
-            ("feed_forward.up", Op::LinearForward(_)) => ("y", vec![Activation]),
+            ("feed_forward.up", Op::LinearForward(_)) if self.config.gated => ("y", vec![PreActivation]),
+            ("feed_forward.up", Op::LinearForward(_)) | ("feed_forward.gate", Op::GateForward(_)) => {
+                ("y", vec![Activation])
+            }
             ("feed_forward.down", Op::LinearForward(_)) if post => {
                 ("y", vec![FeedForwardOutput, FeedForwardSum])
             }
@@ -107,9 +115,17 @@ impl Case {
 
     /// The kinds with the place in each of element number `element` of the operand.
     fn places(&self, kinds: &[TensorKind], element: usize) -> Vec<(TensorKind, usize)> {
-        let c = self.config.d_model;
-        match kinds {
-            [_, _, _] => vec![(kinds[element / c % 3], element / (3 * c) * c + element % c)],
+        let (queries, keys) = (self.config.d_attention(), self.config.kv_heads() * self.config.d_head());
+        let (row, column) = (element / self.config.d_qkv(), element % self.config.d_qkv());
+        match *kinds {
+            [query, _, _] if column < queries => vec![(query, row * queries + column)],
+            [_, key, value] => {
+                let (kind, column) = match column - queries {
+                    column if column < keys => (key, column),
+                    column => (value, column - keys),
+                };
+                vec![(kind, row * keys + column)]
+            }
             _ => kinds.iter().map(|kind| (*kind, element)).collect(),
         }
     }
@@ -118,7 +134,9 @@ impl Case {
 #[test]
 fn the_gradient_of_every_tensor_matches_finite_differences() {
     for (i, config) in covering_set().into_iter().enumerate() {
-        let case = Case::new(config, i as u64);
+        // With a prefix, several ops write one tensor.
+        let mask = if config.mask == Mask::Prefix { Mask::Causal } else { config.mask };
+        let case = Case::new(GptConfig { prefix: 0, mask, ..config }, i as u64);
         let mut seen = Recording::of(|at| at.gradient);
         let mut trainer = case.trainer(None);
         trainer.observe_micro_step(&case.inputs, &case.targets, &mut seen).unwrap();
@@ -176,10 +194,15 @@ fn the_gradient_of_what_an_activation_reads_is_that_of_its_result_times_its_slop
                 for i in 0..d_ff {
                     let up = if case.config.gated { x[d_ff + i] } else { 1.0 };
                     let expected = d_y[i] * up * slope(x[i]);
-                    assert!((found[i] - expected).abs() < 1e-8, "{} {expected}", found[i]);
+                    let close = |found: f64, expected: f64| {
+                        assert!(
+                            (found - expected).abs() < 1e-8 * (1.0 + expected.abs()),
+                            "{found} {expected}"
+                        );
+                    };
+                    close(found[i], expected);
                     if case.config.gated {
-                        let expected = d_y[i] * f(x[i]);
-                        assert!((found[d_ff + i] - expected).abs() < 1e-8, "{} {expected}", found[d_ff + i]);
+                        close(found[d_ff + i], d_y[i] * f(x[i]));
                     }
                 }
             }

@@ -4,7 +4,7 @@ use minigpt_core::probe::{Point, Probe, Recording, TensorKind};
 use minigpt_core::reference::activation::activate;
 use minigpt_core::{GptConfig, InvalidOp, Mask, Model, Norm, NormPlace, Pairing, Position, Reference};
 
-use super::configs::covering_set;
+use super::configs::{covering_set, given, length};
 use super::{BATCH, model, tokens};
 use TensorKind::*;
 
@@ -27,6 +27,7 @@ struct Pass<'m, W> {
     config: &'m GptConfig,
     model: &'m Model<Reference<f64>>,
     seen: Recording<f64, W>,
+    prefix: Vec<f64>,
     tokens: Vec<u32>,
 }
 
@@ -98,8 +99,13 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
             _ => 0.0,
         };
         let mut expected = Vec::new();
-        for (n, token) in self.tokens.iter().enumerate() {
-            expected.extend((0..c).map(|i| table[*token as usize * c + i] + position(n % time, i)));
+        let (given, length) = (self.config.prefix, length(self.config));
+        for (n, t) in (0..BATCH * time).map(|row| (row / time, row % time)) {
+            let row = match t.checked_sub(given) {
+                Some(t) => &table[self.tokens[n * length + t] as usize * c..][..c],
+                None => &self.prefix[(n * given + t) * c..][..c],
+            };
+            expected.extend((0..c).map(|i| row[i] + position(t, i)));
         }
         close(self.get(None, Embedding), &expected, "embedding");
     }
@@ -214,13 +220,16 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
     }
 
     fn head(&self, mut last: Vec<f64>) {
-        let (c, v, time) = (self.config.d_model, self.config.vocab_size, self.config.context);
+        let (c, v, time) = (self.config.d_model, self.config.vocab_size, length(self.config));
         if self.config.norm_place == NormPlace::Pre {
             last = self.norm(&last, "ln_f");
             close(self.get(None, FinalNorm), &last, "final norm");
         }
         let head = if self.config.tied_embeddings { "wte" } else { "lm_head" };
-        let logits = self.linear(&last, head, c);
+        // Given vectors have none.
+        let rows =
+            last.chunks(self.config.context * c).flat_map(|rows| rows[self.config.prefix * c..].to_vec());
+        let logits = self.linear(&rows.collect::<Vec<_>>(), head, c);
         close(self.get(None, Logits), &logits, "logits");
         let mut losses = Vec::new();
         for (n, logits) in logits.chunks(v).enumerate() {
@@ -236,16 +245,17 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
 fn every_tensor_is_what_the_formulas_make_of_those_before_it() {
     for (i, config) in covering_set().into_iter().enumerate() {
         let model = model(Reference::<f64>::new(), &config, i as u64);
-        let tokens = tokens(&config, BATCH * config.context, i as u64);
+        let time = length(&config);
+        let (tokens, prefix) = (tokens(&config, BATCH * time, i as u64), given(&config, BATCH, i as u64));
         let mut seen = Recording::of(|_| true);
-        let logits = model.observe(&tokens, BATCH, config.context, &mut seen).unwrap();
-        assert_eq!(logits, model.logits(&tokens, BATCH, config.context).unwrap());
+        let logits = model.observe_with(&prefix, &tokens, BATCH, time, &mut seen).unwrap();
+        assert_eq!(logits, model.logits_with(&prefix, &tokens, BATCH, time).unwrap());
         assert_eq!(seen.value(None, Logits), Some(&logits[..]));
         for (at, values) in seen.iter() {
             assert_eq!(at.count(), values.len(), "{at}");
             assert!(!at.gradient, "{at}");
         }
-        let pass = Pass { config: &config, model: &model, seen, tokens };
+        let pass = Pass { config: &config, model: &model, seen, prefix, tokens };
         pass.embedding();
         let mut last = Vec::new();
         for layer in 0..config.layers {

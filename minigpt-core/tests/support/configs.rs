@@ -7,7 +7,9 @@ mod not_there_yet;
 use std::ops::Range;
 
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Activation, AttentionScale, Bias, GptConfig, Mask, Norm, NormPlace, Pairing, Position};
+use minigpt_core::{
+    Activation, AttentionScale, Bias, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Real,
+};
 
 /// How many values each field has, in the order of `config`.
 const VALUES: [usize; 19] = [5, 3, 2, 2, 3, 2, 3, 2, 2, 5, 2, 2, 2, 2, 3, 2, 2, 2, 2];
@@ -132,4 +134,15 @@ pub(crate) fn whole_set() -> Vec<GptConfig> {
 /// The set that the tests run.
 pub(crate) fn covering_set() -> Vec<GptConfig> {
     whole_set().into_iter().map(not_there_yet::as_far_as_there).collect()
+}
+
+/// How many tokens a sequence has that fills the context.
+pub(crate) fn length(config: &GptConfig) -> usize {
+    config.context - config.prefix
+}
+
+/// Vectors (B, P, C) to stand before the tokens of so many sequences.
+pub(crate) fn given<R: Real>(config: &GptConfig, sequences: usize, seed: u64) -> Vec<R> {
+    let mut rng = Rng::new(seed, Stream::User);
+    (0..sequences * config.prefix * config.d_model).map(|_| R::from_f64(0.5 * rng.normal())).collect()
 }
