@@ -81,32 +81,42 @@ impl Probe<f32> for All {
     }
 }
 
+/// Shows each tensor once and whole, however the batch goes through the model.
+fn is_shown_whole(config: &GptConfig) {
+    let batch = SEQUENCES * length(config);
+    let (inputs, targets) = (tokens(config, batch, 1), tokens(config, batch, 2));
+    let seen = |recompute, rows| {
+        let mut all = All::default();
+        let mut trainer = trainer(config, recompute, rows);
+        trainer.observe_micro_step(&inputs, &targets, &mut all).unwrap();
+        // What comes in pieces is there when its last one is.
+        all.seen.sort_by_key(|(at, _)| all.asked.iter().position(|asked| asked == at));
+        let shown: Vec<Point> = all.seen.iter().map(|(at, _)| *at).collect();
+        let missing = all.asked.iter().find(|at| !shown.contains(at));
+        assert!(missing.is_none(), "{missing:?} is not shown, {config:?}");
+        (trainer.plan().batch, all.seen)
+    };
+    let (at_once, whole) = seen(Recompute::Nothing, usize::MAX);
+    assert_eq!(at_once, SEQUENCES);
+    for (at, values) in &whole {
+        assert_eq!(at.count(), values.len(), "{at}");
+    }
+    for recompute in ALL {
+        assert!(seen(recompute, usize::MAX).1 == whole, "{recompute:?}, {config:?}");
+        let (at_once, slices) = seen(recompute, 2 * config.context);
+        assert_eq!(at_once, 2);
+        assert!(slices == whole, "slices, {recompute:?}, {config:?}");
+    }
+}
+
 #[test]
 fn slices_are_joined_and_recomputation_is_not_shown() {
-    for config in covering_set() {
-        let batch = SEQUENCES * length(&config);
-        let (inputs, targets) = (tokens(&config, batch, 1), tokens(&config, batch, 2));
-        let seen = |recompute, rows| {
-            let mut all = All::default();
-            let mut trainer = trainer(&config, recompute, rows);
-            trainer.observe_micro_step(&inputs, &targets, &mut all).unwrap();
-            assert_eq!(all.seen.len(), all.asked.len());
-            // What comes in pieces is there when its last one is.
-            all.seen.sort_by_key(|(at, _)| all.asked.iter().position(|asked| asked == at));
-            (trainer.plan().batch, all.seen)
-        };
-        let (at_once, whole) = seen(Recompute::Nothing, usize::MAX);
-        assert_eq!(at_once, SEQUENCES);
-        for (at, values) in &whole {
-            assert_eq!(at.count(), values.len(), "{at}");
-        }
-        for recompute in ALL {
-            assert!(seen(recompute, usize::MAX).1 == whole, "{recompute:?}, {config:?}");
-            let (at_once, slices) = seen(recompute, 2 * config.context);
-            assert_eq!(at_once, 2);
-            assert!(slices == whole, "slices, {recompute:?}, {config:?}");
-        }
-    }
+    covering_set().iter().filter(|config| config.prefix == 0).for_each(is_shown_whole);
+}
+
+#[test]
+fn slices_with_given_vectors_are_joined_too() {
+    covering_set().iter().filter(|config| config.prefix > 0).for_each(is_shown_whole);
 }
 
 #[test]
