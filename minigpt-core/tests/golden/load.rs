@@ -340,7 +340,6 @@ fn config(metadata: &Value) -> GptConfig {
         dropout: parsed(metadata, "dropout"),
         tied_embeddings: parsed(metadata, "tied_embeddings"),
         norm_eps: parsed(metadata, "norm_eps"),
-        ..GptConfig::new(1, 1)
     }
 }
 
