@@ -109,14 +109,8 @@ fn every_kind_of_config() -> Vec<GptConfig> {
 #[test]
 fn every_kind_of_config_comes_back() {
     let configs = every_kind_of_config();
-    let mut there = 0;
     for config in &configs {
         let by_hand = header(2, &[(b"CONF", 1, by_hand::conf(config)), (b"TENS", 1, varint(0))]);
-        if let Err(ConfigError::NotYet { field }) = config.validate() {
-            assert_eq!(fault(&by_hand), Fault::Config(ConfigError::NotYet { field }));
-            continue;
-        }
-        there += 1;
         let file = bare(config);
         assert!(file == by_hand, "{config:?} is written otherwise than the prose says");
         let checkpoint = Checkpoint::open_verified(&file).unwrap();
@@ -126,9 +120,6 @@ fn every_kind_of_config_comes_back() {
         assert!(checkpoint.metadata().is_empty());
         assert_eq!(checkpoint.tensors().len(), 0);
     }
-    // Those that no pass is written for.
-    const NOT_THERE: usize = 26;
-    assert_eq!(there, configs.len() - NOT_THERE);
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod support;
 use minigpt_core::checkpoint::{self, Contents, Fault, Limits, Stream, TensorSpec, VERSION};
 use minigpt_core::model::Extras;
 use minigpt_core::{Backend, Checkpoint, Dtype, Import, Model, Real, Reference};
-use models::{Golden, TOKENS, is_there};
+use models::Golden;
 use support::{conf, header, varint};
 
 /// The files of a version as they are kept, by name.
@@ -38,7 +38,7 @@ const VERSION_2: Files = files!(
 );
 
 /// The CRC-32 of the logits of each golden model.
-const LOGITS: [(&str, u32); 8] = [
+const LOGITS: [(&str, u32); 9] = [
     ("chars", 0x0c5c_0614),
     ("bytes", 0x6f7c_b370),
     ("f64", 0xd038_078c),
@@ -47,6 +47,7 @@ const LOGITS: [(&str, u32); 8] = [
     ("q8_0", 0x5844_95e5),
     ("q4_0", 0x0a5d_b72b),
     ("wide", 0),
+    ("prefix", 0),
 ];
 
 fn find(files: Files, name: &str) -> &'static [u8] {
@@ -56,8 +57,7 @@ fn find(files: Files, name: &str) -> &'static [u8] {
 /// The golden models of a version, and their files.
 fn goldens(files: Files) -> impl Iterator<Item = (Golden, &'static [u8])> {
     let all = models::goldens().into_iter().chain(models::wide_goldens());
-    let there = all.filter(|golden| is_there(&golden.config));
-    there.filter_map(move |golden| {
+    all.filter_map(move |golden| {
         let file = files.iter().find(|(name, _)| *name == golden.name)?.1;
         Some((golden, file))
     })
@@ -80,10 +80,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
     files.push(("optional_section", with(2, 0)));
     files.push(("required_section", with(2, 1)));
     files.push(("newer_version", with(u32::MAX, 0)));
-    files.extend(models::wide_goldens().iter().map(|golden| {
-        let there = is_there(&golden.config);
-        (golden.name, if there { golden.write() } else { by_hand_of(golden) })
-    }));
+    files.extend(models::wide_goldens().iter().map(|golden| (golden.name, golden.write())));
     files
 }
 
@@ -122,7 +119,7 @@ fn every_golden_file_is_tested() {
 
 /// The CRC-32 of the logits' little-endian bytes.
 fn logits_of<B: Backend>(model: Model<B>) -> u32 {
-    let logits = model.logits(&TOKENS, 1, TOKENS.len()).unwrap();
+    let logits = models::logits(&model);
     assert!(logits.iter().all(|x| x.to_f64().is_finite()));
     let size = size_of::<B::Elem>();
     let mut bytes = vec![0; logits.len() * size];
@@ -147,8 +144,7 @@ fn loaded<B: Import<'static> + Default>(name: &str, file: &'static [u8]) -> u32 
 #[test]
 fn golden_models_of_every_version_compute_the_same_bits_on_every_machine() {
     for files in [VERSION_1, VERSION_2] {
-        // No pass takes given vectors.
-        for (golden, file) in goldens(files).filter(|(golden, _)| golden.config.prefix == 0) {
+        for (golden, file) in goldens(files) {
             let name = golden.name;
             let logits = match golden.format {
                 Dtype::F64 => loaded::<Reference<f64>>(name, file),

@@ -10,17 +10,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use load::{Golden, Tensor};
 use minigpt_core::op::IGNORE;
-use minigpt_core::{Bias, Dtype, Plan, Reference};
+use minigpt_core::{Activation, Bias, Decoder, Dtype, GptConfig, Mask, Plan, Position, Reference};
 
-/// The values of every variant of a config, as text.
-fn variants(golden: &Golden) -> Vec<String> {
+/// The values of every variant of a GPT-2, as text.
+fn variants(golden: &Golden) -> [String; 7] {
     let c = &golden.config;
-    let scale = format!("{:?}", c.attention_scale);
-    vec![
-        format!("position {:?}", c.position),
-        format!("norm {:?}", c.norm),
-        // Custom factors are one variant.
-        format!("attention_scale {}", scale.split('(').next().unwrap()),
+    let kind = |value: String| value.split(['(', ' ']).next().unwrap().to_string();
+    [
+        // Rotary positions are one variant, and custom factors another.
+        format!("position {}", kind(format!("{:?}", c.position))),
+        format!("norm_place {:?}", c.norm_place),
+        format!("attention_scale {}", kind(format!("{:?}", c.attention_scale))),
         format!("activation {:?}", c.activation),
         format!("residual {}", c.residual),
         format!("bias {}", c.bias == Bias::ALL),
@@ -28,9 +28,36 @@ fn variants(golden: &Golden) -> Vec<String> {
     ]
 }
 
+/// What else a config can have, as text.
+fn pieces(golden: &Golden) -> Vec<String> {
+    let c = &golden.config;
+    let mut pieces = vec![
+        format!("mask {:?}, a prefix: {}, {}", c.mask, c.prefix > 0, variants(golden)[0]),
+        format!("norm {:?} {:?}, {}", c.norm, c.norm_place, c.bias.norm),
+        format!("activation {:?}, gated: {}", c.activation, c.gated),
+        format!("bias qkv {}, linear {}, norm {}", c.bias.qkv, c.bias.linear, c.bias.norm),
+    ];
+    if c.kv_heads() < c.heads {
+        pieces.push(format!("{} of heads share keys", if c.kv_heads() == 1 { "all" } else { "some" }));
+    }
+    if c.d_attention() != c.d_model {
+        pieces.push(format!("heads {}", if c.d_attention() > c.d_model { "wider" } else { "narrower" }));
+    }
+    if c.qk_norm {
+        pieces.push(format!("qk_norm {:?}", c.norm));
+    }
+    if let Position::Rotary { base, pairing } = c.position {
+        pieces.push(format!("rotary {base} {pairing:?}"));
+    }
+    pieces
+}
+
 #[test]
 fn the_goldens_cover_every_pair_of_variants() {
-    let rows: Vec<Vec<String>> = load::all().iter().map(variants).collect();
+    // The activations of a GPT-2: more than that is a piece.
+    let plain =
+        |golden: &Golden| !matches!(golden.config.activation, Activation::ReluSquared | Activation::Silu);
+    let rows: Vec<[String; 7]> = load::all().iter().filter(|golden| plain(golden)).map(variants).collect();
     let values: Vec<BTreeSet<&String>> = (0..7).map(|v| rows.iter().map(|row| &row[v]).collect()).collect();
     let counts: Vec<usize> = values.iter().map(BTreeSet::len).collect();
     assert_eq!(counts, [4, 3, 3, 3, 2, 2, 2], "{values:?}");
@@ -43,6 +70,43 @@ fn the_goldens_cover_every_pair_of_variants() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn the_goldens_have_every_piece_of_a_wider_model() {
+    let found: BTreeSet<String> = load::all().iter().flat_map(pieces).collect();
+    for piece in [
+        "some of heads share keys",
+        "all of heads share keys",
+        "heads wider",
+        "heads narrower",
+        "rotary 10000 Adjacent",
+        "rotary 100 Adjacent",
+        "rotary 10000 Halves",
+        "rotary 500000 Halves",
+        "mask Causal, a prefix: true, position Learned",
+        "mask Prefix, a prefix: true, position Learned",
+        "mask Prefix, a prefix: true, position Rotary",
+        "mask None, a prefix: true, position Sinusoidal",
+        "mask None, a prefix: false, position Sinusoidal",
+        "norm Rms Pre, true",
+        "norm Rms Pre, false",
+        "norm Rms Post, true",
+        "norm Rms Post, false",
+        "qk_norm Layer",
+        "qk_norm Rms",
+        "activation ReluSquared, gated: false",
+        "activation Silu, gated: false",
+        "activation Silu, gated: true",
+        "activation GeluErf, gated: true",
+        "activation Relu, gated: true",
+        "bias qkv true, linear false, norm false",
+        "bias qkv false, linear true, norm false",
+        "bias qkv false, linear false, norm true",
+        "bias qkv false, linear true, norm true",
+    ] {
+        assert!(found.contains(piece), "no golden has {piece}: {found:#?}");
     }
 }
 
@@ -88,7 +152,13 @@ fn the_goldens_are_consistent_in_themselves() {
 
         // The loss from the logits: mean of ln sum exp - logit of the target.
         let (mut sum, mut count) = (0.0, 0.0);
-        for (row, &target) in logits.values.chunks_exact(vocab).zip(&golden.targets[0]) {
+        // Given vectors have no targets.
+        let expected = golden.expected_logits();
+        assert!(
+            golden.tokens.iter().chain(&golden.targets).all(|ids| ids.len() == batch * golden.length()),
+            "{name}"
+        );
+        for (row, &target) in expected.chunks_exact(vocab).zip(&golden.targets[0]) {
             if target == IGNORE {
                 continue;
             }
@@ -135,9 +205,30 @@ fn agree_all(
 fn logits_equal_pytorchs() {
     for golden in load::all() {
         let model = golden.model(Reference::<f64>::new());
-        let logits = model.logits(&golden.tokens[0], golden.batch, golden.time).unwrap();
-        agree(&golden.name, &logits, &golden.logits.values);
+        agree(&golden.name, &golden.logits(&model), &golden.expected_logits());
     }
+}
+
+#[test]
+fn what_follows_a_prefix_has_pytorchs_logits_before_there_is_a_token() {
+    let mut compared = 0;
+    for golden in load::all() {
+        let GptConfig { prefix, d_model, vocab_size, mask, .. } = golden.config;
+        // Without a mask, PyTorch's prefix sees what follows.
+        if prefix == 0 || mask == Mask::None {
+            continue;
+        }
+        let model = golden.model(Reference::<f64>::new());
+        let mut decoder = Decoder::new(&model, 4).unwrap();
+        for (b, vectors) in golden.prefixes[0].chunks(prefix * d_model).enumerate() {
+            decoder.begin_with(vectors).unwrap();
+            let row = b * golden.time + prefix - 1;
+            let expected = &golden.logits.values[row * vocab_size..][..vocab_size];
+            agree(&golden.name, decoder.logits(), expected);
+            compared += 1;
+        }
+    }
+    assert!(compared >= 4, "{compared}");
 }
 
 #[test]
@@ -150,6 +241,10 @@ fn the_loss_and_every_gradient_equal_pytorchs() {
         let count = golden.targets[0].iter().filter(|&&id| id != IGNORE).count();
         assert_eq!(metrics.tokens, count as u64, "{}", golden.name);
         agree_all(&golden, "gradient of", &golden.grads, |name| trainer.gradient(name).unwrap().unwrap());
+        if let Some(expected) = &golden.prefix_grad {
+            let found = trainer.prefix_gradient().unwrap();
+            agree(&format!("{}: gradient of the prefix", golden.name), &found, &expected.values);
+        }
     }
 }
 

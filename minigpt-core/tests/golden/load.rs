@@ -6,7 +6,10 @@ use std::str::FromStr;
 
 use minigpt_core::config::TrainConfig;
 use minigpt_core::train::Trainer;
-use minigpt_core::{Activation, AttentionScale, Backend, Bias, GptConfig, Model, NormPlace, Position, Real};
+use minigpt_core::{
+    Activation, AttentionScale, Backend, Bias, GptConfig, Mask, Model, Norm, NormPlace, Pairing, Position,
+    Real,
+};
 use serde_json::Value;
 
 /// A tensor of a golden file; f32 values are widened exactly.
@@ -36,13 +39,15 @@ pub(crate) struct Golden {
     pub(crate) name: String,
     pub(crate) config: GptConfig,
     pub(crate) training: Training,
-    /// B and T of every batch.
+    /// B and T of every batch; T has the prefix too.
     pub(crate) batch: usize,
     pub(crate) time: usize,
-    /// (B, T) each; step i trains on batch i mod their number.
+    /// (B, T - P) each; step i trains on batch i mod their number.
     pub(crate) tokens: Vec<Vec<u32>>,
-    /// (B, T) each; `minigpt_core::op::IGNORE` is ignored.
+    /// (B, T - P) each; `minigpt_core::op::IGNORE` is ignored.
     pub(crate) targets: Vec<Vec<u32>>,
+    /// (B, P, C) each: the given vectors before the tokens, all exact in f32.
+    pub(crate) prefixes: Vec<Vec<f64>>,
     /// The initial parameters, all exact in f32.
     pub(crate) params: BTreeMap<String, Tensor>,
     /// (B, T, V), of batch 0 and the initial parameters.
@@ -51,6 +56,8 @@ pub(crate) struct Golden {
     pub(crate) loss: f64,
     /// The gradient of `loss`.
     pub(crate) grads: BTreeMap<String, Tensor>,
+    /// (B, P, C), with P > 0: the gradient of `loss` with respect to the first batch's prefix.
+    pub(crate) prefix_grad: Option<Tensor>,
     /// The parameters after `training.after` steps.
     pub(crate) after: BTreeMap<String, Tensor>,
     /// The mean loss of each step.
@@ -80,6 +87,7 @@ impl Golden {
         let (header, data) = content.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
         let mut header: serde_json::Map<String, Value> = serde_json::from_slice(header).unwrap();
         let metadata = header.remove("__metadata__").unwrap();
+        let config = config(&metadata);
 
         let mut tensors: BTreeMap<String, (Tensor, &str)> = BTreeMap::new();
         for (tensor, entry) in &header {
@@ -110,36 +118,49 @@ impl Golden {
             found
         };
         let (tokens, targets) = (take("tokens", "U32"), take("targets", "U32"));
-        let [batches, batch, time] = tokens.shape[..] else {
+        let [batches, batch, text] = tokens.shape[..] else {
             panic!("{name}: tokens are {:?}", tokens.shape)
         };
         assert_eq!(tokens.shape, targets.shape, "{name}");
         let split = |ids: Tensor| -> Vec<Vec<u32>> {
             let ids: Vec<u32> = ids.values.iter().map(|&id| id as u32).collect();
-            ids.chunks_exact(batch * time).map(<[u32]>::to_vec).collect()
+            ids.chunks_exact(batch * text).map(<[u32]>::to_vec).collect()
         };
         let (tokens, targets) = (split(tokens), split(targets));
         assert_eq!((tokens.len(), targets.len()), (batches, batches), "{name}");
+
+        let given = [batch, config.prefix, config.d_model];
+        let (prefixes, prefix_grad) = if config.prefix > 0 {
+            let (prefix, grad) = (take("prefix", "F32"), take("grad.prefix", "F64"));
+            assert_eq!((prefix.shape[0], &prefix.shape[1..]), (batches, &given[..]), "{name}");
+            assert_eq!(grad.shape, given, "{name}");
+            (prefix.values.chunks_exact(given.iter().product()).map(<[f64]>::to_vec).collect(), Some(grad))
+        } else {
+            (vec![Vec::new(); batches], None)
+        };
 
         let logits = take("logits", "F64");
         let loss = take("loss", "F64").values[0];
         let losses = take("losses", "F64").values;
         let grad_norms = take("grad_norms", "F64").values;
         let mut group = |prefix: &str, dtype: &str| -> BTreeMap<String, Tensor> {
-            let names: Vec<String> = header.keys().filter(|key| key.starts_with(prefix)).cloned().collect();
+            let names = header.keys().filter(|key| key.starts_with(prefix) && *key != "grad.prefix");
+            let names: Vec<String> = names.cloned().collect();
             names.iter().map(|key| (key[prefix.len()..].to_string(), take(key, dtype))).collect()
         };
         let golden = Golden {
-            config: config(&metadata),
             training: training(&metadata),
             batch,
-            time,
+            time: config.prefix + text,
+            config,
             tokens,
             targets,
+            prefixes,
             params: group("param.", "F32"),
             logits,
             loss,
             grads: group("grad.", "F64"),
+            prefix_grad,
             after: group("after10.", "F64"),
             losses,
             grad_norms,
@@ -155,7 +176,7 @@ impl Golden {
     pub(crate) fn model<B: Backend>(&self, backend: B) -> Model<B> {
         let model = Model::new(backend, self.config.clone(), 0).unwrap();
         for (parameter, tensor) in &self.params {
-            let values: Vec<B::Elem> = tensor.values.iter().map(|&x| B::Elem::from_f64(x)).collect();
+            let values = elements::<B>(&tensor.values);
             assert!(model.set_parameter(parameter, &values).unwrap(), "{}: {parameter}", self.name);
         }
         model
@@ -166,7 +187,7 @@ impl Golden {
         let Training { learning_rate, beta1, beta2, eps, weight_decay, clip, .. } = self.training;
         let config = TrainConfig {
             batch,
-            time: self.time,
+            time: self.length(),
             accumulation: self.batch / batch,
             clip,
             beta1,
@@ -178,15 +199,42 @@ impl Golden {
         Trainer::new(&self.model(backend), config).unwrap()
     }
 
+    /// How many tokens a sequence has.
+    pub(crate) fn length(&self) -> usize {
+        self.time - self.config.prefix
+    }
+
+    /// What `model` gives for the logits of the first batch's tokens, (B, T - P, V).
+    pub(crate) fn logits<B: Backend>(&self, model: &Model<B>) -> Vec<B::Elem> {
+        let prefix = elements::<B>(&self.prefixes[0]);
+        model.logits_with(&prefix, &self.tokens[0], self.batch, self.length()).unwrap()
+    }
+
+    /// What PyTorch gives for them.
+    pub(crate) fn expected_logits(&self) -> Vec<f64> {
+        let (vocab, prefix) = (self.config.vocab_size, self.config.prefix);
+        let sequences = self.logits.values.chunks_exact(self.time * vocab);
+        sequences.flat_map(|rows| &rows[prefix * vocab..]).copied().collect()
+    }
+
     /// Step `i` of the golden training, in as many micro-batches as `trainer` was made for.
     pub(crate) fn step<B: Backend>(&self, trainer: &mut Trainer<B>, i: usize) {
         let batch = i % self.tokens.len();
-        let size = trainer.config().batch * self.time;
-        for (inputs, targets) in self.tokens[batch].chunks(size).zip(self.targets[batch].chunks(size)) {
-            trainer.micro_step(inputs, targets).unwrap();
+        let sequences = trainer.config().batch;
+        let size = sequences * self.length();
+        let (tokens, targets) = (self.tokens[batch].chunks(size), self.targets[batch].chunks(size));
+        for (part, (tokens, targets)) in tokens.zip(targets).enumerate() {
+            let size = sequences * self.config.prefix * self.config.d_model;
+            let prefix = elements::<B>(&self.prefixes[batch][part * size..][..size]);
+            trainer.set_prefix(&prefix).unwrap();
+            trainer.micro_step(tokens, targets).unwrap();
         }
         trainer.finish_step().unwrap();
     }
+}
+
+fn elements<B: Backend>(values: &[f64]) -> Vec<B::Elem> {
+    values.iter().map(|&x| B::Elem::from_f64(x)).collect()
 }
 
 fn text<'a>(metadata: &'a Value, key: &str) -> &'a str {
@@ -197,7 +245,43 @@ fn parsed<T: FromStr>(metadata: &Value, key: &str) -> T {
     text(metadata, key).parse().unwrap_or_else(|_| panic!("`{key}` in {metadata}"))
 }
 
+/// What older files do not name.
+fn or<T: FromStr>(metadata: &Value, key: &str, default: T) -> T {
+    if metadata.get(key).is_some() { parsed(metadata, key) } else { default }
+}
+
+fn position(metadata: &Value) -> Position {
+    match text(metadata, "position") {
+        "learned" => Position::Learned,
+        "sinusoidal" => Position::Sinusoidal,
+        "rotary" => Position::Rotary {
+            base: or(metadata, "rotary_base", 10_000.0),
+            pairing: match or(metadata, "rotary_pairing", "adjacent".to_string()).as_str() {
+                "adjacent" => Pairing::Adjacent,
+                "halves" => Pairing::Halves,
+                other => panic!("pairing {other}"),
+            },
+        },
+        "none" => Position::None,
+        other => panic!("position {other}"),
+    }
+}
+
+fn bias(metadata: &Value) -> Bias {
+    match text(metadata, "bias") {
+        "true" => Bias::ALL,
+        "false" => Bias::NONE,
+        parts => parts.split('+').fold(Bias::NONE, |bias, part| match part {
+            "qkv" => Bias { qkv: true, ..bias },
+            "linear" => Bias { linear: true, ..bias },
+            "norm" => Bias { norm: true, ..bias },
+            other => panic!("bias {other}"),
+        }),
+    }
+}
+
 fn config(metadata: &Value) -> GptConfig {
+    let given = |key| metadata.get(key).is_some().then(|| parsed(metadata, key));
     GptConfig {
         vocab_size: parsed(metadata, "vocab_size"),
         context: parsed(metadata, "context"),
@@ -205,13 +289,23 @@ fn config(metadata: &Value) -> GptConfig {
         heads: parsed(metadata, "heads"),
         d_model: parsed(metadata, "d_model"),
         d_ff: parsed(metadata, "d_ff"),
-        position: match text(metadata, "position") {
-            "learned" => Position::Learned,
-            "sinusoidal" => Position::Sinusoidal,
-            "rotary" => Position::ROTARY,
-            "none" => Position::None,
-            other => panic!("position {other}"),
+        kv_heads: given("kv_heads"),
+        d_head: given("d_head"),
+        prefix: or(metadata, "prefix", 0),
+        position: position(metadata),
+        mask: match or(metadata, "mask", "causal".to_string()).as_str() {
+            "causal" => Mask::Causal,
+            "prefix" => Mask::Prefix,
+            "none" => Mask::None,
+            other => panic!("mask {other}"),
         },
+        norm: match or(metadata, "norm_kind", "layer".to_string()).as_str() {
+            "layer" => Norm::Layer,
+            "rms" => Norm::Rms,
+            other => panic!("kind of norm {other}"),
+        },
+        qk_norm: or(metadata, "qk_norm", false),
+        gated: or(metadata, "gated", false),
         norm_place: match text(metadata, "norm") {
             "pre" => NormPlace::Pre,
             "post" => NormPlace::Post,
@@ -228,13 +322,14 @@ fn config(metadata: &Value) -> GptConfig {
             "gelu_tanh" => Activation::GeluTanh,
             "gelu_erf" => Activation::GeluErf,
             "relu" => Activation::Relu,
+            "relu_squared" => Activation::ReluSquared,
+            "silu" => Activation::Silu,
             other => panic!("activation {other}"),
         },
-        bias: if parsed(metadata, "bias") { Bias::ALL } else { Bias::NONE },
+        bias: bias(metadata),
         dropout: parsed(metadata, "dropout"),
         tied_embeddings: parsed(metadata, "tied_embeddings"),
         norm_eps: parsed(metadata, "norm_eps"),
-        ..GptConfig::new(1, 1)
     }
 }
 

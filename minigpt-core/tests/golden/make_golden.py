@@ -1,11 +1,11 @@
 """Golden numbers of small GPTs, computed by PyTorch in float64.
 
 The models are those that minigpt-core's GptConfig describes, written once more with torch.nn.functional, so that
-the numbers are PyTorch's own. The twelve configs cover every pair of the config's variants; sizes are odd on
-purpose. The Rust tests read the committed files and need no PyTorch.
+the numbers are PyTorch's own. The twelve of GRID have every pair of the variants of a GPT-2; each model of PIECES has
+something more, and is named for it. Sizes are odd on purpose. The Rust tests read the committed files and need no PyTorch.
 
-    python make_golden.py            writes the files beside this script
-    python make_golden.py --check    compares the committed files with a fresh computation instead
+    python make_golden.py [NAME ...]            writes these files, or all, beside this script
+    python make_golden.py --check [NAME ...]    compares the committed files with a fresh computation instead
 
 It needs PyTorch alone (the version is in each file's metadata). The check allows 1e-12 of each tensor's largest
 element, because PyTorch picks its kernels by the machine, and 1e-9 after AdamW: the bias of the keys has a gradient
@@ -13,10 +13,12 @@ of exactly zero (softmax ignores what shifts all scores of a query), and AdamW d
 
 Each file is in the safetensors format: u64 length of the header, JSON header, raw little-endian data. It holds
 
-    __metadata__             the config, the training settings and the version of PyTorch
-    tokens, targets          U32 (batches, B, T); a target of 2^32 - 1 is ignored
+    __metadata__             the config (what it lacks is in DEFAULTS), the training settings and the version of PyTorch
+    tokens, targets          U32 (batches, B, n), n = T - P; a target of 2^32 - 1 is ignored
+    prefix                   F32 (batches, B, P, C), with P > 0: the given vectors before the tokens; they have no targets
     param.NAME               F32, the initial parameters: every value is exact in f32
-    logits, loss, grad.NAME  F64, of batch 0 and the initial parameters; the loss is the mean over the targets
+    logits, loss, grad.NAME  F64, of batch 0 and the initial parameters: logits (B, T, V), the mean loss over the targets
+    grad.prefix              F64 (B, P, C), with P > 0: as grad.NAME; it is no part of grad_norms
     losses, grad_norms       F64 (50): step i trains on batch i mod batches; the norm is before clipping
     after10.NAME             F64, the parameters after 10 of these steps
 """
@@ -41,7 +43,7 @@ TRAINING = dict(
 VARIANTS = ["position", "norm", "attention_scale", "activation", "residual", "bias", "tied_embeddings"]
 SIZES = ["vocab_size", "context", "layers", "heads", "d_model", "d_ff"]
 # The variants, the sizes, then the shape of a batch (B, T).
-CONFIGS = [
+GRID = [
     (("learned", "pre", "inverse_sqrt", "gelu_erf", True, True, True), (97, 33, 1, 5, 60, 64), (2, 33)),
     (("learned", "post", "none", "gelu_tanh", False, False, False), (11, 9, 2, 3, 12, 20), (2, 7)),
     (("learned", "none", 0.3, "relu", True, False, True), (13, 8, 2, 1, 9, 17), (3, 8)),
@@ -56,27 +58,92 @@ CONFIGS = [
     (("none", "none", 0.9, "gelu_erf", False, True, False), (11, 5, 1, 11, 11, 30), (5, 2)),
 ]
 # What departs from the defaults besides: norm's epsilon, and batches in which some targets are ignored.
-NORM_EPS = {"sinusoidal_pre": 1e-3, "rotary_post": 0.1}
-IGNORING = {"learned_post", "rotary_pre"}
+NORM_EPS = {"sinusoidal_pre": 1e-3, "rotary_post": 0.1, "rms_post": 1e-2, "qwen3": 1e-6}
+IGNORING = {"learned_post", "rotary_pre", "mask_none", "prefix_rotary"}
+
+# What a file's metadata need not name. `norm` is the place of the norms and `norm_kind` their kind; `bias` is true, false, or
+# which of qkv, linear and norm have one, such as "qkv+norm".
+DEFAULTS = dict(
+    kv_heads=None, d_head=None, prefix=0, mask="causal", rotary_base=10000.0, rotary_pairing="adjacent",
+    norm_kind="layer", qk_norm=False, gated=False,
+)  # fmt: skip
+# A GPT-2 block, which each of PIECES changes.
+BLOCK = dict(zip(SIZES, (11, 9, 1, 4, 16, 20))) | dict(
+    zip(VARIANTS, ("learned", "pre", "inverse_sqrt", "gelu_tanh", True, True, True))
+)
+LLAMA = dict(
+    position="rotary", rotary_pairing="halves", norm_kind="rms", activation="silu", gated=True, bias=False, kv_heads=2
+)  # fmt: skip
+# By name: what departs from BLOCK, and the shape of a batch (B, T), in which T has the prefix too.
+PIECES = {
+    "rms": (dict(norm_kind="rms", d_model=12, heads=3), (2, 7)),
+    "rms_post": (dict(norm_kind="rms", norm="post", bias=False, layers=2, position="none"), (2, 6)),
+    "rotary_base": (dict(position="rotary", rotary_base=100.0, bias=False, heads=2), (2, 9)),
+    "rotary_halves": (dict(position="rotary", rotary_pairing="halves", norm="post", d_model=18, heads=3), (2, 8)),
+    "grouped_heads": (dict(kv_heads=2, attention_scale=0.4), (2, 9)),
+    "one_kv_head": (dict(kv_heads=1, heads=3, d_model=12, position="rotary", norm="post"), (3, 5)),
+    "wide_heads": (dict(d_head=7, heads=2, d_model=9), (2, 7)),
+    "narrow_heads": (dict(d_head=2, heads=3, kv_heads=1, position="rotary", bias=False), (2, 8)),
+    "mask_none": (dict(mask="none", position="sinusoidal"), (2, 7)),
+    # Without rotation, the bias of the keys' norm has a gradient of exactly zero, as that of the keys has.
+    "qk_norm": (dict(qk_norm=True, position="rotary"), (2, 9)),
+    "qk_norm_rms": (dict(qk_norm=True, norm_kind="rms", kv_heads=2, bias=False, attention_scale=1.7), (2, 7)),
+    "relu_squared": (dict(activation="relu_squared", tied_embeddings=False), (2, 7)),
+    "silu": (dict(activation="silu", norm="post", bias=False), (2, 7)),
+    "gated_silu": (dict(activation="silu", gated=True, d_ff=13), (2, 7)),
+    "gated_gelu": (dict(activation="gelu_erf", gated=True, norm="none", bias=False, d_ff=15), (2, 7)),
+    "gated_relu": (dict(activation="relu", gated=True, norm="post", bias="linear", d_ff=11), (2, 7)),
+    "bias_qkv": (dict(bias="qkv", kv_heads=2, tied_embeddings=False), (2, 7)),
+    "bias_linear": (dict(bias="linear", residual=False), (2, 7)),
+    "bias_norm": (dict(bias="norm", norm_kind="rms", norm="post"), (2, 7)),
+    "bias_linear_norm": (dict(bias="linear+norm", position="none"), (2, 7)),
+    "prefix_causal": (dict(prefix=3, bias=False), (2, 9)),
+    "prefix_rotary": (LLAMA | dict(prefix=2, mask="prefix", qk_norm=True), (3, 7)),
+    "prefix_none": (dict(prefix=1, mask="none", position="sinusoidal", norm="post"), (2, 6)),
+    "llama": (LLAMA | dict(rotary_base=500000.0, layers=2, d_ff=22, tied_embeddings=False), (2, 9)),
+    "qwen3": (LLAMA | dict(rotary_base=1e6, layers=2, heads=6, d_head=6, d_model=14, qk_norm=True), (2, 8)),
+    "prefix": (dict(prefix=4, mask="prefix", layers=2, context=13), (2, 13)),
+}
 
 
-def name_of(config):
-    return f"{config['position']}_{config['norm']}"
+def configs():
+    """Every config by the name of its file, and the shape of its batches."""
+    found = {}
+    for variants, sizes, shape in GRID:
+        config = dict(zip(SIZES, sizes)) | dict(zip(VARIANTS, variants))
+        found[f"{config['position']}_{config['norm']}"] = config, shape
+    for name, (departures, shape) in PIECES.items():
+        found[name] = BLOCK | departures, shape
+    for name, (config, _) in found.items():
+        config |= dict(dropout=0.0, norm_eps=NORM_EPS.get(name, 1e-5))
+    return found
+
+
+def heads_of(config):
+    """H, K and D."""
+    heads = config["heads"]
+    return heads, config["kv_heads"] or heads, config["d_head"] or config["d_model"] // heads
+
+
+def has_bias(config, part):
+    bias = config["bias"]
+    return part in bias.split("+") if isinstance(bias, str) else bias
 
 
 def shapes(config):
     """Every parameter's shape by name, in the order of the model."""
     width, d_ff = config["d_model"], config["d_ff"]
+    heads, kv_heads, d_head = heads_of(config)
     found = {"wte.weight": (config["vocab_size"], width)}
 
-    def linear(name, d_out, d_in):
+    def linear(name, d_out, d_in, bias="linear"):
         found[f"{name}.weight"] = (d_out, d_in)
-        if config["bias"]:
+        if has_bias(config, bias):
             found[f"{name}.bias"] = (d_out,)
 
-    def norm(name):
+    def norm(name, width=width):
         found[f"{name}.weight"] = (width,)
-        if config["bias"]:
+        if has_bias(config, "norm"):
             found[f"{name}.bias"] = (width,)
 
     if config["position"] == "learned":
@@ -84,11 +151,15 @@ def shapes(config):
     for i in range(config["layers"]):
         if config["norm"] != "none":
             norm(f"h.{i}.ln_1")
-        linear(f"h.{i}.attn.c_attn", 3 * width, width)
-        linear(f"h.{i}.attn.c_proj", width, width)
+        linear(f"h.{i}.attn.c_attn", (heads + 2 * kv_heads) * d_head, width, "qkv")
+        if config["qk_norm"]:
+            norm(f"h.{i}.attn.q_norm", d_head)
+            norm(f"h.{i}.attn.k_norm", d_head)
+        linear(f"h.{i}.attn.c_proj", width, heads * d_head)
         if config["norm"] != "none":
             norm(f"h.{i}.ln_2")
-        linear(f"h.{i}.mlp.c_fc", d_ff, width)
+        # The gate's rows above those of what it lets through.
+        linear(f"h.{i}.mlp.c_fc", 2 * d_ff if config["gated"] else d_ff, width)
         linear(f"h.{i}.mlp.c_proj", width, d_ff)
     if config["norm"] == "pre":
         norm("ln_f")
@@ -123,44 +194,75 @@ def sinusoids(time, width):
     return torch.where(index % 2 == 0, angle.sin(), angle.cos())
 
 
-def rotate(x):
-    """Su et al. 2021: turns each pair of neighbours of x (B, H, T, D) by position * 10000^(-2i/D)."""
+def rotate(config, x):
+    """Su et al. 2021: turns each pair of elements of x (B, H, T, D) by position * base^(-2i/D)."""
     time, d_head = x.shape[-2:]
-    frequency = 10000.0 ** (-torch.arange(0, d_head, 2).double() / d_head)
+    frequency = config["rotary_base"] ** (-torch.arange(0, d_head, 2).double() / d_head)
     angle = torch.arange(time, dtype=torch.float64)[:, None] * frequency
-    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(torch.ones_like(angle), angle)
-    return torch.view_as_real(turned).flatten(-2)
+    halves = config["rotary_pairing"] == "halves"
+    pairs = x.unflatten(-1, (2, -1)).transpose(-1, -2) if halves else x.unflatten(-1, (-1, 2))
+    turned = torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angle), angle)
+    turned = torch.view_as_real(turned)
+    return (turned.transpose(-1, -2) if halves else turned).flatten(-2)
 
 
-def forward(config, parameters, tokens):
-    """Logits (B, T, V) of tokens (B, T)."""
-    batch, time = tokens.shape
-    width, heads = config["d_model"], config["heads"]
+def visible(config, time):
+    """How scaled_dot_product_attention is told which keys (columns) a query (row) sees."""
+    if config["mask"] == "causal":
+        return dict(is_causal=True)
+    if config["mask"] == "none":
+        return dict()
+    seen = torch.ones(time, time, dtype=torch.bool).tril()
+    seen[:, : config["prefix"]] = True
+    return dict(attn_mask=seen)
+
+
+def activate(config, h):
+    kind = config["activation"]
+    if kind == "relu":
+        return F.relu(h)
+    if kind == "relu_squared":
+        return F.relu(h).square()
+    if kind == "silu":
+        return F.silu(h)
+    return F.gelu(h, approximate={"gelu_erf": "none", "gelu_tanh": "tanh"}[kind])
+
+
+def forward(config, parameters, tokens, prefix):
+    """Logits (B, T, V) of given vectors (B, P, C), or None, and tokens (B, T - P)."""
+    width = config["d_model"]
+    heads, kv_heads, d_head = heads_of(config)
 
     def linear(name, x):
         return F.linear(x, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"))
 
     def norm(name, x):
         weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
-        return F.layer_norm(x, (width,), weight, bias, config["norm_eps"])
+        if config["norm_kind"] == "layer":
+            return F.layer_norm(x, weight.shape, weight, bias, config["norm_eps"])
+        y = F.rms_norm(x, weight.shape, weight, config["norm_eps"])
+        return y if bias is None else y + bias
 
     def attention(name, x):
-        q, k, v = (
-            part.reshape(batch, time, heads, -1).transpose(1, 2)
-            for part in linear(f"{name}.c_attn", x).split(width, -1)
-        )
+        parts = linear(f"{name}.c_attn", x).split([n * d_head for n in (heads, kv_heads, kv_heads)], -1)
+        q, k, v = (part.unflatten(-1, (-1, d_head)).transpose(1, 2) for part in parts)
+        if config["qk_norm"]:
+            q, k = norm(f"{name}.q_norm", q), norm(f"{name}.k_norm", k)
         if config["position"] == "rotary":
-            q, k = rotate(q), rotate(k)
+            q, k = rotate(config, q), rotate(config, k)
         scale = {"inverse_sqrt": None, "none": 1.0}.get(config["attention_scale"], config["attention_scale"])
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        return linear(f"{name}.c_proj", y.transpose(1, 2).reshape(batch, time, width))
+        # Head h of the queries reads head h / (H / K) of the keys.
+        mask = visible(config, x.shape[1])
+        y = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=heads != kv_heads, **mask)
+        return linear(f"{name}.c_proj", y.transpose(1, 2).flatten(-2))
 
     def feed_forward(name, x):
         h = linear(f"{name}.c_fc", x)
-        if config["activation"] == "relu":
-            h = F.relu(h)
+        if config["gated"]:
+            gate, up = h.chunk(2, -1)
+            h = activate(config, gate) * up
         else:
-            h = F.gelu(h, approximate={"gelu_erf": "none", "gelu_tanh": "tanh"}[config["activation"]])
+            h = activate(config, h)
         return linear(f"{name}.c_proj", h)
 
     def sub_layer(norm_name, f, name, x):
@@ -170,6 +272,9 @@ def forward(config, parameters, tokens):
         return norm(norm_name, y) if config["norm"] == "post" else y
 
     x = F.embedding(tokens, parameters["wte.weight"])
+    if prefix is not None:
+        x = torch.cat([prefix, x], 1)
+    time = x.shape[1]
     if config["position"] == "learned":
         x = x + parameters["wpe.weight"][:time]
     elif config["position"] == "sinusoidal":
@@ -186,18 +291,28 @@ def mean_loss(logits, targets):
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
 
 
-def compute(config, shape, seed):
+def compute(name, config, shape, seed):
     """The tensors of one file, by name."""
     rng = random.Random(seed)
+    batch, text = shape[0], shape[1] - config["prefix"]
     parameters = initial(config, rng)
-    draw = [[rng.randrange(config["vocab_size"]) for _ in range(shape[1] + 1)] for _ in range(BATCHES * shape[0])]
-    rows = torch.tensor(draw).reshape(BATCHES, shape[0], shape[1] + 1)
+    draw = [[rng.randrange(config["vocab_size"]) for _ in range(text + 1)] for _ in range(BATCHES * batch)]
+    rows = torch.tensor(draw).reshape(BATCHES, batch, text + 1)
     tokens, targets = rows[..., :-1], rows[..., 1:].clone()
-    if name_of(config) in IGNORING:
+    if name in IGNORING:
         # A different number in each batch.
         for i in range(BATCHES):
             targets[i, 0, : i + 1] = IGNORE
     tensors = {"tokens": tokens, "targets": targets}
+    prefixes = [None] * BATCHES
+    if config["prefix"]:
+        width = config["d_model"]
+        count = BATCHES * batch * config["prefix"] * width
+        # As long as embeddings of tokens are.
+        given = torch.tensor([rng.gauss(0.0, width**-0.5) for _ in range(count)], dtype=torch.float32)
+        given = given.to(torch.float64).reshape(BATCHES, batch, config["prefix"], width)
+        tensors["prefix"] = given
+        prefixes = [vectors.clone().requires_grad_() for vectors in given]
     tensors |= {f"param.{name}": p.detach().clone() for name, p in parameters.items()}
 
     matrices = [p for p in parameters.values() if p.dim() >= 2]
@@ -212,13 +327,15 @@ def compute(config, shape, seed):
     losses, norms = [], []
     for step in range(STEPS):
         batch = step % BATCHES
-        logits = forward(config, parameters, tokens[batch])
-        loss = mean_loss(logits, targets[batch])
+        logits = forward(config, parameters, tokens[batch], prefixes[batch])
+        loss = mean_loss(logits[:, config["prefix"] :], targets[batch])
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
             tensors |= {"logits": logits.detach(), "loss": loss.detach()}
             tensors |= {f"grad.{name}": p.grad.clone() for name, p in parameters.items()}
+            if config["prefix"]:
+                tensors["grad.prefix"] = prefixes[batch].grad.clone()
         losses.append(loss.item())
         norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), TRAINING["clip"]).item())
         optimizer.step()
@@ -233,7 +350,7 @@ def dtype_of(name):
     """The type in which a tensor is stored, and its code for struct."""
     if name in ("tokens", "targets"):
         return "U32", "I", 4
-    return ("F32", "f", 4) if name.startswith("param.") else ("F64", "d", 8)
+    return ("F32", "f", 4) if name.startswith("param.") or name == "prefix" else ("F64", "d", 8)
 
 
 def encode(metadata, tensors):
@@ -283,17 +400,18 @@ def difference(name, metadata, tensors, path):
 
 
 def main():
-    check = sys.argv[1:] == ["--check"]
-    if sys.argv[1:] and not check:
-        sys.exit("usage: make_golden.py [--check]")
+    check = sys.argv[1:2] == ["--check"]
+    known = configs()
+    names = sys.argv[2 if check else 1 :] or list(known)
+    if unknown := set(names) - set(known):
+        sys.exit(f"usage: make_golden.py [--check] [NAME ...]; unknown: {' '.join(sorted(unknown))}")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     failed = False
-    for seed, (variants, sizes, shape) in enumerate(CONFIGS, start=1):
-        config = dict(zip(SIZES, sizes)) | dict(zip(VARIANTS, variants))
-        name = name_of(config)
-        config |= dict(dropout=0.0, norm_eps=NORM_EPS.get(name, 1e-5))
-        tensors = compute(config, shape, seed)
+    for seed, (name, (config, shape)) in enumerate(known.items(), start=1):
+        if name not in names:
+            continue
+        tensors = compute(name, DEFAULTS | config, shape, seed)
         metadata = {key: json.dumps(value).strip('"') for key, value in (config | TRAINING).items()}
         metadata["torch"] = torch.__version__
         path = FOLDER / f"{name}.safetensors"

@@ -8,7 +8,7 @@ use minigpt_core::{
     Windows,
 };
 
-use super::configs::{config, covering_set};
+use super::configs::{covering_set, given, length};
 use super::small::Small;
 use super::{model, tokens};
 
@@ -18,19 +18,21 @@ const ALL: [Recompute; 3] = [Recompute::Nothing, Recompute::Cheap, Recompute::Bl
 const SEQUENCES: usize = 5;
 
 fn settings(config: &GptConfig, recompute: Recompute) -> TrainConfig {
-    let time = config.context;
+    let time = length(config);
     TrainConfig { batch: SEQUENCES, time, accumulation: 2, recompute, ..TrainConfig::constant(1e-2) }
 }
 
 fn trainer(config: &GptConfig, recompute: Recompute, rows: usize) -> Trainer<Small<f32>> {
     let model = model(Small::new(usize::MAX, rows), config, 3);
-    Trainer::new(&model, settings(config, recompute)).unwrap()
+    let mut trainer = Trainer::new(&model, settings(config, recompute)).unwrap();
+    trainer.set_prefix(&given(config, SEQUENCES, 4)).unwrap();
+    trainer
 }
 
 /// A checkpoint and the losses of three steps.
 fn trained(mut trainer: Trainer<Small<f32>>, config: &GptConfig, observed: bool) -> (Vec<u8>, Vec<f64>) {
     let text = tokens(config, 60, 1);
-    let windows = Windows::new(&text, config.context).unwrap();
+    let windows = Windows::new(&text, length(config)).unwrap();
     let mut losses = Vec::new();
     for _ in 0..3 {
         if observed {
@@ -48,8 +50,7 @@ fn trained(mut trainer: Trainer<Small<f32>>, config: &GptConfig, observed: bool)
 
 #[test]
 fn what_is_observed_trains_to_the_same_bits() {
-    for choice in covering_set() {
-        let config = config(&choice);
+    for config in covering_set() {
         for rows in [usize::MAX, 2 * config.context] {
             for recompute in ALL {
                 let run = |observed| trained(trainer(&config, recompute, rows), &config, observed);
@@ -59,7 +60,7 @@ fn what_is_observed_trains_to_the_same_bits() {
     }
 }
 
-/// What a micro-step asks about and shows, in order.
+/// What a micro-step asks about and shows.
 #[derive(Default)]
 struct All {
     asked: Vec<Point>,
@@ -74,37 +75,48 @@ impl Probe<f32> for All {
     }
 
     fn see(&mut self, at: &Point, values: Vec<f32>) -> Result<(), InvalidOp> {
-        assert_eq!(self.asked.get(self.seen.len()), Some(at));
+        assert!(self.asked.contains(at) && self.seen.iter().all(|(seen, _)| seen != at), "{at}");
         self.seen.push((*at, values));
         Ok(())
     }
 }
 
+/// Shows each tensor once and whole, however the batch goes through the model.
+fn is_shown_whole(config: &GptConfig) {
+    let batch = SEQUENCES * length(config);
+    let (inputs, targets) = (tokens(config, batch, 1), tokens(config, batch, 2));
+    let seen = |recompute, rows| {
+        let mut all = All::default();
+        let mut trainer = trainer(config, recompute, rows);
+        trainer.observe_micro_step(&inputs, &targets, &mut all).unwrap();
+        // What comes in pieces is there when its last one is.
+        all.seen.sort_by_key(|(at, _)| all.asked.iter().position(|asked| asked == at));
+        let shown: Vec<Point> = all.seen.iter().map(|(at, _)| *at).collect();
+        let missing = all.asked.iter().find(|at| !shown.contains(at));
+        assert!(missing.is_none(), "{missing:?} is not shown, {config:?}");
+        (trainer.plan().batch, all.seen)
+    };
+    let (at_once, whole) = seen(Recompute::Nothing, usize::MAX);
+    assert_eq!(at_once, SEQUENCES);
+    for (at, values) in &whole {
+        assert_eq!(at.count(), values.len(), "{at}");
+    }
+    for recompute in ALL {
+        assert!(seen(recompute, usize::MAX).1 == whole, "{recompute:?}, {config:?}");
+        let (at_once, slices) = seen(recompute, 2 * config.context);
+        assert_eq!(at_once, 2);
+        assert!(slices == whole, "slices, {recompute:?}, {config:?}");
+    }
+}
+
 #[test]
 fn slices_are_joined_and_recomputation_is_not_shown() {
-    for choice in covering_set() {
-        let config = config(&choice);
-        let batch = SEQUENCES * config.context;
-        let (inputs, targets) = (tokens(&config, batch, 1), tokens(&config, batch, 2));
-        let seen = |recompute, rows| {
-            let mut all = All::default();
-            let mut trainer = trainer(&config, recompute, rows);
-            trainer.observe_micro_step(&inputs, &targets, &mut all).unwrap();
-            assert_eq!(all.seen.len(), all.asked.len());
-            (trainer.plan().batch, all.seen)
-        };
-        let (at_once, whole) = seen(Recompute::Nothing, usize::MAX);
-        assert_eq!(at_once, SEQUENCES);
-        for (at, values) in &whole {
-            assert_eq!(at.count(), values.len(), "{at}");
-        }
-        for recompute in ALL {
-            assert!(seen(recompute, usize::MAX).1 == whole, "{recompute:?}, {config:?}");
-            let (at_once, slices) = seen(recompute, 2 * config.context);
-            assert_eq!(at_once, 2);
-            assert!(slices == whole, "slices, {recompute:?}, {config:?}");
-        }
-    }
+    covering_set().iter().filter(|config| config.prefix == 0).for_each(is_shown_whole);
+}
+
+#[test]
+fn slices_with_given_vectors_are_joined_too() {
+    covering_set().iter().filter(|config| config.prefix > 0).for_each(is_shown_whole);
 }
 
 #[test]

@@ -24,8 +24,8 @@ fn model<B: Backend>(backend: B, config: &GptConfig, seed: u64) -> Model<B> {
     let mut rng = Rng::new(seed, Stream::User);
     let parameters: Vec<_> = model.parameters().map(|(tensor, _)| tensor.clone()).collect();
     for tensor in parameters {
-        let is_norm = tensor.name.contains("ln_") && tensor.name.ends_with("weight");
-        let centre = if is_norm { 1.0 } else { 0.0 };
+        let is_norm = tensor.name.contains("ln_") || tensor.name.contains("_norm");
+        let centre = if is_norm && tensor.name.ends_with("weight") { 1.0 } else { 0.0 };
         let values: Vec<_> =
             (0..tensor.region.len).map(|_| B::Elem::from_f64(centre + 0.3 * rng.normal())).collect();
         assert!(model.set_parameter(&tensor.name, &values).unwrap());

@@ -2,9 +2,9 @@
 
 use minigpt_core::probe::{Point, Probe, Recording, TensorKind};
 use minigpt_core::reference::activation::activate;
-use minigpt_core::{GptConfig, InvalidOp, Model, NormPlace, Position, Reference};
+use minigpt_core::{GptConfig, InvalidOp, Mask, Model, Norm, NormPlace, Pairing, Position, Reference};
 
-use super::configs::{config, covering_set};
+use super::configs::{covering_set, given, length};
 use super::{BATCH, model, tokens};
 use TensorKind::*;
 
@@ -27,6 +27,7 @@ struct Pass<'m, W> {
     config: &'m GptConfig,
     model: &'m Model<Reference<f64>>,
     seen: Recording<f64, W>,
+    prefix: Vec<f64>,
     tokens: Vec<u32>,
 }
 
@@ -50,13 +51,17 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
         x.chunks(d_in).flat_map(|x| (0..d_out).map(|o| dot(x, o) + bias[o]).collect::<Vec<_>>()).collect()
     }
 
+    /// Of vectors as wide as the weight is.
     fn norm(&self, x: &[f64], name: &str) -> Vec<f64> {
-        let c = self.config.d_model;
         let weight = self.parameter(&format!("{name}.weight")).unwrap();
+        let c = weight.len();
         let bias = self.parameter(&format!("{name}.bias")).unwrap_or_else(|| vec![0.0; c]);
         let mut out = Vec::new();
         for row in x.chunks(c) {
-            let mean = row.iter().sum::<f64>() / c as f64;
+            let mean = match self.config.norm {
+                Norm::Rms => 0.0,
+                _ => row.iter().sum::<f64>() / c as f64,
+            };
             let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
             let rstd = 1.0 / (variance + self.config.norm_eps).sqrt();
             out.extend((0..c).map(|i| (row[i] - mean) * rstd * weight[i] + bias[i]));
@@ -64,10 +69,22 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
         out
     }
 
-    /// The thirds of rows of 3C.
-    fn thirds(&self, qkv: &[f64]) -> [Vec<f64>; 3] {
-        let c = self.config.d_model;
-        [0, 1, 2].map(|i| qkv.chunks(3 * c).flat_map(|row| row[i * c..][..c].to_vec()).collect())
+    /// Queries, keys and values, side by side in each row.
+    fn parts(&self, qkv: &[f64]) -> [Vec<f64>; 3] {
+        let (queries, keys) = (self.config.d_attention(), self.config.kv_heads() * self.config.d_head());
+        let part = |from: usize, width: usize| {
+            qkv.chunks(queries + 2 * keys).flat_map(|row| row[from..][..width].to_vec()).collect()
+        };
+        [part(0, queries), part(queries, keys), part(queries + keys, keys)]
+    }
+
+    /// How many keys the query at position `i` sees.
+    fn sees(&self, i: usize) -> usize {
+        match self.config.mask {
+            Mask::Causal => i + 1,
+            Mask::Prefix => (i + 1).max(self.config.prefix),
+            _ => self.config.context,
+        }
     }
 
     fn embedding(&self) {
@@ -82,46 +99,58 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
             _ => 0.0,
         };
         let mut expected = Vec::new();
-        for (n, token) in self.tokens.iter().enumerate() {
-            expected.extend((0..c).map(|i| table[*token as usize * c + i] + position(n % time, i)));
+        let (given, length) = (self.config.prefix, length(self.config));
+        for (n, t) in (0..BATCH * time).map(|row| (row / time, row % time)) {
+            let row = match t.checked_sub(given) {
+                Some(t) => &table[self.tokens[n * length + t] as usize * c..][..c],
+                None => &self.prefix[(n * given + t) * c..][..c],
+            };
+            expected.extend((0..c).map(|i| row[i] + position(t, i)));
         }
         close(self.get(None, Embedding), &expected, "embedding");
     }
 
     fn attention(&self, layer: usize) {
-        let (c, time, heads, d) =
-            (self.config.d_model, self.config.context, self.config.heads, self.config.d_head());
+        let (time, heads, d) = (self.config.context, self.config.heads, self.config.d_head());
+        let (kv_heads, width) = (self.config.kv_heads(), heads * d);
         let (query, key, value) = (self.get(layer, Query), self.get(layer, Key), self.get(layer, Value));
         let (scores, weights) = (self.get(layer, AttentionScores), self.get(layer, AttentionWeights));
-        let mut attended = vec![0.0; BATCH * time * c];
+        let mut attended = vec![0.0; BATCH * time * width];
         for (line, (scores, weights)) in scores.chunks(time).zip(weights.chunks(time)).enumerate() {
             let (b, h, i) = (line / time / heads, line / time % heads, line % time);
-            let at = |t: usize| (b * time + t) * c + h * d;
-            let dot = |j: usize| -> f64 { (0..d).map(|e| query[at(i) + e] * key[at(j) + e]).sum() };
-            let expected: Vec<f64> = (0..=i).map(|j| self.config.score_scale() * dot(j)).collect();
-            close(&scores[..=i], &expected, "scores");
+            let at = (b * time + i) * width + h * d;
+            let of_key = |j: usize| ((b * time + j) * kv_heads + h / (heads / kv_heads)) * d;
+            let dot = |j: usize| -> f64 { (0..d).map(|e| query[at + e] * key[of_key(j) + e]).sum() };
+            let sees = self.sees(i);
+            let expected: Vec<f64> = (0..sees).map(|j| self.config.score_scale() * dot(j)).collect();
+            close(&scores[..sees], &expected, "scores");
             let total: f64 = expected.iter().map(|s| s.exp()).sum();
-            close(&weights[..=i], &expected.iter().map(|s| s.exp() / total).collect::<Vec<_>>(), "weights");
+            close(&weights[..sees], &expected.iter().map(|s| s.exp() / total).collect::<Vec<_>>(), "weights");
             close(&[weights.iter().sum()], &[1.0], "sum of weights");
-            assert!(scores[i + 1..].iter().chain(&weights[i + 1..]).all(|x| *x == 0.0));
+            assert!(scores[sees..].iter().chain(&weights[sees..]).all(|x| *x == 0.0));
             for (j, weight) in weights.iter().enumerate() {
-                (0..d).for_each(|e| attended[at(i) + e] += weight * value[at(j) + e]);
+                (0..d).for_each(|e| attended[at + e] += weight * value[of_key(j) + e]);
             }
         }
         close(self.get(layer, Attended), &attended, "attended");
     }
 
     /// What rotary positions do to each pair.
-    fn rotation(&self, layer: usize) {
+    fn rotation(&self, layer: usize, base: f64, pairing: Pairing) {
         let (time, d) = (self.config.context, self.config.d_head());
-        for (before, after) in [(QueryBeforeRotary, Query), (KeyBeforeRotary, Key)] {
+        let (heads, kv_heads) = (self.config.heads, self.config.kv_heads());
+        for (before, after, heads) in [(QueryBeforeRotary, Query, heads), (KeyBeforeRotary, Key, kv_heads)] {
             let (before, after) = (self.get(layer, before), self.get(layer, after));
-            let mut expected = Vec::new();
-            for (n, head) in before.chunks(d).enumerate() {
-                let t = n / self.config.heads % time;
-                for (pair, x) in head.chunks(2).enumerate() {
-                    let (sin, cos) = (t as f64 / 10000f64.powf(2.0 * pair as f64 / d as f64)).sin_cos();
-                    expected.extend([x[0] * cos - x[1] * sin, x[0] * sin + x[1] * cos]);
+            let mut expected = before.to_vec();
+            for (n, (head, x)) in expected.chunks_mut(d).zip(before.chunks(d)).enumerate() {
+                let t = n / heads % time;
+                for i in 0..d / 2 {
+                    let (sin, cos) = (t as f64 / base.powf(2.0 * i as f64 / d as f64)).sin_cos();
+                    let (a, b) = match pairing {
+                        Pairing::Halves => (i, i + d / 2),
+                        _ => (2 * i, 2 * i + 1),
+                    };
+                    (head[a], head[b]) = (x[a] * cos - x[b] * sin, x[a] * sin + x[b] * cos);
                 }
             }
             close(after, &expected, "rotated");
@@ -153,24 +182,36 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
             _ => stream.to_vec(),
         };
         let qkv = self.linear(&entry(input, AttentionNorm, "ln_1"), &name("attn.c_attn"), c);
-        let [query, key, value] = self.thirds(&qkv);
-        let rotary = self.config.position.is_rotary();
-        let [q, k] = if rotary { [QueryBeforeRotary, KeyBeforeRotary] } else { [Query, Key] };
+        let [mut query, mut key, value] = self.parts(&qkv);
+        if self.config.qk_norm {
+            query = self.norm(&query, &name("attn.q_norm"));
+            key = self.norm(&key, &name("attn.k_norm"));
+        }
+        let [q, k] = match self.config.position {
+            Position::Rotary { base, pairing } => {
+                self.rotation(layer, base, pairing);
+                [QueryBeforeRotary, KeyBeforeRotary]
+            }
+            _ => [Query, Key],
+        };
         for (kind, expected) in [(q, query), (k, key), (Value, value)] {
             close(self.get(layer, kind), &expected, kind.name());
         }
-        if rotary {
-            self.rotation(layer);
-        }
         self.attention(layer);
-        let output = self.linear(self.get(layer, Attended), &name("attn.c_proj"), c);
+        let output = self.linear(self.get(layer, Attended), &name("attn.c_proj"), self.config.d_attention());
         close(self.get(layer, AttentionOutput), &output, "attention output");
         self.added(layer, input, [AttentionOutput, AttentionSum, ResidualMiddle], &name("ln_1"));
 
         let middle = self.get(layer, ResidualMiddle);
         let before = self.linear(&entry(middle, FeedForwardNorm, "ln_2"), &name("mlp.c_fc"), c);
         close(self.get(layer, PreActivation), &before, "pre-activation");
-        let hidden: Vec<f64> = before.iter().map(|x| activate(self.config.activation, *x)).collect();
+        let f = |x: f64| activate(self.config.activation, x);
+        let hidden: Vec<f64> = if self.config.gated {
+            let (rows, d_ff) = (before.chunks(2 * self.config.d_ff), self.config.d_ff);
+            rows.flat_map(|row| (0..d_ff).map(|i| f(row[i]) * row[d_ff + i])).collect()
+        } else {
+            before.iter().map(|x| f(*x)).collect()
+        };
         close(self.get(layer, Activation), &hidden, "activation");
         let output = self.linear(&hidden, &name("mlp.c_proj"), self.config.d_ff);
         close(self.get(layer, FeedForwardOutput), &output, "feed-forward output");
@@ -179,13 +220,16 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
     }
 
     fn head(&self, mut last: Vec<f64>) {
-        let (c, v, time) = (self.config.d_model, self.config.vocab_size, self.config.context);
+        let (c, v, time) = (self.config.d_model, self.config.vocab_size, length(self.config));
         if self.config.norm_place == NormPlace::Pre {
             last = self.norm(&last, "ln_f");
             close(self.get(None, FinalNorm), &last, "final norm");
         }
         let head = if self.config.tied_embeddings { "wte" } else { "lm_head" };
-        let logits = self.linear(&last, head, c);
+        // Given vectors have none.
+        let rows =
+            last.chunks(self.config.context * c).flat_map(|rows| rows[self.config.prefix * c..].to_vec());
+        let logits = self.linear(&rows.collect::<Vec<_>>(), head, c);
         close(self.get(None, Logits), &logits, "logits");
         let mut losses = Vec::new();
         for (n, logits) in logits.chunks(v).enumerate() {
@@ -199,19 +243,19 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
 
 #[test]
 fn every_tensor_is_what_the_formulas_make_of_those_before_it() {
-    for (i, choice) in covering_set().iter().enumerate() {
-        let config = config(choice);
+    for (i, config) in covering_set().into_iter().enumerate() {
         let model = model(Reference::<f64>::new(), &config, i as u64);
-        let tokens = tokens(&config, BATCH * config.context, i as u64);
+        let time = length(&config);
+        let (tokens, prefix) = (tokens(&config, BATCH * time, i as u64), given(&config, BATCH, i as u64));
         let mut seen = Recording::of(|_| true);
-        let logits = model.observe(&tokens, BATCH, config.context, &mut seen).unwrap();
-        assert_eq!(logits, model.logits(&tokens, BATCH, config.context).unwrap());
+        let logits = model.observe_with(&prefix, &tokens, BATCH, time, &mut seen).unwrap();
+        assert_eq!(logits, model.logits_with(&prefix, &tokens, BATCH, time).unwrap());
         assert_eq!(seen.value(None, Logits), Some(&logits[..]));
         for (at, values) in seen.iter() {
             assert_eq!(at.count(), values.len(), "{at}");
             assert!(!at.gradient, "{at}");
         }
-        let pass = Pass { config: &config, model: &model, seen, tokens };
+        let pass = Pass { config: &config, model: &model, seen, prefix, tokens };
         pass.embedding();
         let mut last = Vec::new();
         for layer in 0..config.layers {
