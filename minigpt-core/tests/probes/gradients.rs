@@ -75,7 +75,8 @@ impl Case {
         trainer.metrics().unwrap().loss * (self.inputs.len() - 1) as f64
     }
 
-    /// The operand that a forward step writes, and the kinds that it is: thirds of a row of 3C, or each all of it.
+    /// The operand that a forward step writes, and the kinds that it is: parts of a row of queries, keys and values, or each
+    /// all of it.
     fn written(&self, step: &Step) -> Option<(&'static str, Vec<TensorKind>)> {
         let (post, rotary) = (self.config.norm_place == NormPlace::Post, self.config.position.is_rotary());
         Some(match (step.name.part, &step.op) {
@@ -86,7 +87,8 @@ impl Case {
                 ("y", vec![QueryBeforeRotary, KeyBeforeRotary, Value])
             }
             ("attention.qkv", Op::LinearForward(_)) => ("y", vec![Query, Key, Value]),
-            ("attention.rotary", Op::Rotary(op)) if !op.inverse => ("qkv", vec![Query, Key, Value]),
+            // Of which the values lie between its rows.
+            ("attention.rotary", Op::Rotary(op)) if !op.inverse => ("x", vec![Query, Key, Value]),
             ("attention", Op::AttentionForward(_)) => ("out", vec![Attended]),
             ("attention.out", Op::LinearForward(_)) if post => ("y", vec![AttentionOutput, AttentionSum]),
             ("attention.out", Op::LinearForward(_)) => ("y", vec![AttentionOutput, ResidualMiddle]),
@@ -107,9 +109,12 @@ impl Case {
 
     /// The kinds with the place in each of element number `element` of the operand.
     fn places(&self, kinds: &[TensorKind], element: usize) -> Vec<(TensorKind, usize)> {
-        let c = self.config.d_model;
+        let [q, kv] = [self.config.heads, self.config.kv_heads()].map(|heads| heads * self.config.d_head());
+        let (row, column) = (element / (q + 2 * kv), element % (q + 2 * kv));
         match kinds {
-            [_, _, _] => vec![(kinds[element / c % 3], element / (3 * c) * c + element % c)],
+            [query, _, _] if column < q => vec![(*query, row * q + column)],
+            [_, key, _] if column < q + kv => vec![(*key, row * kv + column - q)],
+            [_, _, value] => vec![(*value, row * kv + column - q - kv)],
             _ => kinds.iter().map(|kind| (*kind, element)).collect(),
         }
     }
@@ -144,7 +149,7 @@ fn the_gradient_of_every_tensor_matches_finite_differences() {
                     );
                 }
             };
-            // So that each third of a row is met.
+            // So that each part of a row is met.
             (0..7).map(|k| (k * len / 7 + k * 3) % len).for_each(compare);
             compared += kinds.len();
         }

@@ -2,7 +2,7 @@
 
 use minigpt_core::probe::{Point, Probe, Recording, TensorKind};
 use minigpt_core::reference::activation::activate;
-use minigpt_core::{GptConfig, InvalidOp, Model, NormPlace, Position, Reference};
+use minigpt_core::{GptConfig, InvalidOp, Mask, Model, NormPlace, Pairing, Position, Reference};
 
 use super::configs::{config, covering_set};
 use super::{BATCH, model, tokens};
@@ -64,10 +64,13 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
         out
     }
 
-    /// The thirds of rows of 3C.
-    fn thirds(&self, qkv: &[f64]) -> [Vec<f64>; 3] {
-        let c = self.config.d_model;
-        [0, 1, 2].map(|i| qkv.chunks(3 * c).flat_map(|row| row[i * c..][..c].to_vec()).collect())
+    /// The queries, keys and values of rows in which they lie side by side.
+    fn parts(&self, qkv: &[f64]) -> [Vec<f64>; 3] {
+        let [q, kv] = [self.config.heads, self.config.kv_heads()].map(|heads| heads * self.config.d_head());
+        let part = |first: usize, width: usize| {
+            qkv.chunks(q + 2 * kv).flat_map(|row| row[first..][..width].to_vec()).collect()
+        };
+        [part(0, q), part(q, kv), part(q + kv, kv)]
     }
 
     fn embedding(&self) {
@@ -89,23 +92,29 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
     }
 
     fn attention(&self, layer: usize) {
-        let (c, time, heads, d) =
-            (self.config.d_model, self.config.context, self.config.heads, self.config.d_head());
+        let (time, heads, kv_heads, d) =
+            (self.config.context, self.config.heads, self.config.kv_heads(), self.config.d_head());
         let (query, key, value) = (self.get(layer, Query), self.get(layer, Key), self.get(layer, Value));
         let (scores, weights) = (self.get(layer, AttentionScores), self.get(layer, AttentionWeights));
-        let mut attended = vec![0.0; BATCH * time * c];
+        let mut attended = vec![0.0; BATCH * time * heads * d];
         for (line, (scores, weights)) in scores.chunks(time).zip(weights.chunks(time)).enumerate() {
             let (b, h, i) = (line / time / heads, line / time % heads, line % time);
-            let at = |t: usize| (b * time + t) * c + h * d;
-            let dot = |j: usize| -> f64 { (0..d).map(|e| query[at(i) + e] * key[at(j) + e]).sum() };
-            let expected: Vec<f64> = (0..=i).map(|j| self.config.score_scale() * dot(j)).collect();
-            close(&scores[..=i], &expected, "scores");
+            let at = |t: usize| ((b * time + t) * heads + h) * d;
+            let shared = |t: usize| ((b * time + t) * kv_heads + h * kv_heads / heads) * d;
+            let seen = match self.config.mask {
+                Mask::Causal => i + 1,
+                Mask::Prefix => (i + 1).max(self.config.prefix),
+                Mask::None => time,
+            };
+            let dot = |j: usize| -> f64 { (0..d).map(|e| query[at(i) + e] * key[shared(j) + e]).sum() };
+            let expected: Vec<f64> = (0..seen).map(|j| self.config.score_scale() * dot(j)).collect();
+            close(&scores[..seen], &expected, "scores");
             let total: f64 = expected.iter().map(|s| s.exp()).sum();
-            close(&weights[..=i], &expected.iter().map(|s| s.exp() / total).collect::<Vec<_>>(), "weights");
+            close(&weights[..seen], &expected.iter().map(|s| s.exp() / total).collect::<Vec<_>>(), "weights");
             close(&[weights.iter().sum()], &[1.0], "sum of weights");
-            assert!(scores[i + 1..].iter().chain(&weights[i + 1..]).all(|x| *x == 0.0));
+            assert!(scores[seen..].iter().chain(&weights[seen..]).all(|x| *x == 0.0));
             for (j, weight) in weights.iter().enumerate() {
-                (0..d).for_each(|e| attended[at(i) + e] += weight * value[at(j) + e]);
+                (0..d).for_each(|e| attended[at(i) + e] += weight * value[shared(j) + e]);
             }
         }
         close(self.get(layer, Attended), &attended, "attended");
@@ -113,15 +122,23 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
 
     /// What rotary positions do to each pair.
     fn rotation(&self, layer: usize) {
+        let Position::Rotary { base, pairing } = self.config.position else { return };
         let (time, d) = (self.config.context, self.config.d_head());
-        for (before, after) in [(QueryBeforeRotary, Query), (KeyBeforeRotary, Key)] {
+        for (before, after, heads) in
+            [(QueryBeforeRotary, Query, self.config.heads), (KeyBeforeRotary, Key, self.config.kv_heads())]
+        {
             let (before, after) = (self.get(layer, before), self.get(layer, after));
-            let mut expected = Vec::new();
+            let mut expected = vec![0.0; before.len()];
             for (n, head) in before.chunks(d).enumerate() {
-                let t = n / self.config.heads % time;
-                for (pair, x) in head.chunks(2).enumerate() {
-                    let (sin, cos) = (t as f64 / 10000f64.powf(2.0 * pair as f64 / d as f64)).sin_cos();
-                    expected.extend([x[0] * cos - x[1] * sin, x[0] * sin + x[1] * cos]);
+                let t = n / heads % time;
+                for pair in 0..d / 2 {
+                    let (a, b) = match pairing {
+                        Pairing::Adjacent => (2 * pair, 2 * pair + 1),
+                        Pairing::Halves => (pair, pair + d / 2),
+                    };
+                    let (sin, cos) = (t as f64 / base.powf(2.0 * pair as f64 / d as f64)).sin_cos();
+                    expected[n * d + a] = head[a] * cos - head[b] * sin;
+                    expected[n * d + b] = head[a] * sin + head[b] * cos;
                 }
             }
             close(after, &expected, "rotated");
@@ -153,7 +170,7 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
             _ => stream.to_vec(),
         };
         let qkv = self.linear(&entry(input, AttentionNorm, "ln_1"), &name("attn.c_attn"), c);
-        let [query, key, value] = self.thirds(&qkv);
+        let [query, key, value] = self.parts(&qkv);
         let rotary = self.config.position.is_rotary();
         let [q, k] = if rotary { [QueryBeforeRotary, KeyBeforeRotary] } else { [Query, Key] };
         for (kind, expected) in [(q, query), (k, key), (Value, value)] {
@@ -163,7 +180,8 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
             self.rotation(layer);
         }
         self.attention(layer);
-        let output = self.linear(self.get(layer, Attended), &name("attn.c_proj"), c);
+        let d_attention = self.config.d_attention();
+        let output = self.linear(self.get(layer, Attended), &name("attn.c_proj"), d_attention);
         close(self.get(layer, AttentionOutput), &output, "attention output");
         self.added(layer, input, [AttentionOutput, AttentionSum, ResidualMiddle], &name("ln_1"));
 

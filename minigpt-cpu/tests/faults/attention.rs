@@ -76,14 +76,19 @@ fn plain(
             for i in 0..time {
                 let last = last(i).min(time - 1);
                 let score = |j: usize| {
-                    let (q, key) = (&q[(b * time + i) * op.q.stride + h * d..], &key[(b * time + j) * op.k.stride + kv..]);
+                    let (q, key) = (
+                        &q[(b * time + i) * op.q.stride + h * d..],
+                        &key[(b * time + j) * op.k.stride + kv..],
+                    );
                     scale as f32 * q.iter().zip(key).take(d).map(|(x, y)| x * y).sum::<f32>()
                 };
                 let scores: Vec<f32> = (0..=last).map(score).collect();
                 let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let sum: f32 = scores.iter().map(|s| (s - most).exp()).sum();
                 for c in 0..d {
-                    let value = |j: usize| (scores[j] - most).exp() / sum * value[(b * time + j) * op.v.stride + kv + c];
+                    let value = |j: usize| {
+                        (scores[j] - most).exp() / sum * value[(b * time + j) * op.v.stride + kv + c]
+                    };
                     out[((b * time + i) * heads + h) * d + c] = (0..=last).map(value).sum();
                 }
             }
@@ -126,7 +131,8 @@ fn run_of_group(k: &mut Kernel, op: AttentionBackward, gives: impl Fn(usize) -> 
 fn broken(k: &mut Kernel, op: &AttentionForward) -> Result<Vec<bool>, CpuError> {
     let numbers = k.get(op.v.span)?;
     let (heads, time) = (values(op), op.shape.time);
-    let is_broken = |row: usize| numbers[heads.index(row, 0, 0)..][..heads.width()].iter().any(|x| x.is_nan());
+    let is_broken =
+        |row: usize| numbers[heads.index(row, 0, 0)..][..heads.width()].iter().any(|x| x.is_nan());
     Ok((0..op.shape.batch).map(|b| (b * time..(b + 1) * time).any(is_broken)).collect())
 }
 

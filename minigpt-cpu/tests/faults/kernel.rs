@@ -77,8 +77,7 @@ impl Kernel {
         if !matches!(span.dtype, Dtype::F16 | Dtype::Bf16) {
             return write_elems(&mut self.cpu, span, values);
         }
-        let bytes: Vec<u8> =
-            values.iter().flat_map(|&x| encode_half(f64::from(x), span.dtype)).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|&x| encode_half(f64::from(x), span.dtype)).collect();
         self.cpu.write(span, &bytes)
     }
 
@@ -97,7 +96,11 @@ impl Kernel {
 
     /// Changes each number of an operand whose rows may lie apart, and none between them: `change` is told its row, its head and
     /// its place in the head.
-    pub(crate) fn edit_heads(&mut self, of: Heads, mut change: impl FnMut(usize, usize, usize, f32) -> f32) -> Done {
+    pub(crate) fn edit_heads(
+        &mut self,
+        of: Heads,
+        mut change: impl FnMut(usize, usize, usize, f32) -> f32,
+    ) -> Done {
         let Heads { at, heads, d_head } = of;
         self.edit(at.span, |i, x| {
             let (row, column) = (i / at.stride, i % at.stride);
