@@ -102,9 +102,9 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
             let at = |t: usize| ((b * time + t) * heads + h) * d;
             let shared = |t: usize| ((b * time + t) * kv_heads + h * kv_heads / heads) * d;
             let seen = match self.config.mask {
-                Mask::Causal => i + 1,
                 Mask::Prefix => (i + 1).max(self.config.prefix),
                 Mask::None => time,
+                _ => i + 1,
             };
             let dot = |j: usize| -> f64 { (0..d).map(|e| query[at(i) + e] * key[shared(j) + e]).sum() };
             let expected: Vec<f64> = (0..seen).map(|j| self.config.score_scale() * dot(j)).collect();
@@ -133,8 +133,8 @@ impl<W: FnMut(&Point) -> bool> Pass<'_, W> {
                 let t = n / heads % time;
                 for pair in 0..d / 2 {
                     let (a, b) = match pairing {
-                        Pairing::Adjacent => (2 * pair, 2 * pair + 1),
                         Pairing::Halves => (pair, pair + d / 2),
+                        _ => (2 * pair, 2 * pair + 1),
                     };
                     let (sin, cos) = (t as f64 / base.powf(2.0 * pair as f64 / d as f64)).sin_cos();
                     expected[n * d + a] = head[a] * cos - head[b] * sin;
