@@ -151,7 +151,7 @@ impl<'o, B: Backend> Observation<'o, B> {
         let values = read_elems(&mut *backend, view.span)?;
         let Some(Columns { width, stride }) = view.columns else { return Ok(values) };
         // A vector of its own, since a probe may keep it: one that was cut would keep what lies between the rows too.
-        let mut part = zeros("observed values", self.point(view).count())?;
+        let mut part = zeros("observed values", values.len().div_ceil(stride) * width)?;
         for (to, row) in part.chunks_exact_mut(width).zip(values.chunks(stride)) {
             to.copy_from_slice(&row[..width]);
         }
