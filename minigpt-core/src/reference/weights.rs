@@ -62,12 +62,30 @@ pub fn weight_at(bytes: &[u8], dtype: Dtype, index: usize) -> f64 {
 /// let near = |x, dtype| weight_at(&encode_half(x, dtype), dtype, 0);
 /// assert_eq!(near(1.0 + 1.0 / 256.0, Dtype::Bf16), 1.0);
 /// assert_eq!(near(70_000.0, Dtype::F16), f64::INFINITY);
+/// // A little more than a tie, however little.
+/// assert_eq!(near(1.0 + 1.0 / 256.0 + 1e-15, Dtype::Bf16), 1.0 + 1.0 / 128.0);
 /// ```
 pub fn encode_half(x: f64, dtype: Dtype) -> [u8; 2] {
+    let x = round_to_odd(x);
     match dtype {
-        Dtype::F16 => f16::from_f64(x).to_le_bytes(),
-        _ => bf16::from_f64(x).to_le_bytes(),
+        Dtype::F16 => f16::from_f32(x).to_le_bytes(),
+        _ => bf16::from_f32(x).to_le_bytes(),
     }
+}
+
+/// The one of the two f32 around x whose mantissa is odd, or x, if it is an f32. Rounded once more, to fewer bits, it gives what
+/// x itself does: to the nearest f32, x could become a tie that it is not.
+///
+/// Source: Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
+fn round_to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    let back = f64::from(near);
+    if back == x || x.is_nan() {
+        return near;
+    }
+    // Towards zero, for which the magnitude is one less; at infinity too.
+    let towards_zero = near.to_bits() - u32::from(back.abs() > x.abs());
+    f32::from_bits(towards_zero | 1)
 }
 
 /// Decodes a matrix (`rows`, `cols`), whose stored rows are padded to whole blocks, into `out` without the padding.

@@ -58,7 +58,7 @@ pub(crate) fn multiply<V: Vector, const M: usize, const N: usize>(
 
 /// As [`multiply`], beginning with `sum` instead of 0.
 #[inline(always)]
-fn multiply_onto<V: Vector, const M: usize, const N: usize>(
+pub(crate) fn multiply_onto<V: Vector, const M: usize, const N: usize>(
     t: V::Token,
     mut sum: [[V; N]; M],
     a: Strided<'_>,

@@ -23,7 +23,9 @@ pub(super) use cached::rows;
 pub(super) use forward::forward;
 pub(super) use scores::scores;
 
-use minigpt_core::op::{AttentionBackward, AttentionForward, AttentionRows};
+use core::ops::Range;
+
+use minigpt_core::op::{AttentionBackward, AttentionForward, AttentionRows, AttentionShape};
 
 use crate::context::Machine;
 
@@ -34,61 +36,84 @@ const KEPT: usize = 1 << 14;
 /// With so many tasks, the last one to end does not matter on a few threads.
 const TASKS: usize = 12;
 
-const QUERY: usize = 0;
-const KEY: usize = 1;
-const VALUE: usize = 2;
-
-/// The dimensions of qkv: (B, T, 3, H, D).
+/// The dimensions of a batch, and what its queries see.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
+    batch: usize,
     time: usize,
     heads: usize,
     d_head: usize,
+    /// How many heads of queries in a row share a head of keys and values.
+    share: usize,
+    /// So many keys, the first ones, every query sees.
+    prefix: usize,
 }
 
 impl Shape {
-    /// C.
-    fn d_model(self) -> usize {
+    fn new(shape: &AttentionShape) -> Self {
+        let AttentionShape { batch, time, heads, kv_heads, d_head, prefix, .. } = *shape;
+        let share = heads.checked_div(kv_heads).unwrap_or(1).max(1);
+        Shape { batch, time, heads, d_head, share, prefix: prefix.min(time) }
+    }
+
+    /// C, or what there is in its place: H D.
+    fn width(self) -> usize {
         self.heads * self.d_head
     }
 
-    /// The query, key or value of `head` in row `row` = b T + t of qkv.
-    #[inline(always)]
-    fn of(self, qkv: &[f32], row: usize, part: usize, head: usize) -> &[f32] {
-        self.group(qkv, row, part, head, 1)
+    /// K D.
+    fn kv_width(self) -> usize {
+        self.heads / self.share * self.d_head
     }
 
-    /// The same of `count` heads from `head` on, side by side.
+    /// How many heads of keys and values so many heads of queries have that are a task.
+    fn kv_heads_of(self, heads: usize) -> usize {
+        (heads / self.share).max(1)
+    }
+
+    /// The columns of some neighbouring heads in rows of queries, and in rows of keys or values.
     #[inline(always)]
-    fn group(self, qkv: &[f32], row: usize, part: usize, head: usize, count: usize) -> &[f32] {
-        &qkv[((row * 3 + part) * self.heads + head) * self.d_head..][..count * self.d_head]
+    fn cols(self, head: usize, heads: usize) -> [Range<usize>; 2] {
+        let first = head / self.share;
+        [head..head + heads, first..first + self.kv_heads_of(heads)]
+            .map(|heads| heads.start * self.d_head..heads.end * self.d_head)
+    }
+
+    /// The rows and columns of task number `index`, where a task is so many heads of a sequence; none, if there is no such task.
+    #[inline(always)]
+    fn task(self, index: usize, heads: usize) -> (Range<usize>, [Range<usize>; 2]) {
+        let across = self.heads / heads;
+        let (batch, head) = (index / across, index % across * heads);
+        let first = batch * self.time;
+        let rows = if batch < self.batch { first..first + self.time } else { 0..0 };
+        (rows, self.cols(head, heads))
     }
 
     /// How many neighbouring heads of a sequence make a task, where whole heads do. More of them read longer stretches
     /// of memory; but what they keep must stay in the second cache, and enough tasks must be left.
-    fn heads_per_task(self, batch: usize) -> usize {
+    ///
+    /// They have whole heads of keys and values, or parts of one if they may.
+    fn heads_per_task(self, parts: bool) -> usize {
+        let least = if parts { 1 } else { self.share };
         let fits = |&heads: &usize| {
             self.heads.is_multiple_of(heads)
+                && (heads.is_multiple_of(self.share) || parts && self.share.is_multiple_of(heads))
                 && heads * self.d_head <= WIDE
-                && heads * self.d_head * self.time <= KEPT
-                && batch * (self.heads / heads) >= TASKS
+                && self.kv_heads_of(heads) * self.d_head * self.time <= KEPT
+                && self.batch * (self.heads / heads) >= TASKS
         };
-        (1..=self.heads).rev().find(fits).unwrap_or(1)
+        (1..=self.heads).rev().find(fits).unwrap_or(least)
     }
 }
 
 // Scratch is for all threads. Growing with the threads, it does not change what is computed.
 
 pub(super) fn forward_scratch_floats(op: &AttentionForward, machine: Machine) -> usize {
-    let shape = Shape { time: op.time, heads: op.heads, d_head: op.d_head };
-    let group = shape.heads_per_task(op.batch);
-    forward::scratch_floats(op.time, group, op.d_head).saturating_mul(machine.threads)
+    forward::scratch_floats(Shape::new(&op.shape)).saturating_mul(machine.threads)
 }
 
 pub(super) fn backward_scratch_floats(op: &AttentionBackward, machine: Machine) -> usize {
-    let shape = Shape { time: op.time, heads: op.heads, d_head: op.d_head };
-    let group = shape.heads_per_task(op.batch);
-    backward::scratch_floats(op.time, group, op.d_head).saturating_mul(machine.threads)
+    backward::scratch_floats(Shape::new(&op.shape)).saturating_mul(machine.threads)
 }
 
 pub(super) fn rows_scratch_floats(op: &AttentionRows, machine: Machine) -> usize {

@@ -15,20 +15,23 @@ pub(super) fn run(views: &mut Views<'_, '_>, op: &Op) -> Result<bool, CpuError> 
             let live = live_rows(views, *live, norm.rows)?;
             statistics(views, &norm.first_rows(live))?;
         }
-        Op::AttentionForward(op) if op.d_head == 0 => denominators(views, op)?,
+        // Rows that lie apart may have a span though they have no width.
+        Op::Rotary(op) if op.heads == 0 || op.d_head == 0 => return Ok(true),
+        Op::RotaryRows(op) if op.heads == 0 || op.d_head == 0 => return Ok(true),
+        Op::AttentionForward(op) if op.shape.d_head == 0 => denominators(views, op)?,
         _ => {}
     }
     let written = match op {
         Op::EmbeddingForward(op) => op.out,
         Op::LayerNormForward(op) => op.y,
         Op::LinearForward(op) => op.y,
-        Op::Rotary(op) => op.qkv,
+        Op::Rotary(op) => op.x.span,
         Op::AttentionForward(op) => op.out,
         Op::AttentionScores(op) => op.scores,
         Op::EmbeddingRows(op) => op.out,
         Op::LayerNormRows(op) => op.norm.y,
         Op::LinearRows(LinearRows { linear, .. }) => linear.y,
-        Op::RotaryRows(op) => op.qkv,
+        Op::RotaryRows(op) => op.x.span,
         Op::CacheAppend(op) => op.keys,
         Op::AttentionRows(op) => op.out,
         Op::GatherRows(op) => op.to,
@@ -49,9 +52,9 @@ fn denominators(views: &mut Views<'_, '_>, op: &AttentionForward) -> Result<(), 
     if let Some(dropout) = op.dropout {
         views.u32("dropout.counters", dropout.counters)?;
     }
-    let score = op.scale as f32 * 0.0;
+    let score = op.shape.scale as f32 * 0.0;
     for (at, lse) in views.f32_mut("lse", op.lse)?.iter_mut().enumerate() {
-        *lse = score + libm::logf((at % op.time + 1) as f32);
+        *lse = score + libm::logf(op.shape.seen(at % op.shape.time) as f32);
     }
     Ok(())
 }

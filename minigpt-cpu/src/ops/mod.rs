@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod cache;
 mod cross_entropy;
 mod draw;
 mod embedding;
@@ -58,7 +59,7 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         Op::Rotary(op) => rotary::rotary(context, op)?,
         Op::AttentionForward(op) => attention::forward(context, op)?,
         #[cfg(feature = "train")]
-        Op::AttentionBackward(op) if op.qkv.len > 0 => attention::backward(context, op)?,
+        Op::AttentionBackward(op) if op.out.len > 0 => attention::backward(context, op)?,
         Op::AttentionScores(op) => attention::scores(context, op)?,
         Op::EmbeddingRows(op) if Weight::reads(op.token_embedding.dtype) => {
             rows::embedding(context, op)?;
@@ -74,8 +75,8 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
             }
         }
         Op::RotaryRows(op) => rows::rotary(context, op)?,
-        Op::CacheAppend(op) => rows::append(context, op)?,
-        Op::AttentionRows(op) => attention::rows(context, op)?,
+        Op::CacheAppend(op) if Weight::reads(op.keys.dtype) => rows::append(context, op)?,
+        Op::AttentionRows(op) if Weight::reads(op.keys.dtype) => attention::rows(context, op)?,
         Op::GatherRows(op) => rows::gather(context, op)?,
         Op::Sample(op) => sample::sample(context, op)?,
         #[cfg(feature = "train")]

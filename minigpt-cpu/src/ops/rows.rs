@@ -1,8 +1,9 @@
 //! Rows of decoding: which are live, and what is done with each alone. Norms, linear layers and attention have their own rooms.
 
 use minigpt_core::op::{CacheAppend, EmbeddingRows, GatherRows, RotaryRows};
-use minigpt_core::{InvalidOp, Span};
+use minigpt_core::{InvalidOp, Pairing, Span};
 
+use super::cache::StoredMut;
 use super::embedding::check_tokens;
 use super::lanes::{load, rows_per_task, store};
 use super::rotary::turn_row;
@@ -10,7 +11,7 @@ use crate::arch::Vector;
 use crate::context::{Context, Job};
 use crate::error::CpuError;
 use crate::ops::weight::Weight;
-use crate::par::{Chunks, Views};
+use crate::par::{Chunks, Grid, Tile, Views};
 
 /// How many of `rows` rows are live.
 pub(super) fn live_rows(views: &mut Views<'_, '_>, live: Span, rows: usize) -> Result<usize, CpuError> {
@@ -85,35 +86,31 @@ pub(super) fn embedding(context: &mut Context<'_, '_>, op: &EmbeddingRows) -> Re
 struct Rotation<'s> {
     table: &'s [f32],
     positions: &'s [u32],
-    rows_per_task: usize,
-    d_model: usize,
+    pairing: Pairing,
     d_head: usize,
 }
 
-impl Job<Chunks<'_, f32>> for Rotation<'_> {
+impl Job<Grid<'_>> for Rotation<'_> {
     #[inline(always)]
-    fn run<V: Vector>(&self, _: V::Token, index: usize, qkv: &mut [f32]) {
-        for (i, row) in qkv.chunks_exact_mut(3 * self.d_model).enumerate() {
-            let position = self.positions[index * self.rows_per_task + i] as usize;
-            let turns = &self.table[position * self.d_head..][..self.d_head];
-            turn_row(&mut row[..2 * self.d_model], turns, 1.0);
+    fn run<V: Vector>(&self, _: V::Token, _: usize, mut x: Tile<'_>) {
+        for (i, row) in x.rows().enumerate() {
+            let turns = &self.table[self.positions[row] as usize * self.d_head..][..self.d_head];
+            turn_row(x.row(i), turns, self.pairing, 1.0);
         }
     }
 }
 
 pub(super) fn rotary(context: &mut Context<'_, '_>, op: &RotaryRows) -> Result<(), CpuError> {
     let views = &mut context.views;
-    let (live, d_model) = (live_rows(views, op.live, op.rows)?, op.heads * op.d_head);
-    let rows_per_task = rows_per_task(3 * d_model);
+    let (live, width) = (live_rows(views, op.live, op.rows)?, op.heads * op.d_head);
     let job = Rotation {
         table: views.f32("table", op.table)?,
         positions: indices(views, "positions", op.positions, live, op.table.len / op.d_head)?,
-        rows_per_task,
-        d_model,
+        pairing: op.pairing,
         d_head: op.d_head,
     };
-    let qkv = views.f32_mut("qkv", op.qkv.first(live * 3 * d_model))?;
-    context.team.for_each(Chunks::new(qkv, rows_per_task * 3 * d_model), &job);
+    let x = views.f32_rows_mut("x", op.x.first_rows(live, width), width)?;
+    context.team.for_each(Grid::of_rows(x, rows_per_task(width), width), &job);
     Ok(())
 }
 
@@ -122,18 +119,17 @@ pub(super) fn append(context: &mut Context<'_, '_>, op: &CacheAppend) -> Result<
     let live = live_rows(views, op.live, op.rows)?;
     let slots = indices(views, "slots", op.slots, live, op.slot_count)?;
     let positions = indices(views, "positions", op.positions, live, op.capacity)?;
-    let qkv = views.f32("qkv", op.qkv)?;
-    let keys = views.f32_mut("keys", op.keys)?;
-    let values = views.f32_mut("values", op.values)?;
-    let (heads, d) = (op.heads, op.d_head);
-    let rows = qkv.chunks_exact(3 * heads * d).zip(slots.iter().zip(positions));
-    for (row, (&slot, &position)) in rows {
-        let (_, stored) = row.split_at(heads * d);
-        let (key, value) = stored.split_at(heads * d);
-        for (cache, row) in [(&mut *keys, key), (&mut *values, value)] {
+    let (heads, d) = (op.kv_heads, op.d_head);
+    let width = heads * d;
+    let k = views.f32_rows("k", op.k.first_rows(live, width), width)?;
+    let v = views.f32_rows("v", op.v.first_rows(live, width), width)?;
+    let mut keys = StoredMut::new(views, "keys", op.keys)?;
+    let mut values = StoredMut::new(views, "values", op.values)?;
+    for (row, (&slot, &position)) in slots.iter().zip(positions).enumerate() {
+        for (cache, row) in [(&mut keys, k.row(row)), (&mut values, v.row(row))] {
             for (head, numbers) in row.chunks_exact(d).enumerate() {
                 let place = (slot as usize * heads + head) * op.capacity + position as usize;
-                cache[place * d..][..d].copy_from_slice(numbers);
+                cache.write(place * d, numbers);
             }
         }
     }

@@ -200,7 +200,7 @@ pub(super) fn row_of<W: Format>(units: &[W::Unit], row: usize, cols: usize) -> &
 
 /// The elements of a row.
 #[inline(always)]
-fn widen<V: Vector, W: Format>(t: V::Token, row: &[W::Unit], out: &mut [f32]) {
+pub(super) fn widen<V: Vector, W: Format>(t: V::Token, row: &[W::Unit], out: &mut [f32]) {
     let whole = out.len() - out.len() % V::LANES;
     for k in (0..whole).step_by(V::LANES) {
         W::load::<V>(t, row, k).store(&mut out[k..]);

@@ -4,6 +4,7 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::slice;
 
+use super::apart::RowsMut;
 use crate::executor::{Executor, Task};
 
 /// Something mutable that tasks share out: each task gets its own part.
@@ -105,6 +106,7 @@ pub(crate) struct Grid<'s> {
     start: *mut f32,
     rows: usize,
     cols: usize,
+    stride: usize,
     tile_rows: usize,
     tile_cols: usize,
     by_columns: bool,
@@ -120,7 +122,14 @@ impl<'s> Grid<'s> {
         let (cols, tile_rows, tile_cols) = (cols.max(1), tile_rows.max(1), tile_cols.max(1));
         let rows = slice.len() / cols;
         let start = slice.as_mut_ptr();
-        Grid { start, rows, cols, tile_rows, tile_cols, by_columns: false, owner: PhantomData }
+        Grid { start, rows, cols, stride: cols, tile_rows, tile_cols, by_columns: false, owner: PhantomData }
+    }
+
+    /// The same of rows that may lie apart.
+    pub(crate) fn of_rows(rows: RowsMut<'s>, tile_rows: usize, tile_cols: usize) -> Self {
+        let RowsMut { start, rows, stride, width, owner } = rows;
+        let (tile_rows, tile_cols) = (tile_rows.max(1), tile_cols.max(1));
+        Grid { start, rows, cols: width, stride, tile_rows, tile_cols, by_columns: false, owner }
     }
 
     /// The same, numbered column by column.
@@ -146,7 +155,7 @@ unsafe impl Parts for Grid<'_> {
         let col = tile_col.saturating_mul(self.tile_cols).min(self.cols);
         Tile {
             start: self.start,
-            stride: self.cols,
+            stride: self.stride,
             row,
             col,
             rows: self.tile_rows.min(self.rows - row),
@@ -185,7 +194,7 @@ impl Tile<'_> {
         self.start.wrapping_add(self.row * self.stride + self.col)
     }
 
-    /// How far its rows are apart: the columns of the matrix.
+    /// How far its rows are apart: the columns of the matrix, or more.
     pub(crate) fn stride(&self) -> usize {
         self.stride
     }

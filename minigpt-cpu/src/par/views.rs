@@ -1,10 +1,12 @@
 //! From spans to slices.
 
+use core::marker::PhantomData;
 use core::slice;
 
 use minigpt_core::op::MAX_OPERANDS;
-use minigpt_core::{Buffer, Dtype, InvalidOp, Span};
+use minigpt_core::{Buffer, Dtype, InvalidOp, Span, Strided};
 
+use super::apart::{Rows, RowsMut};
 use crate::error::CpuError;
 #[cfg(target_has_atomic = "ptr")]
 use crate::memory::is_usable;
@@ -28,6 +30,8 @@ struct Handed {
     start: usize,
     end: usize,
     write: bool,
+    /// If they are rows that lie apart: how many bytes each has, and how many lie between the beginnings of two.
+    rows: Option<(usize, usize)>,
 }
 
 impl Handed {
@@ -36,28 +40,65 @@ impl Handed {
         self.buffer == other.buffer
             && (self.write || other.write)
             && self.start.max(other.start) < self.end.min(other.end)
+            && !self.is_beside(other)
+    }
+
+    /// Whether the two are rows of different columns of one matrix.
+    fn is_beside(&self, other: &Handed) -> bool {
+        let (Some((width, stride)), Some((other_width, other_stride))) = (self.rows, other.rows) else {
+            return false;
+        };
+        let behind = self.start.abs_diff(other.start) % stride.max(1);
+        // The first of a row's two parts begins with it.
+        let (first, second) =
+            if self.start <= other.start { (width, other_width) } else { (other_width, width) };
+        stride == other_stride && first <= behind && behind + second <= stride
     }
 }
 
 impl<'m, 'a> Views<'m, 'a> {
     pub(crate) fn new(memory: &'m mut Memory<'a>) -> Self {
-        let nothing = Handed { buffer: Buffer(0), start: 0, end: 0, write: false };
+        let nothing = Handed { buffer: Buffer(0), start: 0, end: 0, write: false, rows: None };
         Views { memory, handed: [nothing; MAX_OPERANDS], count: 0 }
     }
 
     /// f32 to read.
     pub(crate) fn f32(&mut self, operand: &'static str, span: Span) -> Result<&'m [f32], CpuError> {
         self.typed(operand, span, Dtype::F32)?;
-        let from = self.claim(operand, span, false)?;
+        let from = self.claim(operand, span, None, false)?;
         // SAFETY: `claim` found `span` inside a live buffer that stays borrowed for 'm, at an address that is a
         // multiple of four, and all slices handed out for 'm that overlap it are shared. Any bits are an f32.
         Ok(unsafe { slice::from_raw_parts(from.cast_const().cast(), span.len) })
     }
 
+    /// Rows of `width` f32 to read.
+    pub(crate) fn f32_rows(
+        &mut self,
+        operand: &'static str,
+        rows: Strided,
+        width: usize,
+    ) -> Result<Rows<'m>, CpuError> {
+        let (from, count) = self.claim_rows(operand, rows, width, false)?;
+        // SAFETY: as for f32, of each row: `claim_rows` found all of them inside the span, and what overlaps the span without
+        // being shared is beside the rows.
+        Ok(unsafe { Rows::new(from.cast_const(), count, rows.stride, width) })
+    }
+
+    /// Rows of `width` f32 to write.
+    pub(crate) fn f32_rows_mut(
+        &mut self,
+        operand: &'static str,
+        rows: Strided,
+        width: usize,
+    ) -> Result<RowsMut<'m>, CpuError> {
+        let (start, count) = self.claim_rows(operand, rows, width, true)?;
+        Ok(RowsMut { start, rows: count, stride: rows.stride, width, owner: PhantomData })
+    }
+
     /// u32 to read.
     pub(crate) fn u32(&mut self, operand: &'static str, span: Span) -> Result<&'m [u32], CpuError> {
         self.typed(operand, span, Dtype::U32)?;
-        let from = self.claim(operand, span, false)?;
+        let from = self.claim(operand, span, None, false)?;
         // SAFETY: as for f32.
         Ok(unsafe { slice::from_raw_parts(from.cast_const().cast(), span.len) })
     }
@@ -65,7 +106,7 @@ impl<'m, 'a> Views<'m, 'a> {
     /// f32 to write.
     pub(crate) fn f32_mut(&mut self, operand: &'static str, span: Span) -> Result<&'m mut [f32], CpuError> {
         self.typed(operand, span, Dtype::F32)?;
-        let from = self.claim(operand, span, true)?;
+        let from = self.claim(operand, span, None, true)?;
         // SAFETY: `claim` found `span` inside a live owned buffer that stays exclusively borrowed for 'm, at an
         // address that is a multiple of four, and no slice handed out for 'm overlaps it. Any bits are an f32.
         Ok(unsafe { slice::from_raw_parts_mut(from.cast(), span.len) })
@@ -74,21 +115,21 @@ impl<'m, 'a> Views<'m, 'a> {
     /// u32 to write.
     pub(crate) fn u32_mut(&mut self, operand: &'static str, span: Span) -> Result<&'m mut [u32], CpuError> {
         self.typed(operand, span, Dtype::U32)?;
-        let from = self.claim(operand, span, true)?;
+        let from = self.claim(operand, span, None, true)?;
         // SAFETY: as for f32.
         Ok(unsafe { slice::from_raw_parts_mut(from.cast(), span.len) })
     }
 
     /// The span's bytes as they lie in memory (see [`crate::memory`]), to read.
     pub(crate) fn bytes(&mut self, operand: &'static str, span: Span) -> Result<&'m [u8], CpuError> {
-        let from = self.claim(operand, span, false)?;
+        let from = self.claim(operand, span, None, false)?;
         // SAFETY: as for f32; bytes need no alignment, and `claim` has counted them.
         Ok(unsafe { slice::from_raw_parts(from.cast_const(), span.bytes().unwrap_or(0)) })
     }
 
     /// The span's bytes as they lie in memory (see [`crate::memory`]), to write.
     pub(crate) fn bytes_mut(&mut self, operand: &'static str, span: Span) -> Result<&'m mut [u8], CpuError> {
-        let from = self.claim(operand, span, true)?;
+        let from = self.claim(operand, span, None, true)?;
         // SAFETY: as for f32; bytes need no alignment, and `claim` has counted them.
         Ok(unsafe { slice::from_raw_parts_mut(from, span.bytes().unwrap_or(0)) })
     }
@@ -101,8 +142,36 @@ impl<'m, 'a> Views<'m, 'a> {
         }
     }
 
-    /// Checks `span` and notes it as handed out; returns its address.
-    fn claim(&mut self, operand: &'static str, span: Span, write: bool) -> Result<*mut u8, CpuError> {
+    /// Checks rows of `width` f32 and notes them as handed out; returns the address of the first, and how many there are.
+    fn claim_rows(
+        &mut self,
+        operand: &'static str,
+        Strided { span, stride }: Strided,
+        width: usize,
+        write: bool,
+    ) -> Result<(*mut f32, usize), CpuError> {
+        self.typed(operand, span, Dtype::F32)?;
+        if stride < width {
+            return Err(InvalidOp::Value { operand }.into());
+        }
+        // The last row has nothing behind it.
+        let count = match span.len.checked_sub(width) {
+            Some(before) if width > 0 => before / stride + 1,
+            _ => 0,
+        };
+        let bytes = |elements| Dtype::F32.bytes(elements).ok_or(InvalidOp::Overflow { operand });
+        let from = self.claim(operand, span, Some((bytes(width)?, bytes(stride)?)), write)?;
+        Ok((from.cast(), count))
+    }
+
+    /// Checks `span` and notes it as handed out, or only its `rows`; returns its address.
+    fn claim(
+        &mut self,
+        operand: &'static str,
+        span: Span,
+        rows: Option<(usize, usize)>,
+        write: bool,
+    ) -> Result<*mut u8, CpuError> {
         let bytes = span.bytes().ok_or(InvalidOp::Overflow { operand })?;
         let end = span.offset.checked_add(bytes).ok_or(InvalidOp::Overflow { operand })?;
         let (address, size) = match self.memory.storage(span.buffer, operand)? {
@@ -129,7 +198,7 @@ impl<'m, 'a> Views<'m, 'a> {
         if !span.offset.is_multiple_of(align) {
             return Err(InvalidOp::Misaligned { operand, offset: span.offset }.into());
         }
-        let this = Handed { buffer: span.buffer, start: span.offset, end, write };
+        let this = Handed { buffer: span.buffer, start: span.offset, end, write, rows };
         if self.handed[..self.count].iter().any(|other| this.conflicts(other)) {
             return Err(InvalidOp::Overlap { a: operand, b: "another operand" }.into());
         }

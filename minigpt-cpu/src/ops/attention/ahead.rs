@@ -4,36 +4,27 @@
 //! all at once before anything can be computed. Asked for a task ahead, a few rows at a time, they are in the second
 //! cache by then.
 
-use super::Shape;
-use crate::arch::Vector;
+use core::ops::Range;
 
-/// The rows of some neighbouring heads of a sequence, to be fetched in portions.
-pub(super) struct Ahead<'s> {
-    shape: Shape,
-    qkv: &'s [f32],
-    /// As `qkv`, but one number where it has three.
-    others: [&'s [f32]; 2],
-    batch: usize,
-    head: usize,
-    heads: usize,
+use crate::arch::Vector;
+use crate::par::Rows;
+
+/// Some columns of N operands, to be fetched in portions of their rows.
+pub(super) struct Ahead<'s, const N: usize> {
+    wanted: [(&'s Rows<'s>, Range<usize>); N],
+    /// Of each operand.
+    rows: Range<usize>,
     portions: usize,
     done: usize,
 }
 
-impl<'s> Ahead<'s> {
-    /// Of task number `index`, where a task is `heads` heads: nothing, if there is no such task.
+impl<'s, const N: usize> Ahead<'s, N> {
     pub(super) fn new(
-        shape: Shape,
-        (qkv, others): (&'s [f32], [&'s [f32]; 2]),
-        index: usize,
-        heads: usize,
+        wanted: [(&'s Rows<'s>, Range<usize>); N],
+        rows: Range<usize>,
         portions: usize,
     ) -> Self {
-        let across = shape.heads / heads;
-        let (batch, head) = (index / across, index % across * heads);
-        let there = (batch + 1) * shape.time * 3 * shape.d_model() <= qkv.len();
-        let done = if there { 0 } else { portions };
-        Ahead { shape, qkv, others, batch, head, heads, portions, done }
+        Ahead { wanted, rows, portions, done: 0 }
     }
 
     /// Asks for the next portion.
@@ -42,17 +33,12 @@ impl<'s> Ahead<'s> {
         if self.done >= self.portions {
             return;
         }
-        let Shape { time, heads, d_head } = self.shape;
-        let rows = time * self.done / self.portions..time * (self.done + 1) / self.portions;
+        let count = self.rows.len();
+        let rows = count * self.done / self.portions..count * (self.done + 1) / self.portions;
         self.done += 1;
         for row in rows {
-            let row = self.batch * time + row;
-            for part in 0..3 {
-                V::prefetch(t, self.shape.group(self.qkv, row, part, self.head, self.heads));
-            }
-            for other in self.others {
-                let here = (row * heads + self.head) * d_head;
-                V::prefetch(t, other.get(here..here + self.heads * d_head).unwrap_or(&[]));
+            for (operand, cols) in &self.wanted {
+                V::prefetch(t, &operand.row(self.rows.start + row)[cols.clone()]);
             }
         }
     }

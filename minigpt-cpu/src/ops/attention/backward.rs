@@ -5,11 +5,11 @@
 
 use minigpt_core::op::AttentionBackward;
 
+use super::Shape;
 use super::ahead::Ahead;
 use super::tile::{
     Drop, KEYS, MAX_LANES, MAX_QUERIES, Packed, Sight, dot, dropped, padded, queries, take, turn,
 };
-use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
 use crate::arch::tile::Strided;
 use crate::context::{Context, Job};
@@ -17,50 +17,64 @@ use crate::dropout::Mask;
 use crate::error::CpuError;
 use crate::gemm::Begin;
 use crate::math::exp;
-use crate::par::{Grid, PerWorker, Tile};
+use crate::par::{Grid, PerWorker, Rows, Tile};
 
 struct Backward<'s> {
-    qkv: &'s [f32],
-    out: &'s [f32],
+    q: Rows<'s>,
+    k: Rows<'s>,
+    v: Rows<'s>,
+    out: Rows<'s>,
     lse: &'s [f32],
-    d_out: &'s [f32],
+    d_out: Rows<'s>,
     shape: Shape,
     scale: f32,
     mask: Option<Mask>,
     threads: usize,
 }
 
-impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Backward<'_> {
+/// Of the gradients of queries, keys and values.
+type Results<'s> = (Grid<'s>, Grid<'s>, Grid<'s>, PerWorker<'s, f32>);
+
+impl Job<Results<'_>> for Backward<'_> {
     #[inline(always)]
-    fn run<V: Vector>(&self, t: V::Token, index: usize, (mut d_qkv, mut scratch): (Tile<'_>, &mut [f32])) {
-        let Shape { time, heads, d_head } = self.shape;
-        let (batch, head) = (d_qkv.rows().start / (3 * time), d_qkv.cols().start / d_head);
-        let group = d_qkv.cols().len() / d_head;
+    fn run<V: Vector>(
+        &self,
+        t: V::Token,
+        index: usize,
+        (mut d_q, mut d_k, mut d_v, mut scratch): (Tile<'_>, Tile<'_>, Tile<'_>, &mut [f32]),
+    ) {
+        let Shape { time, heads, d_head, share, prefix, .. } = self.shape;
+        let (batch, head) = (d_q.rows().start / time, d_q.cols().start / d_head);
+        let group = d_q.cols().len() / d_head;
+        let kv_group = group / share;
+        let [cols, kv_cols] = self.shape.cols(head, group);
         let padded = padded::<V>(d_head);
         let width = queries::<V>();
         let scratch = &mut scratch;
         let size = time * padded;
-        let [keys, values, d_keys, d_values] = [(); 4].map(|()| take(scratch, group * size));
+        let [keys, values, d_keys, d_values] = [(); 4].map(|()| take(scratch, kv_group * size));
         let [q_rows, d_out_rows] = [(); 2].map(|()| take(scratch, group * width * padded));
         let means = take(scratch, group * width);
         let mut work = Work::new::<V>(scratch, d_head);
         // Whichever thread takes that task: it is the likeliest for this one.
         let portions = group * time.div_ceil(width);
-        let operands = (self.qkv, [self.out, self.d_out]);
-        let mut ahead = Ahead::new(self.shape, operands, index + self.threads, group, portions * PORTIONS);
+        let (rows_later, [q_later, kv_later]) = self.shape.task(index + self.threads, group);
+        let of_q = |rows| (rows, q_later.clone());
+        let of_kv = |rows| (rows, kv_later.clone());
+        let operands = [of_q(&self.q), of_kv(&self.k), of_kv(&self.v), of_q(&self.out), of_q(&self.d_out)];
+        let mut ahead = Ahead::new(operands, rows_later, portions * PORTIONS);
 
         // All heads at once: of each position, what is read lies side by side.
-        let packed = Packed { heads: group, d_head, stride: size };
+        let packed = Packed { heads: kv_group, d_head, stride: size };
         for j in 0..time {
-            for (part, to) in [(KEY, &mut *keys), (VALUE, &mut *values)] {
-                let row = self.shape.group(self.qkv, batch * time + j, part, head, group);
-                packed.take_apart::<V>(t, row, 1.0, j, to);
+            for (part, to) in [(&self.k, &mut *keys), (&self.v, &mut *values)] {
+                packed.take_apart::<V>(t, &part.row(batch * time + j)[kv_cols.clone()], 1.0, j, to);
             }
         }
         d_keys.fill(0.0);
         d_values.fill(0.0);
 
-        let rows = Packed { stride: width * padded, ..packed };
+        let rows = Packed { heads: group, d_head, stride: width * padded };
         for first in (0..time).step_by(width) {
             let count = width.min(time - first);
             if count < width {
@@ -70,9 +84,8 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Backward<'_> {
             }
             for i in 0..count {
                 let row = batch * time + first + i;
-                let q = self.shape.group(self.qkv, row, QUERY, head, group);
-                let here = (row * heads + head) * d_head;
-                let (out, d_out) = (&self.out[here..][..q.len()], &self.d_out[here..][..q.len()]);
+                let [q, out, d_out] =
+                    [&self.q, &self.out, &self.d_out].map(|rows| &rows.row(row)[cols.clone()]);
                 rows.take_apart::<V>(t, q, self.scale, i, q_rows);
                 rows.take_apart::<V>(t, d_out, 1.0, i, d_out_rows);
                 for g in 0..group {
@@ -80,8 +93,9 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Backward<'_> {
                     means[g * width + i] = dot::<V>(t, &d_out[head.clone()], &out[head]);
                 }
             }
+            // What several heads of queries give to one of keys and values is added up in their order, tile by tile.
             for g in 0..group {
-                let (at, size_of_rows) = (g * size, width * padded);
+                let (at, size_of_rows) = (g / share * size, width * padded);
                 let (keys, values) = (&keys[at..][..size], &values[at..][..size]);
                 let (d_keys, d_values) = (&mut d_keys[at..][..size], &mut d_values[at..][..size]);
                 let q = &mut q_rows[g * size_of_rows..][..size_of_rows];
@@ -97,19 +111,19 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Backward<'_> {
                     (q, d_out),
                     (&lse, mean),
                     (d_keys, d_values),
-                    (first, count, d_head),
+                    (first, count, prefix),
+                    d_head,
                     drop,
                     &mut ahead,
                 );
             }
             for i in 0..count {
-                rows.put_together::<V>(t, q_rows, self.scale, i, d_qkv.row(3 * (first + i) + QUERY));
+                rows.put_together::<V>(t, q_rows, self.scale, i, d_q.row(first + i));
             }
         }
         for j in 0..time {
-            for (part, from) in [(KEY, &*d_keys), (VALUE, &*d_values)] {
-                packed.put_together::<V>(t, from, 1.0, j, d_qkv.row(3 * j + part));
-            }
+            packed.put_together::<V>(t, d_keys, 1.0, j, d_k.row(j));
+            packed.put_together::<V>(t, d_values, 1.0, j, d_v.row(j));
         }
     }
 }
@@ -158,7 +172,7 @@ impl<'s> Work<'s> {
     }
 
     /// Adds what `count` queries, of which the first is at `first`, give to the gradients of the keys and values
-    /// that they see; puts the gradient of the queries, to be scaled, in their place. Rows are P long.
+    /// that they see, the first `prefix` among them; puts the gradient of the queries, to be scaled, in their place. Rows are P long.
     #[inline(always)]
     fn queries<V: Vector>(
         &mut self,
@@ -167,15 +181,16 @@ impl<'s> Work<'s> {
         (q, d_out): (&mut [f32], &[f32]),
         (lse, mean_d_p): (&[f32], &[f32]),
         (d_keys, d_values): (&mut [f32], &mut [f32]),
-        (first, count, d_head): (usize, usize, usize),
+        (first, count, prefix): (usize, usize, usize),
+        d_head: usize,
         drop: Option<Drop>,
-        ahead: &mut Ahead<'_>,
+        ahead: &mut Ahead<'_, 5>,
     ) {
         let (padded, width) = (padded::<V>(d_head), queries::<V>());
         turn::<V>(t, q, (width, padded), self.q_turned);
         turn::<V>(t, d_out, (width, padded), self.d_out_turned);
-        let sight = Sight::<V>::new(t, first, count);
-        let end = first + count;
+        let sight = Sight::<V>::new(t, first, count, prefix);
+        let end = sight.end;
         for from in (0..end).step_by(KEYS) {
             let count_keys = KEYS.min(end - from);
             let (k, v) = (&keys[from * padded..], &values[from * padded..]);
@@ -224,12 +239,14 @@ impl<'s> Work<'s> {
     }
 }
 
-/// Scratch of a thread, for a task of `group` heads.
-pub(super) fn scratch_floats(time: usize, group: usize, d_head: usize) -> usize {
+/// Scratch of a thread.
+pub(super) fn scratch_floats(shape: Shape) -> usize {
+    let Shape { time, d_head, .. } = shape;
+    let group = shape.heads_per_task(false);
     let padded = d_head.next_multiple_of(MAX_LANES);
-    let rows = time.saturating_mul(4).saturating_add(2 * MAX_QUERIES);
-    let group = group.saturating_mul(padded.saturating_mul(rows).saturating_add(MAX_QUERIES));
-    group.saturating_add(Work::floats(d_head))
+    let kv = shape.kv_heads_of(group).saturating_mul(padded.saturating_mul(time.saturating_mul(4)));
+    let rows = group.saturating_mul(padded.saturating_mul(2 * MAX_QUERIES).saturating_add(MAX_QUERIES));
+    kv.saturating_add(rows).saturating_add(Work::floats(d_head))
 }
 
 pub(in crate::ops) fn backward(
@@ -237,24 +254,29 @@ pub(in crate::ops) fn backward(
     op: &AttentionBackward,
 ) -> Result<(), CpuError> {
     let views = &mut context.views;
-    let shape = Shape { time: op.time, heads: op.heads, d_head: op.d_head };
+    let shape = Shape::new(&op.shape);
+    let (width, kv_width) = (shape.width(), shape.kv_width());
     let threads = context.team.machine().threads;
     let job = Backward {
-        qkv: views.f32("qkv", op.qkv)?,
-        out: views.f32("out", op.out)?,
+        q: views.f32_rows("q", op.q, width)?,
+        k: views.f32_rows("k", op.k, kv_width)?,
+        v: views.f32_rows("v", op.v, kv_width)?,
+        out: views.f32_rows("out", op.out.rows(width), width)?,
         lse: views.f32("lse", op.lse)?,
-        d_out: views.f32("d_out", op.d_out)?,
+        d_out: views.f32_rows("d_out", op.d_out.rows(width), width)?,
         shape,
-        scale: op.scale as f32,
+        scale: op.shape.scale as f32,
         mask: Mask::new(views, op.dropout)?,
         threads,
     };
-    let group = shape.heads_per_task(op.batch);
-    let each = scratch_floats(op.time, group, op.d_head);
+    let group = shape.heads_per_task(false);
+    let kv_cols = shape.kv_heads_of(group) * shape.d_head;
+    let each = scratch_floats(shape);
     let scratch = context.scratch.floats(each.saturating_mul(threads))?;
     let parts = (
-        // A row of this matrix is the query, key or value of a position.
-        Grid::new(views.f32_mut("d_qkv", op.d_qkv)?, shape.d_model(), 3 * op.time, group * op.d_head),
+        Grid::of_rows(views.f32_rows_mut("d_q", op.d_q, width)?, shape.time, group * shape.d_head),
+        Grid::of_rows(views.f32_rows_mut("d_k", op.d_k, kv_width)?, shape.time, kv_cols),
+        Grid::of_rows(views.f32_rows_mut("d_v", op.d_v, kv_width)?, shape.time, kv_cols),
         PerWorker::new(scratch, each),
     );
     context.team.for_each(parts, &job);

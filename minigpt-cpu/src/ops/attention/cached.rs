@@ -1,25 +1,28 @@
 //! Equal to [`attention_cached`](minigpt_core::reference::attention::attention_cached), for rows of any sequences.
 //!
 //! Rows of a sequence that follow each other, as in a prompt, go by tiles, as in the forward pass, and read the cache where it
-//! lies. A few go one by one: then each key and value is streamed through once, which the memory bounds.
+//! lies. A few go one by one: then each key and value is streamed through once, which the memory bounds. Heads of queries that
+//! share a head of keys and values take it a few positions at a time, so that it comes from memory once for all of them.
 //!
-//! A tile begins at a position that is a multiple of its width, whichever of its rows are there. So what a row gives does not
-//! depend on where the rows of its sequence were cut into passes.
+//! A tile begins at a position that is a multiple of its width, whichever of its rows are there; or all of its rows see the same
+//! positions, and then none of them depends on its place. So what a row gives does not depend on where the rows of its sequence
+//! were cut into passes.
 
+use minigpt_core::Dtype;
 use minigpt_core::op::AttentionRows;
 
 use super::forward::QUERIES_PER_TASK;
 use super::tile::{
-    Head, MAX_LANES, MAX_QUERIES, Packed, Work, is_finite, padded, queries, score_row, softmax_row, take,
+    Head, KEYS, MAX_LANES, MAX_QUERIES, Packed, Work, padded, queries, score_row, softmax_row, take,
 };
-use super::{QUERY, Shape};
 use crate::arch::Vector;
-use crate::arch::tile::{Strided, multiply};
+use crate::arch::tile::{Strided, multiply_onto};
 use crate::context::{Context, Job, whole_lines};
 use crate::error::CpuError;
-use crate::ops::lanes::store;
+use crate::ops::cache::Stored;
+use crate::ops::lanes::{load, store};
 use crate::ops::rows::{indices, live_rows};
-use crate::par::{Grid, PerWorker, Tile};
+use crate::par::{self, Grid, PerWorker, Tile};
 
 /// From so many rows that follow each other on, tiles pay: fewer would leave most of a tile empty.
 const TILED: usize = 8;
@@ -27,60 +30,129 @@ const TILED: usize = 8;
 /// Products that make a task of one-by-one attention, for each of which it reads eight bytes: a microsecond or two.
 const TASK: usize = 1 << 13;
 
+/// With so many tasks, heads of queries that share one of keys are not parted for more.
+const FEW_TASKS: usize = 4;
+
+/// The most heads of queries that share one reading of the cache: there is scratch for the scores of so many.
+const TOGETHER: usize = 8;
+
+/// Numbers of keys or values that are taken at a time, where they are widened or shared: they stay in the first cache.
+const BLOCK: usize = 1 << 10;
+
 /// Some of the rows, the first of which is number `first` of all.
 #[derive(Clone, Copy)]
 struct Rows<'s> {
-    qkv: &'s [f32],
-    keys: &'s [f32],
-    values: &'s [f32],
+    q: &'s par::Rows<'s>,
+    keys: Stored<'s>,
+    values: Stored<'s>,
     slots: &'s [u32],
-    positions: &'s [u32],
-    shape: Shape,
+    last: &'s [u32],
+    d_head: usize,
+    kv_heads: usize,
+    /// How many heads of queries in a row share a head of keys and values.
+    share: usize,
     scale: f32,
     capacity: usize,
     first: usize,
 }
 
 impl<'s> Rows<'s> {
-    /// The cache of a head of row number `row`.
+    /// The query of `head` in row number `row`.
     #[inline(always)]
-    fn head(&self, row: usize, head: usize) -> Head<'s> {
-        let Shape { heads, d_head, .. } = self.shape;
-        let size = self.capacity * d_head;
-        let at = (self.slots[row] as usize * heads + head) * size;
-        Head { keys: &self.keys[at..][..size], values: &self.values[at..][..size], stride: d_head, d_head }
+    fn query(&self, row: usize, head: usize) -> &'s [f32] {
+        &self.q.row(row)[head * self.d_head..][..self.d_head]
     }
 
-    /// How many rows of one sequence follow each other, from `row` on.
-    fn run(&self, row: usize) -> usize {
-        let follows = |row: usize| {
-            self.slots[row + 1] == self.slots[row]
-                && self.positions[row].checked_add(1) == Some(self.positions[row + 1])
-        };
-        1 + (row..self.slots.len() - 1).take_while(|&row| follows(row)).count()
+    /// The cache of a head of keys and values for row number `row`.
+    #[inline(always)]
+    fn head(&self, row: usize, kv_head: usize) -> Head<'s> {
+        let d_head = self.d_head;
+        let size = self.capacity * d_head;
+        let at = (self.slots[row] as usize * self.kv_heads + kv_head) * size;
+        let [keys, values] = [self.keys, self.values].map(|all| all.slice(at, size));
+        Head { keys, values, stride: d_head, d_head }
     }
+
+    /// How many rows of one sequence follow each other, from `row` on: all see the same positions, and then the other result
+    /// is true, or each one more than the row before.
+    fn run(&self, row: usize) -> (usize, bool) {
+        let (slots, last) = (&self.slots[row..], &self.last[row..]);
+        let level = slots.len() > 1 && slots[1] == slots[0] && last[1] == last[0];
+        let follows = |row: &usize| {
+            let before = row - 1;
+            let next = if level { Some(last[before]) } else { last[before].checked_add(1) };
+            slots[*row] == slots[before] && next == Some(last[*row])
+        };
+        (1 + (1..slots.len()).take_while(follows).count(), level)
+    }
+
+    /// How many heads of queries are a task of one-by-one attention, at least `least` of `rows` rows: all that share a head of
+    /// keys and values, those of several such heads, or an equal part of them where there would be few tasks.
+    fn heads_per_task(&self, least: usize, rows: usize) -> usize {
+        let share = self.share;
+        if least >= share {
+            return least - least % share;
+        }
+        let parts = || (least..=share).filter(|&heads| share.is_multiple_of(heads));
+        let enough = |&heads: &usize| rows * self.kv_heads * (share / heads) >= FEW_TASKS;
+        parts().rev().find(enough).or_else(|| parts().next()).unwrap_or(share)
+    }
+}
+
+/// How many positions of heads of D are taken at a time.
+fn positions(d_head: usize) -> usize {
+    (BLOCK / d_head).max(1)
 }
 
 struct OneByOne<'s>(Rows<'s>);
 
 impl Job<(Grid<'_>, PerWorker<'_, f32>)> for OneByOne<'_> {
     #[inline(always)]
-    fn run<V: Vector>(&self, t: V::Token, _: usize, (mut out, scores): (Tile<'_>, &mut [f32])) {
-        let d_head = self.0.shape.d_head;
-        let row = self.0.first + out.rows().start;
-        for at in (0..out.cols().len()).step_by(d_head) {
-            let head = (out.cols().start + at) / d_head;
-            let cache = self.0.head(row, head);
-            let scores = &mut scores[..=self.0.positions[row] as usize];
-            let q = self.0.shape.of(self.0.qkv, row, QUERY, head);
-            score_row::<V>(t, q, cache.keys, d_head, self.0.scale, scores);
-            let part = 1.0 / softmax_row::<V>(t, scores);
-            mix::<V>(t, scores, cache.values, part, &mut out.row(0)[at..][..d_head]);
+    fn run<V: Vector>(&self, t: V::Token, _: usize, (mut out, scratch): (Tile<'_>, &mut [f32])) {
+        let Rows { d_head, share, scale, capacity, first, .. } = self.0;
+        let row = first + out.rows().start;
+        let seen = self.0.last[row] as usize + 1;
+        let (start, end) = (out.cols().start / d_head, out.cols().end / d_head);
+        let mut head = start;
+        while head < end {
+            let kv_head = head / share;
+            let cache = self.0.head(row, kv_head);
+            let count = TOGETHER.min(end.min((kv_head + 1) * share) - head);
+            let out = &mut out.row(0)[(head - start) * d_head..][..count * d_head];
+            let line = whole_lines(capacity);
+            let (scores, widened) = scratch.split_at_mut(count * line);
+            // A head that shares with none goes through what is stored as f32 in one go.
+            let alone = count == 1 && matches!(cache.keys, Stored::F32(_));
+            let block = if alone { seen } else { positions(d_head) };
+            for from in (0..seen).step_by(block) {
+                let there = block.min(seen - from);
+                let keys = cache.keys.read::<V>(t, from * d_head, there * d_head, widened);
+                for (g, scores) in scores.chunks_exact_mut(line).enumerate() {
+                    let q = self.0.query(row, head + g);
+                    let scores = &mut scores[from..][..there];
+                    score_row::<V>(t, q, keys.chunks_exact(d_head), scale, scores);
+                }
+            }
+            let mut parts = [0.0; TOGETHER];
+            for (scores, part) in scores.chunks_exact_mut(line).zip(&mut parts) {
+                *part = 1.0 / softmax_row::<V>(t, &mut scores[..seen]);
+            }
+            out.fill(0.0);
+            for from in (0..seen).step_by(block) {
+                let there = block.min(seen - from);
+                let values = cache.values.read::<V>(t, from * d_head, there * d_head, widened);
+                let results = out.chunks_exact_mut(d_head).zip(parts);
+                for (scores, (out, part)) in scores.chunks_exact(line).zip(results) {
+                    let part = if from + there == seen { part } else { 1.0 };
+                    mix::<V>(t, &scores[from..][..there], values, part, out);
+                }
+            }
+            head += count;
         }
     }
 }
 
-/// out = part * sum over j of `weights[j]` values_j.
+/// out = part * (out + sum over j of `weights[j]` values_j).
 #[inline(always)]
 fn mix<V: Vector>(t: V::Token, weights: &[f32], values: &[f32], part: f32, out: &mut [f32]) {
     // Enough vectors side by side that additions need not wait for each other.
@@ -88,8 +160,14 @@ fn mix<V: Vector>(t: V::Token, weights: &[f32], values: &[f32], part: f32, out: 
     let (d_head, depth) = (out.len(), weights.len());
     for at in (0..d_head).step_by(N * V::LANES) {
         let width = (N * V::LANES).min(d_head - at);
+        let mut sum = [V::splat(t, 0.0); N];
+        for j in 0..N {
+            if j * V::LANES < width {
+                sum[j] = load(t, out, at + j * V::LANES);
+            }
+        }
         let a = Strided::rows(weights, depth);
-        let [sum] = multiply::<V, 1, N>(t, a, &values[at..], d_head, 1, depth, width);
+        let [sum] = multiply_onto::<V, 1, N>(t, [sum], a, &values[at..], d_head, 1, depth, width);
         for j in 0..N {
             if j * V::LANES < width {
                 store(sum[j] * V::splat(t, part), out, at + j * V::LANES);
@@ -99,68 +177,96 @@ fn mix<V: Vector>(t: V::Token, weights: &[f32], values: &[f32], part: f32, out: 
 }
 
 /// Rows that follow each other.
-struct Tiled<'s>(Rows<'s>);
+struct Tiled<'s> {
+    rows: Rows<'s>,
+    /// Whether all see the same positions, and not each one more than the row before.
+    level: bool,
+}
 
 impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Tiled<'_> {
     #[inline(always)]
     fn run<V: Vector>(&self, t: V::Token, _: usize, (mut out, mut scratch): (Tile<'_>, &mut [f32])) {
-        let d_head = self.0.shape.d_head;
+        let d_head = self.rows.d_head;
         let head = out.cols().start / d_head;
         let (padded, width) = (padded::<V>(d_head), queries::<V>());
         let packed = Packed { heads: 1, d_head, stride: width * padded };
-        let rows = take(&mut scratch, width * padded);
-        let mut work = Work::new::<V>(&mut scratch, d_head);
-        let first_row = self.0.first + out.rows().start;
-        let cache = self.0.head(first_row, head);
-        let start = self.0.positions[first_row] as usize;
-        let end = start + out.rows().len();
-        let finite = is_finite::<V>(t, &cache.values[start * d_head..end * d_head]);
-        let mut position = start;
-        while position < end {
-            let base = position - position % width;
-            // Where a value is not finite, a tile has one query, of the keys that it sees.
-            let next = if finite { end.min(base + width) } else { position + 1 };
-            rows.fill(0.0);
-            for at in position..next {
-                let q = self.0.shape.of(self.0.qkv, first_row + at - start, QUERY, head);
-                packed.take_apart::<V>(t, q, self.0.scale, at - base, rows);
+        let tile = take(&mut scratch, width * padded);
+        let first_row = self.rows.first + out.rows().start;
+        let cache = self.rows.head(first_row, head / self.rows.share);
+        let mut work = Work::new::<V>(&mut scratch, d_head, widened(cache.keys, d_head));
+        let start = self.rows.last[first_row] as usize;
+        let rows = out.rows().len();
+        // All of them see all values, or those before.
+        let finite = self.level || work.is_finite::<V>(t, cache, start, rows);
+        let mut row = 0;
+        while row < rows {
+            // The tile's first query, how many queries of it are not there, and how many are.
+            let (base, skip, count, prefix) = if self.level {
+                let seen = start + 1;
+                // Where their own positions would be is not asked: somewhere in what they see.
+                let count = width.min(rows - row).min(seen);
+                (seen - count, 0, count, seen)
+            } else {
+                let skip = (start + row) % width;
+                // Where a value is not finite, a tile has one query, of the keys that it sees.
+                let count = if finite { (width - skip).min(rows - row) } else { 1 };
+                (start + row - skip, skip, count, 0)
+            };
+            tile.fill(0.0);
+            for i in 0..count {
+                let q = self.rows.query(first_row + row + i, head);
+                packed.take_apart::<V>(t, q, self.rows.scale, skip + i, tile);
             }
             let mut lse = [0.0; MAX_QUERIES];
-            work.attend::<V>(t, rows, cache, base, &mut lse[..next - base], None, None);
-            for at in position..next {
-                packed.put_together::<V>(t, rows, 1.0, at - base, out.row(at - start));
+            work.attend::<V>(t, tile, cache, (base, prefix), &mut lse[..skip + count], None, None);
+            for i in 0..count {
+                packed.put_together::<V>(t, tile, 1.0, skip + i, out.row(row + i));
             }
-            position = next;
+            row += count;
         }
     }
 }
 
-/// Scratch of a thread: for few rows the scores of one, for more what a tile takes, and at least as much as for fewer.
+/// How many numbers of a tile of keys or values are widened.
+fn widened(stored: Stored<'_>, d_head: usize) -> usize {
+    if matches!(stored, Stored::F32(_)) { 0 } else { KEYS * d_head }
+}
+
+/// Scratch of a thread: for few rows the scores of the heads that share a reading, for more what a tile takes, and at least as
+/// much as for fewer.
 pub(super) fn scratch_floats(op: &AttentionRows) -> usize {
-    let scores = whole_lines(op.capacity);
+    let share = op.heads.checked_div(op.kv_heads).unwrap_or(1);
+    let widened = |positions: usize| match op.keys.dtype {
+        Dtype::F32 => 0,
+        _ => positions.saturating_mul(op.d_head),
+    };
+    let scores = whole_lines(op.capacity).saturating_mul(share.clamp(1, TOGETHER));
+    let few = scores.saturating_add(widened(positions(op.d_head)));
     if op.rows < TILED {
-        return scores;
+        return whole_lines(few);
     }
     let rows = op.d_head.next_multiple_of(MAX_LANES).saturating_mul(MAX_QUERIES);
-    rows.saturating_add(Work::floats(op.d_head)).max(scores)
+    rows.saturating_add(Work::floats(op.d_head)).saturating_add(widened(KEYS)).max(whole_lines(few))
 }
 
 pub(in crate::ops) fn rows(context: &mut Context<'_, '_>, op: &AttentionRows) -> Result<(), CpuError> {
     let views = &mut context.views;
     let live = live_rows(views, op.live, op.rows)?;
-    let shape = Shape { time: 1, heads: op.heads, d_head: op.d_head };
+    let width = op.heads * op.d_head;
+    let q = views.f32_rows("q", op.q.first_rows(live, width), width)?;
     let mut rows = Rows {
-        qkv: views.f32("qkv", op.qkv)?,
-        keys: views.f32("keys", op.keys)?,
-        values: views.f32("values", op.values)?,
+        q: &q,
+        keys: Stored::new(views, "keys", op.keys)?,
+        values: Stored::new(views, "values", op.values)?,
         slots: indices(views, "slots", op.slots, live, op.slot_count)?,
-        positions: indices(views, "positions", op.positions, live, op.capacity)?,
-        shape,
+        last: indices(views, "last", op.last, live, op.capacity)?,
+        d_head: op.d_head,
+        kv_heads: op.kv_heads,
+        share: op.heads / op.kv_heads.max(1),
         scale: op.scale as f32,
         capacity: op.capacity,
         first: 0,
     };
-    let width = shape.d_model();
     let mut out = views.f32_mut("out", op.out.first(live * width))?;
     // Without positions no row is live, however large the capacity.
     if op.keys.len == 0 {
@@ -170,27 +276,28 @@ pub(in crate::ops) fn rows(context: &mut Context<'_, '_>, op: &AttentionRows) ->
     let threads = context.team.machine().threads;
     let scratch = context.scratch.floats(each.saturating_mul(threads))?;
     while rows.first < live {
-        let run = rows.run(rows.first);
+        let (run, level) = rows.run(rows.first);
         if run >= TILED {
             let (now, rest) = out.split_at_mut(run * width);
             let parts =
                 (Grid::new(now, width, QUERIES_PER_TASK, op.d_head), PerWorker::new(&mut *scratch, each));
-            context.team.for_each(parts, &Tiled(rows));
+            context.team.for_each(parts, &Tiled { rows, level });
             (out, rows.first) = (rest, rows.first + run);
             continue;
         }
         // All short runs up to the next long one.
         let (mut end, mut longest) = (rows.first, 0);
         while end < live {
-            let run = rows.run(end);
+            let (run, _) = rows.run(end);
             if run >= TILED {
                 break;
             }
             end += run;
-            longest = longest.max(rows.positions[end - 1] as usize + 1);
+            longest = longest.max(rows.last[end - 1] as usize + 1);
         }
         let (now, rest) = out.split_at_mut((end - rows.first) * width);
-        let heads = (TASK / (longest * op.d_head)).clamp(1, op.heads);
+        let least = (TASK / (longest * op.d_head)).clamp(1, op.heads);
+        let heads = rows.heads_per_task(least, end - rows.first);
         let parts = (Grid::new(now, width, 1, heads * op.d_head), PerWorker::new(&mut *scratch, each));
         context.team.for_each(parts, &OneByOne(rows));
         (out, rows.first) = (rest, end);

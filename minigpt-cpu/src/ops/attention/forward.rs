@@ -5,14 +5,15 @@
 
 use minigpt_core::op::AttentionForward;
 
+use super::Shape;
 use super::ahead::Ahead;
 use super::tile::{Drop, Head, MAX_LANES, MAX_QUERIES, Packed, Work, is_finite, padded, queries, take};
-use super::{KEY, QUERY, Shape, VALUE};
 use crate::arch::Vector;
 use crate::context::{Context, Job};
 use crate::dropout::Mask;
 use crate::error::CpuError;
-use crate::par::{Grid, PerWorker, Tile};
+use crate::ops::cache::Stored;
+use crate::par::{Grid, PerWorker, Rows, Tile};
 
 /// With so many heads in a batch, a head is a task.
 const MANY_HEADS: usize = 32;
@@ -25,7 +26,9 @@ pub(super) const QUERIES_PER_TASK: usize = 64;
 const PORTIONS: usize = 2;
 
 struct Forward<'s> {
-    qkv: &'s [f32],
+    q: Rows<'s>,
+    k: Rows<'s>,
+    v: Rows<'s>,
     shape: Shape,
     scale: f32,
     mask: Option<Mask>,
@@ -43,49 +46,55 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
         index: usize,
         (mut out, mut lse, mut scratch): (Tile<'_>, Tile<'_>, &mut [f32]),
     ) {
-        let Shape { time, heads, d_head } = self.shape;
+        let Shape { time, heads, d_head, share, prefix, .. } = self.shape;
         let (batch, head) = (self.batch + out.rows().start / time, out.cols().start / d_head);
         let group = out.cols().len() / d_head;
         let start = out.rows().start % time;
         let end = start + out.rows().len();
+        // The keys that the last of these queries sees.
+        let seen = end.max(prefix);
+        let kv_group = self.shape.kv_heads_of(group);
+        let [cols, kv_cols] = self.shape.cols(head, group);
         let (padded, width) = (padded::<V>(d_head), queries::<V>());
-        let keys = take(&mut scratch, group * end * padded);
-        let values = take(&mut scratch, group * end * padded);
+        let keys = take(&mut scratch, kv_group * seen * padded);
+        let values = take(&mut scratch, kv_group * seen * padded);
         let rows = take(&mut scratch, group * width * padded);
-        let mut work = Work::new::<V>(&mut scratch, d_head);
+        let mut work = Work::new::<V>(&mut scratch, d_head, 0);
         // All heads at once: of each position, what is read lies side by side.
-        let size = end * padded;
-        let packed = Packed { heads: group, d_head, stride: size };
-        for j in 0..end {
-            for (part, to) in [(KEY, &mut *keys), (VALUE, &mut *values)] {
-                let row = self.shape.group(self.qkv, batch * time + j, part, head, group);
-                packed.take_apart::<V>(t, row, 1.0, j, to);
+        let size = seen * padded;
+        let packed = Packed { heads: kv_group, d_head, stride: size };
+        for j in 0..seen {
+            for (part, to) in [(&self.k, &mut *keys), (&self.v, &mut *values)] {
+                packed.take_apart::<V>(t, &part.row(batch * time + j)[kv_cols.clone()], 1.0, j, to);
             }
         }
-        let packed = Packed { stride: width * padded, ..packed };
-        let behind = |g: usize| &values[g * size + start * padded..(g + 1) * size];
+        let packed = Packed { heads: group, d_head, stride: width * padded };
+        // All of these queries see the keys before.
+        let behind = |g: usize| &values[g * size + start.max(prefix) * padded..(g + 1) * size];
         // Where a value is not finite, each query is a tile of its own, of the keys that it sees.
-        let finite = (0..group).all(|g| is_finite::<V>(t, behind(g)));
+        let finite = (0..kv_group).all(|g| is_finite::<V>(t, behind(g)));
         let step = if finite { width } else { 1 };
         let portions = if self.threads == 0 || !finite { 0 } else { group * time.div_ceil(width) * PORTIONS };
-        let operands = (self.qkv, [&[][..]; 2]);
-        let mut ahead = Ahead::new(self.shape, operands, index + self.threads, group, portions);
+        let (rows_later, [q_later, kv_later]) = self.shape.task(index + self.threads, group);
+        let operands = [(&self.q, q_later), (&self.k, kv_later.clone()), (&self.v, kv_later)];
+        let mut ahead = Ahead::new(operands, rows_later, portions);
         for first in (start..end).step_by(step) {
             let count = step.min(end - first);
             if count < width {
                 rows.fill(0.0);
             }
             for i in 0..count {
-                let q = self.shape.group(self.qkv, batch * time + first + i, QUERY, head, group);
+                let q = &self.q.row(batch * time + first + i)[cols.clone()];
                 packed.take_apart::<V>(t, q, self.scale, i, rows);
             }
             for (g, rows) in rows.chunks_exact_mut(width * padded).enumerate() {
-                let (keys, values) = (&keys[g * size..][..size], &values[g * size..][..size]);
+                let at = g / share * size;
+                let [keys, values] = [&*keys, &*values].map(|all| Stored::F32(&all[at..][..size]));
                 let packed = Head { keys, values, stride: padded, d_head };
                 let line = (batch * heads + head + g) * time + first;
                 let drop = self.mask.map(|mask| Drop { mask, line, time });
                 let lse = &mut lse.row(g)[first - start..][..count];
-                work.attend::<V>(t, rows, packed, first, lse, drop, Some(&mut ahead));
+                work.attend::<V>(t, rows, packed, (first, prefix), lse, drop, Some(&mut ahead));
             }
             for i in 0..count {
                 packed.put_together::<V>(t, rows, 1.0, i, out.row(first - start + i));
@@ -94,46 +103,51 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
     }
 }
 
-/// Scratch of a thread, for a task of `group` heads.
-pub(super) fn scratch_floats(time: usize, group: usize, d_head: usize) -> usize {
+/// Scratch of a thread.
+pub(super) fn scratch_floats(shape: Shape) -> usize {
+    let Shape { time, d_head, .. } = shape;
+    let group = shape.heads_per_task(true);
     let padded = d_head.next_multiple_of(MAX_LANES);
-    let rows = time.saturating_mul(2).saturating_add(MAX_QUERIES);
-    group.saturating_mul(padded).saturating_mul(rows).saturating_add(Work::floats(d_head))
+    let rows = time.saturating_mul(2).saturating_mul(shape.kv_heads_of(group));
+    let rows = rows.saturating_add(group.saturating_mul(MAX_QUERIES));
+    padded.saturating_mul(rows).saturating_add(Work::floats(d_head))
 }
 
 pub(in crate::ops) fn forward(context: &mut Context<'_, '_>, op: &AttentionForward) -> Result<(), CpuError> {
     let views = &mut context.views;
-    let shape = Shape { time: op.time, heads: op.heads, d_head: op.d_head };
+    let shape = Shape::new(&op.shape);
+    let (time, width) = (shape.time, shape.width());
     let mut job = Forward {
-        qkv: views.f32("qkv", op.qkv)?,
+        q: views.f32_rows("q", op.q, width)?,
+        k: views.f32_rows("k", op.k, shape.kv_width())?,
+        v: views.f32_rows("v", op.v, shape.kv_width())?,
         shape,
-        scale: op.scale as f32,
+        scale: op.shape.scale as f32,
         mask: Mask::new(views, op.dropout)?,
         batch: 0,
         threads: 0,
     };
     let out = views.f32_mut("out", op.out)?;
     let lse = views.f32_mut("lse", op.lse)?;
-    let group = shape.heads_per_task(op.batch);
-    let each = scratch_floats(op.time, group, op.d_head);
+    let each = scratch_floats(shape);
     let threads = context.team.machine().threads;
     let scratch = context.scratch.floats(each.saturating_mul(threads))?;
-    let (time, width) = (op.time, shape.d_model());
-    if op.batch * op.heads >= MANY_HEADS {
+    if shape.batch * shape.heads >= MANY_HEADS {
         job.threads = threads;
+        let group = shape.heads_per_task(true);
         let parts = (
-            Grid::new(out, width, time, group * op.d_head),
+            Grid::new(out, width, time, group * shape.d_head),
             Grid::new(lse, time, group, time),
             PerWorker::new(scratch, each),
         );
         context.team.for_each(parts, &job);
         return Ok(());
     }
-    let sequences = out.chunks_exact_mut(time * width).zip(lse.chunks_exact_mut(op.heads * time));
+    let sequences = out.chunks_exact_mut(time * width).zip(lse.chunks_exact_mut(shape.heads * time));
     for (batch, (out, lse)) in sequences.enumerate() {
         job.batch = batch;
         let parts = (
-            Grid::new(out, width, QUERIES_PER_TASK, op.d_head).by_columns(),
+            Grid::new(out, width, QUERIES_PER_TASK, shape.d_head).by_columns(),
             Grid::new(lse, time, 1, QUERIES_PER_TASK),
             PerWorker::new(scratch, each),
         );

@@ -2,32 +2,36 @@
 
 use minigpt_core::op::AttentionScores;
 
+use super::Shape;
 use super::tile::{score_row, softmax_row};
-use super::{KEY, QUERY, Shape};
 use crate::arch::Vector;
 use crate::context::{Context, Job};
 use crate::error::CpuError;
 use crate::ops::lanes::{load, store};
-use crate::par::Chunks;
+use crate::par::{Chunks, Rows};
 
 struct Scores<'s> {
-    qkv: &'s [f32],
+    q: Rows<'s>,
+    k: Rows<'s>,
     shape: Shape,
     scale: f32,
     softmax: bool,
 }
 
-impl Job<Chunks<'_, f32>> for Scores<'_> {
+impl<'s> Job<Chunks<'_, f32>> for Scores<'s> {
     #[inline(always)]
     fn run<V: Vector>(&self, t: V::Token, index: usize, scores: &mut [f32]) {
-        let Shape { time, heads, .. } = self.shape;
-        let (batch, head) = (index / heads, index % heads);
-        let stride = 3 * self.shape.d_model();
-        let keys = &self.qkv[(batch * time * 3 + KEY) * self.shape.d_model() + head * self.shape.d_head..];
+        let Shape { time, heads, d_head, share, prefix, .. } = self.shape;
+        let (first, head) = (index / heads * time, index % heads);
+        // Heads without a dimension have no rows either.
+        let part = |rows: &Rows<'s>, row: usize, head: usize| match d_head {
+            0 => &[][..],
+            _ => &rows.row(first + row)[head * d_head..][..d_head],
+        };
         for (i, row) in scores.chunks_exact_mut(time).enumerate() {
-            let (seen, hidden) = row.split_at_mut(i + 1);
-            let q = self.shape.of(self.qkv, batch * time + i, QUERY, head);
-            score_row::<V>(t, q, keys, stride, self.scale, seen);
+            let (seen, hidden) = row.split_at_mut(prefix.max(i + 1));
+            let keys = (0..time).map(|j| part(&self.k, j, head / share));
+            score_row::<V>(t, part(&self.q, i, head), keys, self.scale, seen);
             if self.softmax {
                 let part = V::splat(t, 1.0 / softmax_row::<V>(t, seen));
                 for i in (0..seen.len()).step_by(V::LANES) {
@@ -41,13 +45,15 @@ impl Job<Chunks<'_, f32>> for Scores<'_> {
 
 pub(in crate::ops) fn scores(context: &mut Context<'_, '_>, op: &AttentionScores) -> Result<(), CpuError> {
     let views = &mut context.views;
+    let shape = Shape::new(&op.shape);
     let job = Scores {
-        qkv: views.f32("qkv", op.qkv)?,
-        shape: Shape { time: op.time, heads: op.heads, d_head: op.d_head },
-        scale: op.scale as f32,
+        q: views.f32_rows("q", op.q, shape.width())?,
+        k: views.f32_rows("k", op.k, shape.kv_width())?,
+        shape,
+        scale: op.shape.scale as f32,
         softmax: op.softmax,
     };
-    let parts = Chunks::new(views.f32_mut("scores", op.scores)?, op.time * op.time);
+    let parts = Chunks::new(views.f32_mut("scores", op.scores)?, shape.time * shape.time);
     context.team.for_each(parts, &job);
     Ok(())
 }

@@ -7,6 +7,7 @@ use crate::context::whole_lines;
 use crate::dropout::Mask;
 use crate::gemm::Begin;
 use crate::math::exp;
+use crate::ops::cache::Stored;
 use crate::ops::lanes::{iota, load, load_or, store};
 
 /// Vectors across a tile of queries.
@@ -177,43 +178,48 @@ pub(super) fn turn<V: Vector>(t: V::Token, x: &[f32], (rows, cols): (usize, usiz
     }
 }
 
-/// Which keys a tile of queries sees: each query those up to its own position. What no query of a vector sees is
-/// not computed for that vector.
+/// Which keys a tile of queries sees: each query those up to its own position, and those of the prefix. What no query of a
+/// vector sees is not computed for that vector.
 #[derive(Clone, Copy)]
 pub(super) struct Sight<V> {
-    positions: [V; ACROSS],
+    /// The last key that each query sees.
+    last: [V; ACROSS],
     first: usize,
+    prefix: usize,
+    /// How many keys, the first ones, some query sees.
+    pub(super) end: usize,
     /// Vectors that have queries.
     pub(super) across: usize,
 }
 
 impl<V: Vector> Sight<V> {
-    /// Of `count` queries at `first` and on.
+    /// Of `count` queries at `first` and on, which all see the first `prefix` keys.
     #[inline(always)]
-    pub(super) fn new(t: V::Token, first: usize, count: usize) -> Self {
-        let mut positions = [V::splat(t, 0.0); ACROSS];
-        for (i, position) in positions.iter_mut().enumerate() {
-            *position = iota::<V>(t) + V::splat(t, (first + i * V::LANES) as f32);
+    pub(super) fn new(t: V::Token, first: usize, count: usize, prefix: usize) -> Self {
+        let mut last = [V::splat(t, prefix as f32 - 1.0); ACROSS];
+        for (i, last) in last.iter_mut().enumerate() {
+            let positions = iota::<V>(t) + V::splat(t, (first + i * V::LANES) as f32);
+            *last = positions.max(*last);
         }
-        Sight { positions, first, across: count.div_ceil(V::LANES) }
+        Sight { last, first, prefix, end: prefix.max(first + count), across: count.div_ceil(V::LANES) }
     }
 
     /// How many of `keys` keys, from key `from` on, all queries of a vector see.
     #[inline(always)]
     pub(super) fn clear(&self, vector: usize, from: usize, keys: usize) -> usize {
-        (self.first + vector * V::LANES + 1).saturating_sub(from).min(keys)
+        self.prefix.max(self.first + vector * V::LANES + 1).saturating_sub(from).min(keys)
     }
 
     /// How many of `keys` keys, from key `from` on, some query of a vector sees.
     #[inline(always)]
     pub(super) fn seen(&self, vector: usize, from: usize, keys: usize) -> usize {
-        (self.first + (vector + 1) * V::LANES).saturating_sub(from).min(keys)
+        self.prefix.max(self.first + (vector + 1) * V::LANES).saturating_sub(from).min(keys)
     }
 
     /// `x` where the query sees `key`, else `hidden`.
     #[inline(always)]
     pub(super) fn select(&self, t: V::Token, vector: usize, key: usize, x: V, hidden: f32) -> V {
-        let before = self.positions[vector].lt(V::splat(t, key as f32));
+        let before = self.last[vector].lt(V::splat(t, key as f32));
         V::select(before, V::splat(t, hidden), x)
     }
 
@@ -333,8 +339,8 @@ pub(super) fn dropped<V: Vector>(t: V::Token, x: V, factor: V) -> V {
 /// One head's keys and values, (positions, D) each, whose rows are `stride` apart.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Head<'s> {
-    pub(super) keys: &'s [f32],
-    pub(super) values: &'s [f32],
+    pub(super) keys: Stored<'s>,
+    pub(super) values: Stored<'s>,
     pub(super) stride: usize,
     pub(super) d_head: usize,
 }
@@ -351,11 +357,14 @@ pub(super) struct Work<'s> {
     factors: &'s mut [f32],
     /// (queries, keys).
     factor_rows: &'s mut [f32],
+    /// (keys, D), of keys or values that are stored in fewer bits.
+    widened: &'s mut [f32],
 }
 
 impl<'s> Work<'s> {
+    /// `widened`: so many numbers are widened at a time.
     #[inline(always)]
-    pub(super) fn new<V: Vector>(scratch: &mut &'s mut [f32], d_head: usize) -> Self {
+    pub(super) fn new<V: Vector>(scratch: &mut &'s mut [f32], d_head: usize, widened: usize) -> Self {
         let (head, keys) = (padded::<V>(d_head) * queries::<V>(), KEYS * queries::<V>());
         Work {
             q: take(scratch, head),
@@ -363,39 +372,56 @@ impl<'s> Work<'s> {
             scores: take(scratch, keys),
             factors: take(scratch, keys),
             factor_rows: take(scratch, keys),
+            widened: take(scratch, widened),
         }
     }
 
-    /// What it takes of scratch.
+    /// Whether the values of `count` positions, at most a tile, from `first` on are all finite. If one is not, each query must be
+    /// a tile of its own: a tile gives the weight 0 to a value that a query does not see, and 0 times a value is 0 only if the
+    /// value is finite.
+    #[inline(always)]
+    pub(super) fn is_finite<V: Vector>(
+        &mut self,
+        t: V::Token,
+        head: Head<'_>,
+        first: usize,
+        count: usize,
+    ) -> bool {
+        let stride = head.stride;
+        is_finite::<V>(t, head.values.read::<V>(t, first * stride, count * stride, self.widened))
+    }
+
+    /// What it takes of scratch, where nothing is widened.
     pub(super) fn floats(d_head: usize) -> usize {
         let head = d_head.next_multiple_of(MAX_LANES).saturating_mul(2);
         head.saturating_add(3 * KEYS).saturating_mul(MAX_QUERIES)
     }
 
-    /// Attention of the queries in `rows` (queries, P), of which the first is at `first`, over the keys that they see.
-    /// Leaves the result in `rows`, and the logarithms of the denominators in `lse`, which has a place for each query.
+    /// Attention of the queries in `rows` (queries, P), of which the first is at `first`, over the keys that they see, the first
+    /// `prefix` among them. Leaves the result in `rows`, and the logarithms of the denominators in `lse`, which has a place for each query.
     #[inline(always)]
     pub(super) fn attend<V: Vector>(
         &mut self,
         t: V::Token,
         rows: &mut [f32],
         head: Head<'_>,
-        first: usize,
+        (first, prefix): (usize, usize),
         lse: &mut [f32],
         drop: Option<Drop>,
-        mut ahead: Option<&mut Ahead<'_>>,
+        mut ahead: Option<&mut Ahead<'_, 3>>,
     ) {
         let count = lse.len();
         let (width, d_head) = (queries::<V>(), head.d_head);
         let padded = padded::<V>(d_head);
         turn::<V>(t, rows, (width, padded), self.q);
-        let sight = Sight::<V>::new(t, first, count);
-        let end = first + count;
+        let sight = Sight::<V>::new(t, first, count, prefix);
+        let end = sight.end;
         let mut max = [V::splat(t, f32::NEG_INFINITY); ACROSS];
         let mut sum = [V::splat(t, 0.0); ACROSS];
         for from in (0..end).step_by(KEYS) {
             let keys = KEYS.min(end - from);
-            let k = Strided::rows(&head.keys[from * head.stride..], head.stride);
+            let (at, len) = (from * head.stride, keys * head.stride);
+            let k = Strided::rows(head.keys.read::<V>(t, at, len, self.widened), head.stride);
             if let Some(ahead) = &mut ahead {
                 ahead.fetch::<V>(t);
             }
@@ -440,7 +466,7 @@ impl<'s> Work<'s> {
             if let Some(ahead) = &mut ahead {
                 ahead.fetch::<V>(t);
             }
-            let v = Strided::transposed(&head.values[from * head.stride..], head.stride);
+            let v = Strided::transposed(head.values.read::<V>(t, at, len, self.widened), head.stride);
             sight.mix(t, v, self.scores, self.out, (from, keys, d_head), begin);
         }
         let mut part = [V::splat(t, 0.0); ACROSS];
@@ -469,18 +495,17 @@ fn scale<V: Vector>(t: V::Token, x: &mut [f32], factors: [V; ACROSS]) {
     }
 }
 
-/// Scores of one query on the keys whose rows are `stride` apart: `scores[j]` = scale q . k_j.
+/// Scores of one query on `keys`, (keys, D): `scores[j]` = scale q . k_j.
 #[inline(always)]
-pub(super) fn score_row<V: Vector>(
+pub(super) fn score_row<'k, V: Vector>(
     t: V::Token,
     q: &[f32],
-    keys: &[f32],
-    stride: usize,
+    keys: impl Iterator<Item = &'k [f32]>,
     scale: f32,
     scores: &mut [f32],
 ) {
-    for (j, score) in scores.iter_mut().enumerate() {
-        *score = scale * dot::<V>(t, q, &keys[j * stride..][..q.len()]);
+    for (key, score) in keys.zip(scores) {
+        *score = scale * dot::<V>(t, q, key);
     }
 }
 
@@ -502,8 +527,7 @@ pub(super) fn softmax_row<V: Vector>(t: V::Token, scores: &mut [f32]) -> f32 {
     sum.sum()
 }
 
-/// Whether all of these values are finite. If one is not, each query must be a tile of its own: a tile gives the weight 0 to
-/// a value that a query does not see, and 0 times a value is 0 only if the value is finite.
+/// Whether all of these values are finite.
 #[inline(always)]
 pub(super) fn is_finite<V: Vector>(t: V::Token, values: &[f32]) -> bool {
     let zero = V::splat(t, 0.0);
