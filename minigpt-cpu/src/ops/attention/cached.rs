@@ -19,6 +19,7 @@ use crate::arch::Vector;
 use crate::arch::tile::{Strided, multiply_onto};
 use crate::context::{Context, Job, whole_lines};
 use crate::error::CpuError;
+use crate::gemm::Begin;
 use crate::ops::cache::Stored;
 use crate::ops::lanes::{load, store};
 use crate::ops::rows::{indices, live_rows};
@@ -163,33 +164,35 @@ impl OneByOne<'_> {
         for g in 0..count {
             parts[g] = 1.0 / softmax_row::<V>(t, &mut scores[g * line..][..seen]);
         }
-        out.fill(0.0);
         from = 0;
         while from < seen {
             let there = block.min(seen - from);
             let values = cache.values.read::<V>(t, from * d_head, there * d_head, widened);
             for g in 0..count {
+                let begin = if from == 0 { Begin::Zero } else { Begin::Accumulate };
                 let part = if from + there == seen { parts[g] } else { 1.0 };
                 let out = &mut out[g * d_head..][..d_head];
-                mix::<V>(t, &scores[g * line + from..][..there], values, part, out);
+                mix::<V>(t, &scores[g * line + from..][..there], values, begin, part, out);
             }
             from += there;
         }
     }
 }
 
-/// out = part * (out + sum over j of `weights[j]` values_j).
+/// out = part * (sum over j of `weights[j]` values_j), or with that added to what is there.
 #[inline(always)]
-fn mix<V: Vector>(t: V::Token, weights: &[f32], values: &[f32], part: f32, out: &mut [f32]) {
+fn mix<V: Vector>(t: V::Token, weights: &[f32], values: &[f32], begin: Begin, part: f32, out: &mut [f32]) {
     // Enough vectors side by side that additions need not wait for each other.
     const N: usize = 4;
     let (d_head, depth) = (out.len(), weights.len());
     for at in (0..d_head).step_by(N * V::LANES) {
         let width = (N * V::LANES).min(d_head - at);
         let mut sum = [V::splat(t, 0.0); N];
-        for j in 0..N {
-            if j * V::LANES < width {
-                sum[j] = load(t, out, at + j * V::LANES);
+        if begin == Begin::Accumulate {
+            for j in 0..N {
+                if j * V::LANES < width {
+                    sum[j] = load(t, out, at + j * V::LANES);
+                }
             }
         }
         let a = Strided::rows(weights, depth);
