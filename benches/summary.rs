@@ -101,7 +101,7 @@ impl Summary {
         // A test runs every part on the smallest model.
         let tested =
             |shape: Shape| if self.flags.bench { shape } else { Shape { name: shape.name, ..Shape::tiny() } };
-        let (small, medium) = (tested(Shape::small()), tested(Shape::medium()));
+        let [small, medium, llama] = [Shape::small(), Shape::medium(), Shape::llama_medium()].map(tested);
         for (shape, target, share, threads) in [(&small, 1.8, 0.6, 1.65), (&medium, 1.4, 0.75, 1.85)] {
             if self.flags.wants(shape.name) {
                 self.step(shape, target, share, threads)?;
@@ -116,7 +116,7 @@ impl Summary {
             }
         }
         if self.flags.wants("llama") {
-            self.families(&tested(Shape::llama_medium()), &medium)?;
+            self.families(&llama, &medium)?;
         }
         if self.flags.wants("products") {
             self.products(&small)?;

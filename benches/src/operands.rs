@@ -2,8 +2,9 @@
 
 use minigpt_core::backend::{write_elems, write_u32};
 use minigpt_core::op::{
-    self, Activate, AdamW, AttentionBackward, AttentionForward, CrossEntropy, EmbeddingBackward,
-    EmbeddingForward, Fill, LinearBackward, LinearForward, NormBackward, NormForward, Normalize, SquaredNorm,
+    self, Activate, AdamW, AttentionBackward, AttentionForward, AttentionShape, CrossEntropy,
+    EmbeddingBackward, EmbeddingForward, Fill, LinearBackward, LinearForward, NormBackward, NormForward,
+    Normalize, SquaredNorm,
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Backend, Dtype, Op, Plan, Span};
@@ -164,17 +165,22 @@ pub fn ops<B: Backend<Elem = f32>>(
         .into(),
     ));
 
-    let (qkv, out) = (new.floats(rows * 3 * width)?, new.floats(rows * width)?);
-    let lse = new.floats(batch * heads * time)?;
-    let attention = AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout: None };
+    let (d_qkv, shared) = (config.d_qkv(), config.kv_heads() * d_head);
+    let parts = |qkv: Span| {
+        let [q, k, v] = [(0, width), (width, shared), (width + shared, shared)];
+        [q, k, v].map(|(first, width)| qkv.columns(first, width, d_qkv))
+    };
+    let [q, k, v] = parts(new.floats(rows * d_qkv)?);
+    let (out, lse) = (new.floats(rows * width)?, new.floats(batch * heads * time)?);
+    let shape = AttentionShape { batch, time, heads, kv_heads: config.kv_heads(), d_head, scale, prefix: 0 };
+    let attention = AttentionForward { q, k, v, out, lse, shape, dropout: None };
     // The backward pass needs a true result.
     new.backend.run(&attention.into())?;
-    let (d_out, d_qkv) = (new.floats(rows * width)?, new.floats(rows * 3 * width)?);
+    let (d_out, [d_q, d_k, d_v]) = (new.floats(rows * width)?, parts(new.floats(rows * d_qkv)?));
     all.push(("attention forward", attention.into()));
     all.push((
         "attention backward",
-        AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout: None }
-            .into(),
+        AttentionBackward { q, k, v, out, lse, d_out, d_q, d_k, d_v, shape, dropout: None }.into(),
     ));
 
     let (x, weight, y) = (new.floats(rows * width)?, new.floats(width)?, new.floats(rows * width)?);

@@ -45,10 +45,11 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
     if config.layers > LAYERS {
         return Ok(());
     }
+    let cache = *u.choose(&[elem, Dtype::F16, Dtype::Bf16])?;
     let plans = [
         train(batch),
         Plan::inference(&config, elem, batch, time),
-        Plan::decoding(&config, elem, slots, time),
+        Plan::decoding_with(&config, elem, slots, time, cache),
     ];
     for plan in &plans {
         match plan {
@@ -59,9 +60,11 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
             Err(ConfigError::Zero { field: "rows" }) => assert_eq!(time, 0),
             Err(ConfigError::BeyondContext { .. }) => assert!(time > config.context),
             Err(ConfigError::TooLarge { .. }) => {
+                let attention = [config.d_attention(), config.d_qkv()];
                 let largest =
                     [config.vocab_size, config.context, config.d_model, config.d_ff, batch, time, slots];
-                assert!(largest.iter().any(|dimension| *dimension > 1 << 8), "{config:?} is small");
+                let mut largest = largest.iter().chain(&attention);
+                assert!(largest.any(|dimension| *dimension > 1 << 8), "{config:?} is small");
             }
             Err(error) => panic!("a valid config is refused: {error}"),
         }
@@ -147,7 +150,8 @@ fn adds_up(plan: &Plan) {
     inside.extend(plan.backward.iter().flat_map(|b| [b.normed, b.d_gate]).flatten());
     assert!(inside.into_iter().all(|region| end(region, unit) <= plan.bytes.activations as u128));
     let caches = plan.caches.iter().flat_map(|cache| [cache.keys, cache.values]);
-    assert!(caches.into_iter().all(|region| end(region, unit) <= plan.bytes.cache as u128));
+    let cached = plan.cache_dtype.unit().1;
+    assert!(caches.into_iter().all(|region| end(region, cached) <= plan.bytes.cache as u128));
     let table = plan.position_table.map_or(0, |region| end(region, unit));
     assert!(table <= plan.bytes.constants as u128);
     let state = [

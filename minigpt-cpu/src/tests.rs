@@ -2,8 +2,9 @@ use super::*;
 use minigpt_core::Activation;
 use minigpt_core::backend::{BackendError, ErrorKind, read_elems, read_u32, write_elems, write_u32};
 use minigpt_core::op::{
-    ActivationForward, AttentionBackward, AttentionForward, AttentionRows, AttentionScores, CrossEntropy,
-    Dropout, LinearBackward, LinearForward, NextDraw, NormBackward, Normalize, SquaredNorm, counter, scalar,
+    ActivationForward, AttentionBackward, AttentionForward, AttentionRows, AttentionScores, AttentionShape,
+    CrossEntropy, Dropout, LinearBackward, LinearForward, NextDraw, NormBackward, Normalize, SquaredNorm,
+    counter, scalar,
 };
 use std::string::ToString;
 use std::vec::Vec;
@@ -155,27 +156,25 @@ fn a_backend_and_its_team_may_move_to_another_thread() {
 fn ops_that_are_left_to_the_reference_are_counted() {
     let mut cpu = Cpu::new().unwrap();
     let buffer = cpu.alloc(1024).unwrap();
+    let shape = AttentionShape { batch: 1, time: 2, heads: 1, kv_heads: 1, d_head: 2, scale: 1.0, prefix: 0 };
     let scores = AttentionScores {
-        qkv: span(buffer, Dtype::F32, 0, 12),
+        q: span(buffer, Dtype::F32, 0, 4).rows(2),
+        k: span(buffer, Dtype::F32, 16, 4).rows(2),
         scores: span(buffer, Dtype::F32, 64, 4),
         softmax: true,
-        batch: 1,
-        time: 2,
-        heads: 1,
-        d_head: 2,
-        scale: 1.0,
+        shape,
     };
     cpu.run(&scores.into()).unwrap();
     assert_eq!(cpu.fallbacks(), 0);
     // Without a width there is nothing to be fast at.
-    let nothing = scores.qkv.first(0);
+    let nothing = scores.q.span.first(0);
     let activation = Activation::Relu;
     let empty = ActivationForward { x: nothing, y: nothing, activation, rows: 2, width: 0 };
     cpu.run(&empty.into()).unwrap();
     assert_eq!(cpu.fallbacks(), 1);
     assert_eq!(cpu.fallbacks_of(OpKind::ActivationForward), 1);
     assert_eq!(cpu.fallbacks_of(OpKind::AdamW), 0);
-    let short = AttentionScores { time: 3, ..scores };
+    let short = AttentionScores { shape: AttentionShape { time: 3, ..shape }, ..scores };
     assert_eq!(cpu.run(&short.into()).unwrap_err().kind(), ErrorKind::Invalid);
 }
 
@@ -247,47 +246,70 @@ fn what_an_op_says_of_its_scratch_is_what_it_takes() {
         }
         let width = heads * d_head;
         let [qkv, d_qkv] = [(); 2].map(|()| place(rows * 3 * width));
+        let [q, k, v] = [0, 1, 2].map(|part| qkv.columns(part * width, width, 3 * width));
+        let [d_q, d_k, d_v] = [0, 1, 2].map(|part| d_qkv.columns(part * width, width, 3 * width));
         let [out, d_out, keys, values] = [(); 4].map(|()| place(rows * width));
         let (lse, batch, scale) = (place(rows * heads), 2, 0.3);
         let words = Span { dtype: Dtype::U32, ..place(rows) };
         let live = words.first(1);
-        ops.extend::<[Op; 4]>([
-            AttentionForward { qkv, out, lse, batch, time, heads, d_head, scale, dropout }.into(),
-            AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout }
-                .into(),
-            AttentionRows {
-                live,
-                slots: words.first(rows),
-                positions: words.first(rows),
-                qkv,
-                keys,
-                values,
+        let shape = AttentionShape { batch, time, heads, kv_heads: heads, d_head, scale, prefix: 0 };
+        let many = AttentionRows {
+            live,
+            slots: words.first(rows),
+            last: words.first(rows),
+            q,
+            keys,
+            values,
+            out,
+            rows,
+            slot_count: batch,
+            capacity: time,
+            heads,
+            kv_heads: heads,
+            d_head,
+            scale,
+        };
+        let few = AttentionRows {
+            slots: words.first(2),
+            last: words.first(2),
+            q: q.first_rows(2, width),
+            out: out.first(2 * width),
+            rows: 2,
+            ..many
+        };
+        let shared = |op: AttentionRows, dtype| {
+            let [keys, values] =
+                [op.keys, op.values].map(|cache| Span { dtype, ..cache.first(rows * d_head) });
+            AttentionRows { kv_heads: 1, keys, values, ..op }
+        };
+        let of_one = AttentionShape { kv_heads: 1, ..shape };
+        let [k1, v1, d_k1, d_v1] = [k, v, d_k, d_v].map(|part| part.part(0, d_head, width));
+        ops.extend::<[Op; 8]>([
+            AttentionForward { q, k, v, out, lse, shape, dropout }.into(),
+            AttentionBackward { q, k, v, out, lse, d_out, d_q, d_k, d_v, shape, dropout }.into(),
+            AttentionForward { q, k: k1, v: v1, out, lse, shape: of_one, dropout }.into(),
+            AttentionBackward {
+                q,
+                k: k1,
+                v: v1,
                 out,
-                rows,
-                slot_count: batch,
-                capacity: time,
-                heads,
-                d_head,
-                scale,
+                lse,
+                d_out,
+                d_q,
+                d_k: d_k1,
+                d_v: d_v1,
+                shape: of_one,
+                dropout,
             }
             .into(),
-            AttentionRows {
-                live,
-                slots: words.first(2),
-                positions: words.first(2),
-                qkv: qkv.first(2 * 3 * width),
-                keys,
-                values,
-                out: out.first(2 * width),
-                rows: 2,
-                slot_count: batch,
-                capacity: time,
-                heads,
-                d_head,
-                scale,
-            }
-            .into(),
+            many.into(),
+            few.into(),
+            shared(many, Dtype::F32).into(),
+            shared(few, Dtype::F32).into(),
         ]);
+        if cfg!(target_endian = "little") {
+            ops.extend([many, few].map(|op| Op::from(shared(op, Dtype::F16))));
+        }
         let [weight, d_weight] = [(); 2].map(|()| place(width));
         let [mean, rstd] = [(); 2].map(|()| place(rows));
         ops.push(

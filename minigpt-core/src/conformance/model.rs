@@ -7,7 +7,9 @@ use alloc::vec::Vec;
 
 use super::{Line, error};
 use crate::backend::{Backend, BackendError, Reference};
-use crate::config::{Activation, AttentionScale, Bias, GptConfig, Norm, NormPlace, Position, TrainConfig};
+use crate::config::{
+    Activation, AttentionScale, Bias, GptConfig, Norm, NormPlace, Pairing, Position, TrainConfig,
+};
 use crate::error::Error;
 use crate::memory::Dtype;
 use crate::model::{Decoder, Model};
@@ -32,9 +34,11 @@ fn configs() -> [(&'static str, GptConfig); 7] {
             },
         ),
         (
-            "rotary, untied, relu",
+            "rotary, shared heads, untied, relu",
             GptConfig {
-                position: Position::ROTARY,
+                position: Position::Rotary { base: 500.0, pairing: Pairing::Halves },
+                kv_heads: Some(1),
+                d_head: Some(6),
                 tied_embeddings: false,
                 activation: Activation::Relu,
                 ..base.clone()

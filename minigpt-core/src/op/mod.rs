@@ -429,6 +429,7 @@ impl Op {
 mod tests {
     use super::*;
     use crate::memory::{Buffer, Strided};
+    use alloc::vec::Vec;
 
     fn attention(batch: usize, time: usize, prefix: usize) -> Op {
         let span = Span { buffer: Buffer(0), dtype: Dtype::F64, offset: 0, len: usize::MAX / 8 };
@@ -444,6 +445,64 @@ mod tests {
             let pairs = (0..time).map(|i| (0..time).filter(|&j| sees(i, j)).count() as u64).sum::<u64>();
             assert_eq!(attention(2, time, prefix).flops(), 4 * 2 * 3 * 5 * pairs);
         }
+    }
+
+    /// Rows of `width` numbers that lie `stride` apart, from number `first` on.
+    fn columns(first: usize, [width, stride, rows]: [usize; 3]) -> Operand {
+        let len = (rows - 1) * stride + width;
+        let span = Span { buffer: Buffer(3), dtype: Dtype::F32, offset: 4 * first, len };
+        let columns = (stride > width).then_some(Columns { width, stride });
+        Operand { name: "x", span, access: Access::Write, kind: OperandKind::Elem, columns }
+    }
+
+    fn are_apart(a: Operand, b: Operand) -> bool {
+        let [a_end, b_end] = [&a, &b].map(|operand| operand.check(Dtype::F32).unwrap());
+        let apart = a.is_apart(a_end, &b, b_end);
+        assert_eq!(apart, b.is_apart(b_end, &a, a_end));
+        apart
+    }
+
+    #[test]
+    fn rows_that_lie_apart_share_a_number_or_do_not() {
+        // All that fit into 12 columns, against what each number says; columns of other matrices count as if they did.
+        let numbers = |operand: &Operand| -> Vec<usize> {
+            let (first, len) = (operand.span.offset / 4, operand.span.len);
+            let Columns { width, stride } = operand.columns.unwrap_or(Columns { width: len, stride: len });
+            (0..len).filter(|i| i % stride < width).map(|i| first + i).collect()
+        };
+        for first in 0..12 {
+            for (width, other) in (1..6).flat_map(|width| (1..6).map(move |other| (width, other))) {
+                for rows in [1, 2, 4] {
+                    let (a, b) = (columns(20, [width, 6, rows]), columns(20 + first, [other, 6, rows]));
+                    let shared = numbers(&a).iter().any(|number| numbers(&b).contains(number));
+                    let apart = are_apart(a, b);
+                    assert!(!(apart && shared), "{first} {width} {other} {rows}");
+                    // What lies in another row's end and beginning is refused, although one row may have room for it.
+                    let wraps = first % 6 + other > 6;
+                    assert!(apart || shared || wraps, "{first} {width} {other} {rows}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_apart_only_in_one_matrix_or_where_none_begins_before_the_other_ends() {
+        let a = columns(0, [2, 6, 3]);
+        assert!(are_apart(a, columns(2, [4, 6, 3])));
+        // One with other rows, or without any, or of another type, is taken to have what lies between.
+        assert!(!are_apart(a, columns(2, [2, 7, 2])));
+        assert!(!are_apart(a, columns(2, [2, 2, 1])));
+        let halves = Operand { kind: OperandKind::Cache, ..columns(4, [2, 6, 3]) };
+        let halves = Operand { span: Span { dtype: Dtype::F16, ..halves.span }, ..halves };
+        assert!(!are_apart(a, halves));
+        let askew =
+            Operand { span: Span { offset: 9, ..columns(2, [2, 6, 3]).span }, ..columns(2, [2, 6, 3]) };
+        assert!(!a.is_apart(56, &askew, 65));
+        // Behind its end, and in another buffer.
+        assert!(are_apart(a, columns(14, [2, 2, 1])));
+        let elsewhere = columns(0, [2, 6, 3]);
+        assert!(are_apart(a, Operand { span: Span { buffer: Buffer(4), ..elsewhere.span }, ..elsewhere }));
+        assert!(!are_apart(a, a));
     }
 
     #[test]

@@ -184,7 +184,7 @@ fn the_gradient_of_every_tensor_matches_finite_differences() {
                     );
                 }
             };
-            // So that each third of a row is met.
+            // So that each part of a row is met.
             (0..7).map(|k| (k * len / 7 + k * 3) % len).for_each(compare);
             compared += kinds.len();
         }

@@ -241,7 +241,8 @@ fn caches_in_fewer_bits_are_rounded_to_the_nearest_and_ties_to_even() {
         let stored = [1.0, 1.0 + 2.0 * step, -1.0 - 2.0 * step, 1.0 + step];
         let (room, d_head) = (memory.put_u32(&[0; 8]), given.len());
         // Two positions of keys, and two of values, of which the first is written.
-        let [keys, values] = [0, 16].map(|offset| Span { dtype, offset, len: 2 * d_head, ..room });
+        let [keys, values] =
+            [0, 16].map(|skip| Span { dtype, offset: room.offset + skip, len: 2 * d_head, ..room });
         let append = CacheAppend {
             live: memory.put_u32(&[1]),
             slots: memory.put_u32(&[0]),

@@ -121,12 +121,14 @@ pub(super) fn append(context: &mut Context<'_, '_>, op: &CacheAppend) -> Result<
     let positions = indices(views, "positions", op.positions, live, op.capacity)?;
     let (heads, d) = (op.kv_heads, op.d_head);
     let width = heads * d;
-    let k = views.f32_rows("k", op.k.first_rows(live, width), width)?;
-    let v = views.f32_rows("v", op.v.first_rows(live, width), width)?;
+    let k = views.f32("k", op.k.first_rows(live, width).span)?;
+    let v = views.f32("v", op.v.first_rows(live, width).span)?;
     let mut keys = StoredMut::new(views, "keys", op.keys)?;
     let mut values = StoredMut::new(views, "values", op.values)?;
     for (row, (&slot, &position)) in slots.iter().zip(positions).enumerate() {
-        for (cache, row) in [(&mut keys, k.row(row)), (&mut values, v.row(row))] {
+        let [k, v] =
+            [(k, op.k.stride), (v, op.v.stride)].map(|(rows, stride)| &rows[row * stride..][..width]);
+        for (cache, row) in [(&mut keys, k), (&mut values, v)] {
             for (head, numbers) in row.chunks_exact(d).enumerate() {
                 let place = (slot as usize * heads + head) * op.capacity + position as usize;
                 cache.write(place * d, numbers);

@@ -6,11 +6,13 @@ use std::vec::Vec;
 use minigpt_core::backend::{fall_back, read_elems, read_u32, write_elems, write_u32};
 use minigpt_core::op::{
     Activate, ActivationForward, AdamW, AttentionBackward, AttentionForward, AttentionRows, AttentionScores,
-    CrossEntropy, Dropout, EmbeddingForward, IGNORE, LinearForward, NO_TOKEN, NormBackward, NormForward,
-    Normalize, Sample, SampleRow, SquaredNorm, counter, scalar,
+    AttentionShape, CacheAppend, CrossEntropy, Dropout, EmbeddingForward, IGNORE, LinearForward, NO_TOKEN,
+    NormBackward, NormForward, Normalize, Rotary, RotaryRows, Sample, SampleRow, SquaredNorm, counter,
+    scalar,
 };
+use minigpt_core::reference::weights::{encode_half, weight_at};
 use minigpt_core::rng::{Rng, Stream};
-use minigpt_core::{Activation, Backend, Dtype, InvalidOp, Op, SampleConfig, Span};
+use minigpt_core::{Activation, Backend, Dtype, InvalidOp, Op, Pairing, SampleConfig, Span, Strided};
 
 use super::weight::Weight;
 use crate::{Cpu, CpuError, Isa};
@@ -86,53 +88,81 @@ fn assert_like_the_reference(tolerance: f32, make: impl Fn(&mut Bench) -> (Op, V
     }
 }
 
-fn attention(bench: &mut Bench, batch: usize, time: usize, heads: usize, d_head: usize) -> AttentionForward {
-    let rows = batch * time * heads;
+const fn shape(
+    batch: usize,
+    time: usize,
+    [heads, kv_heads]: [usize; 2],
+    d_head: usize,
+    prefix: usize,
+) -> AttentionShape {
+    AttentionShape { batch, time, heads, kv_heads, d_head, scale: 0.3, prefix }
+}
+
+/// Queries, keys and values, or their gradients: columns of one matrix, with or without one that is nobody's, or the values in a
+/// matrix of their own.
+fn parts(bench: &mut Bench, shape: &AttentionShape, make: fn(&mut Bench, usize) -> Span) -> [Strided; 3] {
+    let AttentionShape { batch, time, heads, kv_heads, d_head, .. } = *shape;
+    let (rows, q, kv) = (batch * time, heads * d_head, kv_heads * d_head);
+    let gap = time % 3;
+    if time % 2 == 0 {
+        let stride = q + 2 * kv + gap;
+        let matrix = make(bench, rows * stride);
+        return [(0, q), (q, kv), (q + kv + gap, kv)]
+            .map(|(first, width)| matrix.columns(first, width, stride));
+    }
+    let (matrix, values) = (make(bench, rows * (kv + gap + q)), make(bench, rows * kv));
+    let of = |first, width| matrix.columns(first, width, kv + gap + q);
+    [of(kv + gap, q), of(0, kv), values.rows(kv)]
+}
+
+fn attention(bench: &mut Bench, shape: AttentionShape) -> AttentionForward {
+    let lines = shape.batch * shape.time * shape.heads;
+    let [q, k, v] = parts(bench, &shape, Bench::normal);
     AttentionForward {
-        qkv: bench.normal(rows * 3 * d_head),
-        out: bench.poison(rows * d_head),
-        lse: bench.poison(rows),
-        batch,
-        time,
-        heads,
-        d_head,
-        scale: 0.3,
+        q,
+        k,
+        v,
+        out: bench.poison(lines * shape.d_head),
+        lse: bench.poison(lines),
+        shape,
         dropout: bench.dropout(),
     }
 }
 
 /// The gradient of [`attention`], behind the reference's forward pass.
-fn attention_backward(
-    bench: &mut Bench,
-    batch: usize,
-    time: usize,
-    heads: usize,
-    d_head: usize,
-) -> AttentionBackward {
-    let forward = attention(bench, batch, time, heads, d_head);
+fn attention_backward(bench: &mut Bench, shape: AttentionShape) -> AttentionBackward {
+    let forward = attention(bench, shape);
     fall_back(&mut bench.cpu, &forward.into()).unwrap();
-    let AttentionForward { qkv, out, lse, scale, dropout, .. } = forward;
-    let (d_out, d_qkv) = (bench.normal(out.len), bench.poison(qkv.len));
-    AttentionBackward { qkv, out, lse, d_out, d_qkv, batch, time, heads, d_head, scale, dropout }
+    let AttentionForward { q, k, v, out, lse, dropout, .. } = forward;
+    let [d_q, d_k, d_v] = parts(bench, &shape, Bench::poison);
+    AttentionBackward { q, k, v, out, lse, d_out: bench.normal(out.len), d_q, d_k, d_v, shape, dropout }
+}
+
+fn assert_forward(shape: AttentionShape) {
+    assert_like_the_reference(1e-5, |bench| {
+        let op = attention(bench, shape);
+        (op.into(), [op.out, op.lse].into())
+    });
+}
+
+fn assert_backward(shape: AttentionShape) {
+    assert_like_the_reference(2e-5, |bench| {
+        let op = attention_backward(bench, shape);
+        (op.into(), [op.d_q, op.d_k, op.d_v].map(|gradient| gradient.span).into())
+    });
 }
 
 #[test]
 fn attention_over_several_tiles_of_keys_is_the_references() {
     // Few heads, cut into runs of queries; many heads, each a task.
     for (batch, heads) in [(2, 3), (11, 3)] {
-        assert_like_the_reference(1e-5, |bench| {
-            let op = attention(bench, batch, 130, heads, 20);
-            (op.into(), [op.out, op.lse].into())
-        });
+        assert_forward(shape(batch, 130, [heads; 2], 20, 0));
     }
 }
 
 #[test]
 fn attentions_gradient_over_several_tiles_of_keys_is_the_references() {
-    assert_like_the_reference(2e-5, |bench| {
-        let op = attention_backward(bench, 2, 130, 3, 20);
-        (op.into(), [op.d_qkv].into())
-    });
+    assert_backward(shape(2, 130, [3, 3], 20, 0));
 }
 
 /// Contexts and head sizes that fill no vector, no tile, or one more than some.
@@ -142,10 +172,7 @@ const ODD_HEADS: [(usize, usize); 7] = [(1, 1), (7, 7), (33, 12), (63, 20), (65,
 fn attention_by_several_heads_at_once_is_the_references() {
     for (time, d_head) in ODD_HEADS {
         for heads in [3, 4] {
-            assert_like_the_reference(1e-5, |bench| {
-                let op = attention(bench, 13, time, heads, d_head);
-                (op.into(), [op.out, op.lse].into())
-            });
+            assert_forward(shape(13, time, [heads; 2], d_head, 0));
         }
     }
 }
@@ -154,44 +181,308 @@ fn attention_by_several_heads_at_once_is_the_references() {
 fn attentions_gradient_by_several_heads_at_once_is_the_references() {
     for (time, d_head) in ODD_HEADS {
         for heads in [3, 4] {
-            assert_like_the_reference(2e-5, |bench| {
-                let op = attention_backward(bench, 13, time, heads, d_head);
-                (op.into(), [op.d_qkv].into())
+            assert_backward(shape(13, time, [heads; 2], d_head, 0));
+        }
+    }
+}
+
+/// Shared heads and prefixes: those that end in the first tile, on its edge, behind it, with the sequence and beyond it.
+fn shared_heads_and_prefixes() -> impl Iterator<Item = AttentionShape> {
+    let heads =
+        [([2, 2], 2), ([4, 2], 1), ([6, 1], 2), ([8, 4], 6), ([9, 3], 13), ([24, 2], 3), ([4, 1], 16)];
+    let prefixes = [(33, 1), (70, 5), (70, 32), (71, 33), (97, 64), (100, 70), (66, 66), (35, 999), (65, 0)];
+    heads.into_iter().flat_map(move |(heads, batch)| {
+        prefixes.map(|(time, prefix)| shape(batch, time, heads, 4 + time % 7, prefix))
+    })
+}
+
+#[test]
+fn attention_with_shared_heads_or_a_prefix_is_the_references() {
+    shared_heads_and_prefixes().for_each(assert_forward);
+}
+
+#[test]
+fn attentions_gradient_with_shared_heads_or_a_prefix_is_the_references() {
+    shared_heads_and_prefixes().for_each(assert_backward);
+}
+
+#[test]
+fn attentions_matrices_are_the_references() {
+    for shape in [shape(2, 9, [4, 2], 20, 0), shape(1, 37, [3, 1], 7, 5), shape(2, 6, [2, 2], 8, 9)] {
+        for softmax in [false, true] {
+            assert_like_the_reference(1e-5, |bench| {
+                let [q, k, _] = parts(bench, &shape, Bench::normal);
+                let scores = bench.poison(shape.batch * shape.heads * shape.time * shape.time);
+                (AttentionScores { q, k, scores, softmax, shape }.into(), [scores].into())
             });
         }
     }
 }
 
-/// Attention of rows over a cache of `slot_count` slots of 190 positions: two heads of 20.
-fn attention_rows(bench: &mut Bench, rows: &[(u32, u32)], slot_count: usize) -> AttentionRows {
-    let (heads, d_head, capacity) = (2, 20, 190);
-    let cache = slot_count * heads * capacity * d_head;
-    let [slots, positions] = [|row: &(u32, u32)| row.0, |row: &(u32, u32)| row.1]
+/// What a query does not see does not reach it, however little of a number it is.
+#[test]
+fn a_value_that_is_not_finite_reaches_those_who_see_it_and_no_others() {
+    for (batch, prefix, place) in [2, 20].into_iter().flat_map(|batch| {
+        [(0, 41), (50, 41), (50, 60), (20, 41), (99, 41)].map(|(prefix, place)| (batch, prefix, place))
+    }) {
+        let shape = shape(batch, 70, [4, 2], 12, prefix);
+        for isa in Isa::available() {
+            let mut bench = Bench::new(isa);
+            let op = AttentionForward { dropout: None, ..attention(&mut bench, shape) };
+            let bad = op.v.span.slice(place * op.v.stride + 13, 1);
+            write_elems(&mut bench.cpu, bad, &[f32::INFINITY]).unwrap();
+            bench.cpu.run(&op.into()).unwrap();
+            for (i, x) in bench.read(op.out).into_iter().enumerate() {
+                let (row, head, d) = (i / 48, i / 12 % 4, i % 12);
+                let reached = row < 70 && shape.seen(row) > place && head / 2 == 1 && d == 1;
+                assert_eq!(x.is_finite(), !reached, "{isa}: row {row}, head {head}, {d}, {shape:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_may_be_columns_of_the_matrix_that_they_are_the_gradients_of() {
+    let shape = shape(3, 40, [4, 2], 6, 7);
+    assert_like_the_reference(2e-5, |bench| {
+        let op = attention_backward(bench, shape);
+        let (q, kv) = (24, 12);
+        let matrix = bench.normal(120 * 2 * (q + 2 * kv));
+        let of = |first, width| matrix.columns(first, width, 2 * (q + 2 * kv));
+        let op = AttentionBackward {
+            q: of(0, q),
+            d_q: of(q, q),
+            k: of(2 * q, kv),
+            d_k: of(2 * q + kv, kv),
+            d_v: of(2 * q + 2 * kv, kv),
+            v: of(2 * q + 3 * kv, kv),
+            ..op
+        };
+        let forward = AttentionForward {
+            q: op.q,
+            k: op.k,
+            v: op.v,
+            out: op.out,
+            lse: op.lse,
+            shape,
+            dropout: op.dropout,
+        };
+        fall_back(&mut bench.cpu, &forward.into()).unwrap();
+        (op.into(), [matrix].into())
+    });
+}
+
+#[test]
+fn threads_change_no_bit_of_attention_with_shared_heads() {
+    let rows: Vec<(u32, u32)> =
+        (0..40).map(|row| (row % 3, if row < 12 { 150 } else { 150 + row })).collect();
+    for isa in Isa::available() {
+        let [one, three] = [1, 3].map(|threads| {
+            let mut bench = Bench::new(isa);
+            bench.cpu = Cpu::builder().isa(isa).threads(threads).build().unwrap();
+            let shape = shape(3, 70, [6, 2], 12, 40);
+            let (forward, backward) = (attention(&mut bench, shape), attention_backward(&mut bench, shape));
+            let rows = attention_rows(&mut bench, &rows, 3, [6, 2], Dtype::F32);
+            let ops: [Op; 3] = [forward.into(), backward.into(), rows.into()];
+            ops.iter().for_each(|op| bench.cpu.run(op).unwrap());
+            let results = [backward.d_q, backward.d_k, backward.d_v].map(|gradient| gradient.span);
+            [&[forward.out, forward.lse, rows.out][..], &results]
+                .concat()
+                .into_iter()
+                .map(|span| bench.read(span).into_iter().map(f32::to_bits).collect::<Vec<u32>>())
+                .collect::<Vec<_>>()
+        });
+        assert!(one == three, "{isa}");
+    }
+}
+
+/// Keys or values of `dtype`.
+fn cache(bench: &mut Bench, dtype: Dtype, len: usize) -> Span {
+    if dtype == Dtype::F32 {
+        return bench.normal(len);
+    }
+    let bytes: Vec<u8> = (0..len).flat_map(|_| encode_half(bench.rng.normal(), dtype)).collect();
+    let span = bench.span(dtype, len);
+    bench.cpu.write(span, &bytes).unwrap();
+    span
+}
+
+/// Attention of rows over a cache of `slot_count` slots of 190 positions, by heads of 20.
+fn attention_rows(
+    bench: &mut Bench,
+    rows: &[(u32, u32)],
+    slot_count: usize,
+    [heads, kv_heads]: [usize; 2],
+    dtype: Dtype,
+) -> AttentionRows {
+    let (d_head, capacity) = (20, 190);
+    let len = slot_count * kv_heads * capacity * d_head;
+    let [slots, last] = [|row: &(u32, u32)| row.0, |row: &(u32, u32)| row.1]
         .map(|of| rows.iter().map(of).collect::<Vec<u32>>());
+    let (width, gap) = (heads * d_head, rows.len() % 3);
     AttentionRows {
         live: bench.words(&[rows.len() as u32]),
         slots: bench.words(&slots),
-        positions: bench.words(&positions),
-        qkv: bench.normal(rows.len() * 3 * heads * d_head),
-        keys: bench.normal(cache),
-        values: bench.normal(cache),
-        out: bench.poison(rows.len() * heads * d_head),
+        last: bench.words(&last),
+        q: bench.normal(rows.len() * (gap + width)).columns(gap, width, gap + width),
+        keys: cache(bench, dtype, len),
+        values: cache(bench, dtype, len),
+        out: bench.poison(rows.len() * width),
         rows: rows.len(),
         slot_count,
         capacity,
         heads,
+        kv_heads,
         d_head,
         scale: 0.3,
     }
 }
 
+// A big-endian processor leaves caches in fewer bits to the reference itself.
+const CACHES: &[Dtype] =
+    if Weight::READS_ALL { &[Dtype::F32, Dtype::F16, Dtype::Bf16] } else { &[Dtype::F32] };
+
 #[test]
 fn a_long_prompt_behind_a_cache_is_the_references() {
     let rows: Vec<(u32, u32)> = (0..2).flat_map(|slot| (37..187).map(move |at| (slot, at))).collect();
-    assert_like_the_reference(1e-5, |bench| {
-        let op = attention_rows(bench, &rows, 2);
-        (op.into(), [op.out].into())
-    });
+    for (&dtype, heads) in
+        CACHES.iter().flat_map(|dtype| [[2, 2], [4, 2], [3, 1]].map(|heads| (dtype, heads)))
+    {
+        assert_like_the_reference(1e-5, |bench| {
+            let op = attention_rows(bench, &rows, 2, heads, dtype);
+            (op.into(), [op.out].into())
+        });
+    }
+}
+
+#[test]
+fn rows_that_see_the_same_positions_are_the_references() {
+    // A prefix that sees itself both ways, and what follows it; few rows that do, and few positions.
+    let prompt = |slot, prefix: u32, end: u32| (0..end).map(move |at| (slot, at.max(prefix - 1)));
+    let rows: Vec<(u32, u32)> =
+        prompt(0, 70, 100).chain(prompt(2, 5, 9)).chain([(1, 2); 12]).chain(prompt(1, 33, 33)).collect();
+    for (&dtype, heads) in CACHES.iter().flat_map(|dtype| [[2, 2], [6, 2]].map(|heads| (dtype, heads))) {
+        assert_like_the_reference(1e-5, |bench| {
+            let op = attention_rows(bench, &rows, 3, heads, dtype);
+            (op.into(), [op.out].into())
+        });
+    }
+}
+
+#[test]
+fn a_few_rows_over_shared_heads_are_the_references() {
+    let rows = [(0, 3), (2, 189), (1, 88), (1, 89), (0, 0)];
+    for (&dtype, heads) in CACHES
+        .iter()
+        .flat_map(|dtype| [[2, 2], [4, 2], [7, 1], [12, 1], [30, 3], [1, 1]].map(|heads| (dtype, heads)))
+    {
+        for count in [1, 3, 5] {
+            assert_like_the_reference(1e-5, |bench| {
+                let op = attention_rows(bench, &rows[..count], 3, heads, dtype);
+                (op.into(), [op.out].into())
+            });
+        }
+    }
+}
+
+/// A shared head gives the bits that a copy of it for each head of queries gives, and numbers in fewer bits those that the same
+/// numbers give in f32.
+#[test]
+fn how_a_cache_is_stored_and_shared_changes_no_bit() {
+    let prompt: Vec<(u32, u32)> = (60..130).map(|at| (1, at)).collect();
+    let few = [(0, 3), (1, 150), (0, 88)];
+    for isa in Isa::available() {
+        for (&dtype, rows) in CACHES.iter().flat_map(|dtype| [&few[..], &prompt].map(|rows| (dtype, rows))) {
+            let mut bench = Bench::new(isa);
+            let shared = attention_rows(&mut bench, rows, 2, [15, 3], dtype);
+            let [keys, values] = [shared.keys, shared.values].map(|span| {
+                let mut bytes = std::vec![0; span.bytes().unwrap()];
+                bench.cpu.read(span, &mut bytes).unwrap();
+                let head = shared.capacity * shared.d_head;
+                let heads = (0..2 * 15).map(|head| head / 15 * 3 + head % 15 / 5);
+                let copies: Vec<f32> = heads
+                    .flat_map(|from| from * head..(from + 1) * head)
+                    .map(|at| weight_at(&bytes, dtype, at) as f32)
+                    .collect();
+                bench.values(&copies)
+            });
+            let out = bench.poison(shared.out.len);
+            let copied = AttentionRows { keys, values, kv_heads: 15, out, ..shared };
+            bench.cpu.run(&shared.into()).unwrap();
+            bench.cpu.run(&copied.into()).unwrap();
+            assert!(bench.read(shared.out) == bench.read(out), "{isa}, {dtype:?}, {} rows", rows.len());
+        }
+    }
+}
+
+#[test]
+fn what_is_appended_to_a_cache_has_the_references_bits() {
+    for &dtype in CACHES {
+        for isa in Isa::available() {
+            let (mut fast, mut slow) = (Bench::new(isa), Bench::new(isa));
+            let [found, expected] = [&mut fast, &mut slow].map(|bench| {
+                let numbers = [0.1, -65519.9, 65520.0, 1e-7, -3e-8, 6e-5, f32::NAN, f32::NEG_INFINITY, 3e38];
+                let k: Vec<f32> = (0..3 * 21).map(|i| numbers[i % 9] * (1 + i / 9) as f32).collect();
+                let len = 2 * 3 * 11 * 5;
+                CacheAppend {
+                    live: bench.words(&[2]),
+                    slots: bench.words(&[1, 0, 9]),
+                    positions: bench.words(&[10, 3, 99]),
+                    k: bench.values(&k).columns(2, 15, 21),
+                    v: bench.normal(3 * 15).rows(15),
+                    keys: cache(bench, dtype, len),
+                    values: cache(bench, dtype, len),
+                    rows: 3,
+                    slot_count: 2,
+                    capacity: 11,
+                    kv_heads: 3,
+                    d_head: 5,
+                }
+            });
+            fast.cpu.run(&found.into()).unwrap();
+            assert_eq!(fast.cpu.fallbacks(), 0);
+            fall_back(&mut slow.cpu, &expected.into()).unwrap();
+            for span in [found.keys, found.values] {
+                let [mut a, mut b] = [(); 2].map(|()| std::vec![0; span.bytes().unwrap()]);
+                fast.cpu.read(span, &mut a).unwrap();
+                slow.cpu.read(span, &mut b).unwrap();
+                assert!(a == b, "{isa}, {dtype:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rotary_positions_of_either_pairing_are_the_references() {
+    for (pairing, inverse) in
+        [Pairing::Adjacent, Pairing::Halves].into_iter().flat_map(|p| [(p, false), (p, true)])
+    {
+        for (heads, d_head, gap) in [(1, 2, 0), (3, 14, 5), (40, 64, 64)] {
+            assert_like_the_reference(1e-6, |bench| {
+                let (batch, time, width) = (3, 7, heads * d_head);
+                let matrix = bench.normal(batch * time * (width + gap));
+                let x = matrix.columns(gap / 2, width, width + gap);
+                let table = bench.normal(9 * d_head);
+                let op = Rotary { x, table, pairing, batch, time, heads, d_head, inverse };
+                (op.into(), [matrix].into())
+            });
+            assert_like_the_reference(1e-6, |bench| {
+                let width = heads * d_head;
+                let matrix = bench.normal(4 * (width + gap));
+                let op = RotaryRows {
+                    live: bench.words(&[3]),
+                    positions: bench.words(&[8, 0, 3, 99]),
+                    x: matrix.columns(gap / 2, width, width + gap),
+                    table: bench.normal(9 * d_head),
+                    pairing,
+                    rows: 4,
+                    heads,
+                    d_head,
+                };
+                (op.into(), [matrix].into())
+            });
+        }
+    }
 }
 
 /// A prompt in one pass, or in two, at any place among others: by tiles, a query gives the same bits.
@@ -200,7 +491,7 @@ fn where_a_prompt_is_cut_and_who_stands_beside_it_changes_no_bit() {
     for isa in Isa::available() {
         let mut bench = Bench::new(isa);
         let prompt: Vec<(u32, u32)> = (3..140).map(|at| (1, at)).collect();
-        let whole = attention_rows(&mut bench, &prompt, 3);
+        let whole = attention_rows(&mut bench, &prompt, 3, [4, 2], Dtype::F32);
         bench.cpu.run(&whole.into()).unwrap();
         let (expected, width) = (bench.read(whole.out), whole.heads * whole.d_head);
         for cut in [8, 29, 61, 64, 100, 129] {
@@ -209,10 +500,13 @@ fn where_a_prompt_is_cut_and_who_stands_beside_it_changes_no_bit() {
             for part in [0..cut, cut..prompt.len()] {
                 let (first, count) = (part.start, part.len());
                 let rows: Vec<(u32, u32)> = others.iter().chain(&prompt[part]).copied().collect();
-                let mut op = attention_rows(&mut bench, &rows, 3);
+                let mut op = attention_rows(&mut bench, &rows, 3, [4, 2], Dtype::F32);
                 (op.keys, op.values) = (whole.keys, whole.values);
-                let q = op.qkv.slice(others.len() * 3 * width, count * 3 * width);
-                bench.cpu.copy(whole.qkv.slice(first * 3 * width, count * 3 * width), q).unwrap();
+                for row in 0..count {
+                    let from = whole.q.span.slice((first + row) * whole.q.stride, width);
+                    let to = op.q.span.slice((others.len() + row) * op.q.stride, width);
+                    bench.cpu.copy(from, to).unwrap();
+                }
                 bench.cpu.run(&op.into()).unwrap();
                 out.extend(bench.read(op.out.slice(others.len() * width, count * width)));
             }
@@ -226,13 +520,18 @@ fn a_head_gives_the_same_bits_whole_or_in_runs_of_queries() {
     for isa in Isa::available() {
         let mut bench = Bench::new(isa);
         let (batch, time, d_head) = (32, 70, 12);
-        let whole = AttentionForward { dropout: None, ..attention(&mut bench, batch, time, 1, d_head) };
+        let op = attention(&mut bench, shape(batch, time, [1, 1], d_head, 0));
+        let whole = AttentionForward { dropout: None, ..op };
         bench.cpu.run(&whole.into()).unwrap();
         let out = bench.poison(time * d_head);
         let lse = bench.poison(time);
         for b in 0..batch {
-            let qkv = whole.qkv.slice(b * time * 3 * d_head, time * 3 * d_head);
-            bench.cpu.run(&AttentionForward { qkv, out, lse, batch: 1, ..whole }.into()).unwrap();
+            let [q, k, v] = [whole.q, whole.k, whole.v].map(|part| Strided {
+                span: part.span.slice(b * time * part.stride, (time - 1) * part.stride + d_head),
+                ..part
+            });
+            let shape = AttentionShape { batch: 1, ..whole.shape };
+            bench.cpu.run(&AttentionForward { q, k, v, out, lse, shape, ..whole }.into()).unwrap();
             assert_eq!(bench.read(out), bench.read(whole.out.slice(b * time * d_head, time * d_head)));
             assert_eq!(bench.read(lse), bench.read(whole.lse.slice(b * time, time)));
         }
@@ -461,18 +760,16 @@ fn what_inference_does_where_a_dimension_is_0_needs_no_reference() {
     for [batch, time, heads, d_head] in [[2, 5, 3, 0], [2, 6, 3, 0], [2, 5, 0, 4], [2, 0, 3, 4], [0, 5, 3, 4]]
     {
         assert_like_the_reference(1e-6, |bench| {
-            let op = AttentionForward {
-                lse: bench.normal(batch * time * heads),
-                scale: if time == 5 { 0.3 } else { f64::INFINITY },
-                ..attention(bench, batch, time, heads, d_head)
-            };
+            let scale = if time == 5 { 0.3 } else { f64::INFINITY };
+            let shape = AttentionShape { scale, ..shape(batch, time, [heads; 2], d_head, batch) };
+            let op = attention(bench, shape);
             (op.into(), [op.out, op.lse].into())
         });
         assert_like_the_reference(1e-6, |bench| {
             let scores = bench.normal(batch * heads * time * time);
-            let qkv = bench.normal(batch * time * 3 * heads * d_head);
-            let op =
-                AttentionScores { qkv, scores, softmax: batch == 2, batch, time, heads, d_head, scale: 1.0 };
+            let shape = shape(batch, time, [heads; 2], d_head, batch);
+            let [q, k, _] = parts(bench, &shape, Bench::normal);
+            let op = AttentionScores { q, k, scores, softmax: batch == 2, shape };
             (op.into(), [scores].into())
         });
     }
@@ -497,8 +794,8 @@ fn where_no_row_is_live_no_dimension_is_too_large() {
         let attention = AttentionRows {
             live,
             slots: bench.words(&[0; 9]),
-            positions: bench.words(&[0; 9]),
-            qkv: bench.normal(27),
+            last: bench.words(&[0; 9]),
+            q: bench.normal(9).rows(1),
             keys: nothing,
             values: nothing,
             out: bench.normal(9),
@@ -506,6 +803,7 @@ fn where_no_row_is_live_no_dimension_is_too_large() {
             slot_count: 0,
             capacity: large,
             heads: 1,
+            kv_heads: 1,
             d_head: 1,
             scale: 1.0,
         };

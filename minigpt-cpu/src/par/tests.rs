@@ -67,6 +67,77 @@ fn views_hand_out_columns_of_one_matrix_side_by_side_and_never_over_each_other()
 }
 
 #[test]
+fn columns_of_one_matrix_are_read_and_written_side_by_side() {
+    let (rows, stride) = (5, 7);
+    let mut memory = Memory::default();
+    let matrix = span(memory.alloc(rows * stride * 4).unwrap(), 0, rows * stride);
+    for (i, x) in Views::new(&mut memory).f32_mut("all", matrix).unwrap().iter_mut().enumerate() {
+        *x = i as f32;
+    }
+    let mut executor = Executor::team(2).unwrap();
+    let mut views = Views::new(&mut memory);
+    let from = views.f32_rows("from", matrix.columns(2, 2, stride), 2).unwrap();
+    let again = views.f32_rows("again", matrix.columns(3, 1, stride), 1).unwrap();
+    let [left, right] = [(0, 2), (5, 2)]
+        .map(|(first, width)| views.f32_rows_mut("to", matrix.columns(first, width, stride), width).unwrap());
+    let parts = (Grid::of_rows(left, 2, 1), Grid::of_rows(right, 2, 1));
+    for_each(&mut executor, parts, |_, (mut left, mut right)| {
+        for (i, row) in left.rows().enumerate() {
+            left.row(i)[0] = -from.row(row)[0];
+            right.row(i)[0] = -again.row(row)[0];
+        }
+    });
+    drop(views);
+    for (i, &x) in Views::new(&mut memory).f32("all", matrix).unwrap().iter().enumerate() {
+        let first = i - i % stride;
+        let expected = match i % stride {
+            0 | 1 => -((first + 2) as f32),
+            5 | 6 => -((first + 3) as f32),
+            _ => i as f32,
+        };
+        assert_eq!(x, expected, "element {i}");
+    }
+}
+
+#[test]
+fn rows_that_would_conflict_or_are_not_there_are_refused() {
+    let mut memory = Memory::default();
+    let matrix = span(memory.alloc(4 * 6 * 4).unwrap(), 0, 24);
+    let mut views = Views::new(&mut memory);
+    views.f32_rows_mut("a", matrix.columns(1, 2, 6), 2).unwrap();
+    let overlap = |error: CpuError| matches!(error, CpuError::Invalid(InvalidOp::Overlap { .. }));
+    // One column too many on either side, another stride, a whole stretch, columns that go on in the next row.
+    for (rows, width) in [
+        (matrix.columns(0, 2, 6), 2),
+        (matrix.columns(2, 2, 6), 2),
+        (matrix.columns(3, 1, 8), 1),
+        (matrix.slice(3, 4).rows(4), 4),
+        (matrix.slice(3, 6 + 5).rows(6), 5),
+    ] {
+        assert!(views.f32_rows("b", rows, width).is_err_and(overlap), "{rows:?}");
+        assert!(views.f32_rows_mut("b", rows, width).is_err_and(overlap), "{rows:?}");
+    }
+    assert!(views.f32("b", matrix.slice(3, 4)).is_err_and(overlap));
+    assert!(
+        views.f32("b", matrix.slice(3, 3)).is_err_and(overlap),
+        "the stretch from first to last row counts"
+    );
+    let narrow = Strided { stride: 1, ..matrix.columns(3, 2, 6) };
+    assert!(views.f32_rows("c", narrow, 2).is_err());
+    let long = Strided { span: span(matrix.buffer, 12, 22), stride: 6 };
+    assert!(views.f32_rows("d", long, 3).is_err());
+    assert_eq!(views.f32_rows("e", matrix.columns(3, 3, 6), 3).unwrap().row(3), [0.0; 3]);
+}
+
+#[test]
+#[should_panic(expected = "row 4 of 4")]
+fn rows_end_with_the_last() {
+    let mut memory = Memory::default();
+    let matrix = span(memory.alloc(96).unwrap(), 0, 24);
+    Views::new(&mut memory).f32_rows("x", matrix.columns(1, 2, 6), 2).unwrap().row(4);
+}
+
+#[test]
 fn views_refuse_whatever_is_not_there() {
     let mut memory = Memory::default();
     let buffer = memory.alloc(64).unwrap();

@@ -449,7 +449,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "the cache is as long as what it holds" => |k, op| {
             let places = places(k, &attention(&op))?;
-            let held = places.iter().map(|place| place.1 as usize + 1).max().unwrap_or(op.capacity);
+            let held = places.iter().map(|place| place.1 as usize + 1).max().unwrap_or(op.capacity).min(op.capacity);
             let read = |from: &[f32], i: usize| {
                 let (slot, head) = (i / op.d_head / op.capacity / op.kv_heads, i / op.d_head / op.capacity % op.kv_heads);
                 let in_head = i % (op.d_head * op.capacity);

@@ -19,10 +19,11 @@ use crate::arch::Vector;
 use crate::arch::tile::{Strided, multiply_onto};
 use crate::context::{Context, Job, whole_lines};
 use crate::error::CpuError;
+use crate::gemm::Begin;
 use crate::ops::cache::Stored;
 use crate::ops::lanes::{load, store};
 use crate::ops::rows::{indices, live_rows};
-use crate::par::{self, Grid, PerWorker, Tile};
+use crate::par::{Grid, PerWorker, Tile};
 
 /// From so many rows that follow each other on, tiles pay: fewer would leave most of a tile empty.
 const TILED: usize = 8;
@@ -42,7 +43,9 @@ const BLOCK: usize = 1 << 10;
 /// Some of the rows, the first of which is number `first` of all.
 #[derive(Clone, Copy)]
 struct Rows<'s> {
-    q: &'s par::Rows<'s>,
+    q: &'s [f32],
+    /// How far the rows of `q` are apart.
+    stride: usize,
     keys: Stored<'s>,
     values: Stored<'s>,
     slots: &'s [u32],
@@ -60,7 +63,7 @@ impl<'s> Rows<'s> {
     /// The query of `head` in row number `row`.
     #[inline(always)]
     fn query(&self, row: usize, head: usize) -> &'s [f32] {
-        &self.q.row(row)[head * self.d_head..][..self.d_head]
+        &self.q[row * self.stride + head * self.d_head..][..self.d_head]
     }
 
     /// The cache of a head of keys and values for row number `row`.
@@ -109,61 +112,87 @@ struct OneByOne<'s>(Rows<'s>);
 impl Job<(Grid<'_>, PerWorker<'_, f32>)> for OneByOne<'_> {
     #[inline(always)]
     fn run<V: Vector>(&self, t: V::Token, _: usize, (mut out, scratch): (Tile<'_>, &mut [f32])) {
-        let Rows { d_head, share, scale, capacity, first, .. } = self.0;
+        let Rows { d_head, share, capacity, first, .. } = self.0;
         let row = first + out.rows().start;
-        let seen = self.0.last[row] as usize + 1;
-        let (start, end) = (out.cols().start / d_head, out.cols().end / d_head);
-        let mut head = start;
+        let start = out.cols().start / d_head;
+        let end = start + out.cols().len() / d_head;
+        let line = whole_lines(capacity);
+        let (mut head, mut kv_head) = (start, start / share);
         while head < end {
-            let kv_head = head / share;
-            let cache = self.0.head(row, kv_head);
-            let count = TOGETHER.min(end.min((kv_head + 1) * share) - head);
+            let shared = (kv_head + 1) * share;
+            let count = TOGETHER.min(end.min(shared) - head);
             let out = &mut out.row(0)[(head - start) * d_head..][..count * d_head];
-            let line = whole_lines(capacity);
             let (scores, widened) = scratch.split_at_mut(count * line);
-            // A head that shares with none goes through what is stored as f32 in one go.
-            let alone = count == 1 && matches!(cache.keys, Stored::F32(_));
-            let block = if alone { seen } else { positions(d_head) };
-            for from in (0..seen).step_by(block) {
-                let there = block.min(seen - from);
-                let keys = cache.keys.read::<V>(t, from * d_head, there * d_head, widened);
-                for (g, scores) in scores.chunks_exact_mut(line).enumerate() {
-                    let q = self.0.query(row, head + g);
-                    let scores = &mut scores[from..][..there];
-                    score_row::<V>(t, q, keys.chunks_exact(d_head), scale, scores);
-                }
-            }
-            let mut parts = [0.0; TOGETHER];
-            for (scores, part) in scores.chunks_exact_mut(line).zip(&mut parts) {
-                *part = 1.0 / softmax_row::<V>(t, &mut scores[..seen]);
-            }
-            out.fill(0.0);
-            for from in (0..seen).step_by(block) {
-                let there = block.min(seen - from);
-                let values = cache.values.read::<V>(t, from * d_head, there * d_head, widened);
-                let results = out.chunks_exact_mut(d_head).zip(parts);
-                for (scores, (out, part)) in scores.chunks_exact(line).zip(results) {
-                    let part = if from + there == seen { part } else { 1.0 };
-                    mix::<V>(t, &scores[from..][..there], values, part, out);
-                }
-            }
+            self.heads::<V>(t, row, (head, kv_head, count), (scores, line), widened, out);
             head += count;
+            kv_head += usize::from(head == shared);
         }
     }
 }
 
-/// out = part * (out + sum over j of `weights[j]` values_j).
+impl OneByOne<'_> {
+    /// Some heads of queries in a row that share a head of keys and values: each has a line of `scores`.
+    // Without iterators over chunks, or by steps, each of which begins with a division.
+    #[inline(always)]
+    fn heads<V: Vector>(
+        &self,
+        t: V::Token,
+        row: usize,
+        (head, kv_head, count): (usize, usize, usize),
+        (scores, line): (&mut [f32], usize),
+        widened: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let d_head = self.0.d_head;
+        let seen = self.0.last[row] as usize + 1;
+        let cache = self.0.head(row, kv_head);
+        // A head that shares with none goes through what is stored as f32 in one go.
+        let alone = count == 1 && matches!(cache.keys, Stored::F32(_));
+        let block = if alone { seen } else { positions(d_head) };
+        let mut from = 0;
+        while from < seen {
+            let there = block.min(seen - from);
+            let keys = cache.keys.read::<V>(t, from * d_head, there * d_head, widened);
+            for g in 0..count {
+                let q = self.0.query(row, head + g);
+                let keys = (0..there).map(|j| &keys[j * d_head..][..d_head]);
+                score_row::<V>(t, q, keys, self.0.scale, &mut scores[g * line + from..][..there]);
+            }
+            from += there;
+        }
+        let mut parts = [0.0; TOGETHER];
+        for g in 0..count {
+            parts[g] = 1.0 / softmax_row::<V>(t, &mut scores[g * line..][..seen]);
+        }
+        from = 0;
+        while from < seen {
+            let there = block.min(seen - from);
+            let values = cache.values.read::<V>(t, from * d_head, there * d_head, widened);
+            for g in 0..count {
+                let begin = if from == 0 { Begin::Zero } else { Begin::Accumulate };
+                let part = if from + there == seen { parts[g] } else { 1.0 };
+                let out = &mut out[g * d_head..][..d_head];
+                mix::<V>(t, &scores[g * line + from..][..there], values, begin, part, out);
+            }
+            from += there;
+        }
+    }
+}
+
+/// out = part * (sum over j of `weights[j]` values_j), or with that added to what is there.
 #[inline(always)]
-fn mix<V: Vector>(t: V::Token, weights: &[f32], values: &[f32], part: f32, out: &mut [f32]) {
+fn mix<V: Vector>(t: V::Token, weights: &[f32], values: &[f32], begin: Begin, part: f32, out: &mut [f32]) {
     // Enough vectors side by side that additions need not wait for each other.
     const N: usize = 4;
     let (d_head, depth) = (out.len(), weights.len());
     for at in (0..d_head).step_by(N * V::LANES) {
         let width = (N * V::LANES).min(d_head - at);
         let mut sum = [V::splat(t, 0.0); N];
-        for j in 0..N {
-            if j * V::LANES < width {
-                sum[j] = load(t, out, at + j * V::LANES);
+        if begin == Begin::Accumulate {
+            for j in 0..N {
+                if j * V::LANES < width {
+                    sum[j] = load(t, out, at + j * V::LANES);
+                }
             }
         }
         let a = Strided::rows(weights, depth);
@@ -253,9 +282,9 @@ pub(in crate::ops) fn rows(context: &mut Context<'_, '_>, op: &AttentionRows) ->
     let views = &mut context.views;
     let live = live_rows(views, op.live, op.rows)?;
     let width = op.heads * op.d_head;
-    let q = views.f32_rows("q", op.q.first_rows(live, width), width)?;
     let mut rows = Rows {
-        q: &q,
+        q: views.f32("q", op.q.first_rows(live, width).span)?,
+        stride: op.q.stride,
         keys: Stored::new(views, "keys", op.keys)?,
         values: Stored::new(views, "values", op.values)?,
         slots: indices(views, "slots", op.slots, live, op.slot_count)?,

@@ -505,7 +505,7 @@ pub(super) fn score_row<'k, V: Vector>(
     scores: &mut [f32],
 ) {
     for (key, score) in keys.zip(scores) {
-        *score = scale * dot::<V>(t, q, key);
+        *score = scale * dot::<V>(t, q, &key[..q.len()]);
     }
 }
 
