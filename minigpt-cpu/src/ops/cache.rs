@@ -1,8 +1,8 @@
 //! Keys and values as a cache stores them: f32, or rounded to f16 or bf16 on their way in, to exactly the bytes of
 //! [`encode_half`](minigpt_core::reference::weights::encode_half), and widened on their way out.
 //!
-//! Where kernels read them they are widened some positions at a time, into a piece of scratch that stays in the first cache. So
-//! a kernel is there once, for f32, and several heads of queries that share a head of keys share the work.
+//! Where several queries read them they are widened some positions at a time, into a piece of scratch that stays in the first
+//! cache. So a kernel is there once, for f32, and the queries share the work.
 
 use minigpt_core::{Dtype, Span};
 

@@ -307,7 +307,7 @@ fn cache(bench: &mut Bench, dtype: Dtype, len: usize) -> Span {
     span
 }
 
-/// Attention of rows over a cache of `slot_count` slots of 190 positions, by heads of 20.
+/// Attention of rows over a cache of `slot_count` slots of 190 positions: shared heads of 20, others of 68.
 fn attention_rows(
     bench: &mut Bench,
     rows: &[(u32, u32)],
@@ -315,7 +315,7 @@ fn attention_rows(
     [heads, kv_heads]: [usize; 2],
     dtype: Dtype,
 ) -> AttentionRows {
-    let (d_head, capacity) = (20, 190);
+    let (d_head, capacity) = (if heads == kv_heads { 68 } else { 20 }, 190);
     let len = slot_count * kv_heads * capacity * d_head;
     let [slots, last] = [|row: &(u32, u32)| row.0, |row: &(u32, u32)| row.1]
         .map(|of| rows.iter().map(of).collect::<Vec<u32>>());
@@ -392,22 +392,23 @@ fn how_a_cache_is_stored_and_shared_changes_no_bit() {
     let prompt: Vec<(u32, u32)> = (60..130).map(|at| (1, at)).collect();
     let few = [(0, 3), (1, 150), (0, 88)];
     for isa in Isa::available() {
-        for (&dtype, rows) in CACHES.iter().flat_map(|dtype| [&few[..], &prompt].map(|rows| (dtype, rows))) {
+        let heads = [(&few[..], 15), (&few, 3), (&prompt, 15)];
+        for (&dtype, (rows, heads)) in CACHES.iter().flat_map(|dtype| heads.map(|heads| (dtype, heads))) {
             let mut bench = Bench::new(isa);
-            let shared = attention_rows(&mut bench, rows, 2, [15, 3], dtype);
+            let shared = attention_rows(&mut bench, rows, 2, [heads, 3], dtype);
             let [keys, values] = [shared.keys, shared.values].map(|span| {
                 let mut bytes = std::vec![0; span.bytes().unwrap()];
                 bench.cpu.read(span, &mut bytes).unwrap();
                 let head = shared.capacity * shared.d_head;
-                let heads = (0..2 * 15).map(|head| head / 15 * 3 + head % 15 / 5);
-                let copies: Vec<f32> = heads
+                let from = (0..2 * heads).map(|head| head / heads * 3 + head % heads / (heads / 3));
+                let copies: Vec<f32> = from
                     .flat_map(|from| from * head..(from + 1) * head)
                     .map(|at| weight_at(&bytes, dtype, at) as f32)
                     .collect();
                 bench.values(&copies)
             });
             let out = bench.poison(shared.out.len);
-            let copied = AttentionRows { keys, values, kv_heads: 15, out, ..shared };
+            let copied = AttentionRows { keys, values, kv_heads: heads, out, ..shared };
             bench.cpu.run(&shared.into()).unwrap();
             bench.cpu.run(&copied.into()).unwrap();
             assert!(bench.read(shared.out) == bench.read(out), "{isa}, {dtype:?}, {} rows", rows.len());

@@ -23,6 +23,7 @@ use crate::gemm::Begin;
 use crate::ops::cache::Stored;
 use crate::ops::lanes::{load, store};
 use crate::ops::rows::{indices, live_rows};
+use crate::ops::weight::{Bf16, F16, Format};
 use crate::par::{Grid, PerWorker, Tile};
 
 /// From so many rows that follow each other on, tiles pay: fewer would leave most of a tile empty.
@@ -146,6 +147,20 @@ impl OneByOne<'_> {
         let d_head = self.0.d_head;
         let seen = self.0.last[row] as usize + 1;
         let cache = self.0.head(row, kv_head);
+        // With no other head to share the work of widening, it is done in registers: by a kernel for each format, which takes
+        // more room than it is worth where vectors are short.
+        if count == 1 && V::LANES > 4 {
+            let (q, scores) = (self.0.query(row, head), &mut scores[..seen]);
+            match (cache.keys, cache.values) {
+                (Stored::F16(k), Stored::F16(v)) => {
+                    return one_in_registers::<V, F16>(t, q, k, v, self.0.scale, scores, out);
+                }
+                (Stored::Bf16(k), Stored::Bf16(v)) => {
+                    return one_in_registers::<V, Bf16>(t, q, k, v, self.0.scale, scores, out);
+                }
+                _ => {}
+            }
+        }
         // A head that shares with none goes through what is stored as f32 in one go.
         let alone = count == 1 && matches!(cache.keys, Stored::F32(_));
         let block = if alone { seen } else { positions(d_head) };
@@ -202,6 +217,57 @@ fn mix<V: Vector>(t: V::Token, weights: &[f32], values: &[f32], begin: Begin, pa
                 store(sum[j] * V::splat(t, part), out, at + j * V::LANES);
             }
         }
+    }
+}
+
+/// Attention of one query over keys and values in fewer bits, as many as it has scores. Gives the bits that f32 gives.
+#[inline(always)]
+fn one_in_registers<V: Vector, W: Format>(
+    t: V::Token,
+    q: &[f32],
+    keys: &[W::Unit],
+    values: &[W::Unit],
+    scale: f32,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    const N: usize = 4;
+    let d_head = q.len();
+    let whole = d_head - d_head % V::LANES;
+    for (j, score) in scores.iter_mut().enumerate() {
+        let key = &keys[j * d_head..][..d_head];
+        let mut sum = V::splat(t, 0.0);
+        for k in (0..whole).step_by(V::LANES) {
+            sum = V::load(t, &q[k..]).mul_add(W::load::<V>(t, key, k), sum);
+        }
+        if whole < d_head {
+            sum = V::load_partial(t, &q[whole..]).mul_add(W::load_rest::<V>(t, key, whole), sum);
+        }
+        *score = scale * sum.sum();
+    }
+    let part = V::splat(t, 1.0 / softmax_row::<V>(t, scores));
+    let rows = || scores.iter().enumerate().map(|(j, &weight)| (V::splat(t, weight), j * d_head));
+    let panels = whole - whole % (N * V::LANES);
+    for at in (0..panels).step_by(N * V::LANES) {
+        let mut sum = [V::splat(t, 0.0); N];
+        for (weight, row) in rows() {
+            let row = &values[row + at..][..N * V::LANES];
+            for n in 0..N {
+                sum[n] = weight.mul_add(W::load::<V>(t, row, n * V::LANES), sum[n]);
+            }
+        }
+        for n in 0..N {
+            (sum[n] * part).store(&mut out[at + n * V::LANES..]);
+        }
+    }
+    for at in (panels..d_head).step_by(V::LANES) {
+        let mut sum = V::splat(t, 0.0);
+        for (weight, row) in rows() {
+            let row = &values[row..][..d_head];
+            let value = if at < whole { W::load::<V>(t, row, at) } else { W::load_rest::<V>(t, row, at) };
+            sum = weight.mul_add(value, sum);
+        }
+        store(sum * part, out, at);
     }
 }
 
