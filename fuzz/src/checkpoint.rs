@@ -104,6 +104,10 @@ fn resume(checkpoint: &Checkpoint<'_>, data: &[u8], whole: &Result<(), LoadError
                 assert_eq!(streamed.expect("it is whole").state().as_ref(), Ok(&training.state));
                 let vocab_size = checkpoint.config().vocab_size;
                 let tokens: Vec<u32> = (0..batch * time).map(|i| (i % vocab_size) as u32).collect();
+                let GptConfig { prefix, d_model, .. } = *checkpoint.config();
+                trainer
+                    .set_prefix(&vec![0.5; batch * prefix * d_model])
+                    .expect("they are as many as the model has");
                 trainer.micro_step(&tokens, &tokens).expect("the tokens are the model's");
                 trainer.finish_step().expect("memory was there");
                 trainer.metrics().expect("the reference always answers");
@@ -119,9 +123,12 @@ fn run<B>(model: &Model<B>) -> Vec<u32>
 where
     B: Backend<Elem = f32, Error = ReferenceError>,
 {
-    let GptConfig { vocab_size, context, .. } = *model.config();
+    let GptConfig { vocab_size, context, prefix, d_model, .. } = *model.config();
     let prompt: Vec<u32> = (0..=context).map(|place| (place * 7 % vocab_size) as u32).collect();
     let mut decoder = Decoder::new(model, context).expect("the model is tiny");
+    if prefix > 0 {
+        decoder.begin_with(&vec![0.5; prefix * d_model]).expect("they are as many as the model has");
+    }
     decoder.feed(&prompt).expect("the prompt is in the vocabulary");
     let mut sampler = Sampler::new(SampleConfig::greedy(), vocab_size).expect("the vocabulary is not empty");
     for token in decoder.generate(&mut sampler).take(2) {

@@ -46,8 +46,8 @@ const LOGITS: [(&str, u32); 9] = [
     ("bf16", 0x7b24_2dd1),
     ("q8_0", 0x5844_95e5),
     ("q4_0", 0x0a5d_b72b),
-    ("wide", 0),
-    ("prefix", 0),
+    ("wide", 0xc050_a737),
+    ("prefix", 0x8418_2585),
 ];
 
 fn find(files: Files, name: &str) -> &'static [u8] {

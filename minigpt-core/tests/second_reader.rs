@@ -222,7 +222,7 @@ fn the_second_reader_reads_the_golden_files_of_both_versions() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v2");
     for golden in models::wide_goldens() {
         let path = folder.join(golden.name).with_extension("mgpt");
-        let answer = &read_behind(&[(&path, given(&golden.config))], &TOKENS)[0];
+        let answer = &read_behind(&[(&path, rows_of(&golden.config))], &TOKENS)[0];
         assert_eq!(answer["config"], as_json(&golden.config), "{}", golden.name);
     }
 }

@@ -96,7 +96,7 @@ impl Case {
                 ("y", vec![QueryBeforeRotary, KeyBeforeRotary, Value])
             }
             ("attention.qkv", Op::LinearForward(_)) => ("y", vec![Query, Key, Value]),
-            ("attention.rotary", Op::Rotary(op)) if !op.inverse => ("x", vec![Query, Key, Value]),
+            ("attention.rotary", Op::Rotary(op)) if !op.inverse => ("x", vec![Query, Key]),
             ("attention", Op::AttentionForward(_)) => ("out", vec![Attended]),
             ("attention.out", Op::LinearForward(_)) if post => ("y", vec![AttentionOutput, AttentionSum]),
             ("attention.out", Op::LinearForward(_)) => ("y", vec![AttentionOutput, ResidualMiddle]),
@@ -123,22 +123,27 @@ impl Case {
         apart: Option<Columns>,
         element: usize,
     ) -> Vec<(TensorKind, usize)> {
-        if let Some(Columns { width, stride }) = apart {
-            let (row, column) = (element / stride, element % stride);
-            return kinds
-                .iter()
-                .filter(|_| column < width)
-                .map(|&kind| (kind, row * width + column))
-                .collect();
-        }
         let (queries, keys) = (self.config.d_attention(), self.config.kv_heads() * self.config.d_head());
-        let (row, column) = (element / self.config.d_qkv(), element % self.config.d_qkv());
+        let stride = match (apart, kinds) {
+            (Some(Columns { stride, .. }), _) => stride,
+            (None, [_, Key]) => queries + keys,
+            (None, _) => self.config.d_qkv(),
+        };
+        let (row, column) = (element / stride, element % stride);
         match *kinds {
             // Queries and keys are what their norms give.
             [Value] => {
                 let column = column.checked_sub(queries + keys);
                 column.map(|column| (Value, row * keys + column)).into_iter().collect()
             }
+            // What lies between the rows is another's.
+            [kind] if apart.is_some() => {
+                let width = apart.map_or(0, |columns| columns.width);
+                (column < width).then(|| (kind, row * width + column)).into_iter().collect()
+            }
+            [query, Key] if column < queries => vec![(query, row * queries + column)],
+            [_, Key] if column < queries + keys => vec![(Key, row * keys + column - queries)],
+            [_, Key] => vec![],
             [query, _, _] if column < queries => vec![(query, row * queries + column)],
             [_, key, value] => {
                 let (kind, column) = match column - queries {

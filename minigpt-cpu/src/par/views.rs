@@ -1,6 +1,7 @@
 //! From spans to slices.
 
 use core::marker::PhantomData;
+use core::mem::MaybeUninit;
 use core::slice;
 
 use minigpt_core::op::MAX_OPERANDS;
@@ -19,7 +20,8 @@ use crate::memory::{Line, Memory, Storage};
 /// the op's description was checked before.
 pub(crate) struct Views<'m, 'a> {
     memory: &'m mut Memory<'a>,
-    handed: [Handed; MAX_OPERANDS],
+    /// The first `count` are written; the others are not, since an op takes but a few.
+    handed: [MaybeUninit<Handed>; MAX_OPERANDS],
     count: usize,
 }
 
@@ -58,8 +60,7 @@ impl Handed {
 
 impl<'m, 'a> Views<'m, 'a> {
     pub(crate) fn new(memory: &'m mut Memory<'a>) -> Self {
-        let nothing = Handed { buffer: Buffer(0), start: 0, end: 0, write: false, rows: None };
-        Views { memory, handed: [nothing; MAX_OPERANDS], count: 0 }
+        Views { memory, handed: [const { MaybeUninit::uninit() }; MAX_OPERANDS], count: 0 }
     }
 
     /// f32 to read.
@@ -199,10 +200,12 @@ impl<'m, 'a> Views<'m, 'a> {
             return Err(InvalidOp::Misaligned { operand, offset: span.offset }.into());
         }
         let this = Handed { buffer: span.buffer, start: span.offset, end, write, rows };
-        if self.handed[..self.count].iter().any(|other| this.conflicts(other)) {
+        let handed = self.handed.iter().take(self.count);
+        // SAFETY: the first `count` are written.
+        if handed.map(|other| unsafe { other.assume_init_ref() }).any(|other| this.conflicts(other)) {
             return Err(InvalidOp::Overlap { a: operand, b: "another operand" }.into());
         }
-        *self.handed.get_mut(self.count).ok_or(InvalidOp::Value { operand })? = this;
+        self.handed.get_mut(self.count).ok_or(InvalidOp::Value { operand })?.write(this);
         self.count += 1;
         // SAFETY: the offset is inside the allocation, or one past its end.
         Ok(unsafe { address.add(span.offset) })
