@@ -60,13 +60,6 @@ pub const FIRST_MOMENT: &str = "adam.m/";
 /// What the name of a tensor begins with that is AdamW's second moment of the parameter named after it.
 pub const SECOND_MOMENT: &str = "adam.v/";
 
-/// The CRC-32 of zip and Ethernet (IEEE 802.3).
-pub(super) fn crc32(bytes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(bytes);
-    hasher.finalize()
-}
-
 /// The bytes of a tensor; `None` if they are more than 64 bits can count. Rows are padded to whole blocks.
 pub(super) fn tensor_bytes(dtype: Dtype, rows: u64, cols: u64) -> Option<u64> {
     let (elements, bytes) = dtype.unit();

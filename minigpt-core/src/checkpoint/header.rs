@@ -6,9 +6,10 @@ use alloc::vec::Vec;
 
 use serde::Deserialize;
 
+use super::crc::crc32;
 use super::format::{
     ALIGN, CONF, CRC, FIRST_MOMENT, MAGIC, MAX_NAME, META, PREFIX, REQUIRED, SECOND_MOMENT, SECTION_HEAD,
-    TENS, TOKN, TRAN, VERSION, WireConfig, WireConfig1, WireTensor, WireTokenizer, WireTraining, crc32,
+    TENS, TOKN, TRAN, VERSION, WireConfig, WireConfig1, WireTensor, WireTokenizer, WireTraining,
     tensor_bytes,
 };
 use super::{Fault, Limits, LoadError, Role, Training};

@@ -200,6 +200,7 @@
 //! Later versions of this library read versions 1 and 2. What older programs may ignore comes as a new section
 //! without the flag; what they must not, as a new section with the flag; anything else as a new version.
 
+mod crc;
 mod error;
 #[cfg(feature = "std")]
 mod file;

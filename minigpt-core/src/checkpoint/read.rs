@@ -3,7 +3,8 @@
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use super::format::{ALIGN, crc32};
+use super::crc::crc32;
+use super::format::ALIGN;
 use super::header::{Entry, Header};
 use super::{Fault, Limits, LoadError, Role, Training};
 use crate::config::GptConfig;

@@ -3,6 +3,7 @@
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
+use super::crc::Crc;
 use super::format::{ALIGN, CHUNK, PREFIX, chunk_of};
 use super::header::{Entry, Header};
 use super::read::check_padding;
@@ -128,7 +129,7 @@ impl<'h, R: Read> Stream<'h, R> {
         chunk.resize(largest, 0);
 
         for (i, entry) in tensors.iter().enumerate() {
-            let (begin, mut crc) = (self.input.at, crc32fast::Hasher::new());
+            let (begin, mut crc) = (self.input.at, Crc::new());
             let mut offset = 0;
             while offset < entry.length {
                 let step = (entry.length - offset).min(chunk_of(entry.dtype) as u64) as usize;

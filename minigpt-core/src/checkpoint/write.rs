@@ -7,9 +7,10 @@ use alloc::vec::Vec;
 use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 
+use super::crc::{Crc, crc32};
 use super::format::{
     ALIGN, CHUNK, CONF, CRC, FIRST_MOMENT, MAGIC, META, PREFIX, REQUIRED, SECOND_MOMENT, TENS, TOKN, TRAN,
-    VERSION, WireConfig, WireTensor, WireTokenizer, WireTraining, chunk_of, crc32, tensor_bytes,
+    VERSION, WireConfig, WireTensor, WireTokenizer, WireTraining, chunk_of, tensor_bytes,
 };
 use super::header::Header;
 use super::{Fault, Limits, Role, SaveError, Training, Write};
@@ -189,7 +190,7 @@ fn stream<R, E>(
     mut sink: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<u32, SaveError<R, E>> {
     let step = chunk_of(spec.dtype);
-    let mut crc = crc32fast::Hasher::new();
+    let mut crc = Crc::new();
     let mut offset = 0;
     while offset < length {
         let bytes = &mut chunk[..step.min(length - offset)];
