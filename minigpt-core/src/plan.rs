@@ -4,6 +4,7 @@
 //! of them; [`Region::on`] turns it into a [`Span`] once the buffer exists. Matrices come before vectors in the
 //! parameter buffer, so that weight decay is a prefix and AdamW is one pass over each [`Stretch`] of what is trained.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -82,17 +83,24 @@ pub struct Affine<T> {
     pub bias: Option<T>,
 }
 
-/// The parameters of one block.
+/// The norms of the heads of queries, and of keys: each (D).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadNorms<T> {
+    /// Of each head of queries.
+    pub queries: Affine<T>,
+    /// Of each head of keys.
+    pub keys: Affine<T>,
+}
+
+/// The parameters of one block.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockParameters<T> {
     /// The norm of the attention sub-layer.
     pub norm1: Option<Affine<T>>,
     /// Queries, keys and values in one: ((H + 2K) D, C).
     pub qkv: Affine<T>,
-    /// Of each head of queries, if the config has such norms: (D).
-    pub q_norm: Option<Affine<T>>,
-    /// Of each head of keys, if the config has such norms: (D).
-    pub k_norm: Option<Affine<T>>,
+    /// If the config has norms of queries and keys. Boxed, because few have them and a small machine has every block in memory.
+    pub head_norms: Option<Box<HeadNorms<T>>>,
     /// Back to the residual stream: (C, H D).
     pub attention_out: Affine<T>,
     /// The norm of the feed-forward sub-layer.
@@ -118,6 +126,13 @@ pub struct Parameters<T> {
     pub head: Option<T>,
 }
 
+impl<T> BlockParameters<T> {
+    /// The norm of queries and that of keys, if the config has them.
+    pub(crate) fn head_norms(&self) -> impl Iterator<Item = &Affine<T>> {
+        self.head_norms.iter().flat_map(|norms| [&norms.queries, &norms.keys])
+    }
+}
+
 impl<T> Affine<T> {
     fn map<U>(&self, f: &mut impl FnMut(&T) -> U) -> Affine<U> {
         Affine { weight: f(&self.weight), bias: self.bias.as_ref().map(f) }
@@ -137,8 +152,9 @@ impl<T> Parameters<T> {
                 .map(|b| BlockParameters {
                     norm1: b.norm1.as_ref().map(|a| a.map(f)),
                     qkv: b.qkv.map(f),
-                    q_norm: b.q_norm.as_ref().map(|a| a.map(f)),
-                    k_norm: b.k_norm.as_ref().map(|a| a.map(f)),
+                    head_norms: b.head_norms.as_ref().map(|norms| {
+                        Box::new(HeadNorms { queries: norms.queries.map(f), keys: norms.keys.map(f) })
+                    }),
                     attention_out: b.attention_out.map(f),
                     norm2: b.norm2.as_ref().map(|a| a.map(f)),
                     up: b.up.map(f),
@@ -162,7 +178,7 @@ impl<T> Parameters<T> {
         for b in &self.blocks {
             b.norm1.iter().for_each(|a| push(&mut all, a));
             push(&mut all, &b.qkv);
-            b.q_norm.iter().chain(&b.k_norm).for_each(|a| push(&mut all, a));
+            b.head_norms().for_each(|a| push(&mut all, a));
             push(&mut all, &b.attention_out);
             b.norm2.iter().for_each(|a| push(&mut all, a));
             push(&mut all, &b.up);
@@ -711,7 +727,10 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
         bias: config.bias.norm.then(|| tensor(format!("{name}.bias"), 1, width, Init::Zeros)),
         weight: tensor(format!("{name}.weight"), 1, width, Init::Ones),
     };
-    let head_norm = |name: String| config.qk_norm.then(|| norm(name, config.d_head()));
+    let head_norms = |i: usize| {
+        let of = |heads: &str| norm(format!("h.{i}.attn.{heads}_norm"), config.d_head());
+        config.qk_norm.then(|| Box::new(HeadNorms { queries: of("q"), keys: of("k") }))
+    };
     let has_norms = config.norm_place != NormPlace::None;
     let mut blocks = Vec::new();
     // The number of layers may come from a stranger's file.
@@ -720,8 +739,7 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
         blocks.push(BlockParameters {
             norm1: has_norms.then(|| norm(format!("h.{i}.ln_1"), c)),
             qkv: linear(format!("h.{i}.attn.c_attn"), config.bias.qkv, config.d_qkv(), c, Init::Normal),
-            q_norm: head_norm(format!("h.{i}.attn.q_norm")),
-            k_norm: head_norm(format!("h.{i}.attn.k_norm")),
+            head_norms: head_norms(i),
             attention_out: linear(
                 format!("h.{i}.attn.c_proj"),
                 config.bias.linear,

@@ -196,33 +196,63 @@ fn rotate<B: Backend + ?Sized>(backend: &mut B, op: &Rotary) -> Result<(), B::Er
 }
 
 fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionForward) -> Result<(), B::Error> {
-    let q = read_elems(backend, op.q.span)?;
-    let k = read_elems(backend, op.k.span)?;
-    let v = read_elems(backend, op.v.span)?;
+    let heads = Together::read(backend, [op.q, op.k, op.v])?;
+    let [q, k, v] = heads.rows();
     let mask = read_mask(backend, &op.dropout)?;
     let mut out = zeros("out", op.out.len)?;
     let mut lse = zeros("lse", op.lse.len)?;
     let mut scores = zeros("scores", op.shape.time)?;
-    attention_forward(
-        rows_of(&q, op.q),
-        rows_of(&k, op.k),
-        rows_of(&v, op.v),
-        mask.as_ref(),
-        &mut out,
-        &mut lse,
-        &mut scores,
-        &op.shape,
-    );
+    attention_forward(q, k, v, mask.as_ref(), &mut out, &mut lse, &mut scores, &op.shape);
     write_elems(backend, op.out, &out)?;
     write_elems(backend, op.lse, &lse)
 }
 
 fn scores<B: Backend + ?Sized>(backend: &mut B, op: &AttentionScores) -> Result<(), B::Error> {
-    let q = read_elems(backend, op.q.span)?;
-    let k = read_elems(backend, op.k.span)?;
+    let heads = Together::read(backend, [op.q, op.k])?;
+    let [q, k] = heads.rows();
     let mut scores = zeros("scores", op.scores.len)?;
-    attention_scores(rows_of(&q, op.q), rows_of(&k, op.k), &mut scores, op.softmax, &op.shape);
+    attention_scores(q, k, &mut scores, op.softmax, &op.shape);
     write_elems(backend, op.scores, &scores)
+}
+
+/// Operands whose rows may lie apart, read at once where they are columns of one matrix: each for itself would read most of it.
+struct Together<R, const N: usize> {
+    data: Vec<R>,
+    operands: [Strided; N],
+    /// Where each begins in `data`.
+    begins: [usize; N],
+}
+
+impl<R: Real, const N: usize> Together<R, N> {
+    fn read<B: Backend<Elem = R> + ?Sized>(
+        backend: &mut B,
+        operands: [Strided; N],
+    ) -> Result<Self, B::Error> {
+        let spans = operands.map(|operand| operand.span);
+        let mut whole = spans[0];
+        for span in spans {
+            whole.offset = whole.offset.min(span.offset);
+        }
+        let places = spans.map(|span| (span.offset - whole.offset) / size_of::<R>());
+        whole.len = spans.iter().zip(places).map(|(span, place)| place + span.len).max().unwrap_or(0);
+        let sum: usize = spans.iter().map(|span| span.len).sum();
+        if spans.iter().all(|span| span.buffer == whole.buffer) && whole.len <= sum {
+            let data = read_elems(backend, whole)?;
+            return Ok(Together { data, operands, begins: places });
+        }
+        let (mut data, mut begins) = (Vec::new(), [0; N]);
+        let bytes = sum.saturating_mul(size_of::<R>());
+        data.try_reserve_exact(sum).map_err(|_| InvalidOp::HostMemory { operand: "read", bytes })?;
+        for (span, begin) in spans.into_iter().zip(&mut begins) {
+            *begin = data.len();
+            data.extend(read_elems(backend, span)?);
+        }
+        Ok(Together { data, operands, begins })
+    }
+
+    fn rows(&self) -> [Rows<'_, R>; N] {
+        core::array::from_fn(|i| rows_of(&self.data[self.begins[i]..], self.operands[i]))
+    }
 }
 
 /// What was read of an operand whose rows may lie apart.

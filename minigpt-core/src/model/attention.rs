@@ -83,15 +83,15 @@ impl Pass<'_> {
     /// gradient needs both; nothing if the config has no such norms.
     fn norm_queries_and_keys(&self, sink: &mut Sink<'_>, layer: usize) -> Flow {
         let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
-        let (Some(normed), Some(q_norm), Some(k_norm)) = (&a.normed_qk, &w.q_norm, &w.k_norm) else {
+        let (Some(normed), Some(norms)) = (&a.normed_qk, &w.head_norms) else {
             return Flow::Continue(());
         };
         let (d_head, heads, kv_heads) = (config.d_head(), config.heads, config.kv_heads());
         let [q, k] = self.apart(self.queries_and_keys(self.matrix(a.qkv, config.d_qkv())));
         let [normed_q, normed_k] = self.apart(self.attended_heads(layer));
-        let op = self.norm_of(q_norm, q, normed_q, &normed.queries, [heads, d_head]);
+        let op = self.norm_of(&norms.queries, q, normed_q, &normed.queries, [heads, d_head]);
         sink.put(layer, "attention.q_norm", self.each_row_norm(op))?;
-        let op = self.norm_of(k_norm, k, normed_k, &normed.keys, [kv_heads, d_head]);
+        let op = self.norm_of(&norms.keys, k, normed_k, &normed.keys, [kv_heads, d_head]);
         sink.put(layer, "attention.k_norm", self.each_row_norm(op))
     }
 
@@ -190,7 +190,7 @@ impl Pass<'_> {
             d_out: config.d_qkv(),
             below: gradients.below(layer),
         };
-        let heads_normed = g.q_norm.iter().chain(&g.k_norm).any(is_trained);
+        let heads_normed = g.head_norms().any(is_trained);
         let wanted = (heads_normed || entry.is_wanted(config.norm_place)).then_some(d_out);
         if let (NormPlace::Post, Some(norm)) = (config.norm_place, norms) {
             sink.put(
@@ -243,16 +243,16 @@ impl Pass<'_> {
     ) -> Flow {
         let (config, w, a) = (self.config(), self.block(layer), self.activations(layer));
         let g = &gradients.parameters.blocks[layer];
-        let norms = (w.q_norm.as_ref().zip(g.q_norm.as_ref()), w.k_norm.as_ref().zip(g.k_norm.as_ref()));
-        let (Some(normed), (Some(q_norm), Some(k_norm))) = (&a.normed_qk, norms) else {
+        let (Some(normed), Some(w), Some(g)) = (&a.normed_qk, &w.head_norms, &g.head_norms) else {
             return Flow::Continue(());
         };
         let d_head = config.d_head();
         let [[q, k], [d_q, d_k]] = [a.qkv, gradients.buffers.d_qkv]
             .map(|qkv| self.apart(self.queries_and_keys(self.matrix(qkv, config.d_qkv()))));
-        let op = self.norm_of_backward(q_norm, q, d_q, &normed.queries, [config.heads, d_head]);
+        let op =
+            self.norm_of_backward((&w.queries, &g.queries), q, d_q, &normed.queries, [config.heads, d_head]);
         sink.put(layer, "attention.q_norm", op)?;
-        let op = self.norm_of_backward(k_norm, k, d_k, &normed.keys, [config.kv_heads(), d_head]);
+        let op = self.norm_of_backward((&w.keys, &g.keys), k, d_k, &normed.keys, [config.kv_heads(), d_head]);
         sink.put(layer, "attention.k_norm", op)
     }
 }

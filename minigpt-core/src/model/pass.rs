@@ -167,7 +167,7 @@ impl Gradients<'_> {
     }
 
     fn in_attention(&self, g: &BlockParameters<Option<Span>>) -> bool {
-        let norms = g.norm1.iter().chain(&g.q_norm).chain(&g.k_norm);
+        let norms = g.norm1.iter().chain(g.head_norms());
         norms.chain([&g.qkv, &g.attention_out]).any(is_trained)
     }
 
@@ -275,6 +275,12 @@ impl<'p> Pass<'p> {
         self.words(self.plan.tokens)
     }
 
+    /// How many rows are live, if this is a pass of decoding.
+    fn live(&self) -> Option<Span> {
+        let words = self.plan.rows.on(self.buffers.state, Dtype::U32);
+        (self.plan.purpose == Purpose::Decoding).then(|| words.slice(0, 1))
+    }
+
     /// Which rows are live, if this is a pass of decoding.
     pub(super) fn live_rows(&self) -> Option<LiveRows> {
         let words = self.plan.rows.on(self.buffers.state, Dtype::U32);
@@ -284,24 +290,24 @@ impl<'p> Pass<'p> {
 
     /// The layer over all rows of the pass, or in decoding over those that are live.
     pub(super) fn each_row(&self, linear: LinearForward) -> Op {
-        match self.live_rows() {
-            Some(LiveRows { live, .. }) => LinearRows { live, linear }.into(),
+        match self.live() {
+            Some(live) => LinearRows { live, linear }.into(),
             None => linear.into(),
         }
     }
 
     /// The norm over all rows of the pass, or in decoding over those that are live.
     pub(super) fn each_row_norm(&self, norm: NormForward) -> Op {
-        match self.live_rows() {
-            Some(LiveRows { live, .. }) => NormRows { live, norm }.into(),
+        match self.live() {
+            Some(live) => NormRows { live, norm }.into(),
             None => norm.into(),
         }
     }
 
     /// The gate over all rows of the pass, or in decoding over those that are live.
     pub(super) fn each_row_gate(&self, gate: GateForward) -> Op {
-        match self.live_rows() {
-            Some(LiveRows { live, .. }) => GateRows { live, gate }.into(),
+        match self.live() {
+            Some(live) => GateRows { live, gate }.into(),
             None => gate.into(),
         }
     }

@@ -73,6 +73,7 @@ pub fn norm_forward<R: Real>(
     eps: f64,
 ) {
     let count = R::from_f64(width as f64);
+    let (weight, bias) = (&weight[..width], bias.map(|bias| &bias[..width]));
     for row in 0..rows {
         for group in 0..groups {
             let vector = row * groups + group;
@@ -124,7 +125,7 @@ pub fn norm_backward<R: Real>(
     groups: usize,
     width: usize,
 ) {
-    let count = R::from_f64(width as f64);
+    let (count, weight) = (R::from_f64(width as f64), &weight[..width]);
     for row in 0..rows {
         for group in 0..groups {
             let vector = row * groups + group;
@@ -138,9 +139,7 @@ pub fn norm_backward<R: Real>(
             for i in 0..width {
                 let n = (x[i] - m) * r;
                 let g = d_y[i] * weight[i];
-                if mean.is_some() {
-                    mean_g += g;
-                }
+                mean_g += g;
                 mean_gn += g * n;
                 if let Some(d_weight) = d_weight.as_deref_mut() {
                     d_weight[i] += d_y[i] * n;
@@ -149,7 +148,8 @@ pub fn norm_backward<R: Real>(
                     d_bias[i] += d_y[i];
                 }
             }
-            mean_g /= count;
+            // Without a mean there is nothing to go back through it.
+            mean_g = if mean.is_some() { mean_g / count } else { R::zero() };
             mean_gn /= count;
 
             for i in 0..width {

@@ -13,7 +13,7 @@ use crate::op::{
 };
 use crate::real::Real;
 use crate::reference::Rows;
-use crate::reference::attention::{attention_cached, cache_append};
+use crate::reference::attention::attention_cached;
 use crate::reference::embedding::embedding_forward;
 use crate::reference::rotary::rotary;
 use crate::reference::weights::encode_half;
@@ -115,15 +115,11 @@ pub(super) fn append<B: Backend + ?Sized>(backend: &mut B, op: &CacheAppend) -> 
     let positions = indices(backend, "positions", op.positions, live, op.capacity)?;
     let (heads, d) = (op.kv_heads, op.d_head);
     let width = heads * d;
-    let (mut keys, mut values) = (zeros("keys", width)?, zeros("values", width)?);
     for (row, (&slot, &position)) in slots.iter().zip(&positions).enumerate() {
-        let k = read_elems(backend, op.k.span.slice(row * op.k.stride, width))?;
-        let v = read_elems(backend, op.v.span.slice(row * op.v.stride, width))?;
-        let [k, v] = [&k, &v].map(|data| Rows { data: &data[..], stride: width });
-        // Into caches of one position, which then go to their places head by head.
-        cache_append(k, v, &[0], &mut keys, &mut values, 1, heads, d);
-        for (cache, row) in [(op.keys, &keys), (op.values, &values)] {
-            for (head, numbers) in row.chunks_exact(d).enumerate() {
+        // As `cache_append` does, head by head.
+        for (from, cache) in [(op.k, op.keys), (op.v, op.values)] {
+            let numbers = read_elems(backend, from.span.slice(row * from.stride, width))?;
+            for (head, numbers) in numbers.chunks_exact(d).enumerate() {
                 let place = (slot as usize * heads + head) * op.capacity + position as usize;
                 store(backend, cache.slice(place * d, d), numbers)?;
             }

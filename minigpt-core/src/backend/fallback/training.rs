@@ -1,6 +1,6 @@
 //! The ops that only training runs.
 
-use super::{check_tokens, read_mask, read_optional, read_tokens, rows_of, write_optional, write_rows};
+use super::{Together, check_tokens, read_mask, read_optional, read_tokens, write_optional, write_rows};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, zeros};
 use crate::op::{
@@ -143,9 +143,8 @@ fn gate<B: Backend + ?Sized>(backend: &mut B, op: &GateBackward) -> Result<(), B
 }
 
 fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionBackward) -> Result<(), B::Error> {
-    let q = read_elems(backend, op.q.span)?;
-    let k = read_elems(backend, op.k.span)?;
-    let v = read_elems(backend, op.v.span)?;
+    let heads = Together::read(backend, [op.q, op.k, op.v])?;
+    let [q, k, v] = heads.rows();
     let out = read_elems(backend, op.out)?;
     let lse = read_elems(backend, op.lse)?;
     let d_out = read_elems(backend, op.d_out)?;
@@ -156,19 +155,7 @@ fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionBackward) -> Re
     let mut d_q = zeros("d_q", rows * wide)?;
     let mut d_k = zeros("d_k", rows * narrow)?;
     let mut d_v = zeros("d_v", rows * narrow)?;
-    attention_backward(
-        rows_of(&q, op.q),
-        rows_of(&k, op.k),
-        rows_of(&v, op.v),
-        &out,
-        &lse,
-        &d_out,
-        mask.as_ref(),
-        &mut d_q,
-        &mut d_k,
-        &mut d_v,
-        shape,
-    );
+    attention_backward(q, k, v, &out, &lse, &d_out, mask.as_ref(), &mut d_q, &mut d_k, &mut d_v, shape);
     write_rows(backend, op.d_q, wide, Rows { data: &d_q, stride: wide })?;
     write_rows(backend, op.d_k, narrow, Rows { data: &d_k, stride: narrow })?;
     write_rows(backend, op.d_v, narrow, Rows { data: &d_v, stride: narrow })
