@@ -110,7 +110,7 @@ fn training_fits<B: Backend>(
         }
         let largest = |settings: &TrainConfig| {
             let batch = settings.largest_batch(config, backend, available.saturating_sub(text))?;
-            let at_once = TrainConfig { batch, ..settings.clone() }.sequences_at_once(backend);
+            let at_once = TrainConfig { batch, ..settings.clone() }.sequences_at_once(config, backend);
             let slices = if at_once < batch { format!(", {at_once} at once") } else { String::new() };
             Some(format!("the largest batch that fits is {batch}{slices}: {}", remedy.batch))
         };
@@ -192,7 +192,7 @@ impl Needs {
 
     fn of_training<B: Backend>(backend: &B, config: &GptConfig, training: &TrainConfig) -> Outcome<Needs> {
         let needs = Needs::of(backend, &training.plan(config, backend)?);
-        Ok(needs.and("tokens", training.token_bytes(backend)))
+        Ok(needs.and("tokens", training.token_bytes(config, backend)))
     }
 
     fn and(mut self, what: &'static str, bytes: usize) -> Needs {
@@ -283,7 +283,7 @@ mod tests {
         let settings =
             |batch, recompute| TrainConfig { batch, time: 8, recompute, ..TrainConfig::constant(1e-3) };
         let needs = |settings: &TrainConfig| {
-            settings.plan(&config, &backend).unwrap().bytes.total() + settings.token_bytes(&backend)
+            settings.plan(&config, &backend).unwrap().bytes.total() + settings.token_bytes(&config, &backend)
         };
         let fits = |settings: &TrainConfig, budget| {
             training_fits(&backend, &config, settings, (0, budget), &CHANGE)
@@ -340,10 +340,11 @@ mod tests {
         let backend = minigpt_cpu::Cpu::builder().threads(1).build().unwrap();
         let config = GptConfig { layers: 1, heads: 1, d_model: 8, d_ff: 8, ..GptConfig::new(4, 256) };
         let settings = |batch| TrainConfig { batch, time: 256, ..TrainConfig::constant(1e-3) };
-        let at_once = |batch| settings(batch).sequences_at_once(&backend);
+        let at_once = |batch| settings(batch).sequences_at_once(&config, &backend);
         assert_eq!([3, 4, 9, 10].map(at_once), [3, 4, 3, 4]);
         let plan = settings(9).plan(&config, &backend).unwrap();
-        let room = plan.bytes.total() + plan.workspace_bytes(&backend) + settings(9).token_bytes(&backend);
+        let room =
+            plan.bytes.total() + plan.workspace_bytes(&backend) + settings(9).token_bytes(&config, &backend);
         let fits = |batch| {
             let fits = training_fits(&backend, &config, &settings(batch), (0, room), &CHANGE);
             fits.map_err(|error| error.to_string())

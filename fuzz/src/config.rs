@@ -86,7 +86,7 @@ fn largest_batch<R: Real>(config: &GptConfig, settings: &TrainConfig, budget: us
     let largest = settings.largest_batch(config, &backend, budget)?;
     let fits = |batch| {
         let settings = TrainConfig { batch, ..settings.clone() };
-        let tokens = settings.token_bytes(&backend);
+        let tokens = settings.token_bytes(config, &backend);
         let plan = settings.plan(config, &backend);
         plan.is_ok_and(|plan| plan.bytes.total().checked_add(tokens).is_some_and(|bytes| bytes <= budget))
     };

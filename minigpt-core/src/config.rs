@@ -294,8 +294,8 @@ impl GptConfig {
         if self.d_head.is_none() && !self.d_model.is_multiple_of(self.heads) {
             return Err(ConfigError::HeadsDoNotDivide { d_model: self.d_model, heads: self.heads });
         }
-        let heads = self.heads.checked_add(self.kv_heads().saturating_mul(2));
-        if heads.and_then(|heads| heads.checked_mul(self.d_head())).is_none() {
+        let heads = self.heads.saturating_add(self.kv_heads().saturating_mul(2));
+        if u32::try_from(heads.saturating_mul(self.d_head())).is_err() {
             return Err(ConfigError::TooLarge { field: "heads * d_head" });
         }
         if self.gated && self.d_ff > u32::MAX as usize / 2 {
@@ -308,7 +308,7 @@ impl GptConfig {
             if !self.d_head().is_multiple_of(2) {
                 return Err(ConfigError::OddRotaryHead { d_head: self.d_head() });
             }
-            if !(base.is_finite() && base > 0.0) {
+            if !(base.is_finite() && base >= 1.0) {
                 return Err(ConfigError::RotaryBase { base });
             }
         }
@@ -377,7 +377,7 @@ pub enum ConfigError {
     },
     /// A prefix mask without a prefix.
     NoPrefixToSee,
-    /// The base of rotary positions is not positive.
+    /// The base of rotary positions is below 1, or not finite.
     RotaryBase {
         /// The value given.
         base: f64,
@@ -449,7 +449,7 @@ impl fmt::Display for ConfigError {
                  Causal"
             ),
             ConfigError::RotaryBase { base } => {
-                write!(f, "rotary base {base} is not positive: 10000 is common")
+                write!(f, "rotary base {base} is not a number from 1 on: 10000 is common")
             }
             ConfigError::OddRotaryHead { d_head } => write!(
                 f,

@@ -362,11 +362,11 @@ pub(crate) struct LiveRows {
 /// Where each list of a [`LiveRows`] begins, in words.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LiveWords {
-    /// Of the places, one list of R words behind the other: slots, positions, and what the model needs besides.
+    /// Behind the counts. Of this list and the next ones each has R words.
     pub(crate) places: usize,
     pub(crate) slots: usize,
     pub(crate) positions: usize,
-    /// The positions themselves, under a causal mask.
+    /// Under a causal mask this is the list of positions.
     pub(crate) last: usize,
     pub(crate) given: usize,
     pub(crate) wanted: usize,
@@ -376,7 +376,8 @@ impl LiveWords {
     /// Of R rows of such a model.
     pub(crate) fn new(config: &GptConfig, rows: usize) -> Self {
         let (masked, given) = (config.mask != Mask::Causal, config.prefix > 0);
-        let places = 3 + usize::from(given);
+        let counts = 3 + usize::from(given);
+        let places = counts;
         let list = |i: usize| rows.saturating_mul(i).saturating_add(places);
         let last = 2 + usize::from(masked);
         LiveWords {
@@ -462,7 +463,7 @@ impl Layout {
 }
 
 impl Plan {
-    /// A plan to train with batches of `batch` sequences of `time` tokens, recomputing nothing.
+    /// A plan to train with batches of `batch` sequences of `time` positions, given vectors among them, recomputing nothing.
     ///
     /// # Errors
     /// If the config is invalid, `batch` or `time` is 0, `time` is beyond the context, or a size overflows.
@@ -500,7 +501,7 @@ impl Plan {
         Plan::new(config, [elem; 2], Purpose::Training, recompute, sequences, batch.min(sequences), time)
     }
 
-    /// A plan to run the model over at most `batch` sequences of `time` tokens at once.
+    /// A plan to run the model over at most `batch` sequences of `time` positions at once, given vectors among them.
     ///
     /// # Errors
     /// As [`training`](Plan::training).
@@ -522,7 +523,8 @@ impl Plan {
     }
 
     /// A plan to decode up to `slots` sequences side by side, each over a cache of the context, with at most `rows` tokens
-    /// going through the model at once.
+    /// going through the model at once; or as many as see one another, if that is more: a whole prefix, or without a mask a
+    /// whole context.
     ///
     /// # Errors
     /// If the config is invalid, `slots` or `rows` is 0, a size overflows, or the slots have more than 2^31 positions together.

@@ -64,7 +64,7 @@ fn every_kind_of_config() -> Vec<GptConfig> {
         push(GptConfig { kv_heads, d_head, ..base.clone() });
     }
     for pairing in [Pairing::Adjacent, Pairing::Halves] {
-        for base_of_angles in [10_000.0, 0.5] {
+        for base_of_angles in [10_000.0, 1.0] {
             push(GptConfig { position: Position::Rotary { base: base_of_angles, pairing }, ..base.clone() });
         }
     }

@@ -11,8 +11,8 @@ use minigpt_core::probe::{Recording, TensorKind};
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::PieceLoss;
 use minigpt_core::{
-    Batch, Bias, Checkpoint, ConfigError, Decoder, Dtype, Error, GptConfig, Mask, Model, Norm, Position,
-    Recompute, Reference, SampleConfig, TrainConfig, Trainer,
+    Batch, Bias, Checkpoint, ConfigError, Decoder, Dtype, Error, EvalWindows, GptConfig, Mask, Model, Norm,
+    Position, Recompute, Reference, SampleConfig, TrainConfig, Trainer,
 };
 use small::Small;
 
@@ -377,12 +377,66 @@ fn texts_side_by_side_have_each_its_own_prefix() {
         batch.generate(sequences[1], greedy, &[], 6).unwrap();
         let mut chosen = Vec::new();
         while batch.is_generating() {
-            chosen.extend(batch.step().unwrap().iter().map(|chosen| chosen.token.clone().unwrap()));
+            chosen.extend(batch.step().unwrap().iter().map(|chosen| chosen.token.unwrap()));
         }
         let mut sampler = minigpt_core::Sampler::new(greedy, VOCAB).unwrap();
         let expected: Vec<u32> = alone[1].generate(&mut sampler).take(6).map(Result::unwrap).collect();
         assert_eq!(chosen, expected);
     }
+}
+
+#[test]
+fn vectors_that_are_no_numbers_break_one_text_and_not_its_neighbours() {
+    let model = model(config(Mask::Prefix, Position::Learned));
+    let mut batch = Batch::new(&model, 2, 4).unwrap();
+    let [broken, good] = [batch.join().unwrap(), batch.join().unwrap()];
+    batch.begin_with(broken, &[f64::NAN; PREFIX * 8]).unwrap();
+    batch.begin_with(good, &normals(8, PREFIX * 8)).unwrap();
+    for _ in 0..3 {
+        for sequence in [broken, good] {
+            batch.generate(sequence, SampleConfig::greedy(), &[], 1).unwrap();
+        }
+        for chosen in batch.step().unwrap() {
+            assert_eq!(chosen.token.is_ok(), chosen.sequence == good);
+        }
+    }
+    assert_eq!(batch.recent(good).unwrap().len(), 3);
+}
+
+#[test]
+fn a_training_of_the_vectors_alone_goes_on_from_its_checkpoint() {
+    let (vectors, inputs, targets) = batch();
+    let settings = TrainConfig { batch: BATCH, time: TEXT, ..TrainConfig::constant(1e-2) };
+    let frozen = model(config(Mask::Prefix, Position::Learned));
+    let mut trainer = Trainer::freezing(&frozen, settings, |_| true).unwrap();
+    let step = |trainer: &mut Trainer<Reference<f64>>| {
+        trainer.set_prefix(&vectors).unwrap();
+        trainer.micro_step(&inputs, &targets).unwrap();
+        trainer.finish_step().unwrap();
+        (trainer.prefix_gradient().unwrap(), trainer.metrics().unwrap())
+    };
+    step(&mut trainer);
+    let mut file = Vec::new();
+    trainer.write(&mut file, &Extras::default()).unwrap();
+    let mut resumed =
+        Trainer::resume(Reference::<f64>::new(), &Checkpoint::open_verified(&file).unwrap()).unwrap();
+    assert_eq!(step(&mut resumed), step(&mut trainer));
+    assert_eq!(resumed.model().parameter("wte.weight").unwrap(), frozen.parameter("wte.weight").unwrap());
+}
+
+#[test]
+fn evaluation_reads_each_windows_own_vectors_however_the_batch_is_cut() {
+    let (vectors, ..) = batch();
+    let text = tokens(30, 6 * TEXT + 1);
+    let loss = |vectors: &[f64], rows| {
+        let mut trainer = trainer(config(Mask::Prefix, Position::Learned), Recompute::Nothing, rows);
+        trainer.set_prefix(vectors).unwrap();
+        trainer.evaluate(&EvalWindows::new(&text, TEXT).unwrap()).unwrap()
+    };
+    let whole = loss(&vectors, usize::MAX);
+    assert!((loss(&vectors, 1) - whole).abs() < 1e-12);
+    let (first, second) = vectors.split_at(PREFIX * 8);
+    assert_ne!(loss(&[second, first].concat(), usize::MAX), whole);
 }
 
 #[test]
@@ -414,6 +468,10 @@ fn what_is_missing_or_too_much_is_said() {
 
     let without =
         model(GptConfig { prefix: 0, mask: Mask::Causal, ..config(Mask::Causal, Position::Learned) });
+    let mut decoder = Decoder::new(&without, 4).unwrap();
+    decoder.feed(&[1]).unwrap();
+    decoder.begin_with(&[]).unwrap();
+    assert!(decoder.window().is_empty() && decoder.logits().iter().all(|&logit| logit == 0.0));
     let mut trainer = Trainer::new(&without, settings.clone()).unwrap();
     assert_eq!(trainer.set_prefix(&vectors).unwrap_err(), Error::PrefixLength { found: 48, expected: 0 });
     trainer.micro_step(&inputs, &targets).unwrap();

@@ -103,6 +103,7 @@ impl Options {
                         with --data, or leave --interactive out"
                 .into());
         }
+        self.shape.check()?;
         let given = self.shape.given();
         if !given.is_empty() && (self.resume || self.from.is_some()) {
             let way = if self.resume { "--resume" } else { "--from" };
@@ -305,6 +306,18 @@ impl Shape {
             ("--norm-eps", self.norm_eps.is_some()),
         ];
         flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag).collect()
+    }
+
+    /// Refuses what says something of positions that the model does not have.
+    fn check(&self) -> Outcome<()> {
+        let turning = [("--rotary-base", self.rotary_base.is_some()), ("--pairing", self.pairing.is_some())];
+        match turning.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) if !self.model(1).position.is_rotary() => Err(format!(
+                "{flag} says how rotary positions turn, and these are not rotary: add --position rotary, or leave it out"
+            )
+            .into()),
+            _ => Ok(()),
+        }
     }
 
     fn gpu(&self) -> bool {

@@ -163,7 +163,7 @@ impl<'a> Header<'a> {
     /// not trained.
     pub(super) fn moments(&self) -> Result<Vec<Option<[usize; 2]>>, LoadError> {
         if let Some(training) = &self.training {
-            let allowed = self.limits.check_training(&training.config);
+            let allowed = self.limits.check_training(&self.config, &training.config);
             allowed.map_err(|fault| LoadError::new(self.training_offset, fault))?;
         }
         let plan = self.plan()?;
@@ -179,7 +179,9 @@ impl<'a> Header<'a> {
                 (Err(name), Ok(_)) | (Ok(_), Err(name)) => return Err(self.missing(name)),
             });
         }
-        if let (Some(parameter), true) = (parameters.first(), moments.iter().all(Option::is_none)) {
+        // A training that trains nothing is of the vectors before the tokens, by whoever makes them.
+        let trains_nothing = moments.iter().all(Option::is_none) && self.config.prefix == 0;
+        if let (Some(parameter), true) = (parameters.first(), trains_nothing) {
             return Err(self.missing(format!("{FIRST_MOMENT}{}", parameter.name)));
         }
         let known = sorted_names(&plan)?;

@@ -1,7 +1,7 @@
 //! [`Limits`]: what a stranger's checkpoint may ask for.
 
 use super::Fault;
-use crate::config::{GptConfig, Position, TrainConfig};
+use crate::config::{GptConfig, Mask, Position, TrainConfig};
 
 /// The largest checkpoint that is opened. A small machine sets them lower, and a program that trusts its files higher.
 ///
@@ -35,7 +35,8 @@ pub struct Limits {
     pub vocab_size: u64,
     /// Tokens that the model sees at once. 1,048,576.
     pub context: u64,
-    /// Bytes that a decoder needs for the context, in f32: keys and values, the table of positions, the tokens, the vectors
+    /// Bytes that a decoder needs for the context, in f32: keys and values, the table of positions, what goes through the model at once
+    /// of a prefix or without a mask, the tokens, the vectors
     /// that are given before them.
     /// `None`: 64 MiB, or 16 times the bytes of the tensors, if that is more. Looked at when the tensors are, not when
     /// the file is opened.
@@ -97,8 +98,9 @@ impl Limits {
         within("context", config.context as u64, self.context)
     }
 
-    pub(super) fn check_training(&self, config: &TrainConfig) -> Result<(), Fault> {
-        within("batch", (config.batch as u64).saturating_mul(config.time as u64), self.batch)
+    pub(super) fn check_training(&self, model: &GptConfig, config: &TrainConfig) -> Result<(), Fault> {
+        let positions = (config.time as u64).saturating_add(model.prefix as u64);
+        within("batch", (config.batch as u64).saturating_mul(positions), self.batch)
     }
 
     /// Of a model whose tensors have `payload` bytes.
@@ -132,7 +134,23 @@ fn cache_bytes(config: &GptConfig) -> u64 {
     let numbers = keys_and_values.saturating_add(table).saturating_add(4);
     let positions = numbers.saturating_mul(config.context as u64);
     let given = (config.prefix as u64).saturating_mul(config.d_model as u64);
-    positions.saturating_add(given).saturating_mul(size_of::<f32>() as u64)
+    let kept = positions.saturating_add(given).saturating_add(both_ways(config));
+    kept.saturating_mul(size_of::<f32>() as u64)
+}
+
+/// What a decoder computes of the positions that go through the model at once, whatever it is told: of a prefix, or of all without
+/// a mask.
+fn both_ways(config: &GptConfig) -> u64 {
+    let rows = if config.mask == Mask::None { config.context } else { config.prefix } as u64;
+    let widths = [
+        3usize.saturating_mul(config.d_model),
+        config.d_qkv(),
+        config.d_attention(),
+        if config.qk_norm { config.d_qkv() } else { 0 },
+        if config.gated { config.d_up() } else { 0 },
+        config.d_ff,
+    ];
+    widths.iter().fold(0, |sum: u64, &width| sum.saturating_add(rows.saturating_mul(width as u64)))
 }
 
 #[cfg(test)]
@@ -153,14 +171,27 @@ mod tests {
     }
 
     #[test]
-    fn fewer_heads_of_keys_need_a_smaller_cache_and_given_vectors_need_room() {
+    fn fewer_heads_of_keys_need_a_smaller_cache() {
         let config = GptConfig { position: Position::None, ..GptConfig::new(65, 64) };
         let per_position = 4 * (2 * 4 * 128 + 4);
         assert_eq!(cache_bytes(&config), 64 * per_position);
         let fewer = GptConfig { kv_heads: Some(1), d_head: Some(20), ..config.clone() };
         assert_eq!(cache_bytes(&fewer), 64 * 4 * (2 * 4 * 20 + 4));
-        let given = GptConfig { prefix: 7, ..config };
-        assert_eq!(cache_bytes(&given), 64 * per_position + 4 * 7 * 128);
+    }
+
+    #[test]
+    fn what_goes_through_at_once_counts_though_a_program_asks_for_less() {
+        let base = GptConfig { prefix: 40, ..GptConfig::new(65, 64) };
+        for mask in [Mask::Causal, Mask::Prefix, Mask::None] {
+            let gated = GptConfig { gated: true, qk_norm: true, ..base.clone() };
+            for config in [base.clone(), gated] {
+                let config = GptConfig { mask, ..config };
+                let plan = Plan::decoding(&config, Dtype::F32, 1, 1).unwrap();
+                let allocated = plan.bytes.cache + plan.bytes.constants + plan.bytes.activations;
+                let share = cache_bytes(&config) as f64 / allocated as f64;
+                assert!((0.9..1.2).contains(&share), "{share} of {config:?}");
+            }
+        }
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub struct TrainConfig {
     /// [slices](TrainConfig::sequences_at_once), so that only the memory of their tokens grows with
     /// them.
     pub batch: usize,
-    /// Tokens per sequence (T), at most the model's context.
+    /// Tokens per sequence (T), at most what the model's prefix leaves of its context.
     pub time: usize,
     /// Micro-batches per step, whose gradients are summed.
     pub accumulation: usize,

@@ -103,8 +103,14 @@ impl<B: Backend> Workspace<B> {
 
 /// Counts from 0 on: each word of `to` is its own place.
 fn number<B: Backend>(device: &Device<B>, to: Span) -> Result<(), B::Error> {
-    for place in 0..to.len {
-        device.lock().write(to.slice(place, 1), &(place as u32).to_le_bytes())?;
+    const PIECE: usize = 256;
+    let mut bytes = [0; 4 * PIECE];
+    for begin in (0..to.len).step_by(PIECE) {
+        let piece = to.slice(begin, PIECE.min(to.len - begin));
+        for (i, word) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
+            *word = ((begin + i) as u32).to_le_bytes();
+        }
+        device.lock().write(piece, &bytes[..4 * piece.len])?;
     }
     Ok(())
 }

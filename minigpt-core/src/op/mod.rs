@@ -214,6 +214,14 @@ pub struct Columns {
     pub stride: usize,
 }
 
+impl Columns {
+    /// Whether these columns leave room for others of the same matrix that begin so many elements behind them.
+    pub fn leaves(self, others: Columns, behind: usize) -> bool {
+        let behind = behind % self.stride.max(1);
+        self.stride == others.stride && self.width <= behind && behind + others.width <= self.stride
+    }
+}
+
 impl Operand {
     /// That its type is right, and its offset aligned. The result is where it ends, in bytes.
     fn check(&self, elem: Dtype) -> Result<usize, InvalidOp> {
@@ -248,13 +256,10 @@ impl Operand {
         let (a, b) = (&self.span, &other.span);
         let (Some(x), Some(y)) = (self.columns, other.columns) else { return false };
         let unit = a.dtype.unit().1;
-        if x.stride != y.stride || a.dtype != b.dtype || !a.offset.abs_diff(b.offset).is_multiple_of(unit) {
-            return false;
-        }
-        // How far the later one's first column lies behind the earlier one's, in a row.
-        let behind = a.offset.abs_diff(b.offset) / unit % x.stride;
-        let (first, second) = if a.offset <= b.offset { (x.width, y.width) } else { (y.width, x.width) };
-        first <= behind && behind + second <= x.stride
+        let between = a.offset.abs_diff(b.offset);
+        a.dtype == b.dtype
+            && between.is_multiple_of(unit)
+            && if a.offset <= b.offset { x.leaves(y, between / unit) } else { y.leaves(x, between / unit) }
     }
 
     /// Whether the two have no element in common, as [`Op::check`] finds.

@@ -65,8 +65,8 @@ impl TrainConfig {
     /// How many of a batch's sequences go through the model at once on `backend`: what to plan memory for. Their
     /// gradients are summed, as those of micro-batches are, and dropout drops what it would of the whole. The slices are
     /// as even as can be, and depend on shapes and the kind of backend alone.
-    pub fn sequences_at_once<B: Backend>(&self, backend: &B) -> usize {
-        let slices = self.batch.div_ceil(most_at_once(backend, self.time)).max(1);
+    pub fn sequences_at_once<B: Backend>(&self, model: &GptConfig, backend: &B) -> usize {
+        let slices = self.batch.div_ceil(most_at_once(backend, self.positions(model))).max(1);
         self.batch.div_ceil(slices)
     }
 
@@ -76,19 +76,23 @@ impl TrainConfig {
     /// # Errors
     /// As [`Plan::training`].
     pub fn plan<B: Backend>(&self, model: &GptConfig, backend: &B) -> Result<Plan, ConfigError> {
-        let at_once = self.sequences_at_once(backend);
-        let positions = self.time.saturating_add(model.prefix);
+        let (at_once, positions) = (self.sequences_at_once(model, backend), self.positions(model));
         Plan::training_in_slices(model, B::Elem::DTYPE, self.batch, at_once, positions, self.recompute)
+    }
+
+    /// How many positions a sequence has, given vectors among them.
+    fn positions(&self, model: &GptConfig) -> usize {
+        self.time.saturating_add(model.prefix)
     }
 
     /// Bytes that a [`Trainer`] takes for tokens in the program's own memory, beside the [plan](TrainConfig::plan): those of
     /// a micro-batch with their targets, and one or the other of a slice on their way to the device.
-    pub fn token_bytes<B: Backend>(&self, backend: &B) -> usize {
-        self.countable_token_bytes(backend).unwrap_or(usize::MAX)
+    pub fn token_bytes<B: Backend>(&self, model: &GptConfig, backend: &B) -> usize {
+        self.countable_token_bytes(model, backend).unwrap_or(usize::MAX)
     }
 
-    fn countable_token_bytes<B: Backend>(&self, backend: &B) -> Option<usize> {
-        let sequences = self.batch.checked_mul(2)?.checked_add(self.sequences_at_once(backend))?;
+    fn countable_token_bytes<B: Backend>(&self, model: &GptConfig, backend: &B) -> Option<usize> {
+        let sequences = self.batch.checked_mul(2)?.checked_add(self.sequences_at_once(model, backend))?;
         sequences.checked_mul(self.time)?.checked_mul(size_of::<u32>())
     }
 
@@ -120,7 +124,7 @@ impl TrainConfig {
     ) -> Option<usize> {
         let fits = |batch: usize| {
             let settings = TrainConfig { batch, ..self.clone() };
-            let tokens = settings.countable_token_bytes(backend)?;
+            let tokens = settings.countable_token_bytes(model, backend)?;
             let plan = settings.plan(model, backend).ok()?.freezing(&frozen);
             let needed =
                 plan.bytes.total().saturating_add(plan.workspace_bytes(backend)).saturating_add(tokens);
@@ -129,7 +133,7 @@ impl TrainConfig {
         };
         // A larger batch may go in more and smaller slices, and so need less. But among batches of as many slices the
         // larger needs more, and so it is among the smallest batches of so many slices.
-        let most = most_at_once(backend, self.time);
+        let most = most_at_once(backend, self.positions(model));
         let before = |slices: usize| (slices - 1).checked_mul(most);
         let slices =
             largest(|slices| before(slices).and_then(|before| fits(before.checked_add(1)?)).is_some())?;
@@ -215,7 +219,7 @@ mod tests {
             let needs = |batch| {
                 let settings = settings(batch);
                 let plan = settings.plan(&config, &backend).unwrap();
-                assert_eq!(plan.batch, settings.sequences_at_once(&backend));
+                assert_eq!(plan.batch, settings.sequences_at_once(&config, &backend));
                 // Of 8 tokens: the batch's, its targets, and what is on its way to the backend.
                 let tokens = (batch + batch + plan.batch) * 8 * 4;
                 assert_eq!(plan.workspace_bytes(&backend), 100 * plan.batch);
@@ -239,7 +243,8 @@ mod tests {
     #[test]
     fn a_batch_is_cut_into_slices_as_even_as_can_be() {
         let at_once = |batch, time, rows| {
-            TrainConfig { batch, time, ..TrainConfig::constant(1e-3) }.sequences_at_once(&Rows(rows))
+            let settings = TrainConfig { batch, time, ..TrainConfig::constant(1e-3) };
+            settings.sequences_at_once(&GptConfig::new(65, 64), &Rows(rows))
         };
         assert_eq!(at_once(8, 256, 1024), 4);
         assert_eq!(at_once(12, 64, 1024), 12);

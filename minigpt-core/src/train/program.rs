@@ -78,9 +78,13 @@ pub(super) fn update(sink: &mut Sink<'_>, on: &Update<'_>, config: &TrainConfig)
     Flow::Continue(())
 }
 
-/// The mean loss of a batch, without dropout: its sum and the number of its targets, in scalars apart from a step's.
-pub(super) fn evaluation(sink: &mut Sink<'_>, pass: &Pass<'_>, scalars: Span) -> Flow {
+/// The mean loss of the batch `whole`, without dropout: its sum and the number of its targets, in scalars apart from a step's.
+pub(super) fn evaluation(sink: &mut Sink<'_>, whole: &Pass<'_>, scalars: Span) -> Flow {
     sink.put(None, "sums", Fill { to: scalars, value: 0.0 })?;
-    pass.forward(sink)?;
-    pass.loss(sink, scalars, None)
+    for (before, batch) in whole.pieces(whole.batch, whole.plan.batch) {
+        let slice = Pass { batch, before, ..*whole };
+        slice.forward(sink)?;
+        slice.loss(sink, scalars, None)?;
+    }
+    Flow::Continue(())
 }

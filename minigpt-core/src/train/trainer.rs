@@ -295,8 +295,8 @@ impl<B: Backend> Trainer<B> {
     /// [`IGNORE`] do not count.
     ///
     /// # Errors
-    /// If the batch has another length or a token is not in the vocabulary, which leaves the step in the making as it
-    /// was; or if the backend fails, which drops it.
+    /// If the batch has another length or a token is not in the vocabulary, or the model has a prefix that was not
+    /// [set](Trainer::set_prefix), which leaves the step in the making as it was; or if the backend fails, which drops it.
     pub fn micro_step(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), Error<B::Error>> {
         self.check_batch(inputs, targets, self.config.batch)?;
         let result = self.enqueue_micro_step(inputs, targets);
@@ -448,7 +448,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// If the windows are not `time` long, a token is not in the vocabulary, or the backend fails.
     pub fn evaluate(&mut self, windows: &EvalWindows<'_>) -> Result<f64, Error<B::Error>> {
-        let batch = self.workspace.plan.batch;
+        let batch = self.config.batch;
         let (mut sum, mut targets_seen) = (0.0, 0.0);
         for first in (0..windows.len()).step_by(batch) {
             let batch = batch.min(windows.len() - first);

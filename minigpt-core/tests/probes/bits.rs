@@ -103,7 +103,7 @@ fn is_shown_whole(config: &GptConfig) {
     }
     for recompute in ALL {
         assert!(seen(recompute, usize::MAX).1 == whole, "{recompute:?}, {config:?}");
-        let (at_once, slices) = seen(recompute, 2 * length(config));
+        let (at_once, slices) = seen(recompute, 2 * config.context);
         assert_eq!(at_once, 2);
         assert!(slices == whole, "slices, {recompute:?}, {config:?}");
     }

@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::slice;
 
-use minigpt_core::op::MAX_OPERANDS;
+use minigpt_core::op::{Columns, MAX_OPERANDS};
 use minigpt_core::{Buffer, Dtype, InvalidOp, Span, Strided};
 
 use super::apart::{Rows, RowsMut};
@@ -32,8 +32,8 @@ struct Handed {
     start: usize,
     end: usize,
     write: bool,
-    /// If they are rows that lie apart: how many bytes each has, and how many lie between the beginnings of two.
-    rows: Option<(usize, usize)>,
+    /// If they are rows that lie apart: how, in bytes.
+    rows: Option<Columns>,
 }
 
 impl Handed {
@@ -47,14 +47,9 @@ impl Handed {
 
     /// Whether the two are rows of different columns of one matrix.
     fn is_beside(&self, other: &Handed) -> bool {
-        let (Some((width, stride)), Some((other_width, other_stride))) = (self.rows, other.rows) else {
-            return false;
-        };
-        let behind = self.start.abs_diff(other.start) % stride.max(1);
-        // The first of a row's two parts begins with it.
-        let (first, second) =
-            if self.start <= other.start { (width, other_width) } else { (other_width, width) };
-        stride == other_stride && first <= behind && behind + second <= stride
+        let (Some(rows), Some(others)) = (self.rows, other.rows) else { return false };
+        let between = self.start.abs_diff(other.start);
+        if self.start <= other.start { rows.leaves(others, between) } else { others.leaves(rows, between) }
     }
 }
 
@@ -161,7 +156,8 @@ impl<'m, 'a> Views<'m, 'a> {
             _ => 0,
         };
         let bytes = |elements| Dtype::F32.bytes(elements).ok_or(InvalidOp::Overflow { operand });
-        let from = self.claim(operand, span, Some((bytes(width)?, bytes(stride)?)), write)?;
+        let rows = Columns { width: bytes(width)?, stride: bytes(stride)? };
+        let from = self.claim(operand, span, Some(rows), write)?;
         Ok((from.cast(), count))
     }
 
@@ -170,7 +166,7 @@ impl<'m, 'a> Views<'m, 'a> {
         &mut self,
         operand: &'static str,
         span: Span,
-        rows: Option<(usize, usize)>,
+        rows: Option<Columns>,
         write: bool,
     ) -> Result<*mut u8, CpuError> {
         let bytes = span.bytes().ok_or(InvalidOp::Overflow { operand })?;

@@ -178,8 +178,8 @@ impl<B: Backend> Batch<B> {
     /// many. A window that overflows is cut as [`Decoder::feed`](super::Decoder::feed) cuts it.
     ///
     /// # Errors
-    /// If `tokens` is empty or has one that is not in the vocabulary, or [`Error::NoSequence`]: then all is as it was. If the
-    /// backend fails: then all sequences are as new.
+    /// If `tokens` is empty or has one that is not in the vocabulary, [`Error::NoPrefix`] if the sequence was not
+    /// [begun](Batch::begin_with) with the model's, or [`Error::NoSequence`]: then all is as it was. If the backend fails: then all sequences are as new.
     pub fn feed(&mut self, sequence: Sequence, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         let slot = self.slot(sequence)?;
         if tokens.is_empty() {
@@ -201,7 +201,8 @@ impl<B: Backend> Batch<B> {
     ///
     /// # Errors
     /// If `config` has a number that is out of its range, a token of `stop` is not in the vocabulary, or there is no memory for
-    /// them; [`Error::EmptyPrompt`] if the sequence was not fed, and [`Error::NoSequence`].
+    /// them; [`Error::EmptyPrompt`] if the sequence was not fed, [`Error::NoPrefix`] if the model has a prefix that it was not
+    /// begun with, and [`Error::NoSequence`].
     pub fn generate(
         &mut self,
         sequence: Sequence,

@@ -70,7 +70,8 @@ pub struct Decoder<B: Backend> {
 
 impl<B: Backend> Decoder<B> {
     /// A decoder that has seen nothing yet. Prompts run through the model in pieces of at most `prefill` tokens: more
-    /// are faster, fewer take less memory; more than the context are taken as the context.
+    /// are faster, fewer take less memory; more than the context are taken as the context. What sees itself both ways goes through at
+    /// once, whatever `prefill` is: a prefix, or without a mask the whole window, and that anew with every token.
     ///
     /// # Errors
     /// If the cache and the activations do not fit in memory, or `prefill` is 0.
@@ -124,6 +125,7 @@ impl<B: Backend> Decoder<B> {
         let begun = self.slots.begin_with(0, vectors);
         if !matches!(begun, Err(Error::PrefixLength { .. })) {
             self.pending = None;
+            self.logits.fill(B::Elem::default());
         }
         begun?;
         let result = self.run();
@@ -166,8 +168,9 @@ impl<B: Backend> Decoder<B> {
     /// goes before them.
     ///
     /// # Errors
-    /// If `tokens` is empty or has one that is not in the vocabulary: then it is as it was. If the backend fails: then it is
-    /// as if [`reset`](Decoder::reset).
+    /// If `tokens` is empty or has one that is not in the vocabulary, or the model has a prefix and the text was not
+    /// [begun](Decoder::begin_with) with it: then it is as it was. If the backend fails: then it is as if
+    /// [`reset`](Decoder::reset).
     pub fn feed(&mut self, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);

@@ -324,10 +324,11 @@ impl<B: Backend> Slots<B> {
                 continue;
             }
             let text = &self.texts[slot];
-            if let Some(oldest) = text.history.first().filter(|_| text.history.len() == ring) {
-                // It stood where the choice went, and the repetition penalty looks at it when a token is chosen again.
-                backend.write(tokens.slice(slot * ring + text.end, 1), &oldest.to_le_bytes())?;
-            }
+            // The oldest token stood where the choice went, and the repetition penalty looks at it when a token is chosen again. Where
+            // there was none, any token will do, for given vectors to be looked up in its place.
+            let oldest = text.history.first().filter(|_| text.history.len() == ring);
+            let word = oldest.copied().unwrap_or_default().to_le_bytes();
+            backend.write(tokens.slice(slot * ring + text.end, 1), &word)?;
             let logits = &mut self.logits[..vocab * size_of::<B::Elem>()];
             backend.read(self.workspace.logits().slice(i * vocab, vocab), logits)?;
             take(Outcome::Broken(slot, logits));

@@ -13,7 +13,7 @@ fn trainer() -> Trainer<Reference<f32>> {
 fn the_bytes_of_tokens_are_those_that_a_trainer_holds() {
     let Trainer { config, model, inputs, targets, staging, .. } = trainer();
     let held = 4 * (inputs.capacity() + targets.capacity()) + staging.capacity();
-    model.device().inspect(|backend| assert_eq!(config.token_bytes(backend), held));
+    model.device().inspect(|backend| assert_eq!(config.token_bytes(model.config(), backend), held));
 }
 
 #[test]
