@@ -45,8 +45,8 @@ impl Shape {
         Shape::new("M", [6, 6, 384, 256, 8], 65)
     }
 
-    /// M as Llama has its blocks, with as many parameters within a hundredth: three heads of queries share one of keys and values,
-    /// and what that saves is in the feed-forward layers.
+    /// M as Llama has its blocks, with as many parameters within a hundredth: three heads of queries share one of keys and
+    /// values, and what that saves is in the feed-forward layers.
     pub fn llama_medium() -> Self {
         let Shape { config: GptConfig { layers, heads, d_model, vocab_size, context, .. }, batch, .. } =
             Shape::medium();

@@ -9,7 +9,7 @@ mod training;
 
 use core::fmt;
 
-pub use presets::PRESETS;
+pub use presets::{PRESETS, Preset};
 pub use training::{Recompute, TrainConfig};
 
 /// How a position enters the model.

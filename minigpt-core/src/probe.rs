@@ -73,7 +73,8 @@ pub enum TensorKind {
     /// Attention scores, scaled, before the softmax: (B, H, T, T), queries by keys; 0 where a query does not see a
     /// key: above the diagonal under a causal mask. Has no gradient here.
     AttentionScores,
-    /// Attention weights, after the softmax and before dropout: (B, H, T, T), queries by keys; each row sums to 1. Has no gradient here.
+    /// Attention weights, after the softmax and before dropout: (B, H, T, T), queries by keys; each row sums to 1. Has no
+    /// gradient here.
     AttentionWeights,
     /// The heads' results side by side, weights times values: (B, T, H, D).
     Attended,

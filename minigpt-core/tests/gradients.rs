@@ -16,8 +16,8 @@ fn difference(mut loss: impl FnMut(f64) -> f64, expected: f64, scale: f64) -> f6
     for step in [1e-5, 1e-6] {
         let slope = (loss(step) - loss(-step)) / (2.0 * step);
         least = least.min((slope - expected).abs() / scale);
-        // Where a ReLU has its kink between the two sides, it seldom has it between those of a smaller step. A wrong gradient is
-        // wrong with both.
+        // Where a ReLU has its kink between the two sides, it seldom has it between those of a smaller step. A wrong
+        // gradient is wrong with both.
         if least < 1e-7 {
             break;
         }
@@ -33,8 +33,8 @@ struct Case {
     targets: Vec<u32>,
 }
 
-/// What a gradient must reach for its digits to count: below it, differences of losses have none. The gradient by the keys' bias is
-/// nothing at all where every score of a query has the same of it.
+/// What a gradient must reach for its digits to count: below it, differences of losses have none. The gradient by the keys'
+/// bias is nothing at all where every score of a query has the same of it.
 const NOTHING: f64 = 1e-4;
 
 impl Case {

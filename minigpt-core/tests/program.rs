@@ -272,7 +272,8 @@ fn what_a_backend_keeps_is_prepared_once_replayed_and_forgotten() {
     for config in configs() {
         let model = Model::new(Keeping::default(), config.clone(), 1).unwrap();
         assert_eq!(numbers(&model), numbers(&Model::new(Reference::<f32>::new(), config, 1).unwrap()));
-        // What begins a step, a micro-step and an update; and passes of one row and of eight, which is all that there is room for.
+        // What begins a step, a micro-step and an update; and passes of one row and of eight, which is all that there is
+        // room for.
         model.device().inspect(|backend| {
             assert_eq!((backend.prepared.len(), backend.kept()), (3 + 2, 0));
             assert_eq!(backend.replays, 3 * (1 + 2 + 1) + 6);

@@ -35,11 +35,9 @@ pub struct Limits {
     pub vocab_size: u64,
     /// Tokens that the model sees at once. 1,048,576.
     pub context: u64,
-    /// Bytes that a decoder needs for the context, in f32: keys and values, the table of positions, what goes through the model at once
-    /// of a prefix or without a mask, the tokens, the vectors
-    /// that are given before them.
-    /// `None`: 64 MiB, or 16 times the bytes of the tensors, if that is more. Looked at when the tensors are, not when
-    /// the file is opened.
+    /// Bytes that a decoder needs for the context, in f32: keys and values, the table of positions, what goes through the
+    /// model at once of a prefix or without a mask, the tokens, the vectors that are given before them. `None`: 64 MiB, or
+    /// 16 times the bytes of the tensors, if that is more. Looked at when the tensors are, not when the file is opened.
     pub cache: Option<u64>,
     /// Tokens of one micro-batch (batch times time). 65,536. Looked at when the moments are, that is, if training is to
     /// go on.
@@ -138,8 +136,8 @@ fn cache_bytes(config: &GptConfig) -> u64 {
     kept.saturating_mul(size_of::<f32>() as u64)
 }
 
-/// What a decoder computes of the positions that go through the model at once, whatever it is told: of a prefix, or of all without
-/// a mask.
+/// What a decoder computes of the positions that go through the model at once, whatever it is told: of a prefix, or of all
+/// without a mask.
 fn both_ways(config: &GptConfig) -> u64 {
     let rows = if config.mask == Mask::None { config.context } else { config.prefix } as u64;
     let widths = [

@@ -2,8 +2,11 @@
 
 use super::{Activation, Bias, GptConfig, Norm, Pairing, Position};
 
+/// A published model: its name, and what makes its config.
+pub type Preset = (&'static str, fn() -> GptConfig);
+
 /// Published models by their names, for [`GptConfig::preset`].
-pub const PRESETS: [(&str, fn() -> GptConfig); 5] = [
+pub const PRESETS: [Preset; 5] = [
     ("gpt2", GptConfig::gpt2),
     ("gpt2-medium", GptConfig::gpt2_medium),
     ("gpt2-large", GptConfig::gpt2_large),

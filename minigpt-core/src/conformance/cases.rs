@@ -254,8 +254,9 @@ fn result_values(draw: &mut Draw, (rows, width): (usize, usize), live: usize) ->
     values
 }
 
-/// Operands whose rows of `width` are columns of one matrix, which has `gap` more that are no operand's. If the op writes to one
-/// of the operands these hold numbers, which must stay as they are; if it only reads them, NaN, which shows if it is read.
+/// Operands whose rows of `width` are columns of one matrix, which has `gap` more that are no operand's. If the op writes
+/// to one of the operands these hold numbers, which must stay as they are; if it only reads them, NaN, which shows if it is
+/// read.
 fn side_by_side<const N: usize>(
     draw: &mut Draw,
     memory: &mut dyn Memory,

@@ -1,7 +1,7 @@
 //! Tokens and given vectors to the residual stream, and back.
 //!
-//! Given vectors stand in the place of embedded tokens at the first positions. They are looked up as tokens are, in a table of their
-//! own in which each stands once: so one op serves both, and its gradient is theirs.
+//! Given vectors stand in the place of embedded tokens at the first positions. They are looked up as tokens are, in a table
+//! of their own in which each stands once: so one op serves both, and its gradient is theirs.
 
 #[cfg(feature = "train")]
 use super::pass::Gradients;

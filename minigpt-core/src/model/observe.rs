@@ -13,7 +13,8 @@ use crate::probe::TensorKind;
 use crate::probe::{Observation, Probe};
 
 impl<B: Backend> Model<B> {
-    /// The [logits](Model::logits) of every position, bit for bit, while `probe` sees what it [wants](Probe::wants) of the pass.
+    /// The [logits](Model::logits) of every position, bit for bit, while `probe` sees what it [wants](Probe::wants) of the
+    /// pass.
     ///
     /// Of the losses at each position, the targets are the tokens that follow; the last position has none.
     ///

@@ -263,8 +263,8 @@ impl<'p> Pass<'p> {
         region.on(self.buffers.state, Dtype::U32).slice(self.before * text, self.batch * text)
     }
 
-    /// The rows of tokens, as runs that lie side by side: where each begins among the rows, where among the tokens, and how long
-    /// it is. One, unless given vectors lie between them.
+    /// The rows of tokens, as runs that lie side by side: where each begins among the rows, where among the tokens, and how
+    /// long it is. One, unless given vectors lie between them.
     pub(super) fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
         let (prefix, time, text) = (self.config().prefix, self.time, self.text());
         let (count, len) = if prefix == 0 { (1, self.rows()) } else { (self.batch, text) };

@@ -326,8 +326,8 @@ impl AttentionShape {
     }
 }
 
-/// Multi-head attention: out = dropout(softmax(scale q k^T)) v, where a query sees what its [shape](AttentionShape) says. No (T, T)
-/// matrix is stored: only `lse`, from which the backward pass recomputes the weights.
+/// Multi-head attention: out = dropout(softmax(scale q k^T)) v, where a query sees what its [shape](AttentionShape) says.
+/// No (T, T) matrix is stored: only `lse`, from which the backward pass recomputes the weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionForward {
     /// (B, T, H, D), whose rows may lie apart.

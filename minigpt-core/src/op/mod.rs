@@ -400,8 +400,8 @@ impl Op {
     }
 
     /// Floating-point operations, counting a multiply-add as two and only what the mathematics needs: the matrix
-    /// products, and the pairs of attention that see each other. Elementwise work counts as nothing. Rows of decoding count as if all were
-    /// live, and each at the last position.
+    /// products, and the pairs of attention that see each other. Elementwise work counts as nothing. Rows of decoding count
+    /// as if all were live, and each at the last position.
     pub fn flops(&self) -> u64 {
         let mul = |dims: &[usize]| dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
         let linear = |products, rows, d_in, d_out| mul(&[products, rows, d_in, d_out]);

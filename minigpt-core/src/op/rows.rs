@@ -123,7 +123,8 @@ pub struct CacheAppend {
     pub d_head: usize,
 }
 
-/// Attention over the cache: a row sees the positions from 0 to a `last` one of its slot, its own [stored](CacheAppend) among them.
+/// Attention over the cache: a row sees the positions from 0 to a `last` one of its slot, its own [stored](CacheAppend)
+/// among them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionRows {
     /// u32 (1): how many rows are live; more than R are taken as R.

@@ -16,8 +16,8 @@
 //! n_i is how many positions the query at i sees, the first ones: i + 1 under a causal mask; all of a prefix of P tokens, and
 //! so P at least, where the prefix sees itself both ways; all T without a mask.
 //!
-//! With fewer heads of keys and values than of queries, K < H, every H / K heads of queries in a row share one: head h reads the
-//! keys and values of head h / (H / K), rounded down. The cache is so much smaller.
+//! With fewer heads of keys and values than of queries, K < H, every H / K heads of queries in a row share one: head h
+//! reads the keys and values of head h / (H / K), rounded down. The cache is so much smaller.
 //!
 //! The exponentials are taken of s_ij minus the row's maximum, which cancels in p but cannot overflow. Only `lse` is
 //! kept: one number a row instead of T, from which the gradient recomputes p_ij.
@@ -389,7 +389,8 @@ mod tests {
         }
     }
 
-    /// The definition, with the mask as a matrix, and each head of keys and values copied for the heads of queries that share it.
+    /// The definition, with the mask as a matrix, and each head of keys and values copied for the heads of queries that
+    /// share it.
     #[test]
     fn forward_is_the_definition() {
         let mask = Mask::new(0.4, 9, &[5, 0, 1, 0]);

@@ -73,8 +73,8 @@ pub fn encode_half(x: f64, dtype: Dtype) -> [u8; 2] {
     }
 }
 
-/// The one of the two f32 around x whose mantissa is odd, or x, if it is an f32. Rounded once more, to fewer bits, it gives what
-/// x itself does: to the nearest f32, x could become a tie that it is not.
+/// The one of the two f32 around x whose mantissa is odd, or x, if it is an f32. Rounded once more, to fewer bits, it gives
+/// what x itself does: to the nearest f32, x could become a tie that it is not.
 ///
 /// Source: Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
 fn round_to_odd(x: f64) -> f32 {

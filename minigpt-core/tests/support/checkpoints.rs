@@ -133,7 +133,8 @@ pub(crate) fn string(text: &str) -> Vec<u8> {
 pub(crate) fn conf(layers: u64, dropout: f64, norm_eps: f64) -> Vec<u8> {
     // Vocabulary, context, layers, heads, no kv_heads, width, no d_head, d_ff, no prefix.
     let dimensions = [5, 3, layers, 1, 0, 2, 0, 3, 0].map(varint).concat();
-    // Learned positions, causal, layer norm, pre, not of queries and keys, 1/sqrt(D), residuals, GELU by erf, not gated, no bias.
+    // Learned positions, causal, layer norm, pre, not of queries and keys, 1/sqrt(D), residuals, GELU by erf, not gated, no
+    // bias.
     let choices = vec![0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0];
     [dimensions, choices, dropout.to_le_bytes().to_vec(), vec![1], norm_eps.to_le_bytes().to_vec()].concat()
 }

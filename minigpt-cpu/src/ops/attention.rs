@@ -79,7 +79,8 @@ impl Shape {
             .map(|heads| heads.start * self.d_head..heads.end * self.d_head)
     }
 
-    /// The rows and columns of task number `index`, where a task is so many heads of a sequence; none, if there is no such task.
+    /// The rows and columns of task number `index`, where a task is so many heads of a sequence; none, if there is no such
+    /// task.
     #[inline(always)]
     fn task(self, index: usize, heads: usize) -> (Range<usize>, [Range<usize>; 2]) {
         let across = self.heads / heads;

@@ -98,8 +98,8 @@ const fn shape(
     AttentionShape { batch, time, heads, kv_heads, d_head, scale: 0.3, prefix }
 }
 
-/// Queries, keys and values, or their gradients: columns of one matrix, with or without one that is nobody's, or the values in a
-/// matrix of their own.
+/// Queries, keys and values, or their gradients: columns of one matrix, with or without one that is nobody's, or the values
+/// in a matrix of their own.
 fn parts(bench: &mut Bench, shape: &AttentionShape, make: fn(&mut Bench, usize) -> Span) -> [Strided; 3] {
     let AttentionShape { batch, time, heads, kv_heads, d_head, .. } = *shape;
     let (rows, q, kv) = (batch * time, heads * d_head, kv_heads * d_head);

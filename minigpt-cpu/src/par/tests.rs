@@ -87,7 +87,6 @@ fn columns_of_one_matrix_are_read_and_written_side_by_side() {
             right.row(i)[0] = -again.row(row)[0];
         }
     });
-    drop(views);
     for (i, &x) in Views::new(&mut memory).f32("all", matrix).unwrap().iter().enumerate() {
         let first = i - i % stride;
         let expected = match i % stride {

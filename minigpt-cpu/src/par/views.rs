@@ -179,7 +179,8 @@ impl<'m, 'a> Views<'m, 'a> {
             Storage::Shared(_) if write => return Err(InvalidOp::ReadOnly { operand }.into()),
             #[cfg(target_has_atomic = "ptr")]
             Storage::Shared(shared) => {
-                // Asked for once: an owner may have others each time, all of which it has for as long as it is borrowed, for 'm.
+                // Asked for once: an owner may have others each time, all of which it has for as long as it is borrowed,
+                // for 'm.
                 let bytes: &[u8] = shared;
                 if !is_usable(bytes) {
                     return Err(InvalidOp::Misaligned { operand, offset: span.offset }.into());

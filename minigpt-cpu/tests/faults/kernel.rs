@@ -94,8 +94,8 @@ impl Kernel {
         self.put(span, &values)
     }
 
-    /// Changes each number of an operand whose rows may lie apart, and none between them: `change` is told its row, its head and
-    /// its place in the head.
+    /// Changes each number of an operand whose rows may lie apart, and none between them: `change` is told its row, its
+    /// head and its place in the head.
     pub(crate) fn edit_heads(
         &mut self,
         of: Heads,

@@ -14,8 +14,8 @@ fn shape(draw: &mut Draw) -> (usize, usize) {
 /// How much larger some gates are, so that a careless exponential overflows.
 const LARGE: f64 = 60.0;
 
-/// Gates and their factors, side by side in each row. Some gates are large, with small factors, so that no result is so large that
-/// nobody sees what is wrong with another; and some are at the corner of ReLU.
+/// Gates and their factors, side by side in each row. Some gates are large, with small factors, so that no result is so
+/// large that nobody sees what is wrong with another; and some are at the corner of ReLU.
 fn inputs(draw: &mut Draw, rows: usize, width: usize) -> Vec<f64> {
     let mut x = draw.normals(rows * 2 * width, 1.0);
     for row in x.chunks_exact_mut(2 * width) {

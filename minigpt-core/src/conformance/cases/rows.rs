@@ -511,8 +511,8 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     .into()
 }
 
-/// Logits by which the likeliest token is one only without its penalty, or if that raises what is below 0: it is the oldest of a
-/// full ring, and in no other place of it. `None` if there are too few tokens.
+/// Logits by which the likeliest token is one only without its penalty, or if that raises what is below 0: it is the oldest
+/// of a full ring, and in no other place of it. `None` if there are too few tokens.
 fn penalised(draw: &mut Draw, choice: &mut SampleRow, tokens: &mut [u32], vocab: usize) -> Option<Vec<f64>> {
     let ring = &mut tokens[choice.ring as usize..][..choice.ring_len as usize];
     if vocab < ring.len() + 2 {

@@ -12,9 +12,10 @@ use crate::real::Real;
 use crate::rng::{Rng, Stream};
 use crate::sample::{SampleConfig, SampleError};
 
-/// Sequences side by side on one model, which join and leave when they like: a pass takes what waits of several of them, prompts
-/// and single tokens alike. Reading the weights costs as much for many rows as for one, so together they are faster than one
-/// after the other. A long prompt goes through in pieces, one in each [`step`](Batch::step), so its neighbours go on meanwhile.
+/// Sequences side by side on one model, which join and leave when they like: a pass takes what waits of several of them,
+/// prompts and single tokens alike. Reading the weights costs as much for many rows as for one, so together they are faster
+/// than one after the other. A long prompt goes through in pieces, one in each [`step`](Batch::step), so its neighbours go
+/// on meanwhile.
 ///
 /// Whatever its neighbours do, a sequence has the numbers that it would have alone, as far as the backend gives the same for
 /// few rows as for many: within rounding, and bit for bit where the same kernel serves both.
@@ -81,14 +82,15 @@ pub struct Chosen {
     pub sequence: Sequence,
     /// The token; or why there is none: the model's numbers are broken.
     pub token: Result<u32, SampleError>,
-    /// Whether the sequence generates no further: the token is one to stop at, or the last that was asked for, or there is none.
+    /// Whether the sequence generates no further: the token is one to stop at, or the last that was asked for, or there is
+    /// none.
     pub ended: bool,
 }
 
 impl<B: Backend> Batch<B> {
-    /// Room for `slots` sequences. Up to `rows` tokens of theirs go through the model at once, and that is also the piece of a long
-    /// prompt that goes through between two tokens of its neighbours. With more, prompts are through sooner; with fewer,
-    /// neighbours wait less, and it takes less memory.
+    /// Room for `slots` sequences. Up to `rows` tokens of theirs go through the model at once, and that is also the piece
+    /// of a long prompt that goes through between two tokens of its neighbours. With more, prompts are through sooner; with
+    /// fewer, neighbours wait less, and it takes less memory.
     ///
     /// # Errors
     /// If the caches and the activations do not fit in memory, or one of the two is 0.
@@ -159,11 +161,12 @@ impl<B: Backend> Batch<B> {
         Ok(())
     }
 
-    /// Begins a sequence with given vectors, (P, C), of a model with a [prefix](crate::GptConfig::prefix): what it had is forgotten, and
-    /// it generates no more. They [wait](Batch::waiting) for the next [`step`](Batch::step).
+    /// Begins a sequence with given vectors, (P, C), of a model with a [prefix](crate::GptConfig::prefix): what it had is
+    /// forgotten, and it generates no more. They [wait](Batch::waiting) for the next [`step`](Batch::step).
     ///
     /// # Errors
-    /// [`Error::PrefixLength`] or [`Error::NoSequence`]: then all is as it was. If the backend fails: then the sequence is as new.
+    /// [`Error::PrefixLength`] or [`Error::NoSequence`]: then all is as it was. If the backend fails: then the sequence is
+    /// as new.
     pub fn begin_with(&mut self, sequence: Sequence, vectors: &[B::Elem]) -> Result<(), Error<B::Error>> {
         let slot = self.slot(sequence)?;
         let begun = self.slots.begin_with(slot, vectors);
@@ -179,7 +182,8 @@ impl<B: Backend> Batch<B> {
     ///
     /// # Errors
     /// If `tokens` is empty or has one that is not in the vocabulary, [`Error::NoPrefix`] if the sequence was not
-    /// [begun](Batch::begin_with) with the model's, or [`Error::NoSequence`]: then all is as it was. If the backend fails: then all sequences are as new.
+    /// [begun](Batch::begin_with) with the model's, or [`Error::NoSequence`]: then all is as it was. If the backend fails:
+    /// then all sequences are as new.
     pub fn feed(&mut self, sequence: Sequence, tokens: &[u32]) -> Result<(), Error<B::Error>> {
         let slot = self.slot(sequence)?;
         if tokens.is_empty() {
@@ -191,9 +195,9 @@ impl<B: Backend> Batch<B> {
         self.or_reset(result)
     }
 
-    /// From here on each [`step`](Batch::step) that gets through what waits of the sequence chooses a token for it, by `config`,
-    /// until it has had `max_tokens` of them or one that is in `stop`. If it generates already, this takes the place of what it
-    /// was told before; a `max_tokens` of 0 ends it.
+    /// From here on each [`step`](Batch::step) that gets through what waits of the sequence chooses a token for it, by
+    /// `config`, until it has had `max_tokens` of them or one that is in `stop`. If it generates already, this takes the
+    /// place of what it was told before; a `max_tokens` of 0 ends it.
     ///
     /// Each call draws anew from the seed: sequences that shall differ need seeds that do, and so does one that goes on.
     /// The same seed chooses as it does for a [`Sampler`](crate::Sampler), but for rounding: a backend may choose in its own
@@ -304,8 +308,8 @@ impl<B: Backend> Batch<B> {
         Ok(&self.chosen)
     }
 
-    /// How many tokens of a sequence have not run yet: none once its [logits](Batch::logits) are there. The token that was chosen
-    /// last is among them, and all of a window that was cut.
+    /// How many tokens of a sequence have not run yet: none once its [logits](Batch::logits) are there. The token that was
+    /// chosen last is among them, and all of a window that was cut.
     ///
     /// # Errors
     /// [`Error::NoSequence`].

@@ -23,8 +23,8 @@ pub use batch::{Batch, Chosen, Sequence};
 /// last half of the context, the new token among them: half of what it saw is forgotten at once, and the cost of
 /// filling the cache again is spread over the next half context of tokens.
 ///
-/// Before the tokens of a model with a [prefix](crate::GptConfig::prefix) its given vectors stand, and stay: of the context the tokens
-/// have what these leave.
+/// Before the tokens of a model with a [prefix](crate::GptConfig::prefix) its given vectors stand, and stay: of the context
+/// the tokens have what these leave.
 ///
 /// A prompt that is [fed](Decoder::feed) at once costs one filling of the cache, however much of it is kept: of such a
 /// prompt the decoder sees as much as the context holds.
@@ -70,8 +70,9 @@ pub struct Decoder<B: Backend> {
 
 impl<B: Backend> Decoder<B> {
     /// A decoder that has seen nothing yet. Prompts run through the model in pieces of at most `prefill` tokens: more
-    /// are faster, fewer take less memory; more than the context are taken as the context. What sees itself both ways goes through at
-    /// once, whatever `prefill` is: a prefix, or without a mask the whole window, and that anew with every token.
+    /// are faster, fewer take less memory; more than the context are taken as the context. What sees itself both ways goes
+    /// through at once, whatever `prefill` is: a prefix, or without a mask the whole window, and that anew with every
+    /// token.
     ///
     /// # Errors
     /// If the cache and the activations do not fit in memory, or `prefill` is 0.
@@ -79,9 +80,9 @@ impl<B: Backend> Decoder<B> {
         Self::with_cache(model, prefill, B::Elem::DTYPE)
     }
 
-    /// As [`new`](Decoder::new), with a cache that stores keys and values as `cache`: the backend's number type, f16, or bf16. In 16
-    /// bits it is half as large, and so is what each token reads of it; keys and values are rounded to the nearest, and what
-    /// is beyond f16's 65504 becomes infinite there.
+    /// As [`new`](Decoder::new), with a cache that stores keys and values as `cache`: the backend's number type, f16, or
+    /// bf16. In 16 bits it is half as large, and so is what each token reads of it; keys and values are rounded to the
+    /// nearest, and what is beyond f16's 65504 becomes infinite there.
     ///
     /// ```
     /// use minigpt_core::{Decoder, Dtype, GptConfig, Model, Reference};
@@ -217,8 +218,9 @@ impl<B: Backend> Decoder<B> {
     /// What comes next, token by token, without end; `sampler` chooses, and its repetition penalty looks at the
     /// decoder's [recent](Decoder::recent) tokens.
     ///
-    /// The prompt must have been [fed](Decoder::feed), or a text [begun](Decoder::begin_with) with given vectors. A token is fed when the one after it is asked for, so the last one
-    /// costs no pass; whoever generates or feeds more later goes on from it.
+    /// The prompt must have been [fed](Decoder::feed), or a text [begun](Decoder::begin_with) with given vectors. A token
+    /// is fed when the one after it is asked for, so the last one costs no pass; whoever generates or feeds more later goes
+    /// on from it.
     ///
     /// ```
     /// use minigpt_core::{Decoder, GptConfig, Model, Reference, SampleConfig, Sampler};

@@ -107,8 +107,8 @@ pub(super) enum Outcome<'a> {
 /// Texts in the slots of one cache.
 #[derive(Debug)]
 pub(super) struct Slots<B: Backend> {
-    /// One for each of the [`ROWS`] that there is room for, and one for all rows, if the backend keeps programs: forgotten before
-    /// the memory that they speak of is given back.
+    /// One for each of the [`ROWS`] that there is room for, and one for all rows, if the backend keeps programs: forgotten
+    /// before the memory that they speak of is given back.
     programs: Vec<Replay<B>>,
     model: Model<B>,
     workspace: Workspace<B>,
@@ -123,8 +123,8 @@ pub(super) struct Slots<B: Backend> {
 }
 
 impl<B: Backend> Slots<B> {
-    /// `count` slots, of which at most `rows` tokens run at once, and whose caches store numbers as `cache`; the device may be asked
-    /// to choose tokens if it `chooses`.
+    /// `count` slots, of which at most `rows` tokens run at once, and whose caches store numbers as `cache`; the device may
+    /// be asked to choose tokens if it `chooses`.
     pub(super) fn new(
         model: &Model<B>,
         count: usize,
@@ -324,8 +324,8 @@ impl<B: Backend> Slots<B> {
                 continue;
             }
             let text = &self.texts[slot];
-            // The oldest token stood where the choice went, and the repetition penalty looks at it when a token is chosen again. Where
-            // there was none, any token will do, for given vectors to be looked up in its place.
+            // The oldest token stood where the choice went, and the repetition penalty looks at it when a token is chosen
+            // again. Where there was none, any token will do, for given vectors to be looked up in its place.
             let oldest = text.history.first().filter(|_| text.history.len() == ring);
             let word = oldest.copied().unwrap_or_default().to_le_bytes();
             backend.write(tokens.slice(slot * ring + text.end, 1), &word)?;
@@ -352,8 +352,8 @@ impl<B: Backend> Slots<B> {
         Ok(())
     }
 
-    /// Lists the rows of the next pass in `words`, and in `wanted` the slots that are through with it; `None` if nothing is due.
-    /// The result is how many rows the pass has, dead ones included.
+    /// Lists the rows of the next pass in `words`, and in `wanted` the slots that are through with it; `None` if nothing is
+    /// due. The result is how many rows the pass has, dead ones included.
     fn next_rows(&mut self) -> Option<usize> {
         let (most, ring) = (self.workspace.plan.time, self.ring());
         let mut live = 0;

@@ -41,8 +41,8 @@ impl<B: Backend> Trainer<B> {
         self.step_by(windows, |trainer, inputs, targets| trainer.observe_micro_step(inputs, targets, probe))
     }
 
-    /// A [`micro_step`](Trainer::micro_step), bit for bit, while `probe` sees what it [wants](Probe::wants) of it: forward, loss
-    /// and backward, and at the end the gradients of the parameters. Waits.
+    /// A [`micro_step`](Trainer::micro_step), bit for bit, while `probe` sees what it [wants](Probe::wants) of it: forward,
+    /// loss and backward, and at the end the gradients of the parameters. Waits.
     ///
     /// Gradients of parameters are those of the mean loss so far, as [`gradient`](Trainer::gradient) gives them. Those of other
     /// tensors are of the sum: divided by the number of targets they are those of the mean.

@@ -9,9 +9,9 @@ use crate::error::Error;
 use crate::memory::Span;
 
 impl<B: Backend> Trainer<B> {
-    /// The vectors that stand before the tokens of each sequence from here on, (B, P, C): those of an image, say, for a model with a
-    /// [prefix](crate::GptConfig::prefix). They stay until others take their place. Evaluation too reads them: window
-    /// number i has those of sequence i modulo the batch.
+    /// The vectors that stand before the tokens of each sequence from here on, (B, P, C): those of an image, say, for a
+    /// model with a [prefix](crate::GptConfig::prefix). They stay until others take their place. Evaluation too reads them:
+    /// window number i has those of sequence i modulo the batch.
     ///
     /// # Errors
     /// If they are not as many numbers, or the backend fails.

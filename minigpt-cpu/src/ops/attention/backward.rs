@@ -172,7 +172,8 @@ impl<'s> Work<'s> {
     }
 
     /// Adds what `count` queries, of which the first is at `first`, give to the gradients of the keys and values
-    /// that they see, the first `prefix` among them; puts the gradient of the queries, to be scaled, in their place. Rows are P long.
+    /// that they see, the first `prefix` among them; puts the gradient of the queries, to be scaled, in their place. Rows
+    /// are P long.
     #[inline(always)]
     fn queries<V: Vector>(
         &mut self,

@@ -4,9 +4,9 @@
 //! lies. A few go one by one: then each key and value is streamed through once, which the memory bounds. Heads of queries that
 //! share a head of keys and values take it a few positions at a time, so that it comes from memory once for all of them.
 //!
-//! A tile begins at a position that is a multiple of its width, whichever of its rows are there; or all of its rows see the same
-//! positions, and then none of them depends on its place. So what a row gives does not depend on where the rows of its sequence
-//! were cut into passes.
+//! A tile begins at a position that is a multiple of its width, whichever of its rows are there; or all of its rows see the
+//! same positions, and then none of them depends on its place. So what a row gives does not depend on where the rows of its
+//! sequence were cut into passes.
 
 use minigpt_core::Dtype;
 use minigpt_core::op::AttentionRows;

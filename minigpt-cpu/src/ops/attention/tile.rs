@@ -376,9 +376,9 @@ impl<'s> Work<'s> {
         }
     }
 
-    /// Whether the values of `count` positions, at most a tile, from `first` on are all finite. If one is not, each query must be
-    /// a tile of its own: a tile gives the weight 0 to a value that a query does not see, and 0 times a value is 0 only if the
-    /// value is finite.
+    /// Whether the values of `count` positions, at most a tile, from `first` on are all finite. If one is not, each query
+    /// must be a tile of its own: a tile gives the weight 0 to a value that a query does not see, and 0 times a value is 0
+    /// only if the value is finite.
     #[inline(always)]
     pub(super) fn is_finite<V: Vector>(
         &mut self,
@@ -397,8 +397,9 @@ impl<'s> Work<'s> {
         head.saturating_add(3 * KEYS).saturating_mul(MAX_QUERIES)
     }
 
-    /// Attention of the queries in `rows` (queries, P), of which the first is at `first`, over the keys that they see, the first
-    /// `prefix` among them. Leaves the result in `rows`, and the logarithms of the denominators in `lse`, which has a place for each query.
+    /// Attention of the queries in `rows` (queries, P), of which the first is at `first`, over the keys that they see, the
+    /// first `prefix` among them. Leaves the result in `rows`, and the logarithms of the denominators in `lse`, which has a
+    /// place for each query.
     #[inline(always)]
     pub(super) fn attend<V: Vector>(
         &mut self,
