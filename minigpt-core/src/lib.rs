@@ -66,7 +66,7 @@
 //! | letter | field | what |
 //! |---|---|---|
 //! | B | `batch` | sequences side by side |
-//! | T | `time` | tokens in a sequence |
+//! | T | `time` | positions of a sequence: its tokens, and given vectors before them |
 //! | C | `d_model` | width of the residual stream |
 //! | H | `heads` | attention heads |
 //! | K | `kv_heads` | heads of keys and values, H unless several heads of queries share one |

@@ -34,7 +34,7 @@ pub(crate) fn chunk_of(dtype: Dtype) -> usize {
 }
 
 /// Magic, version, header length.
-pub(super) const PREFIX: usize = 12;
+pub(super) const PREAMBLE: usize = 12;
 
 /// Tag, flags, length.
 pub(super) const SECTION_HEAD: usize = 12;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::crc::crc32;
 use super::format::{
-    ALIGN, CONF, CRC, FIRST_MOMENT, MAGIC, MAX_NAME, META, PREFIX, REQUIRED, SECOND_MOMENT, SECTION_HEAD,
+    ALIGN, CONF, CRC, FIRST_MOMENT, MAGIC, MAX_NAME, META, PREAMBLE, REQUIRED, SECOND_MOMENT, SECTION_HEAD,
     TENS, TOKN, TRAN, VERSION, WireConfig, WireConfig1, WireTensor, WireTokenizer, WireTraining,
     tensor_bytes,
 };
@@ -54,11 +54,11 @@ pub(super) struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    /// The length that a header has, from its first [`PREFIX`] bytes; fewer are an error.
+    /// The length that a header has, from its first [`PREAMBLE`] bytes; fewer are an error.
     pub(super) fn length(bytes: &[u8], limits: &Limits) -> Result<usize, LoadError> {
         if !bytes.starts_with(&MAGIC) {
             return Err(match MAGIC.starts_with(bytes) {
-                true => LoadError::truncated(PREFIX as u64, bytes.len() as u64),
+                true => LoadError::truncated(PREAMBLE as u64, bytes.len() as u64),
                 false => LoadError::new(0, Fault::Magic),
             });
         }
@@ -69,7 +69,7 @@ impl<'a> Header<'a> {
         let found = word(bytes, 8)?;
         limits.check_header(u64::from(found)).map_err(|fault| LoadError::new(8, fault))?;
         match usize::try_from(found) {
-            Ok(length) if length >= PREFIX + CRC => Ok(length),
+            Ok(length) if length >= PREAMBLE + CRC => Ok(length),
             _ => Err(LoadError::new(8, Fault::HeaderLength { found })),
         }
     }
@@ -89,7 +89,7 @@ impl<'a> Header<'a> {
 
         let known = [CONF, TOKN, TENS, TRAN, META];
         let mut sections: [Option<Section<'a>>; 5] = [None; 5];
-        let mut at = PREFIX;
+        let mut at = PREAMBLE;
         while at < sections_end {
             let (tag, flags, section) = Section::at(&bytes[..sections_end], at)?;
             if flags & !REQUIRED != 0 {

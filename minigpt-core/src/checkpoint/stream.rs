@@ -4,7 +4,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use super::crc::Crc;
-use super::format::{ALIGN, CHUNK, PREFIX, chunk_of};
+use super::format::{ALIGN, CHUNK, PREAMBLE, chunk_of};
 use super::header::{Entry, Header};
 use super::read::check_padding;
 use super::{Fault, Limits, LoadError, Read, StreamError, Training};
@@ -57,7 +57,7 @@ impl<'h, R: Read> Stream<'h, R> {
     pub fn open(input: R, header: &'h mut Vec<u8>, limits: &Limits) -> Result<Self, StreamError<R::Error>> {
         let mut input = Input { input, at: 0 };
         header.clear();
-        input.append(header, PREFIX)?;
+        input.append(header, PREAMBLE)?;
         let length = Header::length(header, limits).map_err(StreamError::Load)?;
         input.append(header, length)?;
         let header = Header::parse(header, limits).map_err(StreamError::Load)?;

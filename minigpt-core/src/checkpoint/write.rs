@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::crc::{Crc, crc32};
 use super::format::{
-    ALIGN, CHUNK, CONF, CRC, FIRST_MOMENT, MAGIC, META, PREFIX, REQUIRED, SECOND_MOMENT, TENS, TOKN, TRAN,
+    ALIGN, CHUNK, CONF, CRC, FIRST_MOMENT, MAGIC, META, PREAMBLE, REQUIRED, SECOND_MOMENT, TENS, TOKN, TRAN,
     VERSION, WireConfig, WireTensor, WireTokenizer, WireTraining, chunk_of, tensor_bytes,
 };
 use super::header::Header;
@@ -246,7 +246,7 @@ fn header(contents: &Contents<'_>, places: &[Place], crcs: &[u32]) -> Result<Vec
     })?;
 
     let length = u32::try_from(header.0.len() + CRC).map_err(|_| Fault::HeaderLength { found: u32::MAX })?;
-    header.0[PREFIX - 4..PREFIX].copy_from_slice(&length.to_le_bytes());
+    header.0[PREAMBLE - 4..PREAMBLE].copy_from_slice(&length.to_le_bytes());
     let crc = crc32(&header.0);
     header.put(&crc.to_le_bytes())?;
     Ok(header.0)

@@ -57,7 +57,7 @@ impl<D: Disk> Write for Sink<'_, D> {
     }
 }
 
-const PREFIX: &str = ".minigpt-";
+const PREAMBLE: &str = ".minigpt-";
 const SUFFIX: &str = ".tmp";
 
 /// Removes the files of savers that were killed. Those of savers that live are locked and stay.
@@ -75,7 +75,7 @@ pub(super) fn remove_leftovers<D: Disk>(disk: &D, folder: &Path) {
 
 /// Whether a saver makes files of that name: not every name that begins and ends so is ours to remove.
 fn is_temporary(name: &str) -> bool {
-    let numbers = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(SUFFIX));
+    let numbers = name.strip_prefix(PREAMBLE).and_then(|name| name.strip_suffix(SUFFIX));
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     numbers.and_then(|numbers| numbers.split_once('-')).is_some_and(|(a, b)| is_number(a) && is_number(b))
 }
@@ -96,7 +96,7 @@ impl<'a, D: Disk> Temporary<'a, D> {
         let mut tries = 0;
         loop {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let path = folder.join(format!("{PREFIX}{}-{number}{SUFFIX}", process::id()));
+            let path = folder.join(format!("{PREAMBLE}{}-{number}{SUFFIX}", process::id()));
             match disk.create(&path) {
                 Ok(file) => return Ok(Temporary { disk, file, path: Some(path) }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < 1000 => tries += 1,

@@ -355,61 +355,90 @@ impl<B: Backend> Slots<B> {
     /// Lists the rows of the next pass in `words`, and in `wanted` the slots that are through with it; `None` if nothing is
     /// due. The result is how many rows the pass has, dead ones included.
     fn next_rows(&mut self) -> Option<usize> {
-        let (most, ring) = (self.workspace.plan.time, self.ring());
-        let mut live = 0;
-        pieces(&self.texts, most, |_, count| live += count);
-        let rows = ROWS.into_iter().find(|&rows| rows >= live).unwrap_or(most).min(most);
-        let config = self.model.config();
-        let LiveWords { places, slots, positions, last, given, wanted } = LiveWords::new(config, rows);
-        (live, self.choosing) = (0, 0);
-        self.wanted.clear();
+        let most = self.workspace.plan.time;
+        let mut due = 0;
+        pieces(&self.texts, most, |_, count| due += count);
+        let rows = ROWS.into_iter().find(|&rows| rows >= due).unwrap_or(most).min(most);
+        let at = LiveWords::new(self.model.config(), rows);
         // The rows of all prefixes come first.
-        if config.prefix > 0 {
-            pieces(&self.texts, most, |slot, count| {
-                let text = &self.texts[slot];
-                for position in text.cached..(text.cached + count).min(text.prefix) {
-                    self.words[places + live] = (slot * ring) as u32;
-                    self.words[given + live] = (slot * config.prefix + position) as u32;
-                    self.words[slots + live] = slot as u32;
-                    self.words[positions + live] = position as u32;
-                    live += 1;
-                }
-            });
-            self.words[3] = live as u32;
+        let given = self.list_given(&at);
+        let live = self.list_tokens(&at, given);
+        self.list_last(&at, live);
+        self.words[..3].copy_from_slice(&[live as u32, self.wanted.len() as u32, self.choosing as u32]);
+        for &slot in &self.words[at.slots..][..live] {
+            let text = &mut self.texts[slot as usize];
+            (text.cached, text.due) = (text.cached + 1, text.due - 1);
         }
+        self.list_settings(at.wanted + self.workspace.plan.wanted(rows));
+        (live > 0).then_some(rows)
+    }
+
+    /// Lists the given vectors that are due, and tells how many they are.
+    fn list_given(&mut self, at: &LiveWords) -> usize {
+        let (most, ring, prefix) = (self.workspace.plan.time, self.ring(), self.model.config().prefix);
+        if prefix == 0 {
+            return 0;
+        }
+        let (words, mut live) = (&mut self.words, 0);
         pieces(&self.texts, most, |slot, count| {
             let text = &self.texts[slot];
+            for position in text.cached..(text.cached + count).min(text.prefix) {
+                words[at.places + live] = (slot * ring) as u32;
+                words[at.given + live] = (slot * prefix + position) as u32;
+                words[at.slots + live] = slot as u32;
+                words[at.positions + live] = position as u32;
+                live += 1;
+            }
+        });
+        words[3] = live as u32;
+        live
+    }
+
+    /// Lists the tokens that are due behind `live` rows, and the slots that are through then. Tells how many rows there are.
+    fn list_tokens(&mut self, at: &LiveWords, mut live: usize) -> usize {
+        let (most, ring) = (self.workspace.plan.time, self.ring());
+        let Slots { texts, words, wanted, choosing, .. } = self;
+        *choosing = 0;
+        wanted.clear();
+        pieces(texts, most, |slot, count| {
+            let text = &texts[slot];
             for position in text.cached.max(text.prefix)..text.cached + count {
                 let place = (text.end + ring - (text.len() - position)) % ring;
-                self.words[places + live] = (slot * ring + place) as u32;
-                self.words[slots + live] = slot as u32;
-                self.words[positions + live] = position as u32;
+                words[at.places + live] = (slot * ring + place) as u32;
+                words[at.slots + live] = slot as u32;
+                words[at.positions + live] = position as u32;
                 live += 1;
             }
             if count == text.waiting() {
                 // The last of the live rows so far, unless those of the piece are all of its prefix.
-                let of_slot = |&row: &usize| self.words[slots + row] == slot as u32;
+                let of_slot = |&row: &usize| words[at.slots + row] == slot as u32;
                 let row = (0..live).rev().find(of_slot).unwrap_or(0);
-                self.words[wanted + self.wanted.len()] = row as u32;
-                self.wanted.push(slot);
-                self.choosing += usize::from(text.choice.is_some());
+                words[at.wanted + wanted.len()] = row as u32;
+                wanted.push(slot);
+                *choosing += usize::from(text.choice.is_some());
             }
         });
-        if config.mask != Mask::Causal {
-            for row in 0..live {
-                let text = &self.texts[self.words[slots + row] as usize];
-                let both_ways = if config.mask == Mask::None { text.len() } else { text.prefix };
-                self.words[last + row] =
-                    self.words[positions + row].max((both_ways as u32).saturating_sub(1));
-            }
+        live
+    }
+
+    /// Lists the last position that each of the live rows sees, if that is not its own.
+    fn list_last(&mut self, at: &LiveWords, live: usize) {
+        let mask = self.model.config().mask;
+        if mask == Mask::Causal {
+            return;
         }
-        self.words[..3].copy_from_slice(&[live as u32, self.wanted.len() as u32, self.choosing as u32]);
-        for &slot in &self.words[slots..][..live] {
-            let text = &mut self.texts[slot as usize];
-            (text.cached, text.due) = (text.cached + 1, text.due - 1);
+        for row in 0..live {
+            let text = &self.texts[self.words[at.slots + row] as usize];
+            let both_ways = if mask == Mask::None { text.len() } else { text.prefix };
+            self.words[at.last + row] =
+                self.words[at.positions + row].max((both_ways as u32).saturating_sub(1));
         }
-        let settings = wanted + self.workspace.plan.wanted(rows);
-        let settings = self.words[settings..].chunks_exact_mut(SampleRow::WORDS);
+    }
+
+    /// Lists how tokens are chosen, from word number `begin` on.
+    fn list_settings(&mut self, begin: usize) {
+        let ring = self.ring();
+        let settings = self.words[begin..].chunks_exact_mut(SampleRow::WORDS);
         for (&slot, words) in self.wanted[..self.choosing].iter().zip(settings) {
             let text = &mut self.texts[slot];
             let Some(choice) = &mut text.choice else { continue };
@@ -427,7 +456,6 @@ impl<B: Backend> Slots<B> {
             };
             words.copy_from_slice(&row.words());
         }
-        (live > 0).then_some(rows)
     }
 }
 
