@@ -152,6 +152,8 @@ impl<'m, 'a> Views<'m, 'a> {
         }
         // The last row has nothing behind it.
         let count = match span.len.checked_sub(width) {
+            // In decoding, which then need not divide.
+            Some(0) if width > 0 => 1,
             Some(before) if width > 0 => before / stride + 1,
             _ => 0,
         };
