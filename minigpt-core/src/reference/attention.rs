@@ -220,7 +220,8 @@ pub fn cache_append<R: Real>(
 /// let (mut keys, mut values) = ([0.0f64; 4], [0.0; 4]);
 /// let (mut out, mut scores) = ([0.0], [0.0; 4]);
 /// for (position, value) in [(0, 10.0), (1, 20.0)] {
-///     let [q, k, v] = [&[1.0], &[0.0], &[value]].map(|data| Rows { data: &data[..], stride: 1 });
+///     let data = [1.0, 0.0, value];
+///     let [q, k, v] = [0, 1, 2].map(|i| Rows { data: &data[i..=i], stride: 1 });
 ///     cache_append(k, v, &[position], &mut keys, &mut values, 4, 1, 1);
 ///     attention_cached(q, &keys, &values, &[position], &mut out, &mut scores, 4, 1, 1, 1, 1.0);
 /// }
