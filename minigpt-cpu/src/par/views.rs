@@ -151,16 +151,18 @@ impl<'m, 'a> Views<'m, 'a> {
             return Err(InvalidOp::Value { operand }.into());
         }
         // The last row has nothing behind it.
-        let count = match span.len.checked_sub(width) {
-            // In decoding, which then need not divide.
-            Some(0) if width > 0 => 1,
-            Some(before) if width > 0 => before / stride + 1,
-            _ => 0,
+        let before = match span.len.checked_sub(width) {
+            Some(before) if width > 0 => before,
+            _ => return Ok((self.claim(operand, span, None, write)?.cast(), 0)),
         };
+        // One row, as in decoding, is a span like any other, and need not divide.
+        if before == 0 {
+            return Ok((self.claim(operand, span, None, write)?.cast(), 1));
+        }
         let bytes = |elements| Dtype::F32.bytes(elements).ok_or(InvalidOp::Overflow { operand });
         let rows = Columns { width: bytes(width)?, stride: bytes(stride)? };
         let from = self.claim(operand, span, Some(rows), write)?;
-        Ok((from.cast(), count))
+        Ok((from.cast(), before / stride + 1))
     }
 
     /// Checks `span` and notes it as handed out, or only its `rows`; returns its address.
@@ -199,7 +201,7 @@ impl<'m, 'a> Views<'m, 'a> {
             return Err(InvalidOp::Misaligned { operand, offset: span.offset }.into());
         }
         let this = Handed { buffer: span.buffer, start: span.offset, end, write, rows };
-        let handed = self.handed.iter().take(self.count);
+        let handed = self.handed[..self.count].iter();
         // SAFETY: the first `count` are written.
         if handed.map(|other| unsafe { other.assume_init_ref() }).any(|other| this.conflicts(other)) {
             return Err(InvalidOp::Overlap { a: operand, b: "another operand" }.into());

@@ -170,8 +170,8 @@ impl OneByOne<'_> {
             let keys = cache.keys.read::<V>(t, from * d_head, there * d_head, widened);
             for g in 0..count {
                 let q = self.0.query(row, head + g);
-                let keys = (0..there).map(|j| &keys[j * d_head..][..d_head]);
-                score_row::<V>(t, q, keys, self.0.scale, &mut scores[g * line + from..][..there]);
+                let key = |j: usize| &keys[j * d_head..][..q.len()];
+                score_row::<V>(t, q, key, self.0.scale, &mut scores[g * line + from..][..there]);
             }
             from += there;
         }

@@ -30,8 +30,8 @@ impl<'s> Job<Chunks<'_, f32>> for Scores<'s> {
         };
         for (i, row) in scores.chunks_exact_mut(time).enumerate() {
             let (seen, hidden) = row.split_at_mut(prefix.max(i + 1));
-            let keys = (0..time).map(|j| part(&self.k, j, head / share));
-            score_row::<V>(t, part(&self.q, i, head), keys, self.scale, seen);
+            let key = |j| part(&self.k, j, head / share);
+            score_row::<V>(t, part(&self.q, i, head), key, self.scale, seen);
             if self.softmax {
                 let part = V::splat(t, 1.0 / softmax_row::<V>(t, seen));
                 for i in (0..seen.len()).step_by(V::LANES) {

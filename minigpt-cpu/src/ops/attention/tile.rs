@@ -158,12 +158,16 @@ fn strips<V: Vector, const M: usize, const N: usize>(
     }
 }
 
-/// The sum of `a[i] b[i]`.
+/// The sum of `a[i] b[i]`, for slices of one length.
 #[inline(always)]
 pub(super) fn dot<V: Vector>(t: V::Token, a: &[f32], b: &[f32]) -> f32 {
     let mut sum = V::splat(t, 0.0);
-    for i in (0..a.len()).step_by(V::LANES) {
-        sum = load::<V>(t, a, i).mul_add(load(t, b, i), sum);
+    for (a, b) in a.chunks_exact(V::LANES).zip(b.chunks_exact(V::LANES)) {
+        sum = V::load(t, a).mul_add(V::load(t, b), sum);
+    }
+    let whole = a.len() - a.len() % V::LANES;
+    if whole < a.len() {
+        sum = V::load_partial(t, &a[whole..]).mul_add(V::load_partial(t, &b[whole..]), sum);
     }
     sum.sum()
 }
@@ -496,17 +500,17 @@ fn scale<V: Vector>(t: V::Token, x: &mut [f32], factors: [V; ACROSS]) {
     }
 }
 
-/// Scores of one query on `keys`, (keys, D): `scores[j]` = scale q . k_j.
+/// Scores of one query: `scores[j]` = scale q . `key(j)`.
 #[inline(always)]
 pub(super) fn score_row<'k, V: Vector>(
     t: V::Token,
     q: &[f32],
-    keys: impl Iterator<Item = &'k [f32]>,
+    key: impl Fn(usize) -> &'k [f32],
     scale: f32,
     scores: &mut [f32],
 ) {
-    for (key, score) in keys.zip(scores) {
-        *score = scale * dot::<V>(t, q, &key[..q.len()]);
+    for (j, score) in scores.iter_mut().enumerate() {
+        *score = scale * dot::<V>(t, q, key(j));
     }
 }
 

@@ -77,6 +77,7 @@ impl<W: Format, F: Finish> FewRows<'_, W, F> {
         y: &mut Tile<'_>,
     ) -> usize {
         let cols = y.cols();
+        let mut y = y.part(first..first + R, 0..cols.len());
         let x: [&[f32]; R] = core::array::from_fn(|r| &self.x[(first + r) * self.d_in..][..self.d_in]);
         // One row of the weight after the other, though several at a time would need x less often: the processor
         // fetches ahead on one stream, and loses its way among several that end after a kilobyte or two.
@@ -84,7 +85,7 @@ impl<W: Format, F: Finish> FewRows<'_, W, F> {
             let weight = row_of::<W>(self.weight, cols.start + col, self.d_in);
             let sums = dots::<V, W, R, S>(t, x, weight, self.d_in);
             for (i, sum) in sums.into_iter().enumerate() {
-                let y = &mut y.row(first + i)[col];
+                let y = &mut y.row(i)[col];
                 *y = if self.begin == Begin::Zero { sum } else { *y + sum };
             }
         }
