@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, value_parser};
 use minigpt_core::{Backend, Model};
 use minigpt_examples::generation::{Limits, SamplingOptions, Terminal, Writer, converse, samples};
-use minigpt_examples::options::{BackendName, CheckpointOptions, OnBackend, on_backend, open};
+use minigpt_examples::options::{BackendName, CacheName, CheckpointOptions, OnBackend, on_backend, open};
 use minigpt_examples::prompt::{PromptOptions, default_start};
 use minigpt_examples::stop::Interrupts;
 use minigpt_examples::{Outcome, finish, memory};
@@ -30,6 +30,9 @@ struct Options {
     /// Go on from lines that you type, one after the other.
     #[arg(short, long, conflicts_with_all = ["samples", "prompt", "prompt_file"])]
     interactive: bool,
+    /// What keys and values are stored as: in 16 bits they take half the memory, and are rounded.
+    #[arg(long, value_enum, default_value = "f32")]
+    cache: CacheName,
     /// What computes.
     #[arg(long, value_enum, default_value = "cpu")]
     backend: BackendName,
@@ -60,6 +63,9 @@ impl OnBackend for Generation<'_, '_> {
     fn run<B: Backend>(self, backend: B) -> Outcome<()> {
         let Generation { options, mut terminal } = self;
         let loaded = options.checkpoint.load()?;
+        for note in &loaded.notes {
+            let _ = writeln!(terminal.log, "{note}");
+        }
         let checkpoint = open(&loaded.bytes)?;
         let tokenizer =
             checkpoint.tokenizer().ok_or("this checkpoint has no tokenizer: its tokens have no text")?;
@@ -68,9 +74,10 @@ impl OnBackend for Generation<'_, '_> {
         let start = default_start(&checkpoint, tokenizer);
         let prompt = options.prompt.read(tokenizer, start, &mut terminal.input)?;
         let prefill = if options.interactive { checkpoint.config().context } else { prompt.tokens.len() };
-        memory::check_decoding(&backend, checkpoint.config(), prefill)?;
+        let cache = options.cache.into();
+        memory::check_decoding(&backend, checkpoint.config(), prefill, cache)?;
         let model = Model::load(backend, &checkpoint)?;
-        let mut writer = Writer::new(&model, tokenizer, start, prefill)?;
+        let mut writer = Writer::with_cache(&model, tokenizer, start, prefill, cache)?;
         let seed = options.sampling.seed.resolve();
         if options.interactive {
             let interrupts = Interrupts::new()?;
@@ -118,6 +125,36 @@ mod tests {
         assert_eq!(text.chars().count(), 13, "{text:?}");
         // Also one that has no blank to begin with.
         assert_eq!(generated(&trained("abcdefgh"), &[], "").unwrap().0.len(), 13);
+    }
+
+    #[test]
+    fn a_cache_in_16_bits_writes_on_too() {
+        let scratch = trained(TEXT);
+        let [exact, half, short] = ["f32", "f16", "bf16"]
+            .map(|cache| generated(&scratch, &["--temperature", "0", "--cache", cache], "").unwrap().0);
+        assert_eq!(exact.chars().count(), 13, "{exact:?}");
+        // The likeliest characters of a text of one line are so by far.
+        assert_eq!([&half, &short], [&exact, &exact]);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+        let scratch = Scratch::new();
+        scratch.trained(&TEXT.repeat(40), "--iterations 24 --eval-every 12").unwrap();
+        let step = |step: u32| scratch.path(&format!("run/step-{step:010}.mgpt"));
+        let whole = fs::read(step(24)).unwrap();
+        fs::write(step(24), &whole[..whole.len() - 1]).unwrap();
+        let expected = {
+            let loaded = CheckpointOptions { checkpoint: scratch.path("run"), which: None }.load().unwrap();
+            assert_eq!(loaded.path, step(12));
+            loaded.notes
+        };
+        assert!(
+            expected[0].contains("step-0000000024.mgpt") && expected[0].contains("passed over"),
+            "{expected:?}"
+        );
+        let (_, log) = generated(&scratch, &[], "").unwrap();
+        assert!(log.starts_with(&expected[0]), "{log}");
     }
 
     #[test]

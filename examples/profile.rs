@@ -341,7 +341,7 @@ impl OnBackend for Generation<'_> {
             let plan = Plan::decoding(&subject.config, B::Elem::DTYPE, 1, 1)?;
             return print_program(&format!("a token of {}, with a full cache", subject.name), &plan);
         }
-        memory::check_decoding(&backend, &subject.config, subject.config.context)?;
+        memory::check_decoding(&backend, &subject.config, subject.config.context, B::Elem::DTYPE)?;
         let model = subject.model(Profiled::new(backend))?;
         let context = model.config().context;
         let mut decoder = Decoder::new(&model, context)?;

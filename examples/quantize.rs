@@ -120,7 +120,7 @@ fn run(options: &Options) -> Outcome<()> {
 /// Saves the model as it is, without what only training needs. That takes no text.
 fn save_exact(checkpoint: &Checkpoint<'_>, before: usize, out: &Path) -> Outcome<()> {
     let cpu = Cpu::new()?;
-    memory::check_decoding(&cpu, checkpoint.config(), 1)?;
+    memory::check_decoding(&cpu, checkpoint.config(), 1, Dtype::F32)?;
     Model::load(cpu, checkpoint)?.save(out, &extras_of(checkpoint))?;
     let (path, after) = (out.display(), std::fs::metadata(out).map_or(0, |file| file.len()));
     say(format_args!("{path}: {after} bytes, of {before}; the weights are the same"))

@@ -10,8 +10,9 @@ pub fn config_error(error: &ConfigError) -> String {
     let fields: &[&str] = match error {
         ConfigError::Zero { field } | ConfigError::TooLarge { field } => &[field],
         ConfigError::KvHeadsDoNotDivide { .. } => &["kv_heads", "heads"],
-        ConfigError::RotaryBase { .. } => &["rotary_base"],
-        ConfigError::HeadsDoNotDivide { .. } | ConfigError::OddRotaryHead { .. } => &["d_model", "heads"],
+        ConfigError::RotaryBase { .. } => &["rotary base"],
+        ConfigError::HeadsDoNotDivide { .. } => &["d_model", "heads"],
+        ConfigError::OddRotaryHead { .. } => &["d_head", "d_model", "heads"],
         ConfigError::Dropout { .. } => &["dropout"],
         ConfigError::NormEps { .. } => &["norm_eps"],
         _ => &[],
@@ -51,7 +52,7 @@ fn flag(field: &str) -> String {
         "vocab_size" => "--vocab".into(),
         "schedule.peak" => "--lr".into(),
         "schedule.floor" => "--min-lr".into(),
-        field => format!("--{}", field.replace('_', "-")),
+        field => format!("--{}", field.replace(['_', ' '], "-")),
     }
 }
 
@@ -72,7 +73,7 @@ fn with_flag(message: &str, field: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use minigpt_core::{GptConfig, Position, SampleConfig, Sampler};
+    use minigpt_core::{GptConfig, Pairing, Position, SampleConfig, Sampler};
 
     use super::*;
 
@@ -94,7 +95,14 @@ mod tests {
         assert!(message.starts_with("--d-model 8 is not a multiple of --heads 3: every head"), "{message}");
         assert!(message.ends_with("try --heads 2 or --d-model 9"), "{message}");
         let message = of_config(|c| (c.d_model, c.heads, c.position) = (9, 3, Position::ROTARY));
-        assert!(message.ends_with("make --d-model / --heads even"), "{message}");
+        assert!(
+            message.ends_with("make --d-head even, or where it is not given --d-model / --heads"),
+            "{message}"
+        );
+        let base = Position::Rotary { base: 0.5, pairing: Pairing::Halves };
+        assert!(
+            of_config(|c| (c.d_model, c.heads, c.position) = (8, 2, base)).starts_with("--rotary-base 0.5")
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::{BufRead, ErrorKind, Write};
 use std::time::Instant;
 
 use clap::Args;
-use minigpt_core::{AnyTokenizer, Backend, Decoder, Model, SampleConfig, Sampler, Tokenizer};
+use minigpt_core::{AnyTokenizer, Backend, Decoder, Dtype, Model, Real, SampleConfig, Sampler, Tokenizer};
 
 use crate::prompt::{Prompt, PromptOptions, cut};
 use crate::seed::Seed;
@@ -96,7 +96,21 @@ impl<'a, B: Backend> Writer<'a, B> {
     /// # Errors
     /// If memory does not suffice.
     pub fn new(model: &Model<B>, tokenizer: &'a AnyTokenizer, start: u32, prefill: usize) -> Outcome<Self> {
-        let decoder = Decoder::new(model, prefill)?;
+        Self::with_cache(model, tokenizer, start, prefill, B::Elem::DTYPE)
+    }
+
+    /// The same, with keys and values stored as `cache`.
+    ///
+    /// # Errors
+    /// If memory does not suffice, or the backend cannot store them so.
+    pub fn with_cache(
+        model: &Model<B>,
+        tokenizer: &'a AnyTokenizer,
+        start: u32,
+        prefill: usize,
+        cache: Dtype,
+    ) -> Outcome<Self> {
+        let decoder = Decoder::with_cache(model, prefill, cache)?;
         Ok(Writer { context: model.config().context, tokenizer, start, decoder })
     }
 

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use minigpt_core::{Backend, GptConfig, Plan, Real, Recompute, TrainConfig};
+use minigpt_core::{Backend, Dtype, GptConfig, Plan, Real, Recompute, TrainConfig};
 
 use crate::options::human;
 use crate::{Outcome, flags};
@@ -156,8 +156,13 @@ pub fn check_logits<B: Backend>(backend: &B, config: &GptConfig, windows: usize)
 ///
 /// # Errors
 /// If the config is invalid, or needs more than is available.
-pub fn check_decoding<B: Backend>(backend: &B, config: &GptConfig, prefill: usize) -> Outcome<()> {
-    decoding_fits(backend, config, prefill, |_| {})
+pub fn check_decoding<B: Backend>(
+    backend: &B,
+    config: &GptConfig,
+    prefill: usize,
+    cache: Dtype,
+) -> Outcome<()> {
+    decoding_fits(backend, config, prefill, cache, |_| {})
 }
 
 /// The same of a model whose weights are used where they lie, and take no memory of their own.
@@ -165,16 +170,17 @@ pub fn check_decoding<B: Backend>(backend: &B, config: &GptConfig, prefill: usiz
 /// # Errors
 /// As [`check_decoding`].
 pub fn check_decoding_in_place<B: Backend>(backend: &B, config: &GptConfig, prefill: usize) -> Outcome<()> {
-    decoding_fits(backend, config, prefill, |plan| plan.bytes.parameters = 0)
+    decoding_fits(backend, config, prefill, B::Elem::DTYPE, |plan| plan.bytes.parameters = 0)
 }
 
 fn decoding_fits<B: Backend>(
     backend: &B,
     config: &GptConfig,
     prefill: usize,
+    cache: Dtype,
     change: impl FnOnce(&mut Plan),
 ) -> Outcome<()> {
-    let mut plan = Plan::decoding(config, B::Elem::DTYPE, 1, prefill.max(1))?;
+    let mut plan = Plan::decoding_with(config, B::Elem::DTYPE, 1, prefill.max(1), cache)?;
     change(&mut plan);
     available().map_or(Ok(()), |available| {
         let smaller = || "it takes a machine with more memory, or a smaller model or context".into();
@@ -359,7 +365,7 @@ mod tests {
     #[test]
     fn a_model_beyond_memory_is_refused() {
         let config = GptConfig { layers: 1, heads: 1, d_model: 1 << 24, d_ff: 8, ..GptConfig::new(4, 8) };
-        let error = check_decoding(&Reference::<f32>::new(), &config, 1).unwrap_err().to_string();
+        let error = check_decoding(&Reference::<f32>::new(), &config, 1, Dtype::F32).unwrap_err().to_string();
         assert!(
             error.starts_with("decoding needs ") && error.contains("smaller model or context"),
             "{error}"

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use minigpt_core::checkpoint::{self, Checkpoint, Fault, IoReader, Limits, LoadError, Stream, StreamError};
-use minigpt_core::{Backend, Recompute, Reference};
+use minigpt_core::{Backend, Dtype, Recompute, Reference};
 use minigpt_cpu::Cpu;
 
 use crate::Outcome;
@@ -94,11 +94,34 @@ pub fn on_backend<W: OnBackend>(name: BackendName, threads: Option<usize>, what:
     }
 }
 
+/// What a cache stores keys and values as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CacheName {
+    /// As they are.
+    F32,
+    /// Rounded to 11 bits; beyond 65504 infinite.
+    F16,
+    /// Rounded to 8 bits.
+    Bf16,
+}
+
+impl From<CacheName> for Dtype {
+    fn from(name: CacheName) -> Dtype {
+        match name {
+            CacheName::F32 => Dtype::F32,
+            CacheName::F16 => Dtype::F16,
+            CacheName::Bf16 => Dtype::Bf16,
+        }
+    }
+}
+
 /// A checkpoint in memory, verified.
 #[derive(Debug)]
 pub struct Loaded {
     /// Its file.
     pub path: PathBuf,
+    /// What is wrong with newer ones, which it stands in for.
+    pub notes: Vec<String>,
     /// Its bytes, which [`open`] opens.
     pub bytes: Vec<u8>,
 }
@@ -163,7 +186,11 @@ pub fn load_which(path: &Path, which: Option<Which>) -> Outcome<Loaded> {
         .into()),
         (true, Some(Which::Best)) => load_file(&best(path)?),
         (true, _) => match checkpoint::newest(path)? {
-            Some(newest) => Ok(Loaded { path: newest.path, bytes: newest.bytes }),
+            Some(newest) => {
+                let over = |damaged| format!("{damaged}\nit is passed over for {}", newest.path.display());
+                let notes = newest.damaged.iter().map(over).collect();
+                Ok(Loaded { path: newest.path, notes, bytes: newest.bytes })
+            }
             None if best(path).is_ok() => {
                 Err(format!("{} has only the best checkpoint of a run: add --which best", path.display())
                     .into())
@@ -192,7 +219,7 @@ pub fn best(folder: &Path) -> Outcome<PathBuf> {
 
 fn load_file(path: &Path) -> Outcome<Loaded> {
     let bytes = checkpoint::load_within(path, &Limits::NONE)?;
-    Ok(Loaded { path: path.to_path_buf(), bytes })
+    Ok(Loaded { path: path.to_path_buf(), notes: Vec::new(), bytes })
 }
 
 /// Opens a checkpoint of any size. [`Limits`] are for what it makes a program do later; in their place,
@@ -290,7 +317,7 @@ mod tests {
             let loaded = load_which(&path, None).unwrap();
             let checkpoint = open(&loaded.bytes).unwrap();
             assert_eq!(checkpoint.config().context, context);
-            let checked = check_decoding(&Reference::<f32>::new(), checkpoint.config(), 1);
+            let checked = check_decoding(&Reference::<f32>::new(), checkpoint.config(), 1, Dtype::F32);
             // Only Linux tells how much memory there is.
             if cfg!(target_os = "linux") {
                 assert_eq!(checked.is_ok(), fits, "{checked:?}");

@@ -148,7 +148,7 @@ impl Bias {
 pub struct GptConfig {
     /// How many different tokens there are (V).
     pub vocab_size: usize,
-    /// The longest sequence that the model sees at once, in tokens (T at most).
+    /// The longest sequence that the model sees at once: tokens, and given vectors before them.
     pub context: usize,
     /// How many blocks.
     pub layers: usize,
@@ -347,10 +347,12 @@ pub enum ConfigError {
         /// The field's name, or what is counted.
         field: &'static str,
     },
-    /// A pass over more tokens than the model can see.
+    /// A pass over more than the model can see.
     BeyondContext {
         /// Tokens in a sequence.
         time: usize,
+        /// Given vectors before them.
+        prefix: usize,
         /// The model's context.
         context: usize,
     },
@@ -387,6 +389,8 @@ pub enum ConfigError {
         /// Width of a head.
         d_head: usize,
     },
+    /// There is no preset of that name.
+    UnknownPreset,
     /// Dropout is not a probability below one.
     Dropout {
         /// The value given.
@@ -418,10 +422,16 @@ impl fmt::Display for ConfigError {
             ConfigError::TooLarge { field } => {
                 write!(f, "{field} is too large to be counted on this machine: make the model smaller")
             }
-            ConfigError::BeyondContext { time, context } => write!(
+            ConfigError::BeyondContext { time, prefix: 0, context } => write!(
                 f,
                 "{time} tokens in a sequence are more than the context of {context}: use shorter sequences \
                  or a model with a longer context"
+            ),
+            ConfigError::BeyondContext { time, prefix, context } => write!(
+                f,
+                "{time} tokens behind a prefix of {prefix} are more than the context of {context}: use sequences of at \
+                 most {} tokens or a model with a longer context",
+                context.saturating_sub(prefix)
             ),
             ConfigError::HeadsDoNotDivide { d_model, heads } => {
                 write!(
@@ -453,7 +463,12 @@ impl fmt::Display for ConfigError {
             }
             ConfigError::OddRotaryHead { d_head } => write!(
                 f,
-                "a head is {d_head} wide, but rotary positions turn pairs: make d_model / heads even"
+                "a head is {d_head} wide, but rotary positions turn pairs: make d_head even, or where it is not given \
+                 d_model / heads"
+            ),
+            // A literal, because the list would bring the presets themselves into every image.
+            ConfigError::UnknownPreset => f.write_str(
+                "there is no preset of that name; there are gpt2, gpt2-medium, gpt2-large, gpt2-xl, smollm2-135m",
             ),
             ConfigError::Dropout { dropout } => {
                 write!(f, "dropout {dropout} is not at least 0 and below 1: 0 turns it off, 0.2 is common")

@@ -56,6 +56,13 @@ pub enum Error<E> {
         /// How many are needed.
         expected: usize,
     },
+    /// A cache cannot store its numbers so.
+    Cache {
+        /// The type asked for.
+        cache: Dtype,
+        /// The backend's number type.
+        elem: Dtype,
+    },
     /// The text does not suffice, or a batch does not fit it.
     Data(DataError),
     /// The sampler's settings or the logits are broken.
@@ -173,10 +180,19 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
                 "this model begins with {prefix} given vectors: give them first (Trainer::set_prefix, Decoder::begin_with, \
                  Batch::begin_with, Model::logits_with)"
             ),
+            Error::PrefixLength { found, expected: 0 } => write!(
+                f,
+                "{found} numbers as given vectors for a model without a prefix: give none, or make the model with as many \
+                 given vectors as GptConfig::prefix says"
+            ),
             Error::PrefixLength { found, expected } => write!(
                 f,
                 "{found} numbers as given vectors, where {expected} are needed (sequences times the model's prefix times \
                  d_model)"
+            ),
+            Error::Cache { cache, elem } => write!(
+                f,
+                "a cache stores its numbers as {elem:?}, in which this backend computes, or as F16 or Bf16, not as {cache:?}"
             ),
             Error::Data(error) => error.fmt(f),
             Error::Sample(error) => error.fmt(f),

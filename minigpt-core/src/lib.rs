@@ -66,7 +66,7 @@
 //! | letter | field | what |
 //! |---|---|---|
 //! | B | `batch` | sequences side by side |
-//! | T | `time` | positions of a sequence: its tokens, and given vectors before them |
+//! | T | `time` | tokens of a sequence; for an op positions, given vectors before the tokens among them |
 //! | C | `d_model` | width of the residual stream |
 //! | H | `heads` | attention heads |
 //! | K | `kv_heads` | heads of keys and values, H unless several heads of queries share one |
@@ -116,8 +116,8 @@ pub use backend::{Backend, BackendError, Device, ErrorKind, Import, Imported, Re
 pub use checkpoint::Checkpoint;
 pub use config::schedule::{Decay, Schedule};
 pub use config::{
-    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position,
-    Recompute, TrainConfig,
+    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, PRESETS, Pairing,
+    Position, Recompute, TrainConfig,
 };
 pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;

@@ -496,7 +496,8 @@ impl Plan {
             return Err(ConfigError::Zero { field: "time" });
         }
         if time > config.context && purpose != Purpose::Decoding {
-            return Err(ConfigError::BeyondContext { time, context: config.context });
+            let GptConfig { prefix, context, .. } = *config;
+            return Err(ConfigError::BeyondContext { time: time.saturating_sub(prefix), prefix, context });
         }
         // How many of the positions are a token's.
         let text = match purpose {

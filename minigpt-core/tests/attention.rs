@@ -3,8 +3,8 @@
 
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Bias, Decoder, Dtype, GptConfig, Mask, Model, NormPlace, Pairing, Plan, Position, Reference, TrainConfig,
-    Trainer,
+    Batch, Bias, Decoder, Dtype, Error, GptConfig, Mask, Model, NormPlace, Pairing, Plan, Position,
+    Reference, TrainConfig, Trainer,
 };
 
 const VOCAB: usize = 11;
@@ -204,6 +204,19 @@ fn cached_decoding_equals_full_passes() {
             }
         }
     }
+}
+
+#[test]
+fn a_decoder_that_cannot_be_is_refused_in_its_own_words() {
+    let model = Model::new(Reference::<f64>::new(), base(), 1).unwrap();
+    let error = Decoder::with_cache(&model, 4, Dtype::Q8_0).unwrap_err();
+    assert_eq!(error, Error::Cache { cache: Dtype::Q8_0, elem: Dtype::F64 });
+    let said =
+        "a cache stores its numbers as F64, in which this backend computes, or as F16 or Bf16, not as Q8_0";
+    assert_eq!(error.to_string(), said);
+    let error = Batch::with_cache(&model, 2, 4, Dtype::F32).unwrap_err();
+    assert_eq!(error, Error::Cache { cache: Dtype::F32, elem: Dtype::F64 });
+    assert_eq!(Decoder::new(&model, 0).unwrap_err().to_string(), "prefill is 0: it must be at least 1");
 }
 
 #[test]

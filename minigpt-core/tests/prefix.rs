@@ -473,13 +473,22 @@ fn what_is_missing_or_too_much_is_said() {
     decoder.begin_with(&[]).unwrap();
     assert!(decoder.window().is_empty() && decoder.logits().iter().all(|&logit| logit == 0.0));
     let mut trainer = Trainer::new(&without, settings.clone()).unwrap();
-    assert_eq!(trainer.set_prefix(&vectors).unwrap_err(), Error::PrefixLength { found: 48, expected: 0 });
+    let none = trainer.set_prefix(&vectors).unwrap_err();
+    assert_eq!(none, Error::PrefixLength { found: 48, expected: 0 });
+    assert!(
+        none.to_string().starts_with("48 numbers as given vectors for a model without a prefix: give none")
+    );
     trainer.micro_step(&inputs, &targets).unwrap();
 
     // Prefix and tokens share the context.
     let long = TrainConfig { time: TEXT + 1, ..settings };
-    let beyond = ConfigError::BeyondContext { time: PREFIX + TEXT + 1, context: PREFIX + TEXT };
+    let beyond = ConfigError::BeyondContext { time: TEXT + 1, prefix: PREFIX, context: PREFIX + TEXT };
     assert_eq!(Trainer::new(&with, long).unwrap_err(), Error::Config(beyond));
+    assert!(
+        beyond
+            .to_string()
+            .ends_with(&format!("use sequences of at most {TEXT} tokens or a model with a longer context"))
+    );
     let filled = GptConfig { prefix: 8, ..config(Mask::Prefix, Position::Learned) };
     assert_eq!(filled.validate(), Err(ConfigError::PrefixFillsContext { prefix: 8, context: 8 }));
     let none = GptConfig { prefix: 0, ..config(Mask::Prefix, Position::Learned) };

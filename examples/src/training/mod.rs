@@ -18,7 +18,7 @@ mod tests;
 use std::io::{stderr, stdin, stdout};
 
 use minigpt_core::data::{EvalWindows, Windows};
-use minigpt_core::{Backend, Model, SampleConfig};
+use minigpt_core::{Backend, Mask, Model, SampleConfig};
 
 use crate::corpus::{self, Corpus, Origin};
 use crate::generation::{self, Limits, Terminal, Writer};
@@ -69,6 +69,23 @@ pub fn train(options: &Options, signals: impl Signals) -> Outcome<End> {
     )
 }
 
+/// What the losses are held against, if it is known, once it was said.
+fn introduced(corpus: &mut Corpus, mask: Mask, context: usize) -> Outcome<Option<Truth>> {
+    let text = corpus.text.take();
+    if mask == Mask::None {
+        say(
+            "without a mask each token sees the one that it is to tell: the loss is that of copying, and says nothing of \
+             what the model could write",
+        )?;
+        return Ok(None);
+    }
+    let truth = text.map(|text| Truth::of(&text, corpus.training, context)).transpose()?;
+    if let Some(truth) = truth {
+        truth.introduce(context)?;
+    }
+    Ok(truth)
+}
+
 struct Training<'a> {
     options: &'a Options,
     folder: Folder,
@@ -98,10 +115,7 @@ impl OnBackend for Training<'_> {
         corpus::remember(folder.run.path(), &text)?;
         let time = begun.trainer.config().time;
         let too_short = |error| format!("{error}; train on a longer text, or with a smaller --context");
-        let truth = corpus.text.take().map(|text| Truth::of(&text, corpus.training, time)).transpose()?;
-        if let Some(truth) = truth {
-            truth.introduce(time)?;
-        }
+        let truth = introduced(&mut corpus, begun.trainer.model().config().mask, time)?;
         let run = Run {
             folder,
             tokenizer: corpus.tokenizer.clone(),

@@ -169,7 +169,7 @@ pub struct Shape {
     /// Width of a head (--d-model / --heads).
     #[arg(long)]
     pub d_head: Option<usize>,
-    /// Width of the feed-forward layers (4 times d-model; 8/3 of it with the family llama).
+    /// Width of the feed-forward layers (4 times d-model; with the family llama 8/3 of it, rounded up to a multiple of 32).
     #[arg(long)]
     pub d_ff: Option<usize>,
     /// Tokens that the model sees at once.
@@ -201,14 +201,17 @@ pub struct Shape {
     pub activation: Option<ActivationName>,
     /// Multiply what the non-linearity gives by a second linear layer's result. It makes the feed-forward layers half as large
     /// again, if --d-ff stays.
-    #[arg(long)]
-    pub gated: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub gated: Option<bool>,
     /// Which layers have a bias, with commas between them; all, if none is named (none).
-    #[arg(long, value_enum, value_delimiter = ',', num_args = 0.., require_equals = true, default_missing_value = "all")]
+    #[arg(long, value_enum, value_delimiter = ',', num_args = 0..=1, default_missing_value = "all")]
     pub bias: Vec<BiasName>,
     /// Give the head a matrix of its own.
     #[arg(long)]
     pub untied: bool,
+    /// Let the head have the matrix of the token embedding.
+    #[arg(long, conflicts_with = "untied")]
+    pub tied: bool,
     /// Leave out the residual connections.
     #[arg(long)]
     pub no_residual: bool,
@@ -298,9 +301,10 @@ impl Shape {
             ("--norm-place", self.norm_place.is_some()),
             ("--qk-norm", self.qk_norm),
             ("--activation", self.activation.is_some()),
-            ("--gated", self.gated),
+            ("--gated", self.gated.is_some()),
             ("--bias", !self.bias.is_empty()),
             ("--untied", self.untied),
+            ("--tied", self.tied),
             ("--no-residual", self.no_residual),
             ("--dropout", self.dropout.is_some()),
             ("--norm-eps", self.norm_eps.is_some()),
@@ -347,11 +351,11 @@ impl Shape {
             norm: self.norm.map_or(base.norm, Into::into),
             norm_place: self.norm_place.map_or(base.norm_place, Into::into),
             activation: self.activation.map_or(base.activation, Into::into),
-            gated: self.gated || base.gated,
+            gated: self.gated.unwrap_or(base.gated),
             residual: !self.no_residual,
             bias: if self.bias.is_empty() { base.bias } else { biases(&self.bias) },
             dropout: self.dropout.unwrap_or(if gpu { 0.2 } else { 0.0 }),
-            tied_embeddings: base.tied_embeddings && !self.untied,
+            tied_embeddings: (base.tied_embeddings || self.tied) && !self.untied,
             norm_eps: self.norm_eps.unwrap_or(base.norm_eps),
             ..base
         }

@@ -1,6 +1,6 @@
 //! Models by the names that their users know them by.
 
-use super::{Activation, Bias, GptConfig, Norm, Pairing, Position};
+use super::{Activation, Bias, ConfigError, GptConfig, Norm, Pairing, Position};
 
 /// A published model: its name, and what makes its config.
 pub type Preset = (&'static str, fn() -> GptConfig);
@@ -15,16 +15,21 @@ pub const PRESETS: [Preset; 5] = [
 ];
 
 impl GptConfig {
-    /// One of the [`PRESETS`].
+    /// One of the [`PRESETS`], in capitals or not.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownPreset`], whose message lists them.
     ///
     /// ```
-    /// use minigpt_core::{GptConfig, config::PRESETS};
-    /// assert_eq!(GptConfig::preset("gpt2-xl"), Some(GptConfig::gpt2_xl()));
-    /// assert_eq!(GptConfig::preset("gpt5"), None);
-    /// println!("there are {:?}", PRESETS.map(|(name, _)| name));
+    /// use minigpt_core::GptConfig;
+    /// assert_eq!(GptConfig::preset("SmolLM2-135M")?, GptConfig::smollm2_135m());
+    /// let error = GptConfig::preset("gpt5").unwrap_err();
+    /// assert!(error.to_string().starts_with("there is no preset of that name; there are gpt2, gpt2-medium,"));
+    /// # Ok::<(), minigpt_core::ConfigError>(())
     /// ```
-    pub fn preset(name: &str) -> Option<GptConfig> {
-        PRESETS.iter().find(|(known, _)| *known == name).map(|(_, config)| config())
+    pub fn preset(name: &str) -> Result<GptConfig, ConfigError> {
+        let preset = PRESETS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        preset.map(|(_, config)| config()).ok_or(ConfigError::UnknownPreset)
     }
 
     /// nanoGPT's model of Shakespeare by characters, for a vocabulary, which has 65 there: 6 layers, 6 heads, 384 wide, a
@@ -91,7 +96,8 @@ impl GptConfig {
 
     /// A small model of Llama's shape (Touvron et al. 2023, arXiv:2302.13971, section 2.2), for a vocabulary and a context:
     /// 4 layers, 4 heads, 128 wide, as [`new`](GptConfig::new) is; RMS norm, rotary positions, a gated SiLU, no bias, a head
-    /// of its own. The feed-forward layer is 8/3 of the width, rounded up to a multiple of 32.
+    /// of its own. The feed-forward layer is 8/3 of that width, rounded up to a multiple of 32: another `d_model` needs a
+    /// `d_ff` of its own.
     ///
     /// ```
     /// use minigpt_core::GptConfig;
@@ -170,8 +176,13 @@ mod tests {
     #[test]
     fn presets_are_found_by_their_names() {
         for (name, config) in PRESETS {
-            assert_eq!(GptConfig::preset(name), Some(config()));
+            assert_eq!(GptConfig::preset(name), Ok(config()));
+            assert_eq!(GptConfig::preset(&name.to_uppercase()), Ok(config()));
         }
-        assert_eq!(GptConfig::preset("GPT2"), None);
+        let error = GptConfig::preset("gpt").unwrap_err();
+        assert_eq!(error, ConfigError::UnknownPreset);
+        let named: std::vec::Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
+        let expected = std::format!("there is no preset of that name; there are {}", named.join(", "));
+        assert_eq!(std::format!("{error}"), expected);
     }
 }

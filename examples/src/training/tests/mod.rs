@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 
 use clap::Parser;
 use minigpt_core::checkpoint::{self, Checkpoint};
-use minigpt_core::{Model, Reference};
+use minigpt_core::{Bias, GptConfig, Model, Reference};
 
 use super::*;
 use crate::metrics::{Measured, Metrics};
@@ -148,6 +148,25 @@ fn the_shape_of_a_model_cannot_be_changed_in_the_middle_of_a_run() {
     finished(&resumed(&scratch));
     let words = ["train", "--resume", "--from", "x"];
     let error = Options::try_parse_from(words).unwrap_err().to_string();
+    assert!(error.contains("cannot be used with"), "{error}");
+}
+
+#[test]
+fn each_part_of_a_family_can_be_taken_back() {
+    let config = |flags: &str| {
+        let words = ["train", "--family", "llama"].into_iter().chain(flags.split_whitespace());
+        Options::try_parse_from(words).unwrap().shape.model(65)
+    };
+    let llama = GptConfig::llama(65, 64);
+    assert_eq!(config(""), llama);
+    assert_eq!(config("--tied"), GptConfig { tied_embeddings: true, ..llama.clone() });
+    assert_eq!(config("--gated false"), GptConfig { gated: false, ..llama.clone() });
+    assert_eq!(config("--gated --bias none"), llama);
+    let biased = Bias { qkv: true, norm: true, ..Bias::NONE };
+    assert_eq!(config("--bias qkv,norm --gated"), GptConfig { bias: biased, ..llama.clone() });
+    assert_eq!(config("--bias=none"), llama);
+    assert_eq!(config("--bias --layers 4"), GptConfig { bias: Bias::ALL, ..llama });
+    let error = Options::try_parse_from(["train", "--tied", "--untied"]).unwrap_err().to_string();
     assert!(error.contains("cannot be used with"), "{error}");
 }
 

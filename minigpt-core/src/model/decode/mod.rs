@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use super::{Model, check_tokens};
 use crate::backend::Backend;
+use crate::config::ConfigError;
 use crate::error::Error;
 use crate::memory::{Dtype, zeros};
 use crate::plan::Plan;
@@ -99,6 +100,9 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// As [`new`](Decoder::new), or if `cache` is none of those.
     pub fn with_cache(model: &Model<B>, prefill: usize, cache: Dtype) -> Result<Self, Error<B::Error>> {
+        if prefill == 0 {
+            return Err(ConfigError::Zero { field: "prefill" }.into());
+        }
         let logits = zeros("logits", model.config().vocab_size)?;
         Ok(Decoder { slots: Slots::new(model, 1, prefill, cache, false)?, pending: None, logits })
     }

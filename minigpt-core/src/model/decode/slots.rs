@@ -134,7 +134,7 @@ impl<B: Backend> Slots<B> {
     ) -> Result<Self, Error<B::Error>> {
         let (config, elem) = (model.config(), B::Elem::DTYPE);
         if cache != elem && !matches!(cache, Dtype::F16 | Dtype::Bf16) {
-            return Err(InvalidOp::Dtype { operand: "the cache", expected: elem, found: cache }.into());
+            return Err(Error::Cache { cache, elem });
         }
         let plan = Plan::decoding_with(config, elem, count, rows, cache)?;
         // As many tokens as the device keeps of each: twice the context.

@@ -13,6 +13,10 @@ impl<B: Backend> Trainer<B> {
     /// model with a [prefix](crate::GptConfig::prefix). They stay until others take their place. Evaluation too reads them:
     /// window number i has those of sequence i modulo the batch.
     ///
+    /// [`step`](Trainer::step) draws its windows at random, whatever the vectors are: where a text belongs to its vectors, as a
+    /// caption to an image, give both to [`micro_step`](Trainer::micro_step). A checkpoint does not hold the vectors: set them
+    /// again after resuming.
+    ///
     /// # Errors
     /// If they are not as many numbers, or the backend fails.
     ///
