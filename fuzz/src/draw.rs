@@ -3,8 +3,8 @@
 use arbitrary::{Result, Unstructured};
 use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::{
-    Activation, AttentionScale, Bias, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Rank,
-    Recompute, TrainConfig,
+    Activation, AttentionScale, Bias, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Rank, Recompute,
+    TrainConfig,
 };
 
 /// One of the values that settings have, or any float.

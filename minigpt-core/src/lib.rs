@@ -116,8 +116,8 @@ pub use backend::{Backend, BackendError, Device, ErrorKind, Import, Imported, Re
 pub use checkpoint::Checkpoint;
 pub use config::schedule::{Decay, Schedule};
 pub use config::{
-    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position,
-    Rank, Recompute, TrainConfig,
+    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Rank,
+    Recompute, TrainConfig,
 };
 pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;

@@ -9,8 +9,8 @@ use super::TrainState;
 use super::{Fault, Role, Training};
 use crate::config::schedule::{Decay, Schedule};
 use crate::config::{
-    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position,
-    Rank, Recompute, TrainConfig,
+    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Rank,
+    Recompute, TrainConfig,
 };
 use crate::memory::Dtype;
 use crate::op::counter;

@@ -106,7 +106,7 @@ impl TrainConfig {
             (unit(self.beta2), "beta2", "at least 0 and below 1"),
             (self.eps.is_finite() && self.eps > 0.0, "eps", "above 0, such as 1e-8"),
             (rate(self.weight_decay), "weight_decay", "a finite number, 0 or above"),
-            (self.rank.is_valid(), "rank", "an index below the count of ranks, of which there is at least 1"),
+            (self.rank.is_valid(), "rank", "an index below a count of at least 1"),
         ];
         match rules.into_iter().find(|(holds, _, _)| !holds) {
             Some((_, field, must)) => Err((field, must)),
