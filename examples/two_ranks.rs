@@ -57,12 +57,12 @@ fn train(rank: Rank, link: &Link, text: &str, steps: u32) -> Outcome<Vec<u8>> {
         sums = link.all_reduce(rank, sums)?;
         trainer.write_sums(&sums)?;
         trainer.finish_step()?;
-        // It is that of both, and any of them can tell it.
+        // The metrics are those of both, and any rank can tell them.
         if rank.index == 0 && (step == 1 || step % 20 == 0) {
             say(format_args!("step {step}: loss {:.4}", trainer.metrics()?.loss))?;
         }
     }
-    // And so is the checkpoint: in a real run, one rank saves it.
+    // So is the checkpoint: in a real run, one rank saves it.
     let mut checkpoint = Vec::new();
     trainer.write(&mut checkpoint, &Extras::default())?;
     Ok(checkpoint)
@@ -71,15 +71,14 @@ fn train(rank: Rank, link: &Link, text: &str, steps: u32) -> Outcome<Vec<u8>> {
 /// The checkpoints that two ranks end with.
 fn two_ranks(text: &str, steps: u32) -> Outcome<[Vec<u8>; 2]> {
     let ((to_second, from_first), (to_first, from_second)) = (channel(), channel());
-    let links = [Link { to: to_second, from: from_second }, Link { to: to_first, from: from_first }];
-    let [first, second] = [0, 1].map(|index| Rank { index, count: 2 });
-    let [first_link, second_link] = links;
+    let first = Link { to: to_second, from: from_second };
+    let second = Link { to: to_first, from: from_first };
     // A rank that ends drops its link, so that the other does not wait for it.
-    let rank = |rank, link: Link| train(rank, &link, text, steps).map_err(|error| error.to_string());
-    let rank = &rank;
+    let rank = |index, link: Link| {
+        train(Rank { index, count: 2 }, &link, text, steps).map_err(|error| error.to_string())
+    };
     thread::scope(|scope| {
-        let first = scope.spawn(move || rank(first, first_link));
-        let second = scope.spawn(move || rank(second, second_link));
+        let (first, second) = (scope.spawn(|| rank(0, first)), scope.spawn(|| rank(1, second)));
         let panicked = |_| "a rank has panicked";
         Ok([first.join().map_err(panicked)??, second.join().map_err(panicked)??])
     })
