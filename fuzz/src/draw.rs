@@ -3,7 +3,7 @@
 use arbitrary::{Result, Unstructured};
 use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::{
-    Activation, AttentionScale, Bias, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Recompute,
+    Activation, AttentionScale, Bias, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Rank, Recompute,
     TrainConfig,
 };
 
@@ -112,7 +112,12 @@ pub(super) fn train_config(u: &mut Unstructured<'_>) -> Result<TrainConfig> {
             floor: float(u)?,
             warmup: u.arbitrary()?,
             steps: u.arbitrary()?,
-            decay: *u.choose(&[Decay::Constant, Decay::Linear, Decay::Cosine])?,
+            decay: match u.int_in_range(0..=3)? {
+                0 => Decay::Constant,
+                1 => Decay::Linear,
+                2 => Decay::Cosine,
+                _ => Decay::Stable { decay_steps: u.arbitrary()? },
+            },
         },
         clip: float(u)?,
         beta1: float(u)?,
@@ -120,7 +125,8 @@ pub(super) fn train_config(u: &mut Unstructured<'_>) -> Result<TrainConfig> {
         eps: float(u)?,
         weight_decay: float(u)?,
         seed: u.arbitrary()?,
-        // A checkpoint does not hold it.
+        // Checkpoints do not hold these.
         recompute: Recompute::default(),
+        rank: Rank::ALONE,
     })
 }

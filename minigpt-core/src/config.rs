@@ -4,12 +4,14 @@
 //! scale of the attention scores, whether there are residual connections, and so on.
 
 mod presets;
+mod rank;
 pub mod schedule;
 mod training;
 
 use core::fmt;
 
 pub use presets::{PRESETS, Preset};
+pub use rank::Rank;
 pub use training::{Recompute, TrainConfig};
 
 /// How a position enters the model.

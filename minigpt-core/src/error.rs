@@ -5,7 +5,7 @@ use core::fmt;
 
 use crate::backend::{BackendError, ErrorKind};
 use crate::checkpoint::LoadError;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Rank};
 use crate::data::DataError;
 use crate::memory::{Dtype, InvalidOp};
 use crate::sample::SampleError;
@@ -101,6 +101,18 @@ pub enum Error<E> {
     EmptyStep,
     /// All parameters were to be frozen.
     NothingToTrain,
+    /// One of several ranks was to finish a step without the sums of all ranks.
+    SumsNotShared {
+        /// Which one.
+        rank: Rank,
+    },
+    /// The schedule gives a learning rate that is negative or not finite.
+    LearningRate {
+        /// The number of the step, counted from 0.
+        step: u32,
+        /// The rate.
+        rate: f64,
+    },
 }
 
 impl<E: BackendError> Error<E> {
@@ -222,6 +234,16 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             Error::NothingToTrain => {
                 f.write_str("all parameters are frozen, and nothing is left to train: leave at least one")
             }
+            Error::SumsNotShared { rank: Rank { index, count } } => write!(
+                f,
+                "rank {index} of {count} has not got the sums of all ranks: call accumulate, add up what read_sums gives on \
+                 each rank, and call write_sums with the total before finish_step"
+            ),
+            Error::LearningRate { step, rate } => write!(
+                f,
+                "the learning rate of step {step} is {rate}, and must be finite and at least 0: set another schedule \
+                 (Trainer::set_schedule), and finish the step"
+            ),
             Error::EmptyStep => f.write_str("there is no gradient to update by: call micro_step before finish_step"),
         }
     }

@@ -117,7 +117,7 @@ pub use checkpoint::Checkpoint;
 pub use config::schedule::{Decay, Schedule};
 pub use config::{
     Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, PRESETS, Pairing,
-    Position, Recompute, TrainConfig,
+    Position, Rank, Recompute, TrainConfig,
 };
 pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;

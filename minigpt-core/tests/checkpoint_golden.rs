@@ -5,6 +5,7 @@
 //! Those of older versions are only read: no program writes them any more.
 
 #[path = "support/by_hand.rs"]
+#[expect(dead_code, reason = "shared with the tests of schedules")]
 mod by_hand;
 #[path = "support/models.rs"]
 #[expect(dead_code, reason = "shared with the test of the second reader")]

@@ -5,6 +5,7 @@
 //! `MINIGPT_PYTHON=python3 cargo test -p minigpt-core --test second_reader`.
 
 #[path = "support/by_hand.rs"]
+#[expect(dead_code, reason = "shared with the tests of schedules")]
 mod by_hand;
 #[path = "support/models.rs"]
 #[expect(dead_code, reason = "shared with the golden files")]
@@ -17,11 +18,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use minigpt_core::checkpoint::Role;
+use minigpt_core::checkpoint::{self, Contents, Role, Training};
 use minigpt_core::model::Extras;
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, Dtype, GptConfig, Mask, Model, Norm,
-    NormPlace, Pairing, Position, Reference, TrainConfig, Trainer,
+    Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, Decay, Dtype, GptConfig, Mask, Model,
+    Norm, NormPlace, Pairing, Position, Reference, TrainConfig, Trainer,
 };
 use models::{TOKENS, given};
 use serde_json::{Value, json};
@@ -261,25 +262,57 @@ fn the_second_reader_reads_a_training_checkpoint() {
     let answer = &read(&[path], &[])[0];
     assert_eq!(answer["config"], as_json(&support::small_config()));
     assert_eq!(answer["metadata"], json!(support::METADATA));
-    let training = support::small_training();
-    let (config, state) = (&training.config, &training.state);
-    let schedule = config.schedule;
-    assert_eq!(
-        answer["training"],
-        json!({
-            "batch": config.batch, "time": config.time, "accumulation": config.accumulation,
-            "peak": schedule.peak, "floor": schedule.floor, "warmup": schedule.warmup,
-            "steps": schedule.steps, "decay": "cosine", "clip": null, "beta1": config.beta1,
-            "beta2": config.beta2, "eps": config.eps, "weight_decay": config.weight_decay,
-            "seed": config.seed, "counters": state.counters, "windows_drawn": state.windows_drawn,
-        })
-    );
+    assert_eq!(answer["training"], training_as_json(&support::small_training()));
     let names: Vec<&str> =
         answer["tensors"].as_array().unwrap().iter().map(|t| t[0].as_str().unwrap()).collect();
     let specs = support::training_specs(&support::small_config());
     assert!(names.iter().eq(specs.iter().map(|spec| &spec.name)));
     let trained = specs.iter().filter(|spec| spec.role == Role::Parameter).map(|spec| json!(spec.name));
     assert_eq!(answer["trained"], trained.collect::<Value>());
+}
+
+/// The training section as the reader prints it.
+fn training_as_json(Training { config, state }: &Training) -> Value {
+    let schedule = config.schedule;
+    let mut json = json!({
+        "batch": config.batch, "time": config.time, "accumulation": config.accumulation,
+        "peak": schedule.peak, "floor": schedule.floor, "warmup": schedule.warmup,
+        "steps": schedule.steps, "decay": "cosine", "clip": null, "beta1": config.beta1,
+        "beta2": config.beta2, "eps": config.eps, "weight_decay": config.weight_decay,
+        "seed": config.seed, "counters": state.counters, "windows_drawn": state.windows_drawn,
+    });
+    match schedule.decay {
+        Decay::Constant => json["decay"] = json!("constant"),
+        Decay::Linear => json["decay"] = json!("linear"),
+        Decay::Stable { decay_steps } => {
+            json["decay"] = json!("stable");
+            json["decay_steps"] = json!(decay_steps);
+        }
+        _ => {}
+    }
+    json
+}
+
+#[test]
+fn the_second_reader_knows_every_decay() {
+    let folder = Folder::new("second-reader-decay");
+    let decays = [Decay::Constant, Decay::Linear, Decay::Cosine, Decay::Stable { decay_steps: 300 }];
+    let trainings = decays.map(|decay| {
+        let mut training = support::small_training();
+        training.config.schedule.decay = decay;
+        training
+    });
+    let paths: Vec<PathBuf> = (0..4).map(|i| folder.0.join(format!("{i}.mgpt"))).collect();
+    for (path, training) in paths.iter().zip(&trainings) {
+        support::with_small_contents(|contents| {
+            let contents = Contents { training: Some(training), ..contents.clone() };
+            checkpoint::save(path, &contents, support::fill)
+        })
+        .unwrap();
+    }
+    for (training, answer) in trainings.iter().zip(read(&paths, &[])) {
+        assert_eq!(answer["training"], training_as_json(training));
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A training run from the command line.
 //!
 //! `options` are the flags and `names` the words for choices among them, `begin` makes a trainer of them or of a
-//! checkpoint, `session` is the loop, `rescue` what to do when it diverges, `folder` is what the run keeps on disk,
+//! checkpoint, `schedule` the learning rate of them, `session` is the loop, `rescue` what to do when it diverges, `folder` is what the run keeps on disk,
 //! `summary` is what it ends with, and `command` is the program around it.
 
 mod begin;
@@ -10,6 +10,7 @@ mod folder;
 mod names;
 mod options;
 mod rescue;
+mod schedule;
 mod session;
 mod summary;
 #[cfg(test)]

@@ -109,14 +109,56 @@ names! {
         /// x / (1 + exp(-x)).
         Silu => Activation::Silu,
     }
-    /// [`Decay`] on the command line.
-    DecayName for Decay {
-        /// Along half a cosine.
-        Cosine => Decay::Cosine,
-        /// In a straight line.
-        Linear => Decay::Linear,
-        /// Not at all.
-        Constant => Decay::Constant,
+}
+
+/// [`Decay`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DecayName {
+    /// Along half a cosine.
+    Cosine,
+    /// In a straight line.
+    Linear,
+    /// Not at all until the last steps, and then in a straight line (warm-up, stable, decay).
+    Wsd,
+    /// Not at all.
+    Constant,
+}
+
+impl DecayName {
+    /// That of a decay.
+    pub(super) fn of(decay: Decay) -> Self {
+        match decay {
+            Decay::Constant => DecayName::Constant,
+            Decay::Linear => DecayName::Linear,
+            Decay::Stable { .. } => DecayName::Wsd,
+            _ => DecayName::Cosine,
+        }
+    }
+
+    /// The decay, which takes so many steps if it has a stable part before it.
+    pub(super) fn decay(self, decay_steps: u32) -> Decay {
+        match self {
+            DecayName::Cosine => Decay::Cosine,
+            DecayName::Linear => Decay::Linear,
+            DecayName::Wsd => Decay::Stable { decay_steps },
+            DecayName::Constant => Decay::Constant,
+        }
+    }
+
+    /// A fifth of all steps (Hägele et al. 2024, arXiv:2405.18392).
+    pub(super) fn usual_steps(iterations: u32) -> u32 {
+        iterations.div_ceil(5)
+    }
+}
+
+impl std::fmt::Display for DecayName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DecayName::Cosine => "cosine",
+            DecayName::Linear => "linear",
+            DecayName::Wsd => "wsd",
+            DecayName::Constant => "constant",
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser};
-use minigpt_core::config::schedule::{Decay, Schedule};
+use minigpt_core::config::schedule::Decay;
 use minigpt_core::{GptConfig, Position, Recompute, TrainConfig};
 
 use super::folder::Pace;
@@ -12,6 +12,7 @@ use super::names::{
     ActivationName, BiasName, DecayName, Family, MaskName, NormName, NormPlaceName, PairingName,
     PositionName, Preset, TokenizerName, biases,
 };
+use super::schedule;
 use crate::Outcome;
 use crate::corpus::{TextOptions, word};
 use crate::options::{BackendName, RecomputeName, Which};
@@ -247,6 +248,9 @@ pub struct Settings {
     /// How the learning rate falls after that (cosine).
     #[arg(long, value_enum)]
     pub schedule: Option<DecayName>,
+    /// Steps in which the learning rate falls at the end of the schedule wsd (a fifth of --iterations).
+    #[arg(long)]
+    pub decay_steps: Option<u32>,
     /// The largest norm of the gradient; inf: any (1).
     #[arg(long, allow_negative_numbers = true)]
     pub clip: Option<f64>,
@@ -382,13 +386,7 @@ impl Shape {
     pub(super) fn defaults(&self, context: usize, seed: u64, length: Option<u32>) -> (TrainConfig, Pace) {
         let (batch, usual) = if self.gpu() { (64, 5000) } else { (12, 2000) };
         let iterations = length.unwrap_or(usual);
-        let schedule = Schedule {
-            peak: 1e-3,
-            floor: 1e-4,
-            warmup: WARMUP.min(iterations / TENTH),
-            steps: iterations,
-            decay: Decay::Cosine,
-        };
+        let schedule = schedule::of_length(iterations);
         let config =
             TrainConfig { batch, time: context, schedule, seed, ..TrainConfig::constant(schedule.peak) };
         let pace =
@@ -396,12 +394,6 @@ impl Shape {
         (config, pace)
     }
 }
-
-/// A learning rate after which one of a tenth is a careful end, and warm-up of a tenth of the steps a careful beginning.
-const TENTH: u32 = 10;
-
-/// The warm-up of runs of a thousand steps or more.
-const WARMUP: u32 = 100;
 
 impl Settings {
     /// These settings, and for those that are not given the ones of `config` and `pace`.
@@ -441,46 +433,21 @@ impl Settings {
         };
         Ok((config, pace))
     }
-
-    fn schedule_over(&self, kept: Schedule, iterations: u32) -> Outcome<Schedule> {
-        let peak = self.lr.unwrap_or(kept.peak);
-        let decay = self.schedule.map_or(kept.decay, Into::into);
-        // A rate that is given takes its last one along.
-        let kept_floor = if self.lr.is_some() { peak / f64::from(TENTH) } else { kept.floor };
-        let floor = self.min_lr.unwrap_or(kept_floor);
-        let warmup = self.warmup.unwrap_or(kept.warmup);
-        // What a run has always had is not refused when it goes on.
-        let chosen = self.warmup.is_some() || self.iterations.is_some();
-        if chosen && warmup > 0 && warmup >= iterations {
-            return Err(format!(
-                "--warmup {warmup} takes all of the {iterations} steps, so that the learning rate never gets to --lr \
-                 {peak:?}: warm up for fewer, such as --warmup {}, or train for more with --iterations",
-                iterations / TENTH
-            )
-            .into());
-        }
-        // Of a rate below 0 the library says what is wrong with it.
-        if (self.lr.is_some() || self.min_lr.is_some()) && floor > peak.max(0.0) {
-            return Err(format!(
-                "--min-lr {floor:?} is above --lr {peak:?}, from which the learning rate falls to it: make it {peak:?} \
-                 or less, such as --min-lr {}",
-                typed(peak / f64::from(TENTH))
-            )
-            .into());
-        }
-        if decay == Decay::Constant && self.min_lr.is_some() {
-            return Err("--min-lr is where the learning rate falls to, and with a constant schedule it does not fall: \
-                 leave one of them out, or take --schedule cosine"
-                .into());
-        }
-        Ok(Schedule { peak, floor, warmup, steps: iterations, decay })
-    }
 }
 
 /// A number as somebody would type it: without the digits that only a division left.
 pub(super) fn typed(number: f64) -> String {
     let rounded: f64 = format!("{number:.11e}").parse().unwrap_or(number);
     format!("{rounded:?}")
+}
+
+/// What --schedule is given for this decay, with the flag that says how long it takes if it has one.
+fn schedule_flags(decay: Decay) -> String {
+    let name = DecayName::of(decay);
+    match decay {
+        Decay::Stable { decay_steps } => format!("{name} --decay-steps {decay_steps}"),
+        _ => name.to_string(),
+    }
 }
 
 /// The flags that would make `before` of `after`, each with its value, and what the value was.
@@ -497,7 +464,7 @@ pub(super) fn changes(
             ("--lr", typed(schedule.peak)),
             ("--min-lr", typed(schedule.floor)),
             ("--warmup", schedule.warmup.to_string()),
-            ("--schedule", format!("{:?}", schedule.decay).to_lowercase()),
+            ("--schedule", schedule_flags(schedule.decay)),
             ("--clip", typed(*clip)),
             ("--beta1", typed(*beta1)),
             ("--beta2", typed(*beta2)),

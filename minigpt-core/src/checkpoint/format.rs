@@ -9,7 +9,7 @@ use super::TrainState;
 use super::{Fault, Role, Training};
 use crate::config::schedule::{Decay, Schedule};
 use crate::config::{
-    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position,
+    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Rank,
     Recompute, TrainConfig,
 };
 use crate::memory::Dtype;
@@ -455,6 +455,7 @@ enum WireDecay {
     Constant,
     Linear,
     Cosine,
+    Stable { decay_steps: u32 },
 }
 
 /// TRAN.
@@ -499,6 +500,7 @@ impl TryFrom<&Training> for WireTraining {
                 Decay::Constant => WireDecay::Constant,
                 Decay::Linear => WireDecay::Linear,
                 Decay::Cosine => WireDecay::Cosine,
+                Decay::Stable { decay_steps } => WireDecay::Stable { decay_steps },
             },
             clip: config.clip,
             beta1: config.beta1,
@@ -529,6 +531,7 @@ impl TryFrom<WireTraining> for Training {
                     WireDecay::Constant => Decay::Constant,
                     WireDecay::Linear => Decay::Linear,
                     WireDecay::Cosine => Decay::Cosine,
+                    WireDecay::Stable { decay_steps } => Decay::Stable { decay_steps },
                 },
             },
             clip: wire.clip,
@@ -538,6 +541,7 @@ impl TryFrom<WireTraining> for Training {
             weight_decay: wire.weight_decay,
             seed: wire.seed,
             recompute: Recompute::default(),
+            rank: Rank::ALONE,
         };
         Ok(Training {
             config,

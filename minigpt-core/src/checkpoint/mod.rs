@@ -92,7 +92,7 @@
 //!
 //! **`TRAN`**, if training is to continue ([`TrainConfig`], then [`TrainState`]): `u32` batch, time,
 //! accumulation; the learning rate's `f64` peak, floor, `u32` warmup, steps, and decay, a choice of 0
-//! constant, 1 linear, 2 cosine; `f64` clip (may be infinite), beta1, beta2, eps, weight_decay; `u64` seed;
+//! constant, 1 linear, 2 cosine, 3 stable, which carries `u32` decay_steps; `f64` clip (may be infinite), beta1, beta2, eps, weight_decay; `u64` seed;
 //! 16 `u32`, the [counters](crate::op::counter) of the device; `u64` windows_drawn.
 //!
 //! **`META`**, if the program has something to keep: a list of records of two `str`, key and value, in the
@@ -198,7 +198,8 @@
 //! ## What will not change
 //!
 //! Later versions of this library read versions 1 and 2. What older programs may ignore comes as a new section
-//! without the flag; what they must not, as a new section with the flag; anything else as a new version.
+//! without the flag; what they must not, as a new section with the flag; anything else as a new version. A choice may get
+//! another number, as decay got 3: a file without it stays what it was, and an older program refuses one that has it.
 
 mod crc;
 mod error;
@@ -256,6 +257,6 @@ pub struct Training {
 pub struct TrainState {
     /// The device counters, see [`counter`].
     pub counters: [u32; counter::LEN],
-    /// How many training windows have been drawn.
+    /// How many training windows have been drawn, by all ranks together.
     pub windows_drawn: u64,
 }

@@ -10,6 +10,14 @@ pub enum Decay {
     Linear,
     /// Along half a cosine to the floor (Loshchilov and Hutter 2017, SGDR).
     Cosine,
+    /// Warm-up, stable, decay: it stays at the peak until the last `decay_steps` of the steps, in which it falls in a
+    /// straight line to the floor. No step before that depends on how many there are, so that a run can be made longer from
+    /// there (Hu et al. 2024, MiniCPM, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392, who find it as good as a
+    /// cosine of the same length if the decay is about a fifth of the steps).
+    Stable {
+        /// How many steps the way down takes; at most those that the warm-up leaves.
+        decay_steps: u32,
+    },
 }
 
 /// Linear warm-up from near zero to `peak`, then a decay to `floor`, which it keeps.
@@ -20,6 +28,10 @@ pub enum Decay {
 /// assert!(schedule.learning_rate(0) < 1.1e-5);
 /// assert!((schedule.learning_rate(100) - 1e-3).abs() < 1e-9);
 /// assert!((schedule.learning_rate(2000) - 1e-4).abs() < 1e-9);
+///
+/// let stable = Schedule { decay: Decay::Stable { decay_steps: 400 }, ..schedule };
+/// assert_eq!(stable.learning_rate(1600), 1e-3);
+/// assert!((stable.learning_rate(1800) - 5.5e-4).abs() < 1e-9);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
@@ -53,11 +65,16 @@ impl Schedule {
         if step >= self.steps {
             return floor;
         }
-        // Here warmup <= step < steps, so the way down has a length.
-        let progress = f64::from(step - self.warmup) / f64::from(self.steps - self.warmup);
+        // Where the way down begins.
+        let begin = match self.decay {
+            Decay::Stable { decay_steps } => self.steps.saturating_sub(decay_steps).max(self.warmup),
+            _ => self.warmup,
+        };
+        // Here begin <= steps and step < steps, so that where progress is not 0 the way has a length.
+        let progress = f64::from(step.saturating_sub(begin)) / f64::from(self.steps - begin).max(1.0);
         let remaining = match self.decay {
             Decay::Constant => 1.0,
-            Decay::Linear => 1.0 - progress,
+            Decay::Linear | Decay::Stable { .. } => 1.0 - progress,
             Decay::Cosine => 0.5 * (1.0 + libm::cos(core::f64::consts::PI * progress)),
         };
         floor + remaining * (peak - floor)
@@ -74,7 +91,7 @@ mod tests {
 
     #[test]
     fn warm_up_is_a_straight_line_to_the_peak() {
-        for decay in [Decay::Constant, Decay::Linear, Decay::Cosine] {
+        for decay in [Decay::Constant, Decay::Linear, Decay::Cosine, Decay::Stable { decay_steps: 4 }] {
             let rates = [0, 1, 2, 3].map(|step| schedule(decay).learning_rate(step));
             assert_eq!(rates, [0.25, 0.5, 0.75, 1.0], "{decay:?}");
         }
@@ -93,6 +110,28 @@ mod tests {
         close(rate(Decay::Cosine, 10), 0.2 + 0.4 * (1.0 - libm::cos(core::f64::consts::PI / 8.0)));
         close(rate(Decay::Cosine, 11), 0.2);
         close(rate(Decay::Constant, 7), 1.0);
+        // At the peak up to step 7, then a quarter, a half and all of the way to step 11.
+        let stable = Decay::Stable { decay_steps: 4 };
+        assert_eq!([4, 6, 7].map(|step| rate(stable, step)), [1.0; 3]);
+        close(rate(stable, 8), 0.8);
+        close(rate(stable, 9), 0.6);
+        close(rate(stable, 11), 0.2);
+    }
+
+    #[test]
+    fn a_stable_rate_decays_at_most_from_the_warm_up_on_and_at_least_at_the_end() {
+        for step in 0..13 {
+            for decay_steps in [8, 9, 11, u32::MAX] {
+                let stable = schedule(Decay::Stable { decay_steps });
+                assert_eq!(stable.learning_rate(step), schedule(Decay::Linear).learning_rate(step));
+            }
+        }
+        let never = schedule(Decay::Stable { decay_steps: 0 });
+        assert_eq!([3, 7, 10, 11, 12].map(|step| never.learning_rate(step)), [1.0, 1.0, 1.0, 0.2, 0.2]);
+        // Another length changes nothing before the decay.
+        let longer = Schedule { steps: 30, ..schedule(Decay::Stable { decay_steps: 4 }) };
+        let shorter = schedule(Decay::Stable { decay_steps: 4 });
+        assert!((0..=7).all(|step| longer.learning_rate(step) == shorter.learning_rate(step)));
     }
 
     #[test]
@@ -100,6 +139,7 @@ mod tests {
         for step in [11, 12, u32::MAX] {
             assert_eq!(schedule(Decay::Linear).learning_rate(step), 0.2);
             assert_eq!(schedule(Decay::Cosine).learning_rate(step), 0.2);
+            assert_eq!(schedule(Decay::Stable { decay_steps: 2 }).learning_rate(step), 0.2);
             assert_eq!(schedule(Decay::Constant).learning_rate(step), 1.0);
         }
         assert_eq!(Schedule::constant(0.3).learning_rate(0), 0.3);
@@ -108,8 +148,10 @@ mod tests {
 
     #[test]
     fn a_warm_up_past_the_end_is_a_warm_up_and_then_the_floor() {
-        let late = Schedule { steps: 2, ..schedule(Decay::Cosine) };
-        assert_eq!(late.learning_rate(2), 0.75);
-        assert_eq!(late.learning_rate(3), 0.2);
+        for decay in [Decay::Cosine, Decay::Stable { decay_steps: 2 }] {
+            let late = Schedule { steps: 2, ..schedule(decay) };
+            assert_eq!(late.learning_rate(2), 0.75);
+            assert_eq!(late.learning_rate(3), 0.2);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! How to train.
 
+use super::rank::Rank;
 use super::schedule::Schedule;
 
 /// What the backward pass computes again instead of finding it where the forward pass left it.
@@ -40,9 +41,9 @@ pub enum Recompute {
 /// How to train. Plain data, kept in checkpoints, so that a run can be resumed from its checkpoint alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainConfig {
-    /// Sequences per micro-batch (B). More than keep the backend busy go through the model in
-    /// [slices](TrainConfig::sequences_at_once), so that only the memory of their tokens grows with
-    /// them.
+    /// Sequences per micro-batch (B), of one [rank](TrainConfig::rank) if there are several. More than keep the backend
+    /// busy go through the model in [slices](TrainConfig::sequences_at_once), so that only the memory of their tokens grows
+    /// with them.
     pub batch: usize,
     /// Tokens per sequence (T), at most what the model's prefix leaves of its context.
     pub time: usize,
@@ -62,8 +63,10 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Seed of the windows and the dropout masks.
     pub seed: u64,
-    /// What the backward pass computes again. The one setting that checkpoints do not hold: it changes no result.
+    /// What the backward pass computes again. Checkpoints do not hold it: it changes no result.
     pub recompute: Recompute,
+    /// Which of the trainers that train as one this is. Checkpoints do not hold it either: they are the same on each.
+    pub rank: Rank,
 }
 
 impl TrainConfig {
@@ -82,6 +85,7 @@ impl TrainConfig {
             weight_decay: 0.1,
             seed: 1337,
             recompute: Recompute::Nothing,
+            rank: Rank::ALONE,
         }
     }
 
@@ -102,6 +106,7 @@ impl TrainConfig {
             (unit(self.beta2), "beta2", "at least 0 and below 1"),
             (self.eps.is_finite() && self.eps > 0.0, "eps", "above 0, such as 1e-8"),
             (rate(self.weight_decay), "weight_decay", "a finite number, 0 or above"),
+            (self.rank.is_valid(), "rank", "an index below a count of at least 1"),
         ];
         match rules.into_iter().find(|(holds, _, _)| !holds) {
             Some((_, field, must)) => Err((field, must)),
@@ -135,6 +140,8 @@ mod tests {
             (TrainConfig { eps: f64::INFINITY, ..good() }, "eps"),
             (TrainConfig { weight_decay: -0.1, ..good() }, "weight_decay"),
             (TrainConfig { weight_decay: f64::INFINITY, ..good() }, "weight_decay"),
+            (TrainConfig { rank: Rank { index: 0, count: 0 }, ..good() }, "rank"),
+            (TrainConfig { rank: Rank { index: 2, count: 2 }, ..good() }, "rank"),
         ] {
             assert_eq!(refused(config), Some(field));
         }
@@ -142,6 +149,7 @@ mod tests {
             TrainConfig { batch: 1, time: 1, accumulation: 1, ..good() },
             TrainConfig { schedule: rate(0.0, 0.0), ..good() },
             TrainConfig { clip: f64::INFINITY, ..good() },
+            TrainConfig { rank: Rank { index: 1, count: 2 }, ..good() },
             TrainConfig { beta1: 0.0, beta2: 0.0, weight_decay: 0.0, ..good() },
         ] {
             assert_eq!(config.validate(), Ok(()));
@@ -155,5 +163,6 @@ mod tests {
         assert_eq!(config.schedule, Schedule::constant(1e-3));
         assert_eq!((config.beta1, config.beta2, config.eps), (0.9, 0.99, 1e-8));
         assert_eq!((config.weight_decay, config.clip), (0.1, 1.0));
+        assert_eq!(config.rank, Rank::ALONE);
     }
 }

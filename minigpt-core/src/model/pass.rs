@@ -91,8 +91,11 @@ pub(crate) struct Pass<'p> {
     pub(crate) batch: usize,
     /// T; at most the plan's. In decoding how many rows there are, live or not.
     pub(crate) time: usize,
-    /// How many of the plan's sequences come before the first of this pass: where tokens, targets and dropout masks begin.
+    /// How many of the plan's sequences come before the first of this pass: where tokens and targets begin, and dropout
+    /// masks behind `first`.
     pub(crate) before: usize,
+    /// The number of the plan's first sequence among those of all ranks.
+    pub(crate) first: u64,
     /// Whether elements drop out.
     pub(crate) dropout: bool,
     /// Whether ops of the same sizes are told once: enough to see what the pass takes, however long it is.
@@ -187,6 +190,7 @@ impl<'p> Pass<'p> {
             batch: plan.batch,
             time: plan.time,
             before: 0,
+            first: 0,
             dropout: false,
             #[cfg(feature = "train")]
             sizes_only: false,
@@ -316,7 +320,8 @@ impl<'p> Pass<'p> {
     pub(super) fn dropout_at(&self, site: u32, sequence: &[usize]) -> Option<Dropout> {
         let probability = self.config().dropout;
         // Wrapping: the masks repeat long before.
-        let first = sequence.iter().fold(self.before as u64, |first, &dim| first.wrapping_mul(dim as u64));
+        let first = self.first.wrapping_add(self.before as u64);
+        let first = sequence.iter().fold(first, |first, &dim| first.wrapping_mul(dim as u64));
         let counters = self.plan.counters.on(self.buffers.state, Dtype::U32);
         (self.dropout && probability > 0.0).then_some(Dropout { probability, site, first, counters })
     }

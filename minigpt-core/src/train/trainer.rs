@@ -3,6 +3,8 @@
 mod observe;
 mod own_loss;
 mod prefix;
+mod ranks;
+mod rate;
 mod storage;
 mod sums;
 
@@ -20,6 +22,7 @@ use crate::op::{IGNORE, Sink, counter, scalar};
 use crate::plan::{BackwardActivations, Parameters, Plan, Tensor};
 use crate::real::Real;
 use own_loss::HostLogits;
+use rate::Function;
 
 pub use own_loss::{LossError, Piece, PieceLoss, Row};
 pub use sums::Sums;
@@ -71,6 +74,8 @@ pub struct Trainer<B: Backend> {
     programs: Option<Programs<B>>,
     model: Model<B>,
     config: TrainConfig,
+    /// In place of the config's schedule.
+    schedule: Option<Function>,
     workspace: Workspace<B>,
     backward: BackwardActivations,
     grads: Allocation<B>,
@@ -87,6 +92,8 @@ pub struct Trainer<B: Backend> {
     pending: usize,
     /// How many targets the gradients are the sum over.
     counted: f64,
+    /// Whether the program has written the sums of the step in the making since the last micro-batch.
+    shared: bool,
     inputs: Vec<u32>,
     targets: Vec<u32>,
     staging: Vec<u8>,
@@ -214,12 +221,14 @@ impl<B: Backend> Trainer<B> {
             steps: Some(0),
             pending: 0,
             counted: 0.0,
+            shared: false,
             inputs: zeros("inputs", tokens)?,
             targets: zeros("targets", tokens)?,
             staging: zeros("staging", slice * 4)?,
             exchange: Vec::new(),
             host: HostLogits::default(),
             config: config.clone(),
+            schedule: None,
         };
         let mut counters = [0; counter::LEN];
         [counters[counter::SEED], counters[counter::SEED + 1]] = crate::rng::key(trainer.config.seed);
@@ -258,7 +267,8 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// If the windows are not `time` long or hold a token that is not in the vocabulary, or the backend fails. The
-    /// micro-batches of a step that fails are dropped.
+    /// micro-batches of a step that fails are dropped. If the trainer is one of several [ranks](TrainConfig::rank), which
+    /// [accumulate](Trainer::accumulate), or the [learning rate](Trainer::set_schedule) is none: nothing is changed then.
     pub fn step(&mut self, windows: &Windows<'_>) -> Result<(), Error<B::Error>> {
         self.step_by(windows, Self::micro_step)
     }
@@ -267,17 +277,32 @@ impl<B: Backend> Trainer<B> {
     fn step_by(
         &mut self,
         windows: &Windows<'_>,
+        micro_step: impl FnMut(&mut Self, &[u32], &[u32]) -> Result<(), Error<B::Error>>,
+    ) -> Result<(), Error<B::Error>> {
+        self.check_alone()?;
+        self.accumulate_by(windows, micro_step)?;
+        self.finish_step()
+    }
+
+    /// Gives the micro-batches of a step to `micro_step`.
+    fn accumulate_by(
+        &mut self,
+        windows: &Windows<'_>,
         mut micro_step: impl FnMut(&mut Self, &[u32], &[u32]) -> Result<(), Error<B::Error>>,
     ) -> Result<(), Error<B::Error>> {
-        let TrainConfig { batch, time, accumulation, seed, .. } = self.config;
+        let TrainConfig { batch, time, accumulation, seed, rank, .. } = self.config;
         if windows.time() != time {
             return Err(Error::BatchLength { found: batch * windows.time(), expected: batch * time });
         }
+        // Sooner than after all the work.
+        self.learning_rate(self.steps()?)?;
         for _ in 0..accumulation {
             let (mut inputs, mut targets) =
                 (core::mem::take(&mut self.inputs), core::mem::take(&mut self.targets));
+            // Wrapping, as the windows' numbers do: the count may come from a stranger's checkpoint.
+            let first = self.windows_drawn.wrapping_add(rank.first(batch));
             let result = windows
-                .fill(seed, self.windows_drawn, batch, &mut inputs, &mut targets)
+                .fill(seed, first, batch, &mut inputs, &mut targets)
                 .map_err(Error::Data)
                 .and_then(|()| micro_step(self, &inputs, &targets));
             (self.inputs, self.targets) = (inputs, targets);
@@ -285,10 +310,9 @@ impl<B: Backend> Trainer<B> {
                 self.pending = 0;
                 return result;
             }
-            // Wrapping, as the windows' numbers do: the count may come from a stranger's checkpoint.
-            self.windows_drawn = self.windows_drawn.wrapping_add(batch as u64);
+            self.windows_drawn = self.windows_drawn.wrapping_add(rank.sequences(batch));
         }
-        self.finish_step()
+        Ok(())
     }
 
     /// Adds the gradient of one batch, (B, T) inputs and (B, T) targets, to the step in the making. Targets that are
@@ -308,6 +332,7 @@ impl<B: Backend> Trainer<B> {
     fn count(&mut self, targets: f64, done: bool) {
         self.counted = if self.pending == 0 { targets } else { self.counted + targets };
         self.pending = if done { self.pending + 1 } else { 0 };
+        self.shared = false;
     }
 
     fn check_batch(&self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), Error<B::Error>> {
@@ -367,7 +392,7 @@ impl<B: Backend> Trainer<B> {
     fn emit_slices(&self, sink: &mut Sink<'_>) -> Flow {
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
         let gradients = self.gradients();
-        let whole = Pass { dropout: true, batch: self.config.batch, ..self.workspace.pass(&self.model) };
+        let whole = micro_batch(self.workspace.pass(&self.model), &self.config);
         program::micro_step(sink, &whole, scalars, counters, &gradients)
     }
 
@@ -396,31 +421,34 @@ impl<B: Backend> Trainer<B> {
     /// Closes the step: clips the gradient and updates the parameters.
     ///
     /// # Errors
-    /// If no micro-batch was added to it; or if the backend fails, which drops the step.
+    /// If no micro-batch was added to it; if the trainer is one of several [ranks](TrainConfig::rank) and has not got
+    /// [their sums](Trainer::write_sums), or the [learning rate](Trainer::set_schedule) is none, which leaves the step in the
+    /// making as it was; or if the backend fails, which drops it.
     pub fn finish_step(&mut self) -> Result<(), Error<B::Error>> {
         if self.pending == 0 {
             return Err(Error::EmptyStep);
         }
+        if !self.shared {
+            self.check_alone()?;
+        }
+        let steps = self.steps().inspect_err(|_| self.pending = 0)?;
+        let rate = self.learning_rate(steps)?;
         // Whatever comes of it: a gradient that was applied, or may have been, is not applied again.
-        self.pending = 0;
-        let steps = match self.steps.take() {
-            Some(steps) => steps,
-            None => self.state()?.counters[counter::STEP],
-        };
-        self.enqueue_update(steps).map_err(Error::Backend)?;
+        (self.pending, self.steps) = (0, None);
+        self.enqueue_update(rate).map_err(Error::Backend)?;
         // The device's counter stops there too.
         self.steps = Some(steps.saturating_add(1));
         Ok(())
     }
 
-    /// What closes step number `steps`, counted from 0.
-    fn enqueue_update(&mut self, steps: u32) -> Result<(), B::Error> {
-        let mut rate = [0; size_of::<u64>()];
-        B::Elem::from_f64(self.config.schedule.learning_rate(steps)).to_le_slice(&mut rate);
-        let rate = &rate[..size_of::<B::Elem>()];
+    /// What closes a step, at this learning rate.
+    fn enqueue_update(&mut self, rate: B::Elem) -> Result<(), B::Error> {
+        let mut bytes = [0; size_of::<u64>()];
+        rate.to_le_slice(&mut bytes);
+        let bytes = &bytes[..size_of::<B::Elem>()];
         let programs = self.programs()?;
         let mut backend = self.model.device().lock();
-        backend.write(self.workspace.scalars().slice(scalar::LEARNING_RATE, 1), rate)?;
+        backend.write(self.workspace.scalars().slice(scalar::LEARNING_RATE, 1), bytes)?;
         programs.update.run(&mut backend, |sink| self.emit_update(sink))
     }
 
@@ -492,6 +520,12 @@ impl<B: Backend> Trainer<B> {
             program::evaluation(sink, &pass, self.workspace.evaluation())
         })
     }
+}
+
+/// A pass over a micro-batch, whose dropout masks are those of its rank's sequences.
+fn micro_batch<'p>(pass: Pass<'p>, config: &TrainConfig) -> Pass<'p> {
+    let TrainConfig { batch, rank, .. } = *config;
+    Pass { dropout: true, batch, first: rank.first(batch), ..pass }
 }
 
 fn check_length<E>(tokens: &[u32], expected: usize) -> Result<(), Error<E>> {

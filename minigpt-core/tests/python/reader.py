@@ -133,7 +133,9 @@ def read_training(body):
     training = {name: body.integer() for name in ["batch", "time", "accumulation"]}
     training.update({name: body.f64() for name in ["peak", "floor"]})
     training.update({name: body.integer() for name in ["warmup", "steps"]})
-    training["decay"] = body.choice(["constant", "linear", "cosine"])
+    training["decay"] = body.choice(["constant", "linear", "cosine", "stable"])
+    if training["decay"] == "stable":
+        training["decay_steps"] = body.integer()
     training.update({name: body.f64() for name in ["clip", "beta1", "beta2", "eps", "weight_decay"]})
     training["seed"] = body.integer(64)
     training["counters"] = [body.integer() for _ in range(16)]

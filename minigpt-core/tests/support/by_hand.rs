@@ -1,9 +1,10 @@
 //! Whole checkpoints of version 2 from the prose of the format, without the writer and without a plan: a second encoder, which
 //! also writes configs that the library refuses.
 
-use minigpt_core::checkpoint::{Role, TensorSpec};
+use minigpt_core::checkpoint::{Role, TensorSpec, Training};
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, Dtype, GptConfig, Mask, Norm, NormPlace, Pairing, Position,
+    Activation, AnyTokenizer, AttentionScale, Decay, Dtype, GptConfig, Mask, Norm, NormPlace, Pairing,
+    Position,
 };
 
 use crate::support::{header, string, varint};
@@ -63,6 +64,27 @@ pub(crate) fn conf(config: &GptConfig) -> Vec<u8> {
     body.extend(config.dropout.to_le_bytes());
     body.push(u8::from(config.tied_embeddings));
     body.extend(config.norm_eps.to_le_bytes());
+    body
+}
+
+/// TRAN.
+pub(crate) fn tran(Training { config, state }: &Training) -> Vec<u8> {
+    let mut body = [config.batch, config.time, config.accumulation].map(|n| varint(n as u64)).concat();
+    let schedule = config.schedule;
+    body.extend([schedule.peak, schedule.floor].map(f64::to_le_bytes).concat());
+    body.extend([schedule.warmup, schedule.steps].map(|n| varint(n.into())).concat());
+    body.extend(match schedule.decay {
+        Decay::Constant => vec![0],
+        Decay::Linear => vec![1],
+        Decay::Cosine => vec![2],
+        Decay::Stable { decay_steps } => [vec![3], varint(decay_steps.into())].concat(),
+        other => panic!("the prose does not know {other:?}"),
+    });
+    let numbers = [config.clip, config.beta1, config.beta2, config.eps, config.weight_decay];
+    body.extend(numbers.map(f64::to_le_bytes).concat());
+    body.extend(varint(config.seed));
+    body.extend(state.counters.map(|counter| varint(counter.into())).concat());
+    body.extend(varint(state.windows_drawn));
     body
 }
 

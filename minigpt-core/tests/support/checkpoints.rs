@@ -8,7 +8,7 @@ use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::op::counter;
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, NormPlace, Plan, Position,
-    Recompute,
+    Rank, Recompute,
 };
 
 /// One layer, all kinds of tensors.
@@ -50,6 +50,7 @@ pub(crate) fn small_training() -> Training {
             weight_decay: 0.1,
             seed: u64::MAX - 1,
             recompute: Recompute::Nothing,
+            rank: Rank::ALONE,
         },
         state: TrainState { counters, windows_drawn: 1 << 40 },
     }

@@ -1,5 +1,7 @@
 //! Settings that have no meaning, or could never get where they want.
 
+use minigpt_core::Decay;
+
 use super::*;
 
 #[test]
@@ -59,6 +61,71 @@ fn a_schedule_that_never_gets_where_it_should_is_refused_and_the_advice_works() 
     finished(&options(&Scratch::new(), &format!("--lr 1e-3 --min-lr {floor}")));
     let decay = refused("--schedule constant --min-lr 1e-5", "or take --schedule ");
     finished(&options(&Scratch::new(), &format!("--schedule {decay} --min-lr 1e-5")));
+}
+
+#[test]
+fn a_stable_schedule_decays_in_a_fifth_of_the_steps_or_in_as_many_as_are_named() {
+    let schedule = |flags: &str| {
+        let options = options(&Scratch::new(), flags);
+        let (base, pace) = options.shape.defaults(8, 1, options.settings.iterations);
+        options.settings.over(&base, &pace, base.recompute).unwrap().0.schedule
+    };
+    let decay = |flags: &str| schedule(&format!("--schedule wsd {flags}")).decay;
+    let stable = |decay_steps| Decay::Stable { decay_steps };
+    assert_eq!(decay("--iterations 2000 --warmup 100"), stable(400));
+    assert_eq!([decay(""), decay("--warmup 21")], [stable(5), stable(3)]);
+    assert_eq!([decay("--decay-steps 22"), decay("--decay-steps 0")], [stable(22), stable(0)]);
+    assert_eq!(schedule("").decay, Decay::Cosine);
+    let wsd = schedule("--schedule wsd --decay-steps 4 --lr 0.5");
+    assert_eq!([2, 20, 22, 24].map(|step| wsd.learning_rate(step)), [0.5, 0.5, 0.275, 0.05]);
+}
+
+#[test]
+fn a_stable_schedule_is_kept_when_a_run_goes_on_also_for_longer() {
+    let scratch = Scratch::new();
+    let kept = || {
+        let bytes = load_which(&scratch.path("run"), None).unwrap().bytes;
+        Checkpoint::open(&bytes).unwrap().training().unwrap().config.schedule
+    };
+    let stable = |decay_steps| Decay::Stable { decay_steps };
+    finished(&options(&scratch, "--schedule wsd --decay-steps 6"));
+    assert_eq!((kept().steps, kept().decay), (24, stable(6)));
+    finished(&resumed_with(&scratch, "--iterations 30"));
+    assert_eq!((kept().steps, kept().decay), (30, stable(6)));
+    finished(&resumed_with(&scratch, "--iterations 36 --decay-steps 3"));
+    assert_eq!((kept().steps, kept().decay), (36, stable(3)));
+    finished(&resumed_with(&scratch, "--iterations 40 --schedule linear"));
+    assert_eq!(kept().decay, Decay::Linear);
+    finished(&resumed_with(&scratch, "--iterations 50 --schedule wsd"));
+    assert_eq!(kept().decay, stable(10));
+}
+
+#[test]
+fn what_changes_in_a_schedule_is_told_as_its_flags() {
+    let (base, pace) = Shape::default().defaults(8, 1, None);
+    let of = |decay| {
+        let schedule = minigpt_core::Schedule { decay, ..base.schedule };
+        minigpt_core::TrainConfig { schedule, ..base.clone() }
+    };
+    let told = |before, after| {
+        let found: Vec<_> = super::options::changes((&of(before), &pace), (&of(after), &pace)).collect();
+        assert!(found.iter().all(|(flag, ..)| *flag == "--schedule"));
+        found.into_iter().map(|(_, new, old)| [new, old]).collect::<Vec<_>>()
+    };
+    let stable = |decay_steps| Decay::Stable { decay_steps };
+    let [short, long] = ["wsd --decay-steps 4", "wsd --decay-steps 9"].map(String::from);
+    assert_eq!(told(Decay::Cosine, stable(4)), [[short.clone(), "cosine".into()]]);
+    assert_eq!(told(stable(4), stable(9)), [[long, short]]);
+    assert!(told(stable(4), stable(4)).is_empty());
+}
+
+#[test]
+fn steps_of_a_decay_that_there_is_not_or_that_do_not_fit_are_refused_and_the_advice_works() {
+    let name = refused("--schedule linear --decay-steps 3", ": add --schedule ");
+    finished(&options(&Scratch::new(), &format!("--schedule {name} --decay-steps 3")));
+    finished(&options(&Scratch::new(), "--schedule linear"));
+    let steps = refused("--schedule wsd --decay-steps 23", ": take --decay-steps ");
+    finished(&options(&Scratch::new(), &format!("--schedule wsd --decay-steps {steps}")));
 }
 
 #[test]

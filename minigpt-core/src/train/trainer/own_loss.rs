@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::sums::{from_bytes, grow, to_bytes};
-use super::{Trainer, check_length};
+use super::{Trainer, check_length, micro_batch};
 use crate::backend::{Backend, submit};
 use crate::error::Error;
 use crate::model::{Flow, Gradients, HeadPiece, Pass, check_tokens};
@@ -199,7 +199,7 @@ impl<B: Backend> Trainer<B> {
         }
         let d_prefix = (self.model.config().prefix > 0).then(|| self.d_prefix());
         let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward, d_prefix };
-        let whole = Pass { dropout: true, batch: self.config.batch, ..self.workspace.pass(&self.model) };
+        let whole = micro_batch(self.workspace.pass(&self.model), &self.config);
         // The device is free while the loss runs, which may use it.
         let run = |emit: &dyn Fn(&mut Sink<'_>) -> Flow| {
             submit(&mut *self.model.device().lock(), emit).map_err(failed)

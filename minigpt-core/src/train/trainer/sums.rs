@@ -10,28 +10,42 @@ use crate::op::scalar;
 use crate::real::Real;
 
 /// The sums of a step in the making: loss, number of targets, gradients. The update divides by the number of targets, so the
-/// sums of ranks that had a part of the batch each add up to those of the whole. Ranks of one seed draw the same windows and drop
-/// the same elements: give each its own part of the data, and its own seed where there is dropout.
+/// sums of ranks that had a part of the batch each add up to those of the whole.
 ///
-/// [`Trainer::read_sums`] fills it and [`Trainer::write_sums`] takes it back. Between the two, a program adds up what its ranks
-/// have, in whatever way they reach each other:
+/// # Ranks that train as one
+///
+/// Each of N ranks makes the same model from the same seed, or loads the same checkpoint, and trains it with the same settings
+/// but for its own [`TrainConfig::rank`](crate::TrainConfig::rank). `batch` is what one rank takes at once. In each step, every
+/// rank
+///
+/// 1. [accumulates](Trainer::accumulate) the gradients of its own windows,
+/// 2. [reads its sums](Trainer::read_sums) and gets those of all others, in whatever way the ranks reach each other: threads, a
+///    network, a library of collectives,
+/// 3. [adds](Sums::add) them all up in the same order as the other ranks, and [writes](Trainer::write_sums) the total,
+/// 4. and [finishes the step](Trainer::finish_step): the same update on each, so that no rank ever has to send its parameters.
+///
+/// A step whose loss or gradient is not finite on one rank has sums that are not finite, and so is skipped by all. Metrics are
+/// those of all ranks, evaluation is each one's own, and the checkpoint of any rank is that of all. If a rank fails, let the
+/// others go on from the last checkpoint, as fewer ranks with larger batches.
+///
+/// `examples/two_ranks.rs` is a whole program, and this is a step without it, on batches of the program's own:
 ///
 /// ```
 /// use minigpt_core::train::Sums;
-/// use minigpt_core::{GptConfig, Model, Reference, TrainConfig, Trainer};
+/// use minigpt_core::{GptConfig, Model, Rank, Reference, TrainConfig, Trainer};
 /// let config = GptConfig { layers: 1, heads: 1, d_model: 4, d_ff: 8, ..GptConfig::new(5, 4) };
-/// let trainer = |batch| {
-///     let settings = TrainConfig { batch, time: 4, ..TrainConfig::constant(0.1) };
+/// let trainer = |batch, rank| {
+///     let settings = TrainConfig { batch, time: 4, rank, ..TrainConfig::constant(0.1) };
 ///     Trainer::new(&Model::new(Reference::<f64>::new(), config.clone(), 1)?, settings)
 /// };
 /// let tokens: Vec<u32> = (0..17).map(|i| i * i % 5).collect();
 ///
-/// let mut whole = trainer(4)?;
+/// let mut whole = trainer(4, Rank::ALONE)?;
 /// whole.micro_step(&tokens[..16], &tokens[1..])?;
 /// whole.finish_step()?;
 ///
 /// // The same step by two ranks, with half of the batch each.
-/// let mut ranks = [trainer(2)?, trainer(2)?];
+/// let mut ranks = [trainer(2, Rank { index: 0, count: 2 })?, trainer(2, Rank { index: 1, count: 2 })?];
 /// let (mut total, mut sums) = (Sums::default(), Sums::default());
 /// ranks[0].micro_step(&tokens[..8], &tokens[1..9])?;
 /// ranks[0].read_sums(&mut total)?;
@@ -59,8 +73,8 @@ pub struct Sums<R> {
 }
 
 impl<R: Real> Sums<R> {
-    /// Adds those of another rank; to sums without gradients, which are new, any. The order in which ranks are added decides the last bits of the result: all ranks must
-    /// write the same one.
+    /// Adds those of another rank; to sums without gradients, which are new, any. The order in which ranks are added decides
+    /// the last bits of the result: all ranks must write the same one.
     ///
     /// # Errors
     /// If there are more or fewer gradients in `other`, which leaves these as they are: ranks train the same parameters.
@@ -140,6 +154,7 @@ impl<B: Backend> Trainer<B> {
         self.enqueue_sums(sums, span).map_err(Error::Backend)?;
         self.counted = sums.targets;
         self.pending = before.max(1);
+        self.shared = true;
         Ok(())
     }
 
