@@ -3,8 +3,8 @@
 mod observe;
 mod own_loss;
 mod prefix;
-mod ranks;
 mod rate;
+mod steps;
 mod storage;
 mod sums;
 
@@ -14,7 +14,7 @@ use super::program;
 use crate::backend::{Allocation, Backend, Replay, read_elems, read_u32, submit};
 use crate::checkpoint::TrainState;
 use crate::config::{ConfigError, Recompute, TrainConfig};
-use crate::data::{EvalWindows, Windows};
+use crate::data::EvalWindows;
 use crate::error::{Error, out_of_memory};
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::model::{Flow, Gradients, Model, Pass, Workspace, check_tokens, stage};
@@ -263,58 +263,6 @@ impl<B: Backend> Trainer<B> {
         of.span(B::Elem::DTYPE, self.workspace.plan.gradient_span)
     }
 
-    /// One step on random windows of a text: `accumulation` micro-batches, then the update.
-    ///
-    /// # Errors
-    /// If the windows are not `time` long or hold a token that is not in the vocabulary, or the backend fails. The
-    /// micro-batches of a step that fails are dropped. If the trainer is one of several [ranks](TrainConfig::rank), which
-    /// [accumulate](Trainer::accumulate), or the [learning rate](Trainer::set_schedule) is none: nothing is changed then.
-    pub fn step(&mut self, windows: &Windows<'_>) -> Result<(), Error<B::Error>> {
-        self.step_by(windows, Self::micro_step)
-    }
-
-    /// A step whose micro-batches go to `micro_step`.
-    fn step_by(
-        &mut self,
-        windows: &Windows<'_>,
-        micro_step: impl FnMut(&mut Self, &[u32], &[u32]) -> Result<(), Error<B::Error>>,
-    ) -> Result<(), Error<B::Error>> {
-        self.check_alone()?;
-        self.accumulate_by(windows, micro_step)?;
-        self.finish_step()
-    }
-
-    /// Gives the micro-batches of a step to `micro_step`.
-    fn accumulate_by(
-        &mut self,
-        windows: &Windows<'_>,
-        mut micro_step: impl FnMut(&mut Self, &[u32], &[u32]) -> Result<(), Error<B::Error>>,
-    ) -> Result<(), Error<B::Error>> {
-        let TrainConfig { batch, time, accumulation, seed, rank, .. } = self.config;
-        if windows.time() != time {
-            return Err(Error::BatchLength { found: batch * windows.time(), expected: batch * time });
-        }
-        // Sooner than after all the work.
-        self.learning_rate(self.steps()?)?;
-        for _ in 0..accumulation {
-            let (mut inputs, mut targets) =
-                (core::mem::take(&mut self.inputs), core::mem::take(&mut self.targets));
-            // Wrapping, as the windows' numbers do: the count may come from a stranger's checkpoint.
-            let first = self.windows_drawn.wrapping_add(rank.first(batch));
-            let result = windows
-                .fill(seed, first, batch, &mut inputs, &mut targets)
-                .map_err(Error::Data)
-                .and_then(|()| micro_step(self, &inputs, &targets));
-            (self.inputs, self.targets) = (inputs, targets);
-            if result.is_err() {
-                self.pending = 0;
-                return result;
-            }
-            self.windows_drawn = self.windows_drawn.wrapping_add(rank.sequences(batch));
-        }
-        Ok(())
-    }
-
     /// Adds the gradient of one batch, (B, T) inputs and (B, T) targets, to the step in the making. Targets that are
     /// [`IGNORE`] do not count.
     ///
@@ -422,8 +370,8 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// If no micro-batch was added to it; if the trainer is one of several [ranks](TrainConfig::rank) and has not got
-    /// [their sums](Trainer::write_sums), or the [learning rate](Trainer::set_schedule) is none, which leaves the step in the
-    /// making as it was; or if the backend fails, which drops it.
+    /// [their sums](Trainer::write_sums), or the [learning rate](Trainer::set_schedule) is negative or not finite, which leaves
+    /// the step in the making as it was; or if the backend fails, which drops it.
     pub fn finish_step(&mut self) -> Result<(), Error<B::Error>> {
         if self.pending == 0 {
             return Err(Error::EmptyStep);

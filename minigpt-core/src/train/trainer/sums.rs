@@ -24,6 +24,7 @@ use crate::real::Real;
 /// 3. [adds](Sums::add) them all up in the same order as the other ranks, and [writes](Trainer::write_sums) the total,
 /// 4. and [finishes the step](Trainer::finish_step): the same update on each, so that no rank ever has to send its parameters.
 ///
+/// Dropout masks and checkpoints are those of one trainer if every rank runs as many micro-batches as the others.
 /// A step whose loss or gradient is not finite on one rank has sums that are not finite, and so is skipped by all. Metrics are
 /// those of all ranks, evaluation is each one's own, and the checkpoint of any rank is that of all. If a rank fails, let the
 /// others go on from the last checkpoint, as fewer ranks with larger batches.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::checkpoint::{Checkpoint, Limits, Stream, StreamError};
+use crate::data::Windows;
 use crate::model::Extras;
 use crate::{GptConfig, Reference};
 
