@@ -3,12 +3,14 @@
 //! An ablation is a value here and not a fork of the code: the position encoding, where the norm stands, the
 //! scale of the attention scores, whether there are residual connections, and so on.
 
+mod optimizer;
 mod presets;
 pub mod schedule;
 mod training;
 
 use core::fmt;
 
+pub use optimizer::{Group, Groups, Optimizer, ParameterKind};
 pub use presets::{PRESETS, Preset};
 pub use training::{Recompute, TrainConfig};
 

@@ -105,7 +105,7 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
 fn every_op_that_is_wrong_is_found() {
     use OpKind::*;
     // A result that is wrong, and an operand that was to be read only.
-    const CASES: [(OpKind, &[&str]); 28] = [
+    const CASES: [(OpKind, &[&str]); 33] = [
         (EmbeddingForward, &["out", "token_embedding", "position_embedding"]),
         (EmbeddingBackward, &["d_token_embedding", "d_position_embedding", "d_out"]),
         (NormForward, &["y", "mean", "rstd", "x"]),
@@ -132,7 +132,12 @@ fn every_op_that_is_wrong_is_found() {
         (SquaredNorm, &["x"]),
         (NextDraw, &["counters"]),
         (FinishStep, &["scalars", "counters"]),
-        (AdamW, &["params", "m", "v", "grads", "scalars"]),
+        (AdamW, &["params", "m", "v", "grads", "scalars", "counters"]),
+        (Sgd, &["params", "velocity", "grads", "scalars"]),
+        (Momentum, &["velocity", "direction", "grads", "scalars"]),
+        (NewtonSchulz, &["x"]),
+        (Descend, &["params", "direction", "scalars"]),
+        (Average, &["average", "params", "scalars", "counters"]),
         (Fill, &["to"]),
     ];
     assert!(CASES.iter().map(|(wrong, _)| wrong).eq(OpKind::ALL));

@@ -269,8 +269,8 @@ fn the_second_reader_reads_a_training_checkpoint() {
         json!({
             "batch": config.batch, "time": config.time, "accumulation": config.accumulation,
             "peak": schedule.peak, "floor": schedule.floor, "warmup": schedule.warmup,
-            "steps": schedule.steps, "decay": "cosine", "clip": null, "beta1": config.beta1,
-            "beta2": config.beta2, "eps": config.eps, "weight_decay": config.weight_decay,
+            "steps": schedule.steps, "decay": "cosine", "clip": null, "beta1": 0.9,
+            "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "optimizers": null,
             "seed": config.seed, "counters": state.counters, "windows_drawn": state.windows_drawn,
         })
     );

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use minigpt_core::config::TrainConfig;
 use minigpt_core::train::Trainer;
 use minigpt_core::{
-    Activation, AttentionScale, Backend, Bias, GptConfig, Mask, Model, Norm, NormPlace, Pairing, Position,
-    Real,
+    Activation, AttentionScale, Backend, Bias, GptConfig, Group, Groups, Mask, Model, Norm, NormPlace,
+    Optimizer, Pairing, Position, Real,
 };
 use serde_json::Value;
 
@@ -185,15 +185,15 @@ impl Golden {
     /// The golden training at its beginning, with `batch` sequences in a micro-batch.
     pub(crate) fn trainer<B: Backend>(&self, backend: B, batch: usize) -> Trainer<B> {
         let Training { learning_rate, beta1, beta2, eps, weight_decay, clip, .. } = self.training;
+        let adamw = Optimizer::AdamW { beta1, beta2, eps };
+        let decayed = Group { optimizer: adamw, weight_decay, rate: 1.0 };
+        let vectors = Group { weight_decay: 0.0, ..decayed };
         let config = TrainConfig {
             batch,
             time: self.length(),
             accumulation: self.batch / batch,
             clip,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
+            groups: Groups { embeddings: decayed, matrices: decayed, head: decayed, vectors },
             ..TrainConfig::constant(learning_rate)
         };
         Trainer::new(&self.model(backend), config).unwrap()

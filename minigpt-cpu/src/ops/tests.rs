@@ -640,15 +640,13 @@ fn a_logit_that_is_not_finite_gives_a_loss_that_is_not() {
 
 #[test]
 fn the_optimizer_is_the_references_over_several_chunks() {
-    for (apply, decayed) in [(1.0, 20_001), (1.0, 0), (1.0, 40_000), (0.0, 20_001)] {
+    for (apply, weight_decay, rate) in [(1.0, 0.1, 1.0), (1.0, 0.0, 3.0), (0.0, 0.1, 1.0)] {
         assert_like_the_reference(1e-6, |bench| {
             let n = 40_000;
             let mut scalars = [0.0; scalar::LEN];
             scalars[scalar::APPLY] = apply;
             scalars[scalar::GRAD_SCALE] = 0.5;
             scalars[scalar::LEARNING_RATE] = 0.1;
-            scalars[scalar::CORRECTION1] = 0.19;
-            scalars[scalar::CORRECTION2] = 0.002;
             let squares: Vec<f32> = (0..n).map(|_| bench.rng.uniform() as f32).collect();
             let op = AdamW {
                 params: bench.normal(n),
@@ -656,11 +654,12 @@ fn the_optimizer_is_the_references_over_several_chunks() {
                 m: bench.normal(n),
                 v: bench.values(&squares),
                 scalars: bench.values(&scalars),
-                decayed,
+                counters: bench.words(&[2; counter::LEN]),
                 beta1: 0.9,
                 beta2: 0.999,
                 eps: 1e-8,
-                weight_decay: 0.1,
+                weight_decay,
+                rate,
             };
             (op.into(), [op.params, op.m, op.v].into())
         });
