@@ -3,8 +3,8 @@
 use minigpt_core::backend::{write_elems, write_u32};
 use minigpt_core::op::{
     self, Activate, AdamW, AttentionBackward, AttentionForward, AttentionShape, CrossEntropy,
-    EmbeddingBackward, EmbeddingForward, Fill, LinearBackward, LinearForward, NormBackward, NormForward,
-    Normalize, SquaredNorm,
+    EmbeddingBackward, EmbeddingForward, Fill, LinearBackward, LinearForward, NewtonSchulz, NormBackward,
+    NormForward, Normalize, SquaredNorm,
 };
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Backend, Dtype, Op, Plan, Span};
@@ -116,7 +116,6 @@ pub fn ops<B: Backend<Elem = f32>>(
     step[op::scalar::APPLY] = 1.0;
     step[op::scalar::LEARNING_RATE] = 1e-6;
     step[op::scalar::GRAD_SCALE] = 1e-3;
-    (step[op::scalar::CORRECTION1], step[op::scalar::CORRECTION2]) = (0.1, 0.01);
     write_elems(new.backend, scalars, &step)?;
 
     let pre_activation = new.floats(rows * d_ff)?;
@@ -220,15 +219,21 @@ pub fn ops<B: Backend<Elem = f32>>(
     ));
 
     let plan = Plan::training(config, Dtype::F32, batch, time).expect("the shape is valid");
-    let (len, decayed) = (plan.parameter_span, plan.decayed);
+    let len = plan.parameter_span;
     let (params, grads, m) = (new.floats(len)?, new.floats(len)?, new.floats(len)?);
     let (v, zeroed) = (new.span(Dtype::F32, len)?, new.span(Dtype::F32, len)?);
-    let (beta1, beta2, eps, weight_decay) = (0.9, 0.99, 1e-8, 0.1);
+    let (beta1, beta2, eps, weight_decay, rate) = (0.9, 0.99, 1e-8, 0.1, 1.0);
+    let counters = new.tokens(op::counter::LEN, 1)?;
+    write_u32(new.backend, counters, &[100; op::counter::LEN])?;
     all.push(("fill", Fill { to: zeroed, value: 0.0 }.into()));
     all.push(("squared norm", SquaredNorm { x: grads, scalars }.into()));
     all.push((
         "AdamW",
-        AdamW { params, grads, m, v, scalars, decayed, beta1, beta2, eps, weight_decay }.into(),
+        AdamW { params, grads, m, v, scalars, counters, beta1, beta2, eps, weight_decay, rate }.into(),
+    ));
+    all.push((
+        "Newton-Schulz of the way up",
+        NewtonSchulz { x: new.floats(width * d_ff)?, rows: d_ff, cols: width, steps: 5 }.into(),
     ));
     Ok(all)
 }

@@ -49,10 +49,12 @@ pub fn error<E: Display>(error: &Error<E>) -> String {
 fn flag(field: &str) -> String {
     match field {
         "time" => "--context".into(),
+        "average" => "--ema".into(),
         "vocab_size" => "--vocab".into(),
         "schedule.peak" => "--lr".into(),
         "schedule.floor" => "--min-lr".into(),
-        field => format!("--{}", field.replace(['_', ' '], "-")),
+        // `groups.matrices.beta1` is `--beta1`: the flag is for all groups.
+        field => format!("--{}", field.rsplit('.').next().unwrap_or(field).replace(['_', ' '], "-")),
     }
 }
 

@@ -32,6 +32,8 @@ pub enum Measured {
     },
     /// The mean loss over validation windows, in nats per token.
     Validation(f64),
+    /// The same of the moving average of the weights.
+    Average(f64),
 }
 
 impl Record {
@@ -44,6 +46,7 @@ impl Record {
                 "seconds": seconds,
             }),
             Measured::Validation(loss) => json!({ "step": step, "val_loss": loss, "seconds": seconds }),
+            Measured::Average(loss) => json!({ "step": step, "ema_val_loss": loss, "seconds": seconds }),
         }
     }
 
@@ -52,9 +55,10 @@ impl Record {
         // JSON has no NaN: it was written as null.
         let number = |name: &str| value.get(name).map(|v| v.as_f64().unwrap_or(f64::NAN));
         let step = u32::try_from(value.get("step")?.as_u64()?).ok()?;
-        let measured = match number("val_loss") {
-            Some(loss) => Measured::Validation(loss),
-            None => Measured::Training {
+        let measured = match (number("val_loss"), number("ema_val_loss")) {
+            (Some(loss), _) => Measured::Validation(loss),
+            (None, Some(loss)) => Measured::Average(loss),
+            (None, None) => Measured::Training {
                 loss: number("loss")?,
                 grad_norm: number("grad_norm")?,
                 learning_rate: number("lr")?,
@@ -127,14 +131,14 @@ impl Metrics {
     pub fn training(&self) -> Vec<(f64, f64)> {
         self.points(|measured| match measured {
             Measured::Training { loss, .. } => Some(loss),
-            Measured::Validation(_) => None,
+            Measured::Validation(_) | Measured::Average(_) => None,
         })
     }
 
     /// (step, loss) of validations.
     pub fn validation(&self) -> Vec<(f64, f64)> {
         self.points(|measured| match measured {
-            Measured::Training { .. } => None,
+            Measured::Training { .. } | Measured::Average(_) => None,
             Measured::Validation(loss) => Some(loss),
         })
     }
@@ -169,10 +173,11 @@ mod tests {
         for step in [10, 20, 30] {
             metrics.push(training(step)).unwrap();
             metrics.push(Record { measured: Measured::Validation(2.0), ..training(step) }).unwrap();
+            metrics.push(Record { measured: Measured::Average(1.5), ..training(step) }).unwrap();
         }
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\":4").unwrap();
         let mut resumed = Metrics::resume(&path, 20).unwrap();
-        assert_eq!(resumed.records(), &metrics.records()[..4]);
+        assert_eq!(resumed.records(), &metrics.records()[..6]);
         assert_eq!((resumed.seconds(), resumed.training().len(), resumed.validation().len()), (20.0, 2, 2));
         resumed.push(training(25)).unwrap();
         let text = fs::read_to_string(&path).unwrap();

@@ -34,7 +34,7 @@ pub fn checkpoint_load(data: &[u8]) {
     }
     if !is_tiny(checkpoint.config()) {
         let _ = checkpoint.parameters();
-        let _ = checkpoint.moments();
+        let _ = checkpoint.states();
         return;
     }
     // Running a model takes ten times as long as loading it, and strangers' bytes matter to the latter.
@@ -43,7 +43,7 @@ pub fn checkpoint_load(data: &[u8]) {
     if checkpoint.training().is_some() {
         resume(&checkpoint, data, &whole, runs);
     } else if checkpoint.tensors().any(|tensor| tensor.role == Role::Training) {
-        let _ = checkpoint.moments();
+        let _ = checkpoint.states();
     }
 }
 

@@ -3,8 +3,8 @@
 use arbitrary::{Result, Unstructured};
 use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::{
-    Activation, AttentionScale, Bias, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Rank, Recompute,
-    TrainConfig,
+    Activation, AttentionScale, Bias, GptConfig, Group, Groups, Mask, Norm, NormPlace, Optimizer, Pairing,
+    Position, Rank, Recompute, TrainConfig,
 };
 
 /// One of the values that settings have, or any float.
@@ -120,13 +120,24 @@ pub(super) fn train_config(u: &mut Unstructured<'_>) -> Result<TrainConfig> {
             },
         },
         clip: float(u)?,
-        beta1: float(u)?,
-        beta2: float(u)?,
-        eps: float(u)?,
-        weight_decay: float(u)?,
+        groups: if u.arbitrary()? { Groups::adamw(float(u)?, float(u)?, float(u)?) } else { groups(u)? },
+        average: if u.arbitrary()? { Some(float(u)?) } else { None },
         seed: u.arbitrary()?,
         // Checkpoints do not hold these.
         recompute: Recompute::default(),
         rank: Rank::ALONE,
     })
+}
+
+fn groups(u: &mut Unstructured<'_>) -> Result<Groups> {
+    Ok(Groups { embeddings: group(u)?, matrices: group(u)?, head: group(u)?, vectors: group(u)? })
+}
+
+fn group(u: &mut Unstructured<'_>) -> Result<Group> {
+    let optimizer = match u.int_in_range(0..=2)? {
+        0 => Optimizer::AdamW { beta1: float(u)?, beta2: float(u)?, eps: float(u)? },
+        1 => Optimizer::Sgd { momentum: float(u)?, nesterov: u.arbitrary()? },
+        _ => Optimizer::Muon { momentum: float(u)?, nesterov: u.arbitrary()?, steps: u.arbitrary()? },
+    };
+    Ok(Group { optimizer, weight_decay: float(u)?, rate: float(u)? })
 }

@@ -3,7 +3,7 @@
 //! It knows the format from its prose alone (`minigpt_core::checkpoint`), and keeps whatever can be parsed, right or
 //! wrong.
 
-use minigpt_core::checkpoint::{Checkpoint, FIRST_MOMENT, SECOND_MOMENT};
+use minigpt_core::checkpoint::Checkpoint;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{Dtype, Plan};
 
@@ -229,9 +229,9 @@ impl Pieces {
                 }
             }
             14 => {
-                let tags = [CONF, TOKN, TRAN, TENS, META, *b"NEWS"];
+                let tags = [CONF, TOKN, TRAN, *b"OPTM", TENS, META, *b"NEWS"];
                 let new = Section {
-                    tag: tags[rng.below(6) as usize],
+                    tag: tags[rng.below(7) as usize],
                     flags: rng.below(3) as u32,
                     body: vec![0; rng.below(4) as usize],
                 };
@@ -278,7 +278,7 @@ impl Pieces {
             return;
         }
         let prefixes = match self.section(TRAN) {
-            Some(_) => &["", FIRST_MOMENT, SECOND_MOMENT][..],
+            Some(_) => &["", "adam.m/", "adam.v/"][..],
             None => &[""],
         };
         let had = core::mem::take(&mut self.tensors);

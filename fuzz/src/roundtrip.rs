@@ -22,7 +22,9 @@ fn roundtrip(u: &mut Unstructured<'_>) -> Result<()> {
     };
     let training = if u.arbitrary()? {
         let state = TrainState { counters: u.arbitrary()?, windows_drawn: u.arbitrary()? };
-        Some(Training { config: draw::train_config(u)?, state })
+        let config = draw::train_config(u)?;
+        let frozen = if u.arbitrary()? { u.arbitrary()? } else { Vec::new() };
+        Some(Training { config, state, frozen })
     } else {
         None
     };

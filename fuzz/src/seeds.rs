@@ -5,8 +5,8 @@ use core::convert::Infallible;
 use minigpt_core::checkpoint::{self, Contents, TensorSpec, TrainState, Training};
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, Bias, CharTokenizer, Dtype, GptConfig, Mask, Norm, NormPlace,
-    Pairing, Plan, Position, TrainConfig,
+    Activation, AnyTokenizer, AttentionScale, Bias, CharTokenizer, Dtype, GptConfig, Groups, Mask, Norm,
+    NormPlace, Pairing, Plan, Position, TrainConfig,
 };
 
 use super::file::of_version_1;
@@ -73,6 +73,18 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
             all.push(("checkpoint_load", format!("wide{i}"), file));
         }
     }
+    for (i, (groups, average)) in [
+        (Groups::muon(0.9, 0.99, 0.1), Some(0.9)),
+        (Groups::sgd(0.0, false, 0.1), None),
+        (Groups { head: Groups::sgd(0.9, true, 0.0).head, ..Groups::adamw(0.9, 0.99, 0.1) }, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let settings = TrainConfig { groups, average, ..settings() };
+        let config = &wide_configs()[i];
+        all.push(("checkpoint_load", format!("optimizers{i}"), file_of(config, Dtype::F32, Some(settings))));
+    }
     // The other targets read numbers, of which any will do.
     for target in ["checkpoint_roundtrip", "config_plan", "sampler"] {
         for i in 0..16 {
@@ -114,10 +126,24 @@ fn wide_configs() -> Vec<GptConfig> {
 
 /// A checkpoint with matrices of type `dtype`, and with the state of a training or without.
 fn file(config: &GptConfig, dtype: Dtype, with_training: bool) -> Vec<u8> {
-    let settings = TrainConfig { batch: 2, time: 3, ..TrainConfig::constant(1e-2) };
+    file_of(config, dtype, with_training.then(settings))
+}
+
+fn settings() -> TrainConfig {
+    TrainConfig { batch: 2, time: 3, ..TrainConfig::constant(1e-2) }
+}
+
+/// The same with these settings. If something other than AdamW trains, a parameter is frozen.
+fn file_of(config: &GptConfig, dtype: Dtype, training: Option<TrainConfig>) -> Vec<u8> {
+    const FROZEN: &str = "h.0.attn.c_proj.weight";
+    let settings = training.clone().unwrap_or_else(settings);
+    let freezes = settings.groups != Groups::adamw(0.9, 0.99, 0.1);
     let plan =
         Plan::training(config, Dtype::F32, settings.batch, settings.time).expect("the config is valid");
-    let mut tensors = if with_training { TensorSpec::training(&plan) } else { TensorSpec::parameters(&plan) };
+    let plan = plan.optimizing(&settings.groups, settings.average).expect("it is small");
+    let plan = plan.freezing(|tensor| freezes && tensor.name == FROZEN);
+    let mut tensors =
+        if training.is_some() { TensorSpec::training(&plan) } else { TensorSpec::parameters(&plan) };
     let parameters = plan.parameters.list();
     for (i, tensor) in tensors.iter_mut().enumerate() {
         let parameter = parameters[i % parameters.len()];
@@ -127,7 +153,8 @@ fn file(config: &GptConfig, dtype: Dtype, with_training: bool) -> Vec<u8> {
     }
     let tokenizer: AnyTokenizer = CharTokenizer::from_text("añ€🦀").expect("it has characters").into();
     let state = TrainState { counters: [1; 16], windows_drawn: 9 };
-    let training = with_training.then_some(Training { config: settings, state });
+    let frozen = if freezes { vec![FROZEN.into()] } else { Vec::new() };
+    let training = training.map(|config| Training { config, state, frozen });
     let contents = Contents {
         config,
         tokenizer: Some(&tokenizer),

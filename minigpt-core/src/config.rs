@@ -3,6 +3,7 @@
 //! An ablation is a value here and not a fork of the code: the position encoding, where the norm stands, the
 //! scale of the attention scores, whether there are residual connections, and so on.
 
+mod optimizer;
 mod presets;
 mod rank;
 pub mod schedule;
@@ -10,6 +11,7 @@ mod training;
 
 use core::fmt;
 
+pub use optimizer::{Group, Groups, Optimizer, ParameterKind};
 pub use presets::{PRESETS, Preset};
 pub use rank::Rank;
 pub use training::{Recompute, TrainConfig};

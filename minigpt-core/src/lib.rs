@@ -49,7 +49,7 @@
 //! 1. [`config`]: everything that can be varied, each with its paper.
 //! 2. [`reference`](mod@reference): each op as plain loops, with its formula and the derivation of its gradient.
 //! 3. [`model`]: how the ops make a model, forward and backward; [`Plan::program`] prints them.
-//! 4. [`train`]: loss, clipping, AdamW and the learning rate.
+//! 4. [`train`]: loss, clipping, the optimizers and the learning rate.
 //! 5. [`sample`]: how a distribution becomes text.
 //! 6. [`plan`]: what it all costs in bytes.
 //! 7. [`probe`]: how to look inside while it runs.
@@ -116,8 +116,8 @@ pub use backend::{Backend, BackendError, Device, ErrorKind, Import, Imported, Re
 pub use checkpoint::Checkpoint;
 pub use config::schedule::{Decay, Schedule};
 pub use config::{
-    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, PRESETS, Pairing,
-    Position, Rank, Recompute, TrainConfig,
+    Activation, AttentionScale, Bias, ConfigError, GptConfig, Group, Groups, Mask, Norm, NormPlace,
+    Optimizer, PRESETS, Pairing, ParameterKind, Position, Rank, Recompute, TrainConfig,
 };
 pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;

@@ -1,15 +1,18 @@
 //! [`Plan`]: where everything lies and how many bytes it takes, known before anything is allocated.
 //!
 //! Parameters, gradients, optimizer state and activations are a few large buffers. A [`Region`] is a place in one
-//! of them; [`Region::on`] turns it into a [`Span`] once the buffer exists. Matrices come before vectors in the
-//! parameter buffer, so that weight decay is a prefix and AdamW is one pass over each [`Stretch`] of what is trained.
+//! of them; [`Region::on`] turns it into a [`Span`] once the buffer exists. In the parameter buffer embeddings come first,
+//! then the matrices of the blocks, the head, and the vectors, so that what one [`Group`](crate::config::Group) trains lies side by
+//! side, and an optimizer like AdamW is one pass over it.
 
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::config::{ConfigError, GptConfig, Mask, NormPlace, Position, Recompute};
+use crate::config::{
+    ConfigError, GptConfig, Groups, Mask, NormPlace, ParameterKind, Position, Recompute, TrainConfig,
+};
 use crate::memory::{Buffer, Dtype, Span};
 use crate::op::{AttentionShape, counter, scalar};
 
@@ -18,7 +21,8 @@ mod live;
 mod trained;
 
 pub(crate) use live::{LiveRows, LiveWords};
-pub use trained::Stretch;
+pub(crate) use trained::AVERAGE;
+pub use trained::{States, Stretch, Update};
 
 pub use activations::{Activations, BackwardActivations, BlockActivations, NormActivations, NormedHeads};
 
@@ -65,14 +69,16 @@ pub struct Tensor {
     pub cols: usize,
     /// How it begins.
     pub init: Init,
+    /// Which group trains it.
+    pub kind: ParameterKind,
     /// Its place among the parameters.
     pub region: Region,
 }
 
 impl Tensor {
-    /// Whether it is a matrix, which weight decay applies to.
+    /// Whether it is a matrix: an embedding, the head, or the weight of a linear layer.
     pub fn is_matrix(&self) -> bool {
-        matches!(self.init, Init::Normal | Init::Residual)
+        self.kind != ParameterKind::Vector
     }
 }
 
@@ -215,7 +221,7 @@ pub struct Bytes {
     pub constants: usize,
     /// Gradients, of what is trained.
     pub gradients: usize,
-    /// AdamW's two moments, of what is trained.
+    /// What optimizers keep of what is trained, and its moving average, if there is to be one.
     pub optimizer: usize,
     /// What forward and backward compute.
     pub activations: usize,
@@ -248,7 +254,7 @@ impl Bytes {
 /// What a plan is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Forward, backward and AdamW.
+    /// Forward, backward and the update.
     Training,
     /// Forward over whole sequences: the logits of every position, (B, T, V).
     Inference,
@@ -293,15 +299,23 @@ pub struct Plan {
     pub parameter_count: usize,
     /// The span of all parameters, with the gaps that alignment leaves. Elements.
     pub parameter_span: usize,
-    /// The first elements of that span, which weight decay applies to.
-    pub decayed: usize,
-    /// The place of each parameter's gradient among the gradients, and of its moments among the moments; `None` of one that is
-    /// [frozen](Plan::freezing), and of all in inference.
+    /// Which optimizer trains what. Training only.
+    pub groups: Groups,
+    /// What a moving average of the weights keeps of itself, if there is to be one. Training only.
+    pub average: Option<f64>,
+    /// The place of each parameter's gradient among the gradients; `None` of one that is [frozen](Plan::freezing), and of all in
+    /// inference.
     pub gradients: Parameters<Option<Region>>,
     /// The span of all gradients, with the gaps that alignment leaves. Elements.
     pub gradient_span: usize,
     /// What is trained of the parameters, in stretches without gaps. Training only.
     pub stretches: Vec<Stretch>,
+    /// What is kept of each parameter that is [trained](Plan::trained), in the same order, in the optimizer's buffer.
+    pub states: Vec<States<Region>>,
+    /// What the optimizers do, in order. Training only.
+    pub updates: Vec<Update>,
+    /// Room for the direction of Muon's largest matrix, in the optimizer's buffer.
+    pub direction: Region,
     /// Sinusoidal (T, C) or rotary (T, D) table, among the constants.
     pub position_table: Option<Region>,
     /// What the forward pass computes, in the activation buffer.
@@ -509,7 +523,7 @@ impl Plan {
         }
         let training = purpose == Purpose::Training;
         let slots = if purpose == Purpose::Decoding { sequences } else { 0 };
-        let (parameters, parameter_count, parameter_bytes, decayed_bytes) = parameters(config, elem)?;
+        let (parameters, parameter_count, parameter_bytes) = parameters(config, elem)?;
         let unit = elem.unit().1;
 
         let mut constants = Layout::new(elem, "constants");
@@ -585,10 +599,14 @@ impl Plan {
             parameters,
             parameter_count,
             parameter_span: parameter_bytes / unit,
-            decayed: decayed_bytes / unit,
+            groups: TrainConfig::constant(0.0).groups,
+            average: None,
             gradients,
             gradient_span: 0,
             stretches: Vec::new(),
+            states: Vec::new(),
+            updates: Vec::new(),
+            direction: Region { offset: 0, len: 0 },
             position_table,
             activations,
             backward,
@@ -606,7 +624,7 @@ impl Plan {
             bytes,
         };
         if training {
-            plan.freeze(|_| false)?;
+            plan.lay_out_training(|_| false)?;
         }
         Ok(plan)
     }
@@ -633,19 +651,21 @@ impl Plan {
     }
 }
 
-type ParameterPlan = (Parameters<Tensor>, usize, usize, usize);
+type ParameterPlan = (Parameters<Tensor>, usize, usize);
 
 fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigError> {
     let (c, f, v) = (config.d_model, config.d_ff, config.vocab_size);
     let nowhere = Region { offset: 0, len: 0 };
-    let tensor = |name: String, rows, cols, init| Tensor { name, rows, cols, init, region: nowhere };
+    let tensor =
+        |name: String, kind, rows, cols, init| Tensor { name, rows, cols, init, kind, region: nowhere };
+    let vector = |name: String, width, init| tensor(name, ParameterKind::Vector, 1, width, init);
     let linear = |name: String, bias: bool, rows, cols, init| Affine {
-        bias: bias.then(|| tensor(format!("{name}.bias"), 1, rows, Init::Zeros)),
-        weight: tensor(format!("{name}.weight"), rows, cols, init),
+        bias: bias.then(|| vector(format!("{name}.bias"), rows, Init::Zeros)),
+        weight: tensor(format!("{name}.weight"), ParameterKind::Matrix, rows, cols, init),
     };
     let norm = |name: String, width| Affine {
-        bias: config.bias.norm.then(|| tensor(format!("{name}.bias"), 1, width, Init::Zeros)),
-        weight: tensor(format!("{name}.weight"), 1, width, Init::Ones),
+        bias: config.bias.norm.then(|| vector(format!("{name}.bias"), width, Init::Zeros)),
+        weight: vector(format!("{name}.weight"), width, Init::Ones),
     };
     let head_norms = |i: usize| {
         let of = |heads: &str| norm(format!("h.{i}.attn.{heads}_norm"), config.d_head());
@@ -673,32 +693,31 @@ fn parameters(config: &GptConfig, elem: Dtype) -> Result<ParameterPlan, ConfigEr
         });
     }
     let all = Parameters {
-        token_embedding: tensor("wte.weight".into(), v, c, Init::Normal),
+        token_embedding: tensor("wte.weight".into(), ParameterKind::Embedding, v, c, Init::Normal),
         position_embedding: (config.position == Position::Learned)
-            .then(|| tensor("wpe.weight".into(), config.context, c, Init::Normal)),
+            .then(|| tensor("wpe.weight".into(), ParameterKind::Embedding, config.context, c, Init::Normal)),
         blocks,
         final_norm: (config.norm_place == NormPlace::Pre).then(|| norm("ln_f".into(), c)),
-        head: (!config.tied_embeddings).then(|| tensor("lm_head.weight".into(), v, c, Init::Normal)),
+        head: (!config.tied_embeddings)
+            .then(|| tensor("lm_head.weight".into(), ParameterKind::Head, v, c, Init::Normal)),
     };
 
     // Matrices first, then vectors; each in the order of the model.
     let mut layout = Layout::new(elem, "parameters");
     let mut count = 0usize;
-    let mut place = |matrices: bool, regions: &mut Vec<Region>| -> Result<usize, ConfigError> {
-        for (tensor, region) in all.list().into_iter().zip(regions) {
+    let mut regions = alloc::vec![nowhere; all.list().len()];
+    for matrices in [true, false] {
+        for (tensor, region) in all.list().into_iter().zip(&mut regions) {
             if tensor.is_matrix() == matrices {
                 *region = layout.push(&[tensor.rows, tensor.cols])?;
                 count += region.len;
             }
         }
-        Ok(layout.end)
-    };
-    let mut regions = alloc::vec![nowhere; all.list().len()];
-    let decayed = place(true, &mut regions)?;
-    let end = place(false, &mut regions)?;
+    }
+    let end = layout.end;
     let mut next = regions.into_iter();
     let all = all.map(|tensor| Tensor { region: next.next().unwrap_or(nowhere), ..tensor.clone() });
-    Ok((all, count, end, decayed))
+    Ok((all, count, end))
 }
 
 #[cfg(test)]
@@ -714,6 +733,21 @@ mod tests {
         assert_eq!(plan(1 << 20), Err(ConfigError::TooLarge { field }));
         #[cfg(target_pointer_width = "64")]
         assert_eq!(plan((1 << 20) - 1).unwrap().tokens.len, (1 << 32) - (1 << 12));
+    }
+
+    #[test]
+    fn parameters_of_a_kind_lie_side_by_side() {
+        let config =
+            GptConfig { tied_embeddings: false, bias: crate::config::Bias::ALL, ..GptConfig::new(7, 4) };
+        let plan = Plan::smallest(&config, Dtype::F32).unwrap();
+        let mut tensors = plan.parameters.list();
+        tensors.sort_by_key(|tensor| tensor.region.offset);
+        let mut kinds: Vec<ParameterKind> = tensors.iter().map(|tensor| tensor.kind).collect();
+        kinds.dedup();
+        let order =
+            [ParameterKind::Embedding, ParameterKind::Matrix, ParameterKind::Head, ParameterKind::Vector];
+        assert_eq!(kinds, order);
+        assert!(tensors.iter().all(|tensor| tensor.is_matrix() == (tensor.rows > 1)));
     }
 
     #[test]

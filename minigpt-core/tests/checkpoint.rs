@@ -449,17 +449,17 @@ fn metadata_needs_keys() {
 }
 
 #[test]
-fn parameters_and_moments_are_those_of_the_plan() {
+fn parameters_and_states_are_those_of_the_plan() {
     let file = small_checkpoint();
     let checkpoint = Checkpoint::open(&file).unwrap();
     let plan = Plan::training(&small_config(), Dtype::F32, 1, 1).unwrap();
     let parameters = checkpoint.parameters().unwrap();
-    let moments = checkpoint.moments().unwrap();
+    let states = checkpoint.states().unwrap();
     let planned = plan.parameters.list();
-    assert_eq!((parameters.len(), moments.len()), (planned.len(), planned.len()));
+    assert_eq!((parameters.len(), states.len()), (planned.len(), planned.len()));
     for (i, tensor) in planned.iter().enumerate() {
         assert_eq!(parameters[i].name, tensor.name);
-        let [first, second] = moments[i].unwrap();
+        let [Some(first), Some(second)] = states[i].unwrap().optimizer else { panic!("{}", tensor.name) };
         assert_eq!(first.name, format!("adam.m/{}", tensor.name));
         assert_eq!(second.name, format!("adam.v/{}", tensor.name));
         for view in [parameters[i], first, second] {
@@ -481,12 +481,12 @@ fn tensors_that_do_not_fit_the_model_are_named() {
         file
     };
     let parameters = |file: &[u8]| Checkpoint::open(file).unwrap().parameters().map(|_| ());
-    let moments = |file: &[u8]| Checkpoint::open(file).unwrap().moments().map(|_| ());
+    let states = |file: &[u8]| Checkpoint::open(file).unwrap().states().map(|_| ());
 
     let missing = save(&|tensors| tensors.retain(|t| t.name != "h.0.mlp.c_fc.weight"));
     let fault = parameters(&missing).unwrap_err().fault;
     assert_eq!(fault, Fault::MissingTensor { name: "h.0.mlp.c_fc.weight".into() });
-    assert_eq!(moments(&missing), Ok(()));
+    assert_eq!(states(&missing), Ok(()));
 
     let other = save(&|tensors| {
         let name = "h.1.mlp.c_fc.weight".into();
@@ -507,33 +507,33 @@ fn tensors_that_do_not_fit_the_model_are_named() {
 
     let inference = save(&|tensors| tensors.retain(|t| t.role == Role::Parameter));
     assert_eq!(parameters(&inference), Ok(()));
-    assert!(matches!(moments(&inference).unwrap_err().fault, Fault::MissingTensor { .. }));
+    assert!(matches!(states(&inference).unwrap_err().fault, Fault::MissingTensor { .. }));
 
     let without = |names: &[&str]| save(&|tensors| tensors.retain(|t| !names.contains(&t.name.as_str())));
     let (first, second) = ("adam.m/h.0.mlp.c_fc.weight", "adam.v/h.0.mlp.c_fc.weight");
     for (gone, other) in [(first, second), (second, first)] {
-        let fault = moments(&without(&[gone])).unwrap_err().fault;
+        let fault = states(&without(&[gone])).unwrap_err().fault;
         assert_eq!(fault, Fault::MissingTensor { name: gone.into() }, "without {gone} and with {other}");
     }
     // Without both, the parameter was frozen.
     let frozen = without(&[first, second]);
-    let found = Checkpoint::open(&frozen).unwrap().moments().unwrap();
+    let found = Checkpoint::open(&frozen).unwrap().states().unwrap();
     let absent: Vec<usize> = (0..found.len()).filter(|&i| found[i].is_none()).collect();
     let parameter = Checkpoint::open(&frozen).unwrap().parameters().unwrap()[absent[0]];
     assert_eq!((absent.len(), parameter.name), (1, "h.0.mlp.c_fc.weight"));
     // Where all are, there was no training: then there is nothing to go on from.
     let none = save(&|tensors| tensors.retain(|t| !t.name.starts_with("adam.")));
-    assert_eq!(moments(&none).unwrap_err().fault, Fault::MissingTensor { name: "adam.m/wte.weight".into() });
+    assert_eq!(states(&none).unwrap_err().fault, Fault::MissingTensor { name: "adam.m/wte.weight".into() });
 
     let more = save(&|tensors| {
         let name = "adam.v/other".into();
         tensors.push(TensorSpec { name, role: Role::Training, dtype: Dtype::F32, rows: 1, cols: 1 });
     });
     assert_eq!(parameters(&more), Ok(()));
-    assert_eq!(moments(&more).unwrap_err().fault, Fault::UnknownTensor { name: "adam.v/other".into() });
+    assert_eq!(states(&more).unwrap_err().fault, Fault::UnknownTensor { name: "adam.v/other".into() });
 
     let misplaced = save(&|tensors| tensors.iter_mut().for_each(|t| t.role = Role::Parameter));
-    assert!(matches!(moments(&misplaced).unwrap_err().fault, Fault::MissingTensor { .. }));
+    assert!(matches!(states(&misplaced).unwrap_err().fault, Fault::MissingTensor { .. }));
     assert!(matches!(parameters(&misplaced).unwrap_err().fault, Fault::UnknownTensor { .. }));
 }
 
@@ -649,7 +649,7 @@ fn exercise(bytes: &[u8]) -> bool {
     let Ok(checkpoint) = Checkpoint::open(bytes) else { return false };
     let _ = checkpoint.verify();
     let _ = checkpoint.parameters();
-    let _ = checkpoint.moments();
+    let _ = checkpoint.states();
     for view in checkpoint.tensors() {
         assert_eq!(checkpoint.tensor(view.name), Some(view));
     }

@@ -165,8 +165,8 @@ fn golden_headers_hold_what_was_put_in() {
         assert_eq!(training.tokenizer(), Some(&support::small_tokenizer()));
         assert_eq!(training.training(), Some(&support::small_training()));
         assert_eq!(training.metadata(), support::METADATA);
-        let moments = training.moments().unwrap();
-        assert_eq!(moments.iter().flatten().count(), training.parameters().unwrap().len());
+        let states = training.states().unwrap();
+        assert_eq!(states.iter().flatten().count(), training.parameters().unwrap().len());
         assert!(goldens(files).count() >= 7);
         for (golden, file) in goldens(files) {
             let checkpoint = Checkpoint::open_verified(file).unwrap();

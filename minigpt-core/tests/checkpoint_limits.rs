@@ -12,7 +12,7 @@ use support::small_checkpoint;
 fn open(file: &[u8], limits: &Limits) -> Result<(), LoadError> {
     let checkpoint = Checkpoint::open_within(file, limits)?;
     checkpoint.parameters()?;
-    checkpoint.moments().map(|_| ())
+    checkpoint.states().map(|_| ())
 }
 
 fn stream(file: &[u8], limits: &Limits) -> Result<(), LoadError> {

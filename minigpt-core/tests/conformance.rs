@@ -105,7 +105,7 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
 fn every_op_that_is_wrong_is_found() {
     use OpKind::*;
     // A result that is wrong, and an operand that was to be read only.
-    const CASES: [(OpKind, &[&str]); 28] = [
+    const CASES: [(OpKind, &[&str]); 33] = [
         (EmbeddingForward, &["out", "token_embedding", "position_embedding"]),
         (EmbeddingBackward, &["d_token_embedding", "d_position_embedding", "d_out"]),
         (NormForward, &["y", "mean", "rstd", "x"]),
@@ -132,7 +132,12 @@ fn every_op_that_is_wrong_is_found() {
         (SquaredNorm, &["x"]),
         (NextDraw, &["counters"]),
         (FinishStep, &["scalars", "counters"]),
-        (AdamW, &["params", "m", "v", "grads", "scalars"]),
+        (AdamW, &["params", "m", "v", "grads", "scalars", "counters"]),
+        (Sgd, &["params", "velocity", "grads", "scalars"]),
+        (Momentum, &["velocity", "direction", "grads", "scalars"]),
+        (NewtonSchulz, &["x"]),
+        (Descend, &["params", "direction", "scalars"]),
+        (Average, &["average", "params", "scalars", "counters"]),
         (Fill, &["to"]),
     ];
     assert!(CASES.iter().map(|(wrong, _)| wrong).eq(OpKind::ALL));
@@ -162,7 +167,7 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
     fn first(dropout: Option<Dropout>) -> Option<Dropout> {
         dropout.map(|dropout| Dropout { first: u64::from(dropout.first as u32), ..dropout })
     }
-    let careless: [fn(Op) -> Op; 15] = [
+    let careless: [fn(Op) -> Op; 22] = [
         |op| if let Op::GateRows(GateRows { gate, .. }) = op { gate.into() } else { op },
         |op| if let Op::LinearRows(LinearRows { linear, .. }) = op { linear.into() } else { op },
         |op| if let Op::NormRows(NormRows { norm, .. }) = op { norm.into() } else { op },
@@ -193,8 +198,15 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
         },
         |op| if let Op::FinishStep(op) = op { FinishStep { clip: f64::INFINITY, ..op }.into() } else { op },
         |op| if let Op::AdamW(op) = op { AdamW { eps: 1e-8, ..op }.into() } else { op },
-        |op| if let Op::AdamW(op) = op { AdamW { decayed: 0, ..op }.into() } else { op },
+        |op| if let Op::AdamW(op) = op { AdamW { rate: 1.0, ..op }.into() } else { op },
         |op| if let Op::AdamW(op) = op { AdamW { weight_decay: 0.0, ..op }.into() } else { op },
+        |op| if let Op::Sgd(op) = op { Sgd { nesterov: false, ..op }.into() } else { op },
+        |op| if let Op::Sgd(op) = op { Sgd { weight_decay: 0.0, ..op }.into() } else { op },
+        |op| if let Op::Momentum(op) = op { Momentum { nesterov: false, ..op }.into() } else { op },
+        |op| if let Op::NewtonSchulz(op) = op { NewtonSchulz { steps: 5, ..op }.into() } else { op },
+        |op| if let Op::Descend(op) = op { Descend { scale: 1.0, ..op }.into() } else { op },
+        |op| if let Op::Descend(op) = op { Descend { weight_decay: 0.0, ..op }.into() } else { op },
+        |op| if let Op::Average(op) = op { Average { decay: 0.999, ..op }.into() } else { op },
     ];
     let nothing = careless.into_iter().map(|instead| (instead, ""));
     let forgets = ["d_weight", "d_bias", "d_token_embedding", "d_position_embedding", "keys"];

@@ -317,8 +317,8 @@ fn a_run_with_frozen_parameters_resumes_bit_for_bit_and_keeps_them_frozen() {
         let end = written(&whole);
 
         let checkpoint = Checkpoint::open_verified(&half).unwrap();
-        let moments = checkpoint.moments().unwrap();
-        assert!(moments.iter().map(Option::is_none).eq(model.parameters().map(|(t, _)| frozen(t))), "{what}");
+        let states = checkpoint.states().unwrap();
+        assert!(states.iter().map(Option::is_none).eq(model.parameters().map(|(t, _)| frozen(t))), "{what}");
         let specs = TensorSpec::training(whole.plan());
         assert!(checkpoint.tensors().map(|t| t.name).eq(specs.iter().map(|spec| spec.name.as_str())));
 

@@ -32,7 +32,7 @@ fn seeds_that_are_checkpoints_hold_models() {
         let checkpoint = Checkpoint::open_verified(bytes).expect(name);
         checkpoint.parameters().expect(name);
         if checkpoint.training().is_some() {
-            checkpoint.moments().expect(name);
+            checkpoint.states().expect(name);
         }
     }
 }

@@ -261,6 +261,29 @@ fn adamw_changes_the_weights_as_pytorchs_does() {
     }
 }
 
+#[test]
+fn other_optimizers_change_the_weights_as_pytorchs_do() {
+    let goldens = load::optimizers();
+    assert_eq!(goldens.len(), 6);
+    for (golden, groups) in goldens {
+        for batch in [golden.batch, 1] {
+            let mut trainer = golden.trainer_by(Reference::<f64>::new(), batch, groups);
+            for i in 0..golden.training.steps {
+                golden.step(&mut trainer, i);
+                let metrics = trainer.metrics().unwrap();
+                let what = format!("{}, step {i}", golden.name);
+                agree(&what, &[metrics.loss], &[golden.losses[i]]);
+                agree(&what, &[metrics.grad_norm], &[golden.grad_norms[i]]);
+                if i + 1 == golden.training.after {
+                    agree_all(&golden, "after 10 steps,", &golden.after, |name| {
+                        trainer.model().parameter(name).unwrap().unwrap()
+                    });
+                }
+            }
+        }
+    }
+}
+
 /// Trains for as long as PyTorch did, in micro-batches of `batch` sequences, and compares each loss and norm.
 fn retrace(golden: &Golden, batch: usize) {
     let mut trainer = golden.trainer(Reference::<f64>::new(), batch);

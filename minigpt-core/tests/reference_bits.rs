@@ -138,11 +138,17 @@ fn digests<R: Real>() -> Vec<(&'static str, u64)> {
     let schedule = Schedule { peak: 0.1, floor: 0.01, warmup: 1, steps: 9, decay: Decay::Cosine };
     scalars[scalar::GRAD_SQUARED] = R::from_f64(squared_norm(&d_weight));
     scalars[scalar::LEARNING_RATE] = R::from_f64(schedule.learning_rate(counters[counter::STEP]));
-    finish_step(&mut scalars, &mut counters, 1.0, 0.9, 0.99);
+    finish_step(&mut scalars, &mut counters, 1.0);
+    // In the places that they once had among the scalars.
+    scalars[7..9].copy_from_slice(&bias_corrections(&counters, [0.9, 0.99]));
     found.push(("finish step", digest(&scalars)));
     let [mut m, mut v] = [(); 2].map(|()| vec![R::zero(); weight.len()]);
     let mut params = weight;
-    adamw(&mut params, &d_weight, &mut m, &mut v, &scalars, 300, 0.9, 0.99, 1e-8, 0.1);
+    for (part, weight_decay) in [(0..300, 0.1), (300..params.len(), 0.0)] {
+        let [params, m, v] = [&mut params, &mut m, &mut v].map(|all| &mut all[part.clone()]);
+        let grads = &d_weight[part];
+        adamw(params, grads, m, v, &scalars, &counters, 0.9, 0.99, 1e-8, weight_decay, 1.0);
+    }
     found.push(("adamw", digest(&[params, m, v].concat())));
 
     for (name, activation) in [("relu squared", Activation::ReluSquared), ("silu", Activation::Silu)] {

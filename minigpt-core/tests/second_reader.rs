@@ -21,8 +21,8 @@ use std::process::Command;
 use minigpt_core::checkpoint::{self, Contents, Role, Training};
 use minigpt_core::model::Extras;
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, Decay, Dtype, GptConfig, Mask, Model,
-    Norm, NormPlace, Pairing, Position, Reference, TrainConfig, Trainer,
+    Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, Decay, Dtype, GptConfig, Groups, Mask,
+    Model, Norm, NormPlace, Pairing, Position, Reference, TrainConfig, Trainer,
 };
 use models::{TOKENS, given};
 use serde_json::{Value, json};
@@ -272,13 +272,13 @@ fn the_second_reader_reads_a_training_checkpoint() {
 }
 
 /// The training section as the reader prints it.
-fn training_as_json(Training { config, state }: &Training) -> Value {
+fn training_as_json(Training { config, state, .. }: &Training) -> Value {
     let schedule = config.schedule;
     let mut json = json!({
         "batch": config.batch, "time": config.time, "accumulation": config.accumulation,
         "peak": schedule.peak, "floor": schedule.floor, "warmup": schedule.warmup,
-        "steps": schedule.steps, "decay": "cosine", "clip": null, "beta1": config.beta1,
-        "beta2": config.beta2, "eps": config.eps, "weight_decay": config.weight_decay,
+        "steps": schedule.steps, "decay": "cosine", "clip": null, "beta1": 0.9,
+        "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "optimizers": null,
         "seed": config.seed, "counters": state.counters, "windows_drawn": state.windows_drawn,
     });
     match schedule.decay {
@@ -330,4 +330,46 @@ fn the_second_reader_sees_what_is_frozen() {
     let names = model.parameters().map(|(tensor, _)| &tensor.name).filter(|name| in_a_norm(name));
     assert_eq!(answer["trained"], names.map(|name| json!(name)).collect::<Value>());
     assert!(difference(Reference::<f64>::new(), &fs::read(&path).unwrap(), answer) <= 1e-12);
+}
+
+#[test]
+fn the_second_reader_sees_who_trains_what() {
+    let folder = Folder::new("second-reader-optimizers");
+    let path = folder.0.join("optimizers.mgpt");
+    let model = Model::new(Reference::<f32>::new(), models::base(), 1).unwrap();
+    let muon = Groups::muon(0.9, 0.99, 0.1);
+    // Nothing is kept of vectors, which is why the file must say what of them is frozen.
+    let groups = Groups { vectors: Groups::sgd(0.0, true, 0.0).vectors, ..muon };
+    let settings = TrainConfig { batch: 1, time: 5, groups, ..TrainConfig::constant(0.1) };
+    for average in [None, Some(0.75)] {
+        let settings = TrainConfig { average, ..settings.clone() };
+        let frozen = |name: &str| name.contains("ln_1") || name == "h.0.attn.c_proj.weight";
+        let mut trainer = Trainer::freezing(&model, settings, |tensor| frozen(&tensor.name)).unwrap();
+        trainer.micro_step(&TOKENS, &TOKENS).unwrap();
+        trainer.finish_step().unwrap();
+        trainer.save(&path, &Extras::default()).unwrap();
+        let answer = &read(std::slice::from_ref(&path), &TOKENS)[0];
+        let names = |is: bool| -> Value {
+            let all = model.parameters().map(|(tensor, _)| &tensor.name);
+            all.filter(|name| frozen(name) == is).map(|name| json!(name)).collect()
+        };
+        assert_eq!(answer["trained"], names(false));
+        let adamw = json!({
+            "optimizer": "adamw", "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "rate": 1.0,
+        });
+        assert_eq!(
+            answer["training"]["optimizers"],
+            json!({
+                "embeddings": adamw, "head": adamw, "average": average, "frozen": names(true),
+                "matrices": {
+                    "optimizer": "muon", "momentum": 0.95, "nesterov": true, "steps": 5, "weight_decay": 0.1 / 20.0,
+                    "rate": 20.0,
+                },
+                "vectors": {
+                    "optimizer": "sgd", "momentum": 0.0, "nesterov": true, "weight_decay": 0.0, "rate": 1.0,
+                },
+            })
+        );
+        assert!(difference(Reference::<f64>::new(), &fs::read(&path).unwrap(), answer) <= 1e-12);
+    }
 }

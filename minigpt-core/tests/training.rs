@@ -7,8 +7,8 @@ use minigpt_core::model::Extras;
 use minigpt_core::op::IGNORE;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Bias, CharTokenizer, Decoder, Error, GptConfig, Model, Reference, SampleConfig, Sampler, TrainConfig,
-    Trainer,
+    Bias, CharTokenizer, Decoder, Error, GptConfig, Groups, Model, Reference, SampleConfig, Sampler,
+    TrainConfig, Trainer,
 };
 
 fn small() -> GptConfig {
@@ -230,8 +230,8 @@ fn bad_settings_and_bad_batches_are_errors() {
         "the training setting `batch` must be at least 1"
     );
     assert_eq!(
-        refused(TrainConfig { beta2: 1.0, ..settings() }).unwrap(),
-        "the training setting `beta2` must be at least 0 and below 1"
+        refused(TrainConfig { groups: Groups::adamw(0.9, 1.0, 0.1), ..settings() }).unwrap(),
+        "the training setting `groups.embeddings.beta2` must be at least 0 and below 1"
     );
     assert!(refused(TrainConfig { clip: f64::NAN, ..settings() }).is_some());
     assert!(refused(TrainConfig { clip: f64::INFINITY, ..settings() }).is_none());

@@ -23,6 +23,11 @@ impl Folder {
         self.run.path().join("metrics.jsonl")
     }
 
+    /// The average of the weights, as a model.
+    pub(super) fn average(&self) -> PathBuf {
+        self.run.path().join("average.mgpt")
+    }
+
     pub(super) fn curve(&self) -> PathBuf {
         self.run.path().join("loss.svg")
     }
@@ -31,7 +36,8 @@ impl Folder {
     /// cost an old one.
     pub(super) fn set_earlier_run_aside(&self) -> Outcome<Option<PathBuf>> {
         let mut files = self.steps_from(0)?;
-        files.extend([self.run.best_path(), self.metrics(), self.curve(), corpus::path_in(self.run.path())]);
+        files.extend([self.run.best_path(), self.average(), self.metrics(), self.curve()]);
+        files.push(corpus::path_in(self.run.path()));
         self.set_aside(files)
     }
 

@@ -8,6 +8,7 @@ mod begin;
 mod command;
 mod folder;
 mod names;
+mod optimizers;
 mod options;
 mod rescue;
 mod schedule;

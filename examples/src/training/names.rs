@@ -183,6 +183,17 @@ pub(super) fn biases(names: &[BiasName]) -> Bias {
     Bias { qkv: has(BiasName::Qkv), linear: has(BiasName::Linear), norm: has(BiasName::Norm) }
 }
 
+/// An optimizer on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerName {
+    /// AdamW for all.
+    Adamw,
+    /// Gradient descent with Nesterov's momentum for all.
+    Sgd,
+    /// Muon for the matrices of the blocks, at 20 times the learning rate, and AdamW for the rest.
+    Muon,
+}
+
 /// A tokenizer on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TokenizerName {

@@ -9,10 +9,10 @@ use minigpt_core::{GptConfig, Position, Recompute, TrainConfig};
 
 use super::folder::Pace;
 use super::names::{
-    ActivationName, BiasName, DecayName, Family, MaskName, NormName, NormPlaceName, PairingName,
-    PositionName, Preset, TokenizerName, biases,
+    ActivationName, BiasName, DecayName, Family, MaskName, NormName, NormPlaceName, OptimizerName,
+    PairingName, PositionName, Preset, TokenizerName, biases,
 };
-use super::schedule;
+use super::{optimizers, schedule};
 use crate::Outcome;
 use crate::corpus::{TextOptions, word};
 use crate::options::{BackendName, RecomputeName, Which};
@@ -236,7 +236,7 @@ pub struct Settings {
     /// Steps.
     #[arg(long)]
     pub iterations: Option<u32>,
-    /// The largest learning rate (1e-3).
+    /// The largest learning rate (1e-3; 0.1 with --optimizer sgd).
     #[arg(long, allow_negative_numbers = true)]
     pub lr: Option<f64>,
     /// The last learning rate (a tenth of --lr).
@@ -254,6 +254,14 @@ pub struct Settings {
     /// The largest norm of the gradient; inf: any (1).
     #[arg(long, allow_negative_numbers = true)]
     pub clip: Option<f64>,
+    /// What makes updates of gradients (adamw).
+    #[arg(long, value_enum)]
+    pub optimizer: Option<OptimizerName>,
+    /// Keep a moving average of the weights, of which each step leaves so much, such as 0.999; 0: none (0). Validations are of
+    /// both. Samples, checkpoints, generate and others use the weights themselves; at the end the average is a model of its own,
+    /// average.mgpt in the folder of the run.
+    #[arg(long, value_name = "DECAY", allow_negative_numbers = true)]
+    pub ema: Option<f64>,
     /// Decay of AdamW's first moment (0.9).
     #[arg(long, allow_negative_numbers = true)]
     pub beta1: Option<f64>,
@@ -263,7 +271,7 @@ pub struct Settings {
     /// Added to the root of AdamW's second moment (1e-8).
     #[arg(long, allow_negative_numbers = true)]
     pub eps: Option<f64>,
-    /// Weight decay of matrices (0.1).
+    /// Weight decay of matrices (0.1; 0.001 with --optimizer sgd).
     #[arg(long, allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
     /// Steps from one validation, with sample and checkpoint, to the next; 0: only at the end (250).
@@ -419,15 +427,14 @@ impl Settings {
                            --eval-every, such as 250, or --patience 0";
             return Err(message.into());
         }
+        let (groups, usual_rate) = optimizers::over(self, &config.groups)?;
         let config = TrainConfig {
             batch: self.batch.unwrap_or(config.batch),
             accumulation: self.accumulation.unwrap_or(config.accumulation),
-            schedule: self.schedule_over(config.schedule, pace.iterations)?,
+            schedule: self.schedule_over(config.schedule, pace.iterations, usual_rate)?,
             clip: self.clip.unwrap_or(config.clip),
-            beta1: self.beta1.unwrap_or(config.beta1),
-            beta2: self.beta2.unwrap_or(config.beta2),
-            eps: self.eps.unwrap_or(config.eps),
-            weight_decay: self.weight_decay.unwrap_or(config.weight_decay),
+            groups,
+            average: self.ema.map_or(config.average, |decay| Some(decay).filter(|decay| *decay != 0.0)),
             recompute,
             ..config.clone()
         };
@@ -456,7 +463,8 @@ pub(super) fn changes(
     after: (&TrainConfig, &Pace),
 ) -> impl Iterator<Item = (&'static str, String, String)> {
     let values = |(config, pace): (&TrainConfig, &Pace)| {
-        let TrainConfig { batch, accumulation, schedule, clip, beta1, beta2, eps, weight_decay, .. } = config;
+        let TrainConfig { batch, accumulation, schedule, clip, groups, average, .. } = config;
+        let [optimizer, beta1, beta2, eps, weight_decay] = optimizers::values(groups);
         [
             ("--iterations", pace.iterations.to_string()),
             ("--batch", batch.to_string()),
@@ -466,10 +474,12 @@ pub(super) fn changes(
             ("--warmup", schedule.warmup.to_string()),
             ("--schedule", schedule_flags(schedule.decay)),
             ("--clip", typed(*clip)),
-            ("--beta1", typed(*beta1)),
-            ("--beta2", typed(*beta2)),
-            ("--eps", typed(*eps)),
-            ("--weight-decay", typed(*weight_decay)),
+            optimizer,
+            ("--ema", typed(average.unwrap_or(0.0))),
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
             ("--eval-every", pace.eval_every.to_string()),
             ("--eval-windows", pace.eval_windows.to_string()),
             ("--patience", pace.patience.to_string()),
@@ -478,5 +488,7 @@ pub(super) fn changes(
         ]
     };
     let pairs = values(before).into_iter().zip(values(after));
-    pairs.filter(|(old, new)| old != new).map(|((flag, old), (_, new))| (flag, new, old))
+    // A setting that the optimizer does not have is no text.
+    let changed = pairs.filter(|((_, old), (_, new))| old != new && !new.is_empty());
+    changed.map(|((flag, old), (_, new))| (flag, new, if old.is_empty() { "none".into() } else { old }))
 }

@@ -19,14 +19,21 @@ pub(super) fn of_length(iterations: u32) -> Schedule {
 }
 
 impl Settings {
-    /// The schedule of these settings for so many steps, and for those that are not given the one of `kept`.
+    /// The schedule of these settings for so many steps, and for those that are not given the one of `kept`; `usual` is the
+    /// learning rate of an optimizer that is new and needs another one.
     ///
     /// # Errors
     /// If the learning rate could never get where these settings want it.
-    pub(super) fn schedule_over(&self, kept: Schedule, iterations: u32) -> Outcome<Schedule> {
-        let peak = self.lr.unwrap_or(kept.peak);
+    pub(super) fn schedule_over(
+        &self,
+        kept: Schedule,
+        iterations: u32,
+        usual: Option<f64>,
+    ) -> Outcome<Schedule> {
+        let lr = self.lr.or(usual);
+        let peak = lr.unwrap_or(kept.peak);
         // A rate that is given takes its last one along.
-        let kept_floor = if self.lr.is_some() { peak / f64::from(TENTH) } else { kept.floor };
+        let kept_floor = if lr.is_some() { peak / f64::from(TENTH) } else { kept.floor };
         let floor = self.min_lr.unwrap_or(kept_floor);
         let warmup = self.warmup.unwrap_or(kept.warmup);
         // What a run has always had is not refused when it goes on.

@@ -250,7 +250,9 @@ impl<'a, B: Backend> Session<'a, B> {
     ) -> Outcome<bool> {
         let total = windows.len();
         let tell = |done| progress.at(u64::from(step), format_args!("validation: {done} of {total} windows"));
-        let Some(loss) = self.evaluate(windows, &tell)? else {
+        let (Some(loss), Some(average)) =
+            (self.evaluate(windows, &tell)?, self.evaluate_average(windows, &tell)?)
+        else {
             self.save_sound(step)?;
             return Ok(false);
         };
@@ -259,6 +261,9 @@ impl<'a, B: Backend> Session<'a, B> {
             return Err(self.give_up(step, seen)?.into());
         }
         self.record(Record { step, measured: Measured::Validation(loss), seconds: self.seconds() })?;
+        if let Some(average) = average {
+            self.record(Record { step, measured: Measured::Average(average), seconds: self.seconds() })?;
+        }
         let sound = self.trainer.metrics()?.skipped_in_a_row == 0;
         if sound && self.best.is_none_or(|best| loss < best.val_loss) {
             self.best = Some(Best { step, val_loss: loss });
@@ -272,7 +277,7 @@ impl<'a, B: Backend> Session<'a, B> {
             all => format!(" (of {total} of {all} windows)"),
         };
         progress.suspend(|| {
-            say(format_args!("step {step}: validation loss {loss:.4}{part}"))?;
+            say(format_args!("step {step}: validation loss {loss:.4}{}{part}", of_average(average)))?;
             if text.is_empty() { Ok(()) } else { say(format_args!("    {}\n", text.replace('\n', "\n    "))) }
         })?;
         Ok(true)
@@ -281,13 +286,37 @@ impl<'a, B: Backend> Session<'a, B> {
     /// The mean loss over `windows`, in nats per token; `tell` is told how many are done. `None` if it was asked to stop
     /// meanwhile.
     fn evaluate(&mut self, windows: &EvalWindows<'_>, tell: &dyn Fn(usize)) -> Outcome<Option<f64>> {
+        self.in_parts(windows, tell, |trainer, part| Ok(trainer.evaluate(part)?))
+    }
+
+    /// The same of the average of the weights; `Some(None)` if there is none.
+    fn evaluate_average(
+        &mut self,
+        windows: &EvalWindows<'_>,
+        tell: &dyn Fn(usize),
+    ) -> Outcome<Option<Option<f64>>> {
+        if self.trainer.config().average.is_none() {
+            return Ok(Some(None));
+        }
+        let loss = |trainer: &mut Trainer<B>, part: &EvalWindows<'_>| {
+            Ok(trainer.evaluate_average(part)?.unwrap_or(f64::NAN))
+        };
+        Ok(self.in_parts(windows, tell, loss)?.map(Some))
+    }
+
+    fn in_parts(
+        &mut self,
+        windows: &EvalWindows<'_>,
+        tell: &dyn Fn(usize),
+        loss: impl Fn(&mut Trainer<B>, &EvalWindows<'_>) -> Outcome<f64>,
+    ) -> Outcome<Option<f64>> {
         let at_once = (PART / windows.time()).max(1);
         let (mut sum, mut done) = (0.0, 0);
         while let Some(part) = windows.part(done..windows.len().min(done + at_once)) {
             if done > 0 && self.run.signals.asked() {
                 return Ok(None);
             }
-            sum += self.trainer.evaluate(&part)? * part.len() as f64;
+            sum += loss(&mut self.trainer, &part)? * part.len() as f64;
             done += part.len();
             tell(done);
         }
@@ -333,6 +362,11 @@ impl<'a, B: Backend> Session<'a, B> {
     }
 
     fn write(&self, path: &Path) -> Outcome<()> {
+        self.with_extras(|extras| self.trainer.save(path, extras).map_err(|error| self.go_on_later(error)))
+    }
+
+    /// Hands over what a checkpoint has beside the model.
+    fn with_extras<T>(&self, save: impl FnOnce(&Extras<'_>) -> T) -> T {
         let best = self.best.iter().flat_map(Best::metadata);
         let text = [
             ("corpus_sha256", self.run.sha256.clone()),
@@ -344,8 +378,18 @@ impl<'a, B: Backend> Session<'a, B> {
         let metadata: Vec<(&str, &str)> =
             metadata.iter().map(|(key, value)| (*key, value.as_str())).collect();
         let extras = Extras { tokenizer: Some(&self.run.tokenizer), metadata: &metadata };
-        let saved = self.trainer.save(path, &extras);
-        saved.map_err(|error| self.go_on_later(error))
+        save(&extras)
+    }
+
+    /// Writes the average of the weights as a model of its own, if there is one.
+    fn save_average(&self) -> Outcome<()> {
+        let Some(model) = self.trainer.averaged()? else { return Ok(()) };
+        let path = self.run.folder.average();
+        self.with_extras(|extras| model.save(&path, extras).map_err(|error| self.go_on_later(error)))?;
+        say(format_args!(
+            "the average of the weights is a model too: generate, evaluate and others take it with --checkpoint {}",
+            crate::corpus::word(&path)
+        ))
     }
 
     /// Nothing is lost that was saved, if anything was.
@@ -364,11 +408,16 @@ impl<'a, B: Backend> Session<'a, B> {
             ))?;
         }
         let progress = Progress::new("last validation", all.len() as u64, Unit::Windows);
-        let val_loss = self.evaluate(all, &|done| progress.at(done as u64, ""))?;
+        let tell = |done| progress.at(done as u64, "");
+        let (val_loss, average) = (self.evaluate(all, &tell)?, self.evaluate_average(all, &tell)?);
         progress.done();
-        let Some(val_loss) = val_loss else { return Ok(self.interrupted(step)) };
+        let (Some(val_loss), Some(ema_val_loss)) = (val_loss, average) else {
+            return Ok(self.interrupted(step));
+        };
         self.draw(val_loss)?;
-        say(format_args!("validation loss {val_loss:.4}, of all {} windows", all.len()))?;
+        let of_average = of_average(ema_val_loss);
+        say(format_args!("validation loss {val_loss:.4}{of_average}, of all {} windows", all.len()))?;
+        self.save_average()?;
         if let Some(truth) = self.run.truth {
             say(format_args!(
                 "no model can do better in these windows than {:.4}; a smoothed 5-gram model reaches {:.4}; true entropy \
@@ -388,6 +437,7 @@ impl<'a, B: Backend> Session<'a, B> {
         }
         Ok(End::Finished(Summary {
             val_loss,
+            ema_val_loss,
             best: self.best,
             iterations: step,
             seconds: self.seconds(),
@@ -409,4 +459,9 @@ impl<'a, B: Backend> Session<'a, B> {
         std::fs::write(&path, loss_curves(&title, &curves, bound))
             .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
     }
+}
+
+/// What is said of the average beside the weights.
+fn of_average(loss: Option<f64>) -> String {
+    loss.map_or(String::new(), |loss| format!(", of the average of the weights {loss:.4}"))
 }

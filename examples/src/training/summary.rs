@@ -28,6 +28,8 @@ pub enum End {
 pub struct Summary {
     /// Mean loss over the whole validation split, in nats per token.
     pub val_loss: f64,
+    /// The same of the moving average of the weights, if there is one.
+    pub ema_val_loss: Option<f64>,
     /// The step of the best validation.
     pub best: Option<Best>,
     /// Steps.
@@ -49,6 +51,9 @@ impl fmt::Display for Summary {
             "result val_loss={:.4} iterations={} seconds={:.1} tokens_per_s={:.0}",
             self.val_loss, self.iterations, self.seconds, self.tokens_per_s
         )?;
+        if let Some(loss) = self.ema_val_loss {
+            write!(f, " ema_val_loss={loss:.4}")?;
+        }
         if let Some(entropy) = self.entropy {
             write!(f, " entropy={entropy:.4}")?;
         }

@@ -64,6 +64,11 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         | Op::NextDraw(_)
         | Op::FinishStep(_)
         | Op::AdamW(_)
+        | Op::Sgd(_)
+        | Op::Momentum(_)
+        | Op::NewtonSchulz(_)
+        | Op::Descend(_)
+        | Op::Average(_)
         | Op::Fill(_) => training::run(backend, op),
     }
 }

@@ -3,14 +3,16 @@
 //! Wire structs stand apart from the public types, so that those can change without changing a byte of a
 //! file. The order of their fields and variants is the format: only a new version may change it.
 
+use alloc::vec::Vec;
+
 use serde::{Deserialize, Serialize};
 
 use super::TrainState;
 use super::{Fault, Role, Training};
 use crate::config::schedule::{Decay, Schedule};
 use crate::config::{
-    Activation, AttentionScale, Bias, ConfigError, GptConfig, Mask, Norm, NormPlace, Pairing, Position, Rank,
-    Recompute, TrainConfig,
+    Activation, AttentionScale, Bias, ConfigError, GptConfig, Group, Groups, Mask, Norm, NormPlace,
+    Optimizer, Pairing, Position, Rank, Recompute, TrainConfig,
 };
 use crate::memory::Dtype;
 use crate::op::counter;
@@ -52,13 +54,8 @@ pub(super) const CONF: [u8; 4] = *b"CONF";
 pub(super) const TOKN: [u8; 4] = *b"TOKN";
 pub(super) const TENS: [u8; 4] = *b"TENS";
 pub(super) const TRAN: [u8; 4] = *b"TRAN";
+pub(super) const OPTM: [u8; 4] = *b"OPTM";
 pub(super) const META: [u8; 4] = *b"META";
-
-/// What the name of a tensor begins with that is AdamW's first moment of the parameter named after it.
-pub const FIRST_MOMENT: &str = "adam.m/";
-
-/// What the name of a tensor begins with that is AdamW's second moment of the parameter named after it.
-pub const SECOND_MOMENT: &str = "adam.v/";
 
 /// The bytes of a tensor; `None` if they are more than 64 bits can count. Rows are padded to whole blocks.
 pub(super) fn tensor_bytes(dtype: Dtype, rows: u64, cols: u64) -> Option<u64> {
@@ -486,8 +483,11 @@ impl TryFrom<&Training> for WireTraining {
     type Error = Fault;
 
     fn try_from(training: &Training) -> Result<Self, Fault> {
-        let Training { config, state } = training;
+        let Training { config, state, .. } = training;
         let schedule = config.schedule;
+        // With OPTM, an eps of 0 keeps those from training who do not know it.
+        let adamw = if has_optimizers(training) { None } else { config.groups.as_adamw() };
+        let [beta1, beta2, eps, weight_decay] = adamw.unwrap_or_default();
         Ok(WireTraining {
             batch: dimension("batch", config.batch)?,
             time: dimension("time", config.time)?,
@@ -503,10 +503,10 @@ impl TryFrom<&Training> for WireTraining {
                 Decay::Stable { decay_steps } => WireDecay::Stable { decay_steps },
             },
             clip: config.clip,
-            beta1: config.beta1,
-            beta2: config.beta2,
-            eps: config.eps,
-            weight_decay: config.weight_decay,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
             seed: config.seed,
             counters: state.counters,
             windows_drawn: state.windows_drawn,
@@ -535,10 +535,8 @@ impl TryFrom<WireTraining> for Training {
                 },
             },
             clip: wire.clip,
-            beta1: wire.beta1,
-            beta2: wire.beta2,
-            eps: wire.eps,
-            weight_decay: wire.weight_decay,
+            groups: Groups::from_adamw([wire.beta1, wire.beta2, wire.eps, wire.weight_decay]),
+            average: None,
             seed: wire.seed,
             recompute: Recompute::default(),
             rank: Rank::ALONE,
@@ -546,6 +544,82 @@ impl TryFrom<WireTraining> for Training {
         Ok(Training {
             config,
             state: TrainState { counters: wire.counters, windows_drawn: wire.windows_drawn },
+            frozen: Vec::new(),
         })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireOptimizer {
+    AdamW { beta1: f64, beta2: f64, eps: f64 },
+    Sgd { momentum: f64, nesterov: bool },
+    Muon { momentum: f64, nesterov: bool, steps: u32 },
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireGroup {
+    optimizer: WireOptimizer,
+    weight_decay: f64,
+    rate: f64,
+}
+
+/// OPTM, but for the list of what is frozen.
+#[derive(Serialize, Deserialize)]
+pub(super) struct WireOptimizers {
+    embeddings: WireGroup,
+    matrices: WireGroup,
+    head: WireGroup,
+    vectors: WireGroup,
+    average: Option<f64>,
+}
+
+/// Whether a training is more than TRAN can say.
+pub(super) fn has_optimizers(training: &Training) -> bool {
+    let Training { config, frozen, .. } = training;
+    config.groups.as_adamw().is_none() || config.average.is_some() || !frozen.is_empty()
+}
+
+impl From<&Group> for WireGroup {
+    fn from(group: &Group) -> Self {
+        let optimizer = match group.optimizer {
+            Optimizer::AdamW { beta1, beta2, eps } => WireOptimizer::AdamW { beta1, beta2, eps },
+            Optimizer::Sgd { momentum, nesterov } => WireOptimizer::Sgd { momentum, nesterov },
+            Optimizer::Muon { momentum, nesterov, steps } => {
+                WireOptimizer::Muon { momentum, nesterov, steps }
+            }
+        };
+        WireGroup { optimizer, weight_decay: group.weight_decay, rate: group.rate }
+    }
+}
+
+impl From<WireGroup> for Group {
+    fn from(wire: WireGroup) -> Self {
+        let optimizer = match wire.optimizer {
+            WireOptimizer::AdamW { beta1, beta2, eps } => Optimizer::AdamW { beta1, beta2, eps },
+            WireOptimizer::Sgd { momentum, nesterov } => Optimizer::Sgd { momentum, nesterov },
+            WireOptimizer::Muon { momentum, nesterov, steps } => {
+                Optimizer::Muon { momentum, nesterov, steps }
+            }
+        };
+        Group { optimizer, weight_decay: wire.weight_decay, rate: wire.rate }
+    }
+}
+
+impl From<&TrainConfig> for WireOptimizers {
+    fn from(config: &TrainConfig) -> Self {
+        let Groups { embeddings, matrices, head, vectors } = &config.groups;
+        let [embeddings, matrices, head, vectors] =
+            [embeddings, matrices, head, vectors].map(WireGroup::from);
+        WireOptimizers { embeddings, matrices, head, vectors, average: config.average }
+    }
+}
+
+impl WireOptimizers {
+    /// Puts these into the settings that TRAN has without them.
+    pub(super) fn into_config(self, config: &mut TrainConfig) {
+        let all = [self.embeddings, self.matrices, self.head, self.vectors];
+        let [embeddings, matrices, head, vectors] = all.map(Group::from);
+        config.groups = Groups { embeddings, matrices, head, vectors };
+        config.average = self.average;
     }
 }

@@ -8,14 +8,13 @@ use serde::Deserialize;
 
 use super::crc::crc32;
 use super::format::{
-    ALIGN, CONF, CRC, FIRST_MOMENT, MAGIC, MAX_NAME, META, PREAMBLE, REQUIRED, SECOND_MOMENT, SECTION_HEAD,
-    TENS, TOKN, TRAN, VERSION, WireConfig, WireConfig1, WireTensor, WireTokenizer, WireTraining,
-    tensor_bytes,
+    ALIGN, CONF, CRC, MAGIC, MAX_NAME, META, OPTM, PREAMBLE, REQUIRED, SECTION_HEAD, TENS, TOKN, TRAN,
+    VERSION, WireConfig, WireConfig1, WireOptimizers, WireTensor, WireTokenizer, WireTraining, tensor_bytes,
 };
 use super::{Fault, Limits, LoadError, Role, Training};
-use crate::config::GptConfig;
+use crate::config::{GptConfig, Group, TrainConfig};
 use crate::memory::Dtype;
-use crate::plan::{Plan, Tensor};
+use crate::plan::{AVERAGE, Plan, States, Tensor};
 use crate::tokenizer::{AnyTokenizer, ByteTokenizer, CharTokenizer, Tokenizer};
 
 /// One line of the index.
@@ -45,6 +44,8 @@ pub(super) struct Header<'a> {
     pub(super) tokenizer: Option<AnyTokenizer>,
     pub(super) training: Option<Training>,
     training_offset: usize,
+    /// Where OPTM begins, if there is one.
+    optimizers_offset: Option<usize>,
     pub(super) metadata: Vec<(&'a str, &'a str)>,
     pub(super) tensors: Vec<Entry<'a>>,
     index_offset: usize,
@@ -87,8 +88,8 @@ impl<'a> Header<'a> {
             return Err(error(sections_end, Fault::HeaderCrc { stored, computed }));
         }
 
-        let known = [CONF, TOKN, TENS, TRAN, META];
-        let mut sections: [Option<Section<'a>>; 5] = [None; 5];
+        let known = [CONF, TOKN, TENS, TRAN, OPTM, META];
+        let mut sections: [Option<Section<'a>>; 6] = [None; 6];
         let mut at = PREAMBLE;
         while at < sections_end {
             let (tag, flags, section) = Section::at(&bytes[..sections_end], at)?;
@@ -105,7 +106,7 @@ impl<'a> Header<'a> {
         }
 
         let missing = |tag| error(sections_end, Fault::MissingSection { tag });
-        let [config, tokenizer, tensors, training, metadata] = sections;
+        let [config, tokenizer, tensors, training, optimizers, metadata] = sections;
         let config_section = config.ok_or_else(|| missing(CONF))?;
         let index = tensors.ok_or_else(|| missing(TENS))?;
         let index_offset = index.offset;
@@ -113,7 +114,13 @@ impl<'a> Header<'a> {
         let config = read_config(config_section, word(bytes, 4)?, limits)?;
         let tokenizer = tokenizer.map(|section| read_tokenizer(section, &config)).transpose()?;
         let training_offset = training.map_or(0, |section| section.offset);
-        let training = training.map(read_training).transpose()?;
+        let mut training = training.map(read_training).transpose()?;
+        let optimizers_offset = optimizers.map(|section| section.offset);
+        match (optimizers, &mut training) {
+            (Some(section), Some(training)) => read_optimizers(section, training, limits)?,
+            (Some(_), None) => return Err(missing(TRAN)),
+            (None, _) => {}
+        }
         let metadata =
             metadata.map(|section| read_metadata(section, limits)).transpose()?.unwrap_or_default();
         let (tensors, payload_length) = read_index(index, limits)?;
@@ -126,6 +133,7 @@ impl<'a> Header<'a> {
             tokenizer,
             training,
             training_offset,
+            optimizers_offset,
             metadata,
             tensors,
             index_offset,
@@ -155,41 +163,115 @@ impl<'a> Header<'a> {
             parameters.push(self.belonging(parameter, "")?.map_err(|name| self.missing(name))?);
         }
         let known = sorted_names(&plan)?;
-        self.refuse_others(Role::Parameter, |name| known.binary_search(&name).is_ok())?;
-        Ok(parameters)
+        let is_known = |entry: &&Entry<'_>| known.binary_search(&entry.name).is_ok();
+        let all = self.tensors.iter().filter(|entry| entry.role == Role::Parameter);
+        match all.clone().find(|entry| !is_known(entry)) {
+            None => Ok(parameters),
+            Some(entry) => Err(unknown(entry)),
+        }
     }
 
-    /// The numbers of the tensors that are AdamW's moments, first and second, in the same order; `None` of a parameter that was
-    /// not trained.
-    pub(super) fn moments(&self) -> Result<Vec<Option<[usize; 2]>>, LoadError> {
+    /// The numbers of the tensors that a training keeps of each parameter, in the same order; `None` of a parameter that is
+    /// frozen.
+    pub(super) fn states(&self) -> Result<Vec<Option<States<usize>>>, LoadError> {
         if let Some(training) = &self.training {
             let allowed = self.limits.check_training(&self.config, &training.config);
             allowed.map_err(|fault| LoadError::new(self.training_offset, fault))?;
         }
         let plan = self.plan()?;
         let parameters = plan.parameters.list();
-        let mut moments = reserve(parameters.len(), 0)?;
-        for parameter in &parameters {
-            let [first, second] =
-                [FIRST_MOMENT, SECOND_MOMENT].map(|prefix| self.belonging(parameter, prefix));
-            moments.push(match (first?, second?) {
-                (Ok(first), Ok(second)) => Some([first, second]),
-                (Err(_), Err(_)) => None,
-                // One without the other.
-                (Err(name), Ok(_)) | (Ok(_), Err(name)) => return Err(self.missing(name)),
-            });
+        let frozen = self.frozen(&plan)?;
+        let usual = TrainConfig::constant(0.0);
+        let config = self.training.as_ref().map_or(&usual, |training| &training.config);
+        let mut states = reserve(parameters.len(), 0)?;
+        let mut known = reserve(self.tensors.len(), 0)?;
+        known.resize(self.tensors.len(), false);
+        for (i, parameter) in parameters.iter().enumerate() {
+            let group = config.groups.of(parameter.kind);
+            let found = match &frozen {
+                Some(frozen) if frozen[i] => None,
+                Some(_) => Some(
+                    self.kept(parameter, group, config.average.is_some())?
+                        .map_err(|name| self.missing(name))?,
+                ),
+                None => self.kept_or_none(parameter, group)?,
+            };
+            if let Some(found) = &found {
+                found.named(group).for_each(|(_, &tensor)| known[tensor] = true);
+            }
+            states.push(found);
         }
         // A training that trains nothing is of the vectors before the tokens, by whoever makes them.
-        let trains_nothing = moments.iter().all(Option::is_none) && self.config.prefix == 0;
+        let trains_nothing = states.iter().all(Option::is_none) && self.config.prefix == 0;
         if let (Some(parameter), true) = (parameters.first(), trains_nothing) {
-            return Err(self.missing(format!("{FIRST_MOMENT}{}", parameter.name)));
+            let state = config.groups.of(parameter.kind).optimizer.states().first();
+            return Err(self.missing(format!("{}/{}", state.unwrap_or(&AVERAGE), parameter.name)));
         }
-        let known = sorted_names(&plan)?;
-        self.refuse_others(Role::Training, |name| {
-            let parameter = name.strip_prefix(FIRST_MOMENT).or_else(|| name.strip_prefix(SECOND_MOMENT));
-            parameter.is_some_and(|name| known.binary_search(&name).is_ok())
-        })?;
-        Ok(moments)
+        let stray =
+            self.tensors.iter().zip(known).find(|(entry, known)| entry.role == Role::Training && !known);
+        match stray {
+            None => Ok(states),
+            Some((entry, _)) => Err(unknown(entry)),
+        }
+    }
+
+    /// Which parameters are frozen, in the order of `plan.parameters.list()`, if the file says so.
+    fn frozen(&self, plan: &Plan) -> Result<Option<Vec<bool>>, LoadError> {
+        let Some(offset) = self.optimizers_offset else { return Ok(None) };
+        let parameters = plan.parameters.list();
+        let mut names: Vec<&str> = reserve(self.frozen_names().len(), offset)?;
+        names.extend(self.frozen_names().iter().map(String::as_str));
+        names.sort_unstable();
+        let mut frozen = reserve(parameters.len(), offset)?;
+        frozen
+            .extend(parameters.iter().map(|parameter| names.binary_search(&parameter.name.as_str()).is_ok()));
+        let known = sorted_names(plan)?;
+        match names.into_iter().find(|name| known.binary_search(name).is_err()) {
+            None => Ok(Some(frozen)),
+            Some(name) => Err(LoadError::new(offset, Fault::UnknownTensor { name: name.to_string() })),
+        }
+    }
+
+    fn frozen_names(&self) -> &[String] {
+        self.training.as_ref().map_or(&[], |training| &training.frozen)
+    }
+
+    /// The tensors that are kept of a parameter of this group; the name of one that is not there.
+    fn kept(
+        &self,
+        parameter: &Tensor,
+        group: &Group,
+        average: bool,
+    ) -> Result<Result<States<usize>, String>, LoadError> {
+        let mut found = States::default();
+        for (place, state) in found.optimizer.iter_mut().zip(group.optimizer.states()) {
+            match self.belonging(parameter, state)? {
+                Ok(tensor) => *place = Some(tensor),
+                Err(name) => return Ok(Err(name)),
+            }
+        }
+        if average {
+            match self.belonging(parameter, AVERAGE)? {
+                Ok(tensor) => found.average = Some(tensor),
+                Err(name) => return Ok(Err(name)),
+            }
+        }
+        Ok(Ok(found))
+    }
+
+    /// The same where the file does not say what is frozen: that has none of them, and everything else has all.
+    fn kept_or_none(&self, parameter: &Tensor, group: &Group) -> Result<Option<States<usize>>, LoadError> {
+        let missing = match self.kept(parameter, group, false)? {
+            Ok(found) => return Ok(Some(found)),
+            Err(name) => name,
+        };
+        for state in group.optimizer.states() {
+            if self.belonging(parameter, state)?.is_ok() {
+                // One without the other.
+                return Err(self.missing(missing));
+            }
+        }
+        Ok(None)
     }
 
     /// A plan whose size the file justifies.
@@ -205,11 +287,13 @@ impl<'a> Header<'a> {
         Plan::smallest(config, Dtype::F32).map_err(|e| error(Fault::Config(e)))
     }
 
-    /// The number of the tensor that is named after `parameter`, behind the prefix of its role, and has its shape; the name if
-    /// there is none.
-    fn belonging(&self, parameter: &Tensor, prefix: &str) -> Result<Result<usize, String>, LoadError> {
-        let role = if prefix.is_empty() { Role::Parameter } else { Role::Training };
-        let name = format!("{prefix}{}", parameter.name);
+    /// The number of the tensor that is `parameter`, or the `state` that is kept of it, and has its shape; the name if there is
+    /// none.
+    fn belonging(&self, parameter: &Tensor, state: &str) -> Result<Result<usize, String>, LoadError> {
+        let (role, name) = match state {
+            "" => (Role::Parameter, parameter.name.clone()),
+            state => (Role::Training, format!("{state}/{}", parameter.name)),
+        };
         let Some(i) = self.find(&name).filter(|i| self.tensors[*i].role == role) else {
             return Ok(Err(name));
         };
@@ -226,20 +310,16 @@ impl<'a> Header<'a> {
         LoadError::new(self.index_offset, Fault::MissingTensor { name })
     }
 
-    fn refuse_others(&self, role: Role, known: impl Fn(&str) -> bool) -> Result<(), LoadError> {
-        match self.tensors.iter().find(|entry| entry.role == role && !known(entry.name)) {
-            None => Ok(()),
-            Some(other) => {
-                Err(LoadError::new(other.record, Fault::UnknownTensor { name: other.name.to_string() }))
-            }
-        }
-    }
-
     /// The number of the tensor of that name.
     pub(super) fn find(&self, name: &str) -> Option<usize> {
         let found = self.by_name.binary_search_by(|i| self.tensors[*i as usize].name.cmp(name)).ok()?;
         Some(self.by_name[found] as usize)
     }
+}
+
+/// A tensor that the model has no place for.
+fn unknown(entry: &Entry<'_>) -> LoadError {
+    LoadError::new(entry.record, Fault::UnknownTensor { name: entry.name.to_string() })
 }
 
 fn word(bytes: &[u8], at: usize) -> Result<u32, LoadError> {
@@ -359,6 +439,32 @@ fn read_training(mut section: Section<'_>) -> Result<Training, LoadError> {
     let training = Training::try_from(section.next::<WireTraining>()?).map_err(|fault| begin.error(fault))?;
     section.end()?;
     Ok(training)
+}
+
+/// Puts what OPTM says into a training as TRAN has it.
+fn read_optimizers(
+    mut section: Section<'_>,
+    training: &mut Training,
+    limits: &Limits,
+) -> Result<(), LoadError> {
+    section.next::<WireOptimizers>()?.into_config(&mut training.config);
+    // The shortest: a length, and one byte.
+    let (count, mut frozen) = section.list::<String>(2, |count| limits.check_tensors(count))?;
+    for _ in 0..count {
+        let begin = section;
+        let name: &str = section.next()?;
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Err(begin.error(Fault::NameLength { bytes: name.len() }));
+        }
+        let mut owned = String::new();
+        let no_room = |_| begin.error(Fault::OutOfMemory { bytes: name.len() });
+        owned.try_reserve_exact(name.len()).map_err(no_room)?;
+        owned.push_str(name);
+        frozen.push(owned);
+    }
+    section.end()?;
+    training.frozen = frozen;
+    Ok(())
 }
 
 fn read_metadata<'a>(

@@ -92,8 +92,24 @@
 //!
 //! **`TRAN`**, if training is to continue ([`TrainConfig`], then [`TrainState`]): `u32` batch, time,
 //! accumulation; the learning rate's `f64` peak, floor, `u32` warmup, steps, and decay, a choice of 0
-//! constant, 1 linear, 2 cosine, 3 stable, which carries `u32` decay_steps; `f64` clip (may be infinite), beta1, beta2, eps, weight_decay; `u64` seed;
-//! 16 `u32`, the [counters](crate::op::counter) of the device; `u64` windows_drawn.
+//! constant, 1 linear, 2 cosine, 3 stable, which carries `u32` decay_steps; `f64` clip (may be infinite), beta1, beta2, eps,
+//! weight_decay; `u64` seed;
+//! 16 `u32`, the [counters](crate::op::counter) of the device; `u64` windows_drawn. AdamW trains all parameters with these
+//! settings, of which vectors (biases, and the weights of norms) have no weight decay; unless there is:
+//!
+//! **`OPTM`**, if there is `TRAN` and the training is another one: four groups, an average, and a list of `str`, the names of the
+//! parameters that are frozen. The groups are those of embeddings (`wte.weight`, `wpe.weight`), of matrices (the weights of
+//! `attn.c_attn`, `attn.c_proj`, `mlp.c_fc` and `mlp.c_proj`), of the head (`lm_head.weight`) and of vectors (the rest). The average
+//! is an optional `f64`: what a moving average of the weights keeps of itself. A group is:
+//!
+//! | field | what |
+//! |---|---|
+//! | optimizer | a choice of 0 AdamW, which carries `f64` beta1, beta2 and eps; 1 gradient descent, which carries `f64` momentum and `bool` nesterov; 2 Muon, which carries `f64` momentum, `bool` nesterov and `u32` steps |
+//! | `f64` weight_decay | of each update, times the learning rate |
+//! | `f64` rate | the group's learning rate is that of `TRAN` times this |
+//!
+//! Then beta1, beta2, eps and weight_decay of `TRAN` are 0 and mean nothing. (A program that does not know `OPTM` can run the model,
+//! and finds no AdamW with an eps of 0 to train it by.)
 //!
 //! **`META`**, if the program has something to keep: a list of records of two `str`, key and value, in the
 //! program's own order. Keys are not empty.
@@ -191,9 +207,19 @@
 //!     p sees s if s <= p; with the mask prefix also if s < P; with the mask none every s of the pass.
 //! ```
 //!
-//! AdamW's moments of parameter `p` are named `adam.m/p` and `adam.v/p`, have its shape and role 1. A parameter that is
-//! trained has both; one that is frozen has neither, and whoever continues the training leaves it as it is. If training is
-//! to continue, at least one parameter has them.
+//! What a training keeps of parameter `p` is named after it, has its shape and role 1:
+//!
+//! | name | what | there |
+//! |---|---|---|
+//! | `adam.m/p`, `adam.v/p` | the first and the second moment | if AdamW trains it |
+//! | `sgd.momentum/p` | the velocity | if gradient descent trains it, with a momentum other than 0 |
+//! | `muon.momentum/p` | the velocity | if Muon trains it |
+//! | `ema/p` | the moving average | if there is an average |
+//!
+//! They are written in the order of this table, each name for all parameters before the next. A parameter that is trained has all
+//! of its own. One that is frozen has none, and whoever continues the training leaves it as it is: the parameters that `OPTM`
+//! names, or without `OPTM` those that have no moments. If training is to continue, at least one parameter is trained (unless
+//! there are given vectors, whose maker learns by their gradient).
 //!
 //! ## What will not change
 //!
@@ -220,8 +246,8 @@ pub use file::{
     FileError, Journal, LoadFileError, Newest, RunFolder, RunFolderError, load, load_within, newest,
     newest_path, save, sync_folder,
 };
+pub use format::VERSION;
 pub(crate) use format::chunk_of;
-pub use format::{FIRST_MOMENT, SECOND_MOMENT, VERSION};
 #[cfg(feature = "std")]
 pub use io::{IoReader, IoWriter};
 pub use io::{Read, Write};
@@ -231,6 +257,9 @@ pub use read::{Checkpoint, TensorView};
 pub use stream::Stream;
 pub use write::{Contents, TensorSpec, write};
 
+use alloc::string::String;
+use alloc::vec::Vec;
+
 use crate::config::TrainConfig;
 use crate::op::counter;
 
@@ -239,20 +268,23 @@ use crate::op::counter;
 pub enum Role {
     /// A parameter of the model.
     Parameter,
-    /// Of use only for training: AdamW's moments.
+    /// Of use only for training: what optimizers keep, and the average of the weights.
     Training,
 }
 
-/// What a run needs to continue, besides parameters and moments.
+/// What a run needs to continue, besides parameters and what optimizers keep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Training {
     /// How it trains.
     pub config: TrainConfig,
     /// How far it has come.
     pub state: TrainState,
+    /// The names of the parameters that are frozen. Empty where AdamW trains all the others as
+    /// [`Groups::adamw`](crate::Groups::adamw) has it: then those are frozen that have no moments.
+    pub frozen: Vec<String>,
 }
 
-/// What a run must remember besides parameters and moments: as much as a checkpoint needs to continue bit for bit.
+/// What a run must remember besides parameters and what optimizers keep: as much as a checkpoint needs to continue bit for bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrainState {
     /// The device counters, see [`counter`].

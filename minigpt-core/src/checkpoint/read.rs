@@ -9,6 +9,7 @@ use super::header::{Entry, Header};
 use super::{Fault, Limits, LoadError, Role, Training};
 use crate::config::GptConfig;
 use crate::memory::Dtype;
+use crate::plan::States;
 use crate::tokenizer::AnyTokenizer;
 
 /// A tensor of a checkpoint, in place.
@@ -108,7 +109,7 @@ impl<'a> Checkpoint<'a> {
         self.header.tokenizer.as_ref()
     }
 
-    /// What a run needs to continue, besides the moments, if the checkpoint has it. Its values are as they
+    /// What a run needs to continue, besides what optimizers keep, if the checkpoint has it. Its values are as they
     /// were saved: whoever trains with them checks them.
     pub fn training(&self) -> Option<&Training> {
         self.header.training.as_ref()
@@ -141,14 +142,14 @@ impl<'a> Checkpoint<'a> {
         Ok(self.header.parameters()?.into_iter().map(|i| self.view(&self.header.tensors[i])).collect())
     }
 
-    /// AdamW's first and second moment of each parameter, in the order of
-    /// [`Plan::parameters`](crate::Plan::parameters)`.list()`; `None` of a parameter that was frozen.
+    /// What the optimizers of the [training](Checkpoint::training) keep of each parameter, and its average if there is one, in the
+    /// order of [`Plan::parameters`](crate::Plan::parameters)`.list()`; `None` of a parameter that is frozen.
     ///
     /// # Errors
-    /// If a parameter has one of the two, or none has any; if there are other tensors for training, or a shape is wrong.
-    pub fn moments(&self) -> Result<Vec<Option<[TensorView<'a>; 2]>>, LoadError> {
+    /// If a parameter that is trained lacks one, or none is trained; if there are other tensors for training, or a shape is wrong.
+    pub fn states(&self) -> Result<Vec<Option<States<TensorView<'a>>>>, LoadError> {
         let view = |i: usize| self.view(&self.header.tensors[i]);
-        Ok(self.header.moments()?.into_iter().map(|moments| moments.map(|both| both.map(view))).collect())
+        Ok(self.header.states()?.into_iter().map(|states| states.map(|states| states.map(view))).collect())
     }
 
     fn view(&self, entry: &Entry<'a>) -> TensorView<'a> {

@@ -10,6 +10,8 @@ use super::read::check_padding;
 use super::{Fault, Limits, LoadError, Read, StreamError, Training};
 use crate::config::GptConfig;
 use crate::memory::Dtype;
+#[cfg(feature = "train")]
+use crate::plan::States;
 use crate::tokenizer::AnyTokenizer;
 
 /// A checkpoint that is read from a file, a memory card or a socket, and never lies in memory as a whole.
@@ -78,7 +80,7 @@ impl<'h, R: Read> Stream<'h, R> {
         self.header.tokenizer.as_ref()
     }
 
-    /// What a run needs to continue, besides the moments, if the checkpoint has it. Its values are as they
+    /// What a run needs to continue, besides what optimizers keep, if the checkpoint has it. Its values are as they
     /// were saved: whoever trains with them checks them.
     pub fn training(&self) -> Option<&Training> {
         self.header.training.as_ref()
@@ -99,11 +101,11 @@ impl<'h, R: Read> Stream<'h, R> {
         Ok(self.header.parameters()?.into_iter().map(|tensor| self.coming(tensor)).collect())
     }
 
-    /// [`Checkpoint::moments`](super::Checkpoint::moments), of which the bytes are yet to come.
+    /// [`Checkpoint::states`](super::Checkpoint::states), of which the bytes are yet to come.
     #[cfg(feature = "train")]
-    pub(crate) fn moments(&self) -> Result<Vec<Option<[Coming; 2]>>, LoadError> {
+    pub(crate) fn states(&self) -> Result<Vec<Option<States<Coming>>>, LoadError> {
         let coming = |tensor| self.coming(tensor);
-        Ok(self.header.moments()?.into_iter().map(|moments| moments.map(|both| both.map(coming))).collect())
+        Ok(self.header.states()?.into_iter().map(|states| states.map(|states| states.map(coming))).collect())
     }
 
     fn coming(&self, tensor: usize) -> Coming {

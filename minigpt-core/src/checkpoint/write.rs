@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::crc::{Crc, crc32};
 use super::format::{
-    ALIGN, CHUNK, CONF, CRC, FIRST_MOMENT, MAGIC, META, PREAMBLE, REQUIRED, SECOND_MOMENT, TENS, TOKN, TRAN,
-    VERSION, WireConfig, WireTensor, WireTokenizer, WireTraining, chunk_of, tensor_bytes,
+    ALIGN, CHUNK, CONF, CRC, MAGIC, META, OPTM, PREAMBLE, REQUIRED, TENS, TOKN, TRAN, VERSION, WireConfig,
+    WireOptimizers, WireTensor, WireTokenizer, WireTraining, chunk_of, has_optimizers, tensor_bytes,
 };
 use super::header::Header;
 use super::{Fault, Limits, Role, SaveError, Training, Write};
@@ -47,19 +47,17 @@ impl TensorSpec {
         plan.parameters.list().into_iter().map(spec).collect()
     }
 
-    /// The parameters of a model, then AdamW's first moments of those that are [trained](Plan::trained), then their second
-    /// moments; each in the order of `plan.parameters.list()`.
+    /// The parameters of a model, then what is kept of those that are [trained](Plan::trained), one kind after the other: with
+    /// AdamW the first moments and then the second ones. Each in the order of `plan.parameters.list()`.
     pub fn training(plan: &Plan) -> Vec<TensorSpec> {
         let mut all = TensorSpec::parameters(plan);
-        for prefix in [FIRST_MOMENT, SECOND_MOMENT] {
-            all.extend(plan.trained().map(|tensor| TensorSpec {
-                name: format!("{prefix}{}", tensor.name),
-                role: Role::Training,
-                dtype: plan.elem,
-                rows: tensor.rows,
-                cols: tensor.cols,
-            }));
-        }
+        all.extend(plan.kept().map(|(state, tensor, _)| TensorSpec {
+            name: format!("{state}/{}", tensor.name),
+            role: Role::Training,
+            dtype: plan.elem,
+            rows: tensor.rows,
+            cols: tensor.cols,
+        }));
         all
     }
 }
@@ -220,6 +218,13 @@ fn header(contents: &Contents<'_>, places: &[Place], crcs: &[u32]) -> Result<Vec
     }
     if let Some(training) = contents.training {
         header.section(TRAN, 0, |section| section.encode(&WireTraining::try_from(training)?))?;
+        if has_optimizers(training) {
+            header.section(OPTM, 0, |section| {
+                section.encode(&WireOptimizers::from(&training.config))?;
+                section.encode(&training.frozen.len())?;
+                training.frozen.iter().try_for_each(|name| section.encode(name))
+            })?;
+        }
     }
     if !contents.metadata.is_empty() {
         header.section(META, 0, |section| {

@@ -1,5 +1,6 @@
 //! How to train.
 
+use super::optimizer::Groups;
 use super::rank::Rank;
 use super::schedule::Schedule;
 
@@ -53,14 +54,11 @@ pub struct TrainConfig {
     pub schedule: Schedule,
     /// The largest norm of the gradient; a larger one is scaled down to it. Infinite: never.
     pub clip: f64,
-    /// Decay of AdamW's first moment.
-    pub beta1: f64,
-    /// Decay of AdamW's second moment.
-    pub beta2: f64,
-    /// Added to the root of AdamW's second moment.
-    pub eps: f64,
-    /// Decoupled weight decay of matrices.
-    pub weight_decay: f64,
+    /// Which optimizer trains what.
+    pub groups: Groups,
+    /// If there is to be a moving average of the weights, what it keeps of itself from update to update, such as 0.999: at least
+    /// 0 and below 1. It is evaluated and saved beside them, and changes nothing of the training.
+    pub average: Option<f64>,
     /// Seed of the windows and the dropout masks.
     pub seed: u64,
     /// What the backward pass computes again. Checkpoints do not hold it: it changes no result.
@@ -79,10 +77,8 @@ impl TrainConfig {
             accumulation: 1,
             schedule: Schedule::constant(learning_rate),
             clip: 1.0,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.1,
+            groups: Groups::adamw(0.9, 0.99, 0.1),
+            average: None,
             seed: 1337,
             recompute: Recompute::Nothing,
             rank: Rank::ALONE,
@@ -102,15 +98,12 @@ impl TrainConfig {
             (rate(peak), "schedule.peak", "a finite number, 0 or above"),
             (rate(floor), "schedule.floor", "a finite number, 0 or above"),
             (self.clip > 0.0, "clip", "above 0 (infinite: never clip)"),
-            (unit(self.beta1), "beta1", "at least 0 and below 1"),
-            (unit(self.beta2), "beta2", "at least 0 and below 1"),
-            (self.eps.is_finite() && self.eps > 0.0, "eps", "above 0, such as 1e-8"),
-            (rate(self.weight_decay), "weight_decay", "a finite number, 0 or above"),
+            (self.average.is_none_or(unit), "average", "at least 0 and below 1, such as 0.999"),
             (self.rank.is_valid(), "rank", "an index below a count of at least 1"),
         ];
         match rules.into_iter().find(|(holds, _, _)| !holds) {
             Some((_, field, must)) => Err((field, must)),
-            None => Ok(()),
+            None => self.groups.validate(),
         }
     }
 }
@@ -134,12 +127,9 @@ mod tests {
             (TrainConfig { schedule: rate(1.0, f64::NAN), ..good() }, "schedule.floor"),
             (TrainConfig { clip: 0.0, ..good() }, "clip"),
             (TrainConfig { clip: f64::NAN, ..good() }, "clip"),
-            (TrainConfig { beta1: 1.0, ..good() }, "beta1"),
-            (TrainConfig { beta2: -0.1, ..good() }, "beta2"),
-            (TrainConfig { eps: 0.0, ..good() }, "eps"),
-            (TrainConfig { eps: f64::INFINITY, ..good() }, "eps"),
-            (TrainConfig { weight_decay: -0.1, ..good() }, "weight_decay"),
-            (TrainConfig { weight_decay: f64::INFINITY, ..good() }, "weight_decay"),
+            (TrainConfig { groups: Groups::adamw(1.0, 0.9, 0.0), ..good() }, "groups.embeddings.beta1"),
+            (TrainConfig { average: Some(1.0), ..good() }, "average"),
+            (TrainConfig { average: Some(f64::NAN), ..good() }, "average"),
             (TrainConfig { rank: Rank { index: 0, count: 0 }, ..good() }, "rank"),
             (TrainConfig { rank: Rank { index: 2, count: 2 }, ..good() }, "rank"),
         ] {
@@ -149,8 +139,8 @@ mod tests {
             TrainConfig { batch: 1, time: 1, accumulation: 1, ..good() },
             TrainConfig { schedule: rate(0.0, 0.0), ..good() },
             TrainConfig { clip: f64::INFINITY, ..good() },
+            TrainConfig { groups: Groups::adamw(0.0, 0.0, 0.0), average: Some(0.0), ..good() },
             TrainConfig { rank: Rank { index: 1, count: 2 }, ..good() },
-            TrainConfig { beta1: 0.0, beta2: 0.0, weight_decay: 0.0, ..good() },
         ] {
             assert_eq!(config.validate(), Ok(()));
         }
@@ -161,8 +151,7 @@ mod tests {
         let config = TrainConfig::constant(1e-3);
         assert_eq!((config.batch, config.time, config.accumulation), (1, 64, 1));
         assert_eq!(config.schedule, Schedule::constant(1e-3));
-        assert_eq!((config.beta1, config.beta2, config.eps), (0.9, 0.99, 1e-8));
-        assert_eq!((config.weight_decay, config.clip), (0.1, 1.0));
-        assert_eq!(config.rank, Rank::ALONE);
+        assert_eq!((config.groups, config.average), (Groups::adamw(0.9, 0.99, 0.1), None));
+        assert_eq!((config.clip, config.rank), (1.0, Rank::ALONE));
     }
 }

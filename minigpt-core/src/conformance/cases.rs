@@ -10,6 +10,7 @@ mod empty;
 mod gate;
 mod linear;
 mod norm;
+mod optimizer;
 mod refusals;
 mod rows;
 mod same_bits;
@@ -374,7 +375,12 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::SquaredNorm => step::squared_norm(draw, memory),
         OpKind::NextDraw => step::next_draw(draw, memory),
         OpKind::FinishStep => step::finish_step(draw, memory),
-        OpKind::AdamW => step::adamw(draw, memory),
+        OpKind::AdamW => optimizer::adamw(draw, memory),
+        OpKind::Sgd => optimizer::sgd(draw, memory),
+        OpKind::Momentum => optimizer::momentum(draw, memory),
+        OpKind::NewtonSchulz => optimizer::newton_schulz(draw, memory),
+        OpKind::Descend => optimizer::descend(draw, memory),
+        OpKind::Average => optimizer::average(draw, memory),
         OpKind::Fill => step::fill(draw, memory),
     }
 }

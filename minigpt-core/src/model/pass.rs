@@ -55,10 +55,9 @@ impl Buffers {
     // These stand for memory that does not exist yet: no backend hands out such numbers.
     const PARAMETERS: Buffer = Buffer(u64::MAX);
     const CONSTANTS: Buffer = Buffer(u64::MAX - 1);
-    /// Gradients, the two moments, and the parameters.
+    /// Parameters, gradients, and what optimizers keep.
     #[cfg(feature = "train")]
-    pub(crate) const TRAINED: [Buffer; 4] =
-        [Buffer(u64::MAX - 5), Buffer(u64::MAX - 6), Buffer(u64::MAX - 7), Buffers::PARAMETERS];
+    pub(crate) const TRAINED: [Buffer; 3] = [Buffers::PARAMETERS, Buffer(u64::MAX - 5), Buffer(u64::MAX - 6)];
 
     /// Those of a plan in memory that does not exist yet.
     pub(crate) fn planned(plan: &Plan) -> Self {

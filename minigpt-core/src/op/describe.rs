@@ -1,5 +1,8 @@
 //! Which operands each op has, and how long they must be.
 
+#[cfg(feature = "train")]
+mod optimizer;
+
 use super::descriptors::*;
 #[cfg(feature = "train")]
 use super::scalar;
@@ -70,7 +73,7 @@ impl Describe<'_> {
     }
 
     /// A span that the op may go without.
-    fn optional(
+    pub(super) fn optional(
         &mut self,
         name: &'static str,
         span: Option<Span>,
@@ -142,7 +145,7 @@ impl Describe<'_> {
     }
 
     #[cfg(feature = "train")]
-    fn scalars(&mut self, span: Span) -> Result<(), InvalidOp> {
+    pub(super) fn scalars(&mut self, span: Span) -> Result<(), InvalidOp> {
         self.elem("scalars", span, Access::Update, &[scalar::LEN])
     }
 }
@@ -389,31 +392,6 @@ impl SquaredNorm {
 impl NextDraw {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         Describe { visit }.u32("counters", self.counters, Update, &[counter::LEN])
-    }
-}
-
-#[cfg(feature = "train")]
-impl FinishStep {
-    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
-        let mut d = Describe { visit };
-        d.scalars(self.scalars)?;
-        d.u32("counters", self.counters, Update, &[counter::LEN])
-    }
-}
-
-#[cfg(feature = "train")]
-impl AdamW {
-    pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
-        let n = self.params.len;
-        if self.decayed > n {
-            return Err(InvalidOp::Value { operand: "decayed" });
-        }
-        let mut d = Describe { visit };
-        d.elem("grads", self.grads, Read, &[n])?;
-        d.elem("scalars", self.scalars, Read, &[scalar::LEN])?;
-        d.elem("params", self.params, Update, &[n])?;
-        d.elem("m", self.m, Update, &[n])?;
-        d.elem("v", self.v, Update, &[n])
     }
 }
 

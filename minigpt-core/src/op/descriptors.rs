@@ -395,10 +395,10 @@ pub struct AttentionScores {
 /// the count; d_logits = p - one_hot(target), zero for rows whose target is [`IGNORE`](super::IGNORE).
 ///
 /// In a row that counts, any logit that is not finite, minus infinity included, makes the loss not finite, so that
-/// [`FinishStep`] skips the step.
+/// [`FinishStep`](super::FinishStep) skips the step.
 ///
 /// Losses and gradients are sums and not means, so that accumulating over micro-batches needs no correction:
-/// [`FinishStep`] divides by the number of targets.
+/// [`FinishStep`](super::FinishStep) divides by the number of targets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CrossEntropy {
     /// (rows, V).
@@ -433,49 +433,6 @@ pub struct SquaredNorm {
 pub struct NextDraw {
     /// The device counters.
     pub counters: Span,
-}
-
-/// Closes a step on the device: turns sums into means, decides whether the step is finite, clips, and advances the
-/// counters. Computed in f64 on every backend.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FinishStep {
-    /// The device scalars: reads `LOSS_SUM`, `TARGETS` and `GRAD_SQUARED`, writes the rest but the learning rate, and
-    /// sets `LOSS_SUM` and `TARGETS` back to 0.
-    pub scalars: Span,
-    /// The device counters.
-    pub counters: Span,
-    /// The largest norm of the mean gradient; a larger one is scaled down to it. Infinite: never.
-    pub clip: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-}
-
-/// AdamW over all parameters at once (Loshchilov and Hutter 2019). Does nothing if
-/// [`scalar::APPLY`](super::scalar::APPLY) is 0, and then leaves every span as it is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamW {
-    /// Changed: (n).
-    pub params: Span,
-    /// The summed gradient: (n).
-    pub grads: Span,
-    /// Changed: (n), first moment.
-    pub m: Span,
-    /// Changed: (n), second moment.
-    pub v: Span,
-    /// The device scalars: `GRAD_SCALE`, `LEARNING_RATE`, `CORRECTION1`, `CORRECTION2`, `APPLY`.
-    pub scalars: Span,
-    /// The first `decayed` parameters (the matrices) have weight decay, the others have none.
-    pub decayed: usize,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay; multiplied by the learning rate.
-    pub weight_decay: f64,
 }
 
 /// Sets every element to one value: what a program clears.

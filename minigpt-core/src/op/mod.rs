@@ -8,6 +8,7 @@
 
 mod describe;
 mod descriptors;
+mod optimizer;
 mod program;
 mod rows;
 mod sizes;
@@ -15,6 +16,7 @@ mod sizes;
 use crate::memory::{Dtype, InvalidOp, Span};
 
 pub use descriptors::*;
+pub use optimizer::*;
 pub use program::{Name, Program, Sink, Step};
 pub use rows::*;
 pub use sizes::Sizes;
@@ -34,15 +36,12 @@ pub mod scalar {
     pub const LOSS: usize = 3;
     /// Norm of the mean gradient of the last finished step, before clipping.
     pub const GRAD_NORM: usize = 4;
-    /// What AdamW multiplies the summed gradient by: clip factor / targets. 0 in a step that is skipped.
+    /// What optimizers multiply the summed gradient by: clip factor / targets. 0 in a step that is skipped.
     pub const GRAD_SCALE: usize = 5;
     /// Learning rate, written by the host before the step that it is for ends.
     pub const LEARNING_RATE: usize = 6;
-    /// 1 - beta1^t for update number t.
-    pub const CORRECTION1: usize = 7;
-    /// 1 - beta2^t for update number t.
-    pub const CORRECTION2: usize = 8;
-    /// 1 if the last finished step's loss and gradient were finite and AdamW is to apply it, else 0.
+    // Places 7 and 8 are free.
+    /// 1 if the last finished step's loss and gradient were finite and optimizers are to apply it, else 0.
     pub const APPLY: usize = 9;
     /// How many scalars there are.
     pub const LEN: usize = 16;
@@ -58,7 +57,7 @@ pub mod counter {
     pub const TOKENS: usize = 4;
     /// Steps finished, skipped ones included.
     pub const STEP: usize = 6;
-    /// Updates applied: t in AdamW's bias corrections.
+    /// Updates applied: t, from the first update on, in AdamW's bias corrections and in the average of weights.
     pub const UPDATES: usize = 7;
     /// Steps skipped because the loss or the gradient was not finite.
     pub const SKIPPED: usize = 8;
@@ -175,6 +174,16 @@ ops! {
     FinishStep if "train",
     /// See [`struct@AdamW`].
     AdamW if "train",
+    /// See [`struct@Sgd`].
+    Sgd if "train",
+    /// See [`struct@Momentum`].
+    Momentum if "train",
+    /// See [`struct@NewtonSchulz`].
+    NewtonSchulz if "train",
+    /// See [`struct@Descend`].
+    Descend if "train",
+    /// See [`struct@Average`].
+    Average if "train",
     /// See [`struct@Fill`].
     Fill if "train",
 }
@@ -421,6 +430,13 @@ impl Op {
             Op::AttentionScores(op) => attention(1, &op.shape),
             Op::LinearRows(LinearRows { linear: op, .. }) => linear(2, op.rows, op.d_in, op.d_out),
             Op::AttentionRows(op) => mul(&[4, op.rows, op.heads, op.d_head, op.capacity]),
+            #[cfg(feature = "train")]
+            Op::NewtonSchulz(op) => {
+                // Three products in each iteration: of m by n, m by m, and m by n.
+                let (m, n) = (op.rows.min(op.cols), op.rows.max(op.cols));
+                let both = n.saturating_mul(2).saturating_add(m);
+                mul(&[2, op.steps as usize, m, m]).saturating_mul(both as u64)
+            }
             _ => 0,
         }
     }
@@ -530,13 +546,20 @@ mod tests {
             m: x,
             v: x,
             scalars,
-            decayed: 0,
+            counters: Span { dtype: Dtype::U32, len: counter::LEN, ..x },
             beta1: 0.0,
             beta2: 0.0,
             eps: 1.0,
             weight_decay: 0.0,
+            rate: 1.0,
         };
-        let expected = 7_u64.saturating_mul(4 * x.len as u64).saturating_add(4 * scalar::LEN as u64);
-        assert_eq!(Op::from(n).bytes(), expected);
+        let few = 4 * (scalar::LEN + counter::LEN) as u64;
+        assert_eq!(Op::from(n).bytes(), 7_u64.saturating_mul(4 * x.len as u64).saturating_add(few));
+        let matrix = NewtonSchulz { x, rows: 1, cols: x.len, steps: u32::MAX };
+        assert_eq!(Op::from(matrix).flops(), u64::MAX);
+        let (rows, cols, steps) = (5, 3, 2);
+        let x = Span { len: rows * cols, ..x };
+        let products = 2 * (3 * 3 * 5 + 3 * 3 * 3 + 3 * 3 * 5);
+        assert_eq!(Op::from(NewtonSchulz { x, rows, cols, steps }).flops(), 2 * products);
     }
 }

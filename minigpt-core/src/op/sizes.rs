@@ -89,6 +89,18 @@ impl Op {
             #[cfg(feature = "train")]
             Op::AdamW(op) => Sizes::of([("n", op.params.len)]),
             #[cfg(feature = "train")]
+            Op::Sgd(op) => Sizes::of([("n", op.params.len)]),
+            #[cfg(feature = "train")]
+            Op::Momentum(op) => Sizes::of([("n", op.velocity.len)]),
+            #[cfg(feature = "train")]
+            Op::NewtonSchulz(op) => {
+                Sizes::of([("rows", op.rows), ("cols", op.cols), ("steps", op.steps as usize)])
+            }
+            #[cfg(feature = "train")]
+            Op::Descend(op) => Sizes::of([("n", op.params.len)]),
+            #[cfg(feature = "train")]
+            Op::Average(op) => Sizes::of([("n", op.params.len)]),
+            #[cfg(feature = "train")]
             Op::Fill(op) => Sizes::of([("n", op.to.len)]),
             #[cfg(feature = "train")]
             Op::NextDraw(_) | Op::FinishStep(_) => Sizes::of([]),

@@ -12,7 +12,7 @@
 //! - [`attention`]: tokens look at earlier tokens.
 //! - [`cross_entropy`]: how wrong the prediction was.
 //! - [`dropout`]: noise against overfitting.
-//! - [`optimizer`]: from the gradient to the next weights.
+//! - [`optimizer`]: from the gradient to the next weights; [`newton_schulz`] for one of the optimizers.
 //! - [`weights`]: half precision and quantised storage.
 //!
 //! Gradients are written `d_x` for dL/dx, where L is the loss. All of them follow from one rule: if y depends on x,
@@ -36,6 +36,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod gate;
 pub mod linear;
+pub mod newton_schulz;
 pub mod norm;
 pub mod optimizer;
 pub mod position;

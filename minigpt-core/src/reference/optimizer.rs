@@ -1,36 +1,70 @@
-//! From the summed gradient to the next weights: the gradient's norm, the end of a step, AdamW.
+//! From the summed gradient to the next weights: the gradient's norm, the end of a step, and the optimizers.
 //!
 //! A step is: forward and backward over one or more micro-batches, whose losses and gradients are *summed*; then
-//! [`squared_norm`] of the gradient, [`finish_step`], and [`adamw`].
+//! [`squared_norm`] of the gradient, [`finish_step`], and for each parameter its optimizer.
 //!
 //! ```text
 //! n      = TARGETS                             how many targets the sums are over
 //! loss   = LOSS_SUM / n
 //! norm   = sqrt(GRAD_SQUARED) / n              the norm of the mean gradient
 //! factor = min(1, clip / (norm + 1e-6))        clipping by the global norm
-//! g      = (factor / n) * gradient             what AdamW sees
+//! g      = (factor / n) * gradient             what the optimizers see
 //! ```
 //!
 //! Clipping scales the whole gradient and so keeps its direction (Pascanu, Mikolov and Bengio 2013,
 //! arXiv:1211.5063, algorithm 1). The 1e-6 is that of PyTorch's `clip_grad_norm_`.
 //!
-//! AdamW keeps two moving averages for each parameter, of the gradient and of its square. They begin at 0, and are
+//! A step whose loss or gradient is not finite is skipped: the counters say so, and no optimizer changes anything.
+//!
+//! All optimizers begin with the weight decay, which stands apart from the gradient ("decoupled", Loshchilov and Hutter 2019). lr
+//! is the step's learning rate times the group's factor on it:
+//!
+//! ```text
+//! p <- p - lr weight_decay p
+//! ```
+//!
+//! [`adamw`] keeps two moving averages for each parameter, of the gradient and of its square. They begin at 0, and are
 //! divided by the sum of the weights that they have given out so far, which removes the pull towards 0. With t the
 //! number of this update, from 1:
 //!
 //! ```text
 //! m <- beta1 m + (1 - beta1) g          m^ = m / (1 - beta1^t)
 //! v <- beta2 v + (1 - beta2) g^2        v^ = v / (1 - beta2^t)
-//! p <- p - lr weight_decay p            matrices only
 //! p <- p - lr m^ / (sqrt(v^) + eps)
 //! ```
 //!
-//! The decay stands apart from the gradient ("decoupled"), or else it would be divided by sqrt(v^) too.
+//! If the decay did not stand apart, it would be divided by sqrt(v^) too.
 //!
-//! A step whose loss or gradient is not finite is skipped: the counters say so, and AdamW changes nothing.
+//! [`sgd`] goes down the gradient, or with momentum mu down a velocity, which the gradients of earlier steps have made. With
+//! Nesterov's look ahead it goes where the velocity will be after the next gradient of the same kind:
+//!
+//! ```text
+//! v <- mu v + g
+//! d = v, or with the look ahead g + mu v
+//! p <- p - lr d
+//! ```
+//!
+//! Muon takes the same d of a whole matrix ([`momentum`]) and brings it near the closest orthogonal matrix
+//! ([`newton_schulz`](super::newton_schulz)), so that no direction of the space is left behind; then it takes a step ([`descend`]).
+//! An orthogonal matrix of more rows than columns has smaller numbers, which the scale makes good:
+//!
+//! ```text
+//! p <- p - lr sqrt(max(1, rows / cols)) orthogonal(d)
+//! ```
+//!
+//! An [`average`] of the weights is often better than the weights. Early ones are soon forgotten:
+//!
+//! ```text
+//! keep = min(decay, (1 + t) / (10 + t))
+//! a <- a + (1 - keep) (p - a)                  that is, keep a + (1 - keep) p
+//! ```
+//!
+//! In this form the average of weights that stay is these weights, also where keep is rounded.
 //!
 //! Sources: Kingma and Ba 2015, "Adam", arXiv:1412.6980, algorithm 1; Loshchilov and Hutter 2019, "Decoupled Weight
-//! Decay Regularization", arXiv:1711.05101, algorithm 2.
+//! Decay Regularization", arXiv:1711.05101, algorithm 2; Sutskever et al. 2013, "On the importance of initialization and
+//! momentum in deep learning", in the form of PyTorch's `SGD`; Jordan et al. 2024, "Muon",
+//! <https://kellerjordan.github.io/posts/muon/>; for the average, TensorFlow's `ExponentialMovingAverage`.
 
 use crate::op::{counter, scalar};
 use crate::real::Real;
@@ -77,11 +111,11 @@ fn add_u64(counters: &mut [u32], low: usize, amount: u64) {
 
 /// Closes a step: see [`FinishStep`](crate::op::FinishStep). Computed in f64; each result is rounded once.
 ///
-/// The bias corrections are those of update number [`counter::UPDATES`] + 1. TARGETS are added to the count of tokens whether or not the step is skipped.
+/// TARGETS are added to the count of tokens whether or not the step is skipped.
 ///
 /// # Panics
 /// If `scalars` is shorter than [`scalar::LEN`] or `counters` than [`counter::LEN`].
-pub fn finish_step<R: Real>(scalars: &mut [R], counters: &mut [u32], clip: f64, beta1: f64, beta2: f64) {
+pub fn finish_step<R: Real>(scalars: &mut [R], counters: &mut [u32], clip: f64) {
     let targets = scalars[scalar::TARGETS].to_f64();
     let loss = scalars[scalar::LOSS_SUM].to_f64() / targets;
     let norm = libm::sqrt(scalars[scalar::GRAD_SQUARED].to_f64()) / targets;
@@ -89,13 +123,10 @@ pub fn finish_step<R: Real>(scalars: &mut [R], counters: &mut [u32], clip: f64, 
 
     let room = clip / (norm + CLIP_EPS);
     let factor = if room < 1.0 { room } else { 1.0 };
-    let update = f64::from(counters[counter::UPDATES]) + 1.0;
     for (place, value) in [
         (scalar::LOSS, loss),
         (scalar::GRAD_NORM, norm),
         (scalar::GRAD_SCALE, if apply { factor / targets } else { 0.0 }),
-        (scalar::CORRECTION1, 1.0 - libm::pow(beta1, update)),
-        (scalar::CORRECTION2, 1.0 - libm::pow(beta2, update)),
         (scalar::APPLY, if apply { 1.0 } else { 0.0 }),
         (scalar::LOSS_SUM, 0.0),
         (scalar::TARGETS, 0.0),
@@ -116,23 +147,76 @@ pub fn finish_step<R: Real>(scalars: &mut [R], counters: &mut [u32], clip: f64, 
     }
 }
 
-/// One update of all parameters, of which the first `decayed` have weight decay. Leaves everything as it is if
-/// [`scalar::APPLY`] is 0.
+/// What AdamW's moments are divided by in update number [`counter::UPDATES`]: 1 - beta^t for each beta. Computed in f64 and rounded
+/// once.
 ///
 /// # Panics
-/// If the slices differ in length, or `scalars` is shorter than [`scalar::LEN`].
+/// If `counters` is shorter than [`counter::LEN`].
 ///
 /// ```
-/// use minigpt_core::op::scalar;
+/// use minigpt_core::{op::counter, reference::optimizer::bias_corrections};
+/// let mut counters = [0; counter::LEN];
+/// counters[counter::UPDATES] = 2;
+/// assert_eq!(bias_corrections::<f64>(&counters, [0.5, 0.75]), [0.75, 0.4375]);
+/// ```
+pub fn bias_corrections<R: Real>(counters: &[u32], betas: [f64; 2]) -> [R; 2] {
+    let update = f64::from(counters[counter::UPDATES]);
+    betas.map(|beta| R::from_f64(1.0 - libm::pow(beta, update)))
+}
+
+/// Which share of an average the weights of update number [`counter::UPDATES`] have. Computed in f64 and rounded once.
+///
+/// # Panics
+/// If `counters` is shorter than [`counter::LEN`].
+///
+/// ```
+/// use minigpt_core::{op::counter, reference::optimizer::average_share};
+/// let mut counters = [0; counter::LEN];
+/// counters[counter::UPDATES] = 5;
+/// assert_eq!(average_share::<f64>(&counters, 0.999), 0.6);
+/// counters[counter::UPDATES] = 100_000;
+/// assert_eq!(average_share::<f64>(&counters, 0.75), 0.25);
+/// ```
+pub fn average_share<R: Real>(counters: &[u32], decay: f64) -> R {
+    let update = f64::from(counters[counter::UPDATES]);
+    let early = (1.0 + update) / (10.0 + update);
+    let keep = if early < decay { early } else { decay };
+    R::from_f64(1.0 - keep)
+}
+
+/// Whether the optimizers are to leave everything as it is.
+fn is_skipped<R: Real>(scalars: &[R]) -> bool {
+    scalars[scalar::APPLY] == R::zero()
+}
+
+/// The learning rate of a group.
+fn learning_rate<R: Real>(scalars: &[R], rate: f64) -> R {
+    R::from_f64(scalars[scalar::LEARNING_RATE].to_f64() * rate)
+}
+
+/// p <- p - lr `weight_decay` p.
+fn decay<R: Real>(param: &mut R, lr: R, weight_decay: f64) {
+    if weight_decay != 0.0 {
+        *param -= lr * R::from_f64(weight_decay) * *param;
+    }
+}
+
+/// One update of parameters by AdamW. Leaves everything as it is if [`scalar::APPLY`] is 0.
+///
+/// # Panics
+/// If the slices differ in length, `scalars` is shorter than [`scalar::LEN`], or `counters` than [`counter::LEN`].
+///
+/// ```
+/// use minigpt_core::op::{counter, scalar};
 /// use minigpt_core::reference::optimizer::adamw;
 /// let mut scalars = [0.0f64; scalar::LEN];
 /// scalars[scalar::APPLY] = 1.0;
 /// scalars[scalar::GRAD_SCALE] = 0.5;
 /// scalars[scalar::LEARNING_RATE] = 0.1;
-/// scalars[scalar::CORRECTION1] = 1.0 - 0.9;
-/// scalars[scalar::CORRECTION2] = 1.0 - 0.99;
+/// let mut counters = [0; counter::LEN];
+/// counters[counter::UPDATES] = 1;
 /// let (mut p, mut m, mut v) = ([1.0], [0.0], [0.0]);
-/// adamw(&mut p, &[8.0], &mut m, &mut v, &scalars, 1, 0.9, 0.99, 0.0, 0.2);
+/// adamw(&mut p, &[8.0], &mut m, &mut v, &scalars, &counters, 0.9, 0.99, 0.0, 0.2, 1.0);
 /// // The first update is lr times the sign of the gradient, whatever its size; the decay takes 2 % before.
 /// assert!((p[0] - (0.98 - 0.1)).abs() < 1e-15);
 /// ```
@@ -142,206 +226,167 @@ pub fn adamw<R: Real>(
     m: &mut [R],
     v: &mut [R],
     scalars: &[R],
-    decayed: usize,
+    counters: &[u32],
     beta1: f64,
     beta2: f64,
     eps: f64,
     weight_decay: f64,
+    rate: f64,
 ) {
-    if scalars[scalar::APPLY] == R::zero() {
+    if is_skipped(scalars) {
         return;
     }
-    let lr = scalars[scalar::LEARNING_RATE];
-    let (correction1, correction2) = (scalars[scalar::CORRECTION1], scalars[scalar::CORRECTION2]);
+    let lr = learning_rate(scalars, rate);
+    let [correction1, correction2] = bias_corrections(counters, [beta1, beta2]);
     let (keep1, keep2) = (R::from_f64(beta1), R::from_f64(beta2));
     let (take1, take2) = (R::from_f64(1.0 - beta1), R::from_f64(1.0 - beta2));
-    let (eps, weight_decay) = (R::from_f64(eps), R::from_f64(weight_decay));
+    let eps = R::from_f64(eps);
     for i in 0..params.len() {
         let g = grads[i] * scalars[scalar::GRAD_SCALE];
         m[i] = keep1 * m[i] + take1 * g;
         v[i] = keep2 * v[i] + take2 * g * g;
-        if i < decayed {
-            params[i] -= lr * weight_decay * params[i];
-        }
+        decay(&mut params[i], lr, weight_decay);
         params[i] -= lr * (m[i] / correction1) / ((v[i] / correction2).sqrt() + eps);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::check::assert_close;
-    use super::*;
+/// Takes gradient `g` into a velocity. The result is the direction of the update.
+fn accelerate<R: Real>(velocity: &mut R, g: R, momentum: R, nesterov: bool) -> R {
+    *velocity = momentum * *velocity + g;
+    if nesterov { g + momentum * *velocity } else { *velocity }
+}
 
-    /// 4 targets, a mean loss of 2.5 and a mean gradient of norm 3.
-    fn start() -> ([f64; scalar::LEN], [u32; counter::LEN]) {
-        let mut scalars = [0.125; scalar::LEN];
-        scalars[scalar::LOSS_SUM] = 10.0;
-        scalars[scalar::TARGETS] = 4.0;
-        scalars[scalar::GRAD_SQUARED] = 144.0;
-        let mut counters = [77; counter::LEN];
-        counters[counter::TOKENS] = u32::MAX - 1;
-        counters[counter::TOKENS + 1] = 8;
-        counters[counter::STEP] = 7;
-        counters[counter::UPDATES] = 2;
-        counters[counter::SKIPPED] = 5;
-        counters[counter::SKIPPED_IN_A_ROW] = 3;
-        (scalars, counters)
+/// One update of parameters by gradient descent, with momentum if there is a velocity. Leaves everything as it is if
+/// [`scalar::APPLY`] is 0.
+///
+/// # Panics
+/// If the slices differ in length, or `scalars` is shorter than [`scalar::LEN`].
+///
+/// ```
+/// use minigpt_core::op::scalar;
+/// use minigpt_core::reference::optimizer::sgd;
+/// let mut scalars = [0.0f64; scalar::LEN];
+/// (scalars[scalar::APPLY], scalars[scalar::GRAD_SCALE]) = (1.0, 0.5);
+/// scalars[scalar::LEARNING_RATE] = 0.25;
+/// let (mut p, mut v) = ([1.0], [4.0]);
+/// sgd(&mut p, &[2.0], Some(&mut v), &scalars, 0.5, false, 0.0, 1.0);
+/// assert_eq!((p, v), ([1.0 - 0.25 * 3.0], [0.5 * 4.0 + 0.5 * 2.0]));
+/// ```
+pub fn sgd<R: Real>(
+    params: &mut [R],
+    grads: &[R],
+    mut velocity: Option<&mut [R]>,
+    scalars: &[R],
+    momentum: f64,
+    nesterov: bool,
+    weight_decay: f64,
+    rate: f64,
+) {
+    if is_skipped(scalars) {
+        return;
     }
-
-    #[test]
-    fn a_finite_step_gives_means_clip_and_corrections() {
-        let (mut scalars, mut counters) = start();
-        finish_step(&mut scalars, &mut counters, 0.75, 0.5, 0.75);
-        let factor = 0.75 / (3.0 + 1e-6);
-        // The host's learning rate stays; this is update 3.
-        let expected = [0.0, 0.0, 144.0, 2.5, 3.0, factor / 4.0, 0.125, 1.0 - 0.125, 1.0 - 0.421875, 1.0];
-        assert_close(&scalars[..10], &expected, 1e-15);
-        assert_eq!(scalars[10..], [0.125; 6]);
-        let mut after = [77; counter::LEN];
-        // The 64-bit count of tokens carries: 2^32 - 2 + 4.
-        after[counter::TOKENS] = 2;
-        after[counter::TOKENS + 1] = 9;
-        after[counter::STEP] = 8;
-        after[counter::UPDATES] = 3;
-        after[counter::SKIPPED] = 5;
-        after[counter::SKIPPED_IN_A_ROW] = 0;
-        assert_eq!(counters, after);
-    }
-
-    #[test]
-    fn a_gradient_below_the_clip_is_only_divided_by_the_targets() {
-        for clip in [3.1, f64::INFINITY] {
-            let (mut scalars, mut counters) = start();
-            finish_step(&mut scalars, &mut counters, clip, 0.9, 0.99);
-            assert_eq!(scalars[scalar::GRAD_SCALE], 0.25);
-        }
-    }
-
-    #[test]
-    fn a_gradient_of_zero_is_a_step_like_any_other() {
-        let (mut scalars, mut counters) = start();
-        scalars[scalar::GRAD_SQUARED] = 0.0;
-        finish_step(&mut scalars, &mut counters, 1.0, 0.9, 0.99);
-        assert_eq!((scalars[scalar::GRAD_SCALE], scalars[scalar::APPLY]), (0.25, 1.0));
-    }
-
-    #[test]
-    fn a_step_that_is_not_finite_is_skipped_and_counted() {
-        for (place, value) in [
-            (scalar::LOSS_SUM, f64::NAN),
-            (scalar::LOSS_SUM, f64::INFINITY),
-            (scalar::GRAD_SQUARED, f64::NAN),
-            (scalar::GRAD_SQUARED, f64::INFINITY),
-            (scalar::TARGETS, 0.0),
-        ] {
-            let (mut scalars, mut counters) = start();
-            scalars[place] = value;
-            let targets = scalars[scalar::TARGETS] as u32;
-            finish_step(&mut scalars, &mut counters, 1.0, 0.9, 0.99);
-            assert_eq!(scalars[scalar::APPLY], 0.0);
-            assert_eq!(scalars[scalar::GRAD_SCALE], 0.0);
-            assert_eq!(scalars[scalar::LEARNING_RATE], 0.125);
-            assert_eq!((scalars[scalar::LOSS_SUM], scalars[scalar::TARGETS]), (0.0, 0.0));
-            assert_eq!(scalars[scalar::LOSS].is_finite(), place == scalar::GRAD_SQUARED);
-            assert_eq!(counters[counter::STEP], 8);
-            assert_eq!(counters[counter::UPDATES], 2);
-            assert_eq!(counters[counter::SKIPPED], 6);
-            assert_eq!(counters[counter::SKIPPED_IN_A_ROW], 4);
-            assert_eq!(counters[counter::TOKENS], (u32::MAX - 1).wrapping_add(targets));
-        }
-    }
-
-    #[test]
-    fn no_targets_is_skipped_even_with_sums_of_zero() {
-        let mut scalars = [0.0f64; scalar::LEN];
-        let mut counters = [0; counter::LEN];
-        finish_step(&mut scalars, &mut counters, 1.0, 0.9, 0.99);
-        assert_eq!(scalars[scalar::APPLY], 0.0);
-        assert_eq!(counters[counter::SKIPPED], 1);
-        assert_eq!(counters[counter::TOKENS], 0);
-    }
-
-    #[test]
-    fn counters_stay_at_their_end() {
-        let (mut scalars, _) = start();
-        let mut counters = [u32::MAX; counter::LEN];
-        finish_step(&mut scalars, &mut counters, 1.0, 0.9, 0.99);
-        assert_eq!(counters[counter::STEP], u32::MAX);
-        assert_eq!(counters[counter::UPDATES], u32::MAX);
-        assert_eq!(scalars[scalar::CORRECTION1], 1.0);
-    }
-
-    #[test]
-    fn squares_are_summed_in_double_precision() {
-        assert_eq!(squared_norm::<f64>(&[]), 0.0);
-        assert_eq!(squared_norm(&[1.0, -2.0, 3.0f64]), 14.0);
-        // In f32 the ones would be lost beside 2^26.
-        let mut x = [1.0f32; 101];
-        x[0] = 8192.0;
-        assert_eq!(squared_norm(&x), 67_108_864.0 + 100.0);
-    }
-
-    #[test]
-    fn the_draw_number_carries_into_its_high_word_only() {
-        let mut counters = [3; counter::LEN];
-        next_draw(&mut counters);
-        assert_eq!(counters[..5], [3, 3, 4, 3, 3]);
-        counters[counter::DRAW] = u32::MAX;
-        next_draw(&mut counters);
-        assert_eq!(counters[..5], [3, 3, 0, 4, 3]);
-    }
-
-    fn applied() -> [f64; scalar::LEN] {
-        let mut scalars = [0.0; scalar::LEN];
-        scalars[scalar::APPLY] = 1.0;
-        scalars[scalar::GRAD_SCALE] = 0.5;
-        scalars[scalar::LEARNING_RATE] = 0.1;
-        scalars[scalar::CORRECTION1] = 0.75;
-        scalars[scalar::CORRECTION2] = 0.5;
-        scalars
-    }
-
-    #[test]
-    fn adamw_matches_numbers_worked_out_by_hand() {
-        let (mut p, mut m, mut v) = ([2.0, 2.0], [3.0, 3.0], [0.5, 0.5]);
-        adamw(&mut p, &[12.0, 12.0], &mut m, &mut v, &applied(), 1, 0.5, 0.75, 0.25, 0.4);
-        // g = 6; m = 1.5 + 3 = 4.5; v = 0.375 + 0.25 * 36 = 9.375.
-        assert_eq!((m, v), ([4.5, 4.5], [9.375, 9.375]));
-        // m^ = 6; sqrt(v^) = sqrt(18.75). The first is decayed by 0.1 * 0.4 first.
-        let step = 0.1 * 6.0 / (18.75f64.sqrt() + 0.25);
-        assert_close(&p, &[2.0 * 0.96 - step, 2.0 - step], 1e-15);
-    }
-
-    #[test]
-    fn ten_updates_match_the_papers_algorithm() {
-        let (b1, b2, eps, lr, decay) = (0.9f64, 0.95f64, 1e-8, 0.02, 0.1);
-        let (mut p, mut m, mut v) = ([0.3, -0.7, 1.1], [0.0; 3], [0.0; 3]);
-        let (mut theta, mut mt, mut vt) = (p, [0.0f64; 3], [0.0f64; 3]);
-        let mut scalars = applied();
-        scalars[scalar::LEARNING_RATE] = lr;
-        for t in 1..=10 {
-            let gradient: [f64; 3] = core::array::from_fn(|i| (t as f64 * (i + 1) as f64).sin());
-            scalars[scalar::CORRECTION1] = 1.0 - b1.powi(t);
-            scalars[scalar::CORRECTION2] = 1.0 - b2.powi(t);
-            adamw(&mut p, &gradient.map(|g| 2.0 * g), &mut m, &mut v, &scalars, 2, b1, b2, eps, decay);
-            for i in 0..3 {
-                mt[i] = b1 * mt[i] + (1.0 - b1) * gradient[i];
-                vt[i] = b2 * vt[i] + (1.0 - b2) * gradient[i].powi(2);
-                let adam = mt[i] / (1.0 - b1.powi(t)) / ((vt[i] / (1.0 - b2.powi(t))).sqrt() + eps);
-                let decayed = if i < 2 { decay * theta[i] } else { 0.0 };
-                theta[i] -= lr * (adam + decayed);
-            }
-            // The paper decays and steps at once, the code one after the other: the step does not read the weight.
-            assert_close(&p, &theta, 1e-14);
-        }
-    }
-
-    #[test]
-    fn a_skipped_update_touches_nothing() {
-        let mut scalars = applied();
-        scalars[scalar::APPLY] = 0.0;
-        let (mut p, mut m, mut v) = ([2.0], [3.0], [0.5]);
-        adamw(&mut p, &[f64::NAN], &mut m, &mut v, &scalars, 1, 0.5, 0.75, 0.25, 0.4);
-        assert_eq!((p, m, v), ([2.0], [3.0], [0.5]));
+    let (lr, momentum) = (learning_rate(scalars, rate), R::from_f64(momentum));
+    for i in 0..params.len() {
+        let g = grads[i] * scalars[scalar::GRAD_SCALE];
+        let direction = match &mut velocity {
+            Some(velocity) => accelerate(&mut velocity[i], g, momentum, nesterov),
+            None => g,
+        };
+        decay(&mut params[i], lr, weight_decay);
+        params[i] -= lr * direction;
     }
 }
+
+/// The first part of Muon: the gradient goes into the velocity, and the velocity into the direction. If [`scalar::APPLY`] is 0 the
+/// velocity stays, and the direction is 0.
+///
+/// # Panics
+/// If the slices differ in length, or `scalars` is shorter than [`scalar::LEN`].
+///
+/// ```
+/// use minigpt_core::op::scalar;
+/// use minigpt_core::reference::optimizer::momentum;
+/// let mut scalars = [0.0f64; scalar::LEN];
+/// (scalars[scalar::APPLY], scalars[scalar::GRAD_SCALE]) = (1.0, 0.5);
+/// let (mut velocity, mut direction) = ([4.0], [0.0]);
+/// momentum(&[2.0], &mut velocity, &mut direction, &scalars, 0.5, true);
+/// assert_eq!((velocity, direction), ([3.0], [1.0 + 0.5 * 3.0]));
+/// ```
+pub fn momentum<R: Real>(
+    grads: &[R],
+    velocity: &mut [R],
+    direction: &mut [R],
+    scalars: &[R],
+    momentum: f64,
+    nesterov: bool,
+) {
+    if is_skipped(scalars) {
+        return direction.fill(R::zero());
+    }
+    let momentum = R::from_f64(momentum);
+    for i in 0..grads.len() {
+        let g = grads[i] * scalars[scalar::GRAD_SCALE];
+        direction[i] = accelerate(&mut velocity[i], g, momentum, nesterov);
+    }
+}
+
+/// The last part of Muon: a step down a direction. Leaves everything as it is if [`scalar::APPLY`] is 0.
+///
+/// # Panics
+/// If the slices differ in length, or `scalars` is shorter than [`scalar::LEN`].
+///
+/// ```
+/// use minigpt_core::op::scalar;
+/// use minigpt_core::reference::optimizer::descend;
+/// let mut scalars = [0.0f64; scalar::LEN];
+/// (scalars[scalar::APPLY], scalars[scalar::LEARNING_RATE]) = (1.0, 0.25);
+/// let mut params = [4.0];
+/// descend(&mut params, &[3.0], &scalars, 0.5, 2.0, 1.5);
+/// // A learning rate of 0.5: the decay takes a quarter, and the direction 0.5 * 1.5 * 3.
+/// assert_eq!(params, [3.0 - 2.25]);
+/// ```
+pub fn descend<R: Real>(
+    params: &mut [R],
+    direction: &[R],
+    scalars: &[R],
+    weight_decay: f64,
+    rate: f64,
+    scale: f64,
+) {
+    if is_skipped(scalars) {
+        return;
+    }
+    let lr = learning_rate(scalars, rate);
+    let step = learning_rate(scalars, rate * scale);
+    for (param, &direction) in params.iter_mut().zip(direction) {
+        decay(param, lr, weight_decay);
+        *param -= step * direction;
+    }
+}
+
+/// Takes parameters into their moving average. Leaves it as it is if [`scalar::APPLY`] is 0.
+///
+/// # Panics
+/// If the slices differ in length, `scalars` is shorter than [`scalar::LEN`], or `counters` than [`counter::LEN`].
+///
+/// ```
+/// use minigpt_core::op::{counter, scalar};
+/// use minigpt_core::reference::optimizer::average;
+/// let (mut scalars, mut counters) = ([0.0f64; scalar::LEN], [0; counter::LEN]);
+/// (scalars[scalar::APPLY], counters[counter::UPDATES]) = (1.0, 8);
+/// let mut mean = [2.0];
+/// average(&[6.0], &mut mean, &scalars, &counters, 0.999);
+/// assert_eq!(mean, [0.5 * 2.0 + 0.5 * 6.0]);
+/// ```
+pub fn average<R: Real>(params: &[R], average: &mut [R], scalars: &[R], counters: &[u32], decay: f64) {
+    if is_skipped(scalars) {
+        return;
+    }
+    let share: R = average_share(counters, decay);
+    for (average, &param) in average.iter_mut().zip(params) {
+        *average += share * (param - *average);
+    }
+}
+
+#[cfg(test)]
+mod tests;

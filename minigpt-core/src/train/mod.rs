@@ -43,10 +43,8 @@ impl Plan {
 
     fn emit(&self, sink: &mut Sink<'_>, whole: &Pass<'_>) -> Flow {
         let Some(buffers) = &self.backward else { return whole.infer(sink) };
-        let whole_of = |len| move |buffer| Span { buffer, dtype: self.elem, offset: 0, len };
-        let [grads, m, v, params] = Buffers::TRAINED;
-        let [grads, m, v] = [grads, m, v].map(whole_of(self.gradient_span));
-        let params = whole_of(self.parameter_span)(params);
+        let grads =
+            Span { buffer: Buffers::TRAINED[1], dtype: self.elem, offset: 0, len: self.gradient_span };
         let parameters =
             &self.gradients.map(|region| region.map(|region| region.on(grads.buffer, self.elem)));
         let scalars = self.scalars.on(whole.buffers.state, self.elem);
@@ -55,9 +53,8 @@ impl Plan {
         let d_prefix = self.d_prefix.on(whole.buffers.state, self.elem);
         let d_prefix = (self.config.prefix > 0).then_some(d_prefix);
         program::micro_step(sink, whole, scalars, counters, &Gradients { parameters, buffers, d_prefix })?;
-        let stretches = &self.stretches;
-        let update = program::Update { params, grads, m, v, stretches, scalars, counters };
-        program::update(sink, &update, &TrainConfig::constant(0.0))
+        let trained = program::Trained { plan: self, buffers: Buffers::TRAINED, scalars, counters };
+        program::update(sink, &trained, 1.0)
     }
 }
 
@@ -77,7 +74,8 @@ impl TrainConfig {
     /// As [`Plan::training`].
     pub fn plan<B: Backend>(&self, model: &GptConfig, backend: &B) -> Result<Plan, ConfigError> {
         let (at_once, positions) = (self.sequences_at_once(model, backend), self.positions(model));
-        Plan::training_in_slices(model, B::Elem::DTYPE, self.batch, at_once, positions, self.recompute)
+        Plan::training_in_slices(model, B::Elem::DTYPE, self.batch, at_once, positions, self.recompute)?
+            .optimizing(&self.groups, self.average)
     }
 
     /// How many positions a sequence has, given vectors among them.

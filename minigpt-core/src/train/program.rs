@@ -1,10 +1,13 @@
 //! The programs of training: what a step gives to the backend, op by op.
 
-use crate::config::TrainConfig;
-use crate::memory::Span;
+use crate::config::{Group, Optimizer};
+use crate::memory::{Buffer, Span};
 use crate::model::{Flow, Gradients, Pass};
-use crate::op::{AdamW, Fill, FinishStep, NextDraw, Sink, SquaredNorm, scalar};
-use crate::plan::{Region, Stretch};
+use crate::op::{
+    AdamW, Average, Descend, Fill, FinishStep, Momentum, NewtonSchulz, NextDraw, Sgd, Sink, SquaredNorm,
+    scalar,
+};
+use crate::plan::{Plan, Region, Update};
 
 /// Before the first micro-batch of a step: sums begin at zero. The loss and the targets are zero after a finished step, but
 /// not after one that was dropped.
@@ -49,33 +52,73 @@ pub(super) fn next_draw(sink: &mut Sink<'_>, counters: Span) -> Flow {
     sink.put(None, "dropout", NextDraw { counters })
 }
 
-/// What an update reads and changes.
+/// What an update reads and changes: the buffers of a plan, and what closes a step.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Update<'p> {
-    pub(super) params: Span,
-    pub(super) grads: Span,
-    pub(super) m: Span,
-    pub(super) v: Span,
-    /// What of them is trained.
-    pub(super) stretches: &'p [Stretch],
+pub(super) struct Trained<'p> {
+    pub(super) plan: &'p Plan,
+    /// Parameters, gradients, and what optimizers keep.
+    pub(super) buffers: [Buffer; 3],
     pub(super) scalars: Span,
     pub(super) counters: Span,
 }
 
-/// Closes a step: the gradient's norm, clipping, and AdamW. The learning rate lies among the scalars already.
-pub(super) fn update(sink: &mut Sink<'_>, on: &Update<'_>, config: &TrainConfig) -> Flow {
-    let Update { grads, scalars, counters, .. } = *on;
-    let TrainConfig { clip, beta1, beta2, eps, weight_decay, .. } = *config;
-    sink.put(None, "norm", SquaredNorm { x: grads, scalars })?;
-    sink.put(None, "finish", FinishStep { scalars, counters, clip, beta1, beta2 })?;
-    for &Stretch { parameters, gradients, decayed } in on.stretches {
-        let part = |region: Region, of: Span| region.on(of.buffer, of.dtype);
-        let [grads, m, v] = [on.grads, on.m, on.v].map(|of| part(gradients, of));
-        let params = part(parameters, on.params);
-        let op = AdamW { params, grads, m, v, scalars, decayed, beta1, beta2, eps, weight_decay };
-        sink.put(None, "update", op)?;
+impl Trained<'_> {
+    fn parameters(&self, region: Region) -> Span {
+        region.on(self.buffers[0], self.plan.elem)
+    }
+
+    fn gradients(&self, region: Region) -> Span {
+        region.on(self.buffers[1], self.plan.elem)
+    }
+
+    fn kept(&self, region: Region) -> Span {
+        region.on(self.buffers[2], self.plan.elem)
+    }
+}
+
+/// Closes a step: the gradient's norm, clipping, the optimizers, and the average. The learning rate lies among the scalars already.
+pub(super) fn update(sink: &mut Sink<'_>, on: &Trained<'_>, clip: f64) -> Flow {
+    let Trained { plan, scalars, counters, .. } = *on;
+    let x = on.gradients(Region { offset: 0, len: plan.gradient_span });
+    sink.put(None, "norm", SquaredNorm { x, scalars })?;
+    sink.put(None, "finish", FinishStep { scalars, counters, clip })?;
+    for update in &plan.updates {
+        optimize(sink, on, update)?;
+    }
+    for stretch in &plan.stretches {
+        let (Some(decay), Some(average)) = (plan.average, stretch.average) else { continue };
+        let (params, average) = (on.parameters(stretch.parameters), on.kept(average));
+        sink.put(None, "average", Average { params, average, scalars, counters, decay })?;
     }
     Flow::Continue(())
+}
+
+fn optimize(sink: &mut Sink<'_>, on: &Trained<'_>, update: &Update) -> Flow {
+    let Trained { scalars, counters, .. } = *on;
+    let Group { optimizer, weight_decay, rate } = update.group;
+    let (params, grads) = (on.parameters(update.parameters), on.gradients(update.gradients));
+    let [first, second] = update.states.map(|state| state.map(|region| on.kept(region)));
+    match (optimizer, first, second) {
+        (Optimizer::AdamW { beta1, beta2, eps }, Some(m), Some(v)) => {
+            let op = AdamW { params, grads, m, v, scalars, counters, beta1, beta2, eps, weight_decay, rate };
+            sink.put(None, "update", op)
+        }
+        (Optimizer::Sgd { momentum, nesterov }, velocity, _) => {
+            let op = Sgd { params, grads, velocity, scalars, momentum, nesterov, weight_decay, rate };
+            sink.put(None, "update", op)
+        }
+        (Optimizer::Muon { momentum, nesterov, steps }, Some(velocity), _) => {
+            let [rows, cols] = update.matrix.unwrap_or([1, params.len]);
+            let direction = on.kept(on.plan.direction).first(params.len);
+            let op = Momentum { grads, velocity, direction, scalars, momentum, nesterov };
+            sink.put(None, "momentum", op)?;
+            sink.put(None, "orthogonal", NewtonSchulz { x: direction, rows, cols, steps })?;
+            let scale = libm::sqrt((rows as f64 / cols as f64).max(1.0));
+            sink.put(None, "update", Descend { params, direction, scalars, weight_decay, rate, scale })
+        }
+        // A plan has what its groups need.
+        (Optimizer::AdamW { .. } | Optimizer::Muon { .. }, ..) => Flow::Continue(()),
+    }
 }
 
 /// The mean loss of the batch `whole`, without dropout: its sum and the number of its targets, in scalars apart from a step's.

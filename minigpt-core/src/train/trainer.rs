@@ -1,5 +1,6 @@
 //! [`Trainer`]: the training step.
 
+mod average;
 mod observe;
 mod own_loss;
 mod prefix;
@@ -9,6 +10,7 @@ mod storage;
 mod sums;
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use super::program;
 use crate::backend::{Allocation, Backend, Replay, read_elems, read_u32, submit};
@@ -17,7 +19,7 @@ use crate::config::{ConfigError, Recompute, TrainConfig};
 use crate::data::EvalWindows;
 use crate::error::{Error, out_of_memory};
 use crate::memory::{InvalidOp, Span, zeros};
-use crate::model::{Flow, Gradients, Model, Pass, Workspace, check_tokens, stage};
+use crate::model::{Flow, Gradients, Model, Pass, Weights, Workspace, check_tokens, stage};
 use crate::op::{IGNORE, Sink, counter, scalar};
 use crate::plan::{BackwardActivations, Parameters, Plan, Tensor};
 use crate::real::Real;
@@ -79,8 +81,10 @@ pub struct Trainer<B: Backend> {
     workspace: Workspace<B>,
     backward: BackwardActivations,
     grads: Allocation<B>,
-    m: Allocation<B>,
-    v: Allocation<B>,
+    /// What optimizers keep, and the average of the weights.
+    kept: Allocation<B>,
+    /// The averages as the weights of a model, if there are any.
+    averages: Option<Weights>,
     /// Of what is trained.
     gradients: Parameters<Option<Span>>,
     /// Whether the device has given vectors, if the model has a prefix.
@@ -147,7 +151,7 @@ fn advised<B: Backend>(
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Allocates gradients, moments and activations on the model's device. The model stays yours: generate from it, or save
+    /// Allocates gradients, activations and what the optimizers keep on the model's device. The model stays yours: generate from it, or save
     /// it, between steps.
     ///
     /// # Errors
@@ -156,8 +160,8 @@ impl<B: Backend> Trainer<B> {
         Self::freezing(model, config, |_| false)
     }
 
-    /// A trainer that leaves some parameters as they are: those that `frozen` says. They have no gradient and no moments,
-    /// take [no bytes](Plan::freezing) for them, and have no part in the norm that is clipped; the backward pass ends where
+    /// A trainer that leaves some parameters as they are: those that `frozen` says. They have no gradient, no optimizer keeps
+    /// anything of them, they take [no bytes](Plan::freezing) for it, and have no part in the norm that is clipped; the backward pass ends where
     /// nothing below is trained. Weight decay leaves them alone too.
     ///
     /// With tied embeddings the head is the token embedding: freezing `wte.weight` freezes both. A checkpoint remembers
@@ -202,8 +206,7 @@ impl<B: Backend> Trainer<B> {
         let backward = plan.backward.ok_or(Error::Frozen)?;
         let take = |bytes| device.alloc(bytes).map_err(|error| advised(out_of_memory(needed, error)));
         let grads = take(plan.bytes.gradients)?;
-        // One buffer for each moment keeps every span aligned to its start.
-        let (m, v) = (take(plan.bytes.optimizer / 2)?, take(plan.bytes.optimizer / 2)?);
+        let kept = take(plan.bytes.optimizer)?;
         let gradients =
             plan.gradients.map(|region| region.map(|region| region.on(grads.buffer(), B::Elem::DTYPE)));
         let workspace = Workspace::new(device, plan, scratch).map_err(advised)?;
@@ -213,8 +216,8 @@ impl<B: Backend> Trainer<B> {
             programs: None,
             backward,
             grads,
-            m,
-            v,
+            kept,
+            averages: None,
             gradients,
             has_prefix: model.config().prefix == 0,
             windows_drawn: 0,
@@ -233,6 +236,8 @@ impl<B: Backend> Trainer<B> {
         let mut counters = [0; counter::LEN];
         [counters[counter::SEED], counters[counter::SEED + 1]] = crate::rng::key(trainer.config.seed);
         trainer.set_state(&TrainState { counters, windows_drawn: 0 })?;
+        trainer.averages = trainer.averaged_weights();
+        trainer.begin_average()?;
         let programs = trainer.prepare().map_err(|error| advised(out_of_memory(needed, error)))?;
         trainer.programs = Some(programs);
         Ok(trainer)
@@ -253,14 +258,14 @@ impl<B: Backend> Trainer<B> {
         &self.model
     }
 
-    /// The model, trained. Gradients, moments and activations are given back to the device.
+    /// The model, trained. Gradients, activations and what optimizers keep are given back to the device.
     pub fn into_model(self) -> Model<B> {
         self.model
     }
 
-    /// What there is of all that is trained in a buffer of gradients or moments, as one span.
-    fn whole(&self, of: &Allocation<B>) -> Span {
-        of.span(B::Elem::DTYPE, self.workspace.plan.gradient_span)
+    /// The gradients of all that is trained, as one span.
+    fn whole_gradient(&self) -> Span {
+        self.grads.span(B::Elem::DTYPE, self.workspace.plan.gradient_span)
     }
 
     /// Adds the gradient of one batch, (B, T) inputs and (B, T) targets, to the step in the making. Targets that are
@@ -329,7 +334,7 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn emit_begin(&self, sink: &mut Sink<'_>) -> Flow {
-        program::begin_step(sink, self.whole(&self.grads), self.workspace.scalars())
+        program::begin_step(sink, self.whole_gradient(), self.workspace.scalars())
     }
 
     fn gradients(&self) -> Gradients<'_> {
@@ -346,11 +351,10 @@ impl<B: Backend> Trainer<B> {
 
     fn emit_update(&self, sink: &mut Sink<'_>) -> Flow {
         let Some(params) = self.model.trainable() else { return Flow::Continue(()) };
-        let [grads, m, v] = [&self.grads, &self.m, &self.v].map(|of| self.whole(of));
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
-        let stretches = &self.workspace.plan.stretches;
-        let update = program::Update { params, grads, m, v, stretches, scalars, counters };
-        program::update(sink, &update, &self.config)
+        let buffers = [params.buffer, self.grads.buffer(), self.kept.buffer()];
+        let trained = program::Trained { plan: &self.workspace.plan, buffers, scalars, counters };
+        program::update(sink, &trained, self.config.clip)
     }
 
     /// Brings a batch, or the first sequences of one, to the device.
@@ -424,13 +428,19 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// If the windows are not `time` long, a token is not in the vocabulary, or the backend fails.
     pub fn evaluate(&mut self, windows: &EvalWindows<'_>) -> Result<f64, Error<B::Error>> {
+        self.evaluate_with(windows, false)
+    }
+
+    /// As [`evaluate`](Trainer::evaluate), of the weights or, if there are any, of their averages.
+    fn evaluate_with(&mut self, windows: &EvalWindows<'_>, averages: bool) -> Result<f64, Error<B::Error>> {
         let batch = self.config.batch;
         let (mut sum, mut targets_seen) = (0.0, 0.0);
         for first in (0..windows.len()).step_by(batch) {
             let batch = batch.min(windows.len() - first);
             let (mut inputs, mut targets) =
                 (core::mem::take(&mut self.inputs), core::mem::take(&mut self.targets));
-            let result = self.evaluate_batch(windows, first, batch, &mut inputs, &mut targets);
+            let range = first..first + batch;
+            let result = self.evaluate_batch(windows, range, &mut inputs, &mut targets, averages);
             (self.inputs, self.targets) = (inputs, targets);
             result?;
             // Summed on the host in f64: an f32 sum over a whole split would lose digits.
@@ -445,25 +455,33 @@ impl<B: Backend> Trainer<B> {
     fn evaluate_batch(
         &mut self,
         windows: &EvalWindows<'_>,
-        first: usize,
-        batch: usize,
+        range: Range<usize>,
         inputs: &mut [u32],
         targets: &mut [u32],
+        averages: bool,
     ) -> Result<(), Error<B::Error>> {
-        let time = self.config.time;
+        let (time, batch) = (self.config.time, range.len());
         let rows = batch * time;
         let (inputs, targets) = (&mut inputs[..rows], &mut targets[..rows]);
         if windows.time() != time {
             return Err(Error::BatchLength { found: windows.time(), expected: time });
         }
-        windows.fill(first, batch, inputs, targets).map_err(Error::Data)?;
+        windows.fill(range.start, batch, inputs, targets).map_err(Error::Data)?;
         self.check_batch(inputs, targets, batch)?;
-        self.enqueue_evaluation(inputs, targets, batch).map_err(Error::Backend)
+        self.enqueue_evaluation(inputs, targets, averages).map_err(Error::Backend)
     }
 
-    fn enqueue_evaluation(&mut self, inputs: &[u32], targets: &[u32], batch: usize) -> Result<(), B::Error> {
+    fn enqueue_evaluation(
+        &mut self,
+        inputs: &[u32],
+        targets: &[u32],
+        averages: bool,
+    ) -> Result<(), B::Error> {
         self.write_tokens(inputs, targets)?;
-        let pass = Pass { batch, ..self.workspace.pass(&self.model) };
+        let pass = self.workspace.pass(&self.model);
+        let averages = self.averages.as_ref().filter(|_| averages);
+        let weights = averages.unwrap_or(pass.weights);
+        let pass = Pass { batch: inputs.len() / self.config.time, weights, ..pass };
         submit(&mut *self.model.device().lock(), |sink| {
             program::evaluation(sink, &pass, self.workspace.evaluation())
         })

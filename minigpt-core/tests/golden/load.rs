@@ -7,8 +7,8 @@ use std::str::FromStr;
 use minigpt_core::config::TrainConfig;
 use minigpt_core::train::Trainer;
 use minigpt_core::{
-    Activation, AttentionScale, Backend, Bias, GptConfig, Mask, Model, Norm, NormPlace, Pairing, Position,
-    Real,
+    Activation, AttentionScale, Backend, Bias, GptConfig, Group, Groups, Mask, Model, Norm, NormPlace,
+    Optimizer, Pairing, Position, Real,
 };
 use serde_json::Value;
 
@@ -66,10 +66,42 @@ pub(crate) struct Golden {
     pub(crate) grad_norms: Vec<f64>,
 }
 
-/// All golden files, by name.
+/// The golden files of models, by name.
 pub(crate) fn all() -> Vec<Golden> {
+    inside("golden")
+}
+
+/// Those of one model that is trained by others than AdamW alone, each with the groups that it is named for.
+#[allow(dead_code)]
+pub(crate) fn optimizers() -> Vec<(Golden, Groups)> {
+    let group = |optimizer, weight_decay, rate| Group { optimizer, weight_decay, rate };
+    let sgd = |momentum, nesterov, rate| group(Optimizer::Sgd { momentum, nesterov }, 0.1, rate);
+    let muon = |momentum, nesterov| Optimizer::Muon { momentum, nesterov, steps: 5 };
+    let adamw = group(Optimizer::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8 }, 0.1, 1.0);
+    let all = |group| Groups { embeddings: group, matrices: group, head: group, vectors: group };
+    let velocity = all(sgd(0.9, false, 30.0));
+    let mixed = Groups {
+        embeddings: Group { rate: 0.25, ..adamw },
+        head: velocity.head,
+        vectors: Group { weight_decay: 0.5, rate: 2.0, ..adamw },
+        matrices: adamw,
+    };
+    let groups = |name: &str| match name {
+        "sgd.safetensors" => Groups { vectors: Group { weight_decay: 0.0, ..velocity.vectors }, ..velocity },
+        "nesterov.safetensors" => all(sgd(0.9, true, 30.0)),
+        "plain.safetensors" => all(sgd(0.0, false, 100.0)),
+        "groups.safetensors" => mixed,
+        "muon.safetensors" => Groups { matrices: group(muon(0.95, true), 0.005, 20.0), ..all(adamw) },
+        "muon_straight.safetensors" => Groups { matrices: group(muon(0.8, false), 0.0, 10.0), ..all(adamw) },
+        other => panic!("nobody knows how {other} was trained"),
+    };
+    let named = |golden: Golden| (groups(&golden.name), golden);
+    inside("golden/optimizers").into_iter().map(named).map(|(groups, golden)| (golden, groups)).collect()
+}
+
+fn inside(folder: &str) -> Vec<Golden> {
     // From minigpt-core as from its sister crates.
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../minigpt-core/tests/golden");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../minigpt-core/tests").join(folder);
     let mut paths: Vec<_> = std::fs::read_dir(&folder)
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
         .map(|entry| entry.unwrap().path())
@@ -184,16 +216,23 @@ impl Golden {
 
     /// The golden training at its beginning, with `batch` sequences in a micro-batch.
     pub(crate) fn trainer<B: Backend>(&self, backend: B, batch: usize) -> Trainer<B> {
-        let Training { learning_rate, beta1, beta2, eps, weight_decay, clip, .. } = self.training;
+        let Training { beta1, beta2, eps, weight_decay, .. } = self.training;
+        let adamw = Optimizer::AdamW { beta1, beta2, eps };
+        let decayed = Group { optimizer: adamw, weight_decay, rate: 1.0 };
+        let vectors = Group { weight_decay: 0.0, ..decayed };
+        let groups = Groups { embeddings: decayed, matrices: decayed, head: decayed, vectors };
+        self.trainer_by(backend, batch, groups)
+    }
+
+    /// The same with others than AdamW alone.
+    pub(crate) fn trainer_by<B: Backend>(&self, backend: B, batch: usize, groups: Groups) -> Trainer<B> {
+        let Training { learning_rate, clip, .. } = self.training;
         let config = TrainConfig {
             batch,
             time: self.length(),
             accumulation: self.batch / batch,
             clip,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
+            groups,
             ..TrainConfig::constant(learning_rate)
         };
         Trainer::new(&self.model(backend), config).unwrap()

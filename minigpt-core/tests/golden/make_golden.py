@@ -2,7 +2,8 @@
 
 The models are those that minigpt-core's GptConfig describes, written once more with torch.nn.functional, so that
 the numbers are PyTorch's own. The twelve of GRID have every pair of the variants of a GPT-2; each model of PIECES has
-something more, and is named for it. Sizes are odd on purpose. The Rust tests read the committed files and need no PyTorch.
+something more, and is named for it. Those of OPTIMIZERS are one model, trained by others than AdamW alone; their files lie in the folder
+optimizers. Sizes are odd on purpose. The Rust tests read the committed files and need no PyTorch.
 
     python make_golden.py [NAME ...]            writes these files, or all, beside this script
     python make_golden.py --check [NAME ...]    compares the committed files with a fresh computation instead
@@ -105,6 +106,98 @@ PIECES = {
     "prefix": (dict(prefix=4, mask="prefix", layers=2, context=13), (2, 13)),
 }
 
+# The model of all optimizers: matrices of queries, keys, values, gates and heads, tall, wide and square.
+OPTIMIZED = (BLOCK | dict(gated=True, activation="silu", kv_heads=2, layers=2, d_ff=13, tied_embeddings=False), (2, 8))
+SGD = dict(kind="sgd", momentum=0.9, nesterov=False, decay=0.1, rate=30.0)
+ADAMW = dict(kind="adamw", decay=0.1, rate=1.0)
+# By name: how embeddings, matrices, the head and vectors are trained. The rate is a factor on the learning rate.
+OPTIMIZERS = {
+    "sgd": [SGD, SGD, SGD, SGD | dict(decay=0.0)],
+    "nesterov": [SGD | dict(nesterov=True)] * 4,
+    "plain": [SGD | dict(momentum=0.0, rate=100.0)] * 4,
+    "groups": [ADAMW | dict(rate=0.25), ADAMW, SGD, ADAMW | dict(decay=0.5, rate=2.0)],
+    "muon": [ADAMW, dict(kind="muon", momentum=0.95, nesterov=True, decay=0.005, rate=20.0), ADAMW, ADAMW],
+    "muon_straight": [ADAMW, dict(kind="muon", momentum=0.8, nesterov=False, decay=0.0, rate=10.0), ADAMW, ADAMW],
+}
+
+
+def group_of(name):
+    """The number of the parameter's group."""
+    if name in ("wte.weight", "wpe.weight"):
+        return 0
+    if name == "lm_head.weight":
+        return 2
+    return 1 if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else 3
+
+
+def orthogonalized(matrix):
+    """What five iterations of Keller Jordan's make of the singular values, by their decomposition instead of products."""
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / (torch.linalg.norm(matrix) + 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u @ torch.diag(s) @ v
+
+
+class Muon:
+    """Muon over fused matrices, each of which has so many rows."""
+
+    def __init__(self, named, parts, lr, momentum, nesterov, decay):
+        self.named, self.parts, self.lr, self.decay = named, parts, lr, decay
+        self.momentum, self.nesterov = momentum, nesterov
+        self.velocity = {name: torch.zeros_like(p) for name, p in named.items()}
+
+    @torch.no_grad()
+    def step(self):
+        for name, p in self.named.items():
+            self.velocity[name].mul_(self.momentum).add_(p.grad)
+            d = p.grad + self.momentum * self.velocity[name] if self.nesterov else self.velocity[name]
+            p.mul_(1 - self.lr * self.decay)
+            rows = self.parts(name, p.shape[0])
+            for part, weight in zip(d.split(rows), p.split(rows)):
+                scale = max(1, part.shape[0] / part.shape[1]) ** 0.5
+                weight.add_(orthogonalized(part), alpha=-self.lr * scale)
+
+
+class Decayed:
+    """Gradient descent of PyTorch's, after a decay that stands apart from it."""
+
+    def __init__(self, parameters, lr, momentum, nesterov, decay):
+        self.parameters, self.lr, self.decay = parameters, lr, decay
+        self.sgd = torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov)
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.parameters:
+            p.mul_(1 - self.lr * self.decay)
+        self.sgd.step()
+
+
+def optimizers(groups, parameters, config):
+    """What trains the parameters, group by group."""
+    heads, kv_heads, d_head = heads_of(config)
+
+    def parts(name, rows):
+        if name.endswith("c_attn.weight"):
+            return [heads * d_head, kv_heads * d_head, kv_heads * d_head]
+        if name.endswith("c_fc.weight") and config["gated"]:
+            return [rows // 2, rows // 2]
+        return [rows]
+
+    found = []
+    for number, group in enumerate(groups):
+        named = {name: p for name, p in parameters.items() if group_of(name) == number}
+        lr, decay = TRAINING["learning_rate"] * group["rate"], group["decay"]
+        moving = {key: group[key] for key in ("momentum", "nesterov") if key in group}
+        if group["kind"] == "adamw":
+            betas = (TRAINING["beta1"], TRAINING["beta2"])
+            found.append(torch.optim.AdamW(named.values(), lr=lr, betas=betas, eps=TRAINING["eps"], weight_decay=decay))
+        elif group["kind"] == "sgd":
+            found.append(Decayed(list(named.values()), lr=lr, decay=decay, **moving))
+        else:
+            found.append(Muon(named, parts, lr=lr, decay=decay, **moving))
+    return found
+
 
 def configs():
     """Every config by the name of its file, and the shape of its batches."""
@@ -114,6 +207,9 @@ def configs():
         found[f"{config['position']}_{config['norm']}"] = config, shape
     for name, (departures, shape) in PIECES.items():
         found[name] = BLOCK | departures, shape
+    for name in OPTIMIZERS:
+        config, shape = OPTIMIZED
+        found[f"optimizers/{name}"] = dict(config), shape
     for name, (config, _) in found.items():
         config |= dict(dropout=0.0, norm_eps=NORM_EPS.get(name, 1e-5))
     return found
@@ -322,14 +418,17 @@ def compute(name, config, shape, seed):
     if vectors:
         groups.append(dict(params=vectors, weight_decay=0.0))
     betas = (TRAINING["beta1"], TRAINING["beta2"])
-    optimizer = torch.optim.AdamW(groups, lr=TRAINING["learning_rate"], betas=betas, eps=TRAINING["eps"])
+    trained = [torch.optim.AdamW(groups, lr=TRAINING["learning_rate"], betas=betas, eps=TRAINING["eps"])]
+    if by_others := OPTIMIZERS.get(name.removeprefix("optimizers/")):
+        trained = optimizers(by_others, parameters, config)
 
     losses, norms = [], []
     for step in range(STEPS):
         batch = step % BATCHES
         logits = forward(config, parameters, tokens[batch], prefixes[batch])
         loss = mean_loss(logits[:, config["prefix"] :], targets[batch])
-        optimizer.zero_grad()
+        for p in parameters.values():
+            p.grad = None
         loss.backward()
         if step == 0:
             tensors |= {"logits": logits.detach(), "loss": loss.detach()}
@@ -338,7 +437,8 @@ def compute(name, config, shape, seed):
                 tensors["grad.prefix"] = prefixes[batch].grad.clone()
         losses.append(loss.item())
         norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), TRAINING["clip"]).item())
-        optimizer.step()
+        for optimizer in trained:
+            optimizer.step()
         if step + 1 == TRAINING["after"]:
             tensors |= {f"after10.{name}": p.detach().clone() for name, p in parameters.items()}
     tensors["losses"] = torch.tensor(losses, dtype=torch.float64)

@@ -146,6 +146,26 @@ def read_training(body):
     return training
 
 
+def read_optimizers(body):
+    def group():
+        kind = body.choice(["adamw", "sgd", "muon"])
+        group = {"optimizer": kind}
+        if kind == "adamw":
+            group.update({name: body.f64() for name in ["beta1", "beta2", "eps"]})
+        else:
+            group.update({"momentum": body.f64(), "nesterov": body.boolean()})
+        if kind == "muon":
+            group["steps"] = body.integer()
+        group.update({name: body.f64() for name in ["weight_decay", "rate"]})
+        return group
+
+    optimizers = {name: group() for name in ["embeddings", "matrices", "head", "vectors"]}
+    optimizers["average"] = body.f64() if body.boolean() else None
+    optimizers["frozen"] = [body.string() for _ in range(body.integer())]
+    body.end()
+    return optimizers
+
+
 def read_metadata(body):
     entries = [[body.string(), body.string()] for _ in range(body.integer(64))]
     check(all(key for key, _ in entries), "a key is empty")
@@ -191,6 +211,23 @@ def numbers(tensor, data):
     return values.astype(np.float64).reshape(rows, cols)
 
 
+def states(optimizers, parameter):
+    """What is kept of a parameter that is trained."""
+    if optimizers is None:
+        return ["adam.m", "adam.v"]
+    matrices = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
+    if parameter in ("wte.weight", "wpe.weight"):
+        group = optimizers["embeddings"]
+    elif parameter == "lm_head.weight":
+        group = optimizers["head"]
+    else:
+        group = optimizers["matrices" if parameter.endswith(matrices) else "vectors"]
+    own = {"adamw": ["adam.m", "adam.v"], "sgd": ["sgd.momentum"], "muon": ["muon.momentum"]}[group["optimizer"]]
+    if group["optimizer"] == "sgd" and group["momentum"] == 0:
+        own = []
+    return own + (["ema"] if optimizers["average"] is not None else [])
+
+
 def read(path):
     """The contents of the header, and the tensors of role 0 by name."""
     with open(path, "rb") as file:
@@ -209,7 +246,7 @@ def read(path):
         check(at <= length - 4, "a section does not fit")
         check(flags in (0, 1), "an unknown flag")
         check(tag not in sections, "a section stands there twice")
-        known = tag in (b"CONF", b"TOKN", b"TRAN", b"META", b"TENS")
+        known = tag in (b"CONF", b"TOKN", b"TRAN", b"OPTM", b"META", b"TENS")
         check(known or flags == 0, f"it cannot be used without its section {tag}")
         if known:
             sections[tag] = Body(data[at - size : at])
@@ -233,13 +270,22 @@ def read(path):
         return parse(sections[tag]) if tag in sections else None
 
     names = {tensor["name"] for tensor in index if tensor["role"] == 1}
-    trained = [name for name in tensors if "adam.m/" + name in names]
-    check(all("adam.v/" + name in names for name in trained), "a first moment without a second")
-    check(sum(name.startswith("adam.v/") for name in names) == len(trained), "a second moment without a first")
+    optimizers = optional(b"OPTM", read_optimizers)
+    if optimizers is None:
+        trained = [name for name in tensors if "adam.m/" + name in names]
+    else:
+        check(all(name in tensors for name in optimizers["frozen"]), "something is frozen that is not there")
+        trained = [name for name in tensors if name not in optimizers["frozen"]]
+    kept = {f"{state}/{name}" for name in trained for state in states(optimizers, name)}
+    check(kept == names, "what is kept is not what the optimizers keep")
+    training = optional(b"TRAN", read_training)
+    check(training is not None or optimizers is None, "optimizers without a training")
+    if training is not None:
+        training["optimizers"] = optimizers
     contents = {
         "config": read_config(sections[b"CONF"], version),
         "tokenizer": optional(b"TOKN", read_tokenizer),
-        "training": optional(b"TRAN", read_training),
+        "training": training,
         "metadata": optional(b"META", read_metadata),
         "tensors": [[tensor["name"], tensor["dtype"]] for tensor in index],
         "trained": trained,

@@ -3,8 +3,8 @@
 
 use minigpt_core::checkpoint::{Role, TensorSpec, Training};
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, Decay, Dtype, GptConfig, Mask, Norm, NormPlace, Pairing,
-    Position,
+    Activation, AnyTokenizer, AttentionScale, Decay, Dtype, GptConfig, Group, Mask, Norm, NormPlace,
+    Optimizer, Pairing, Position,
 };
 
 use crate::support::{header, string, varint};
@@ -67,8 +67,8 @@ pub(crate) fn conf(config: &GptConfig) -> Vec<u8> {
     body
 }
 
-/// TRAN.
-pub(crate) fn tran(Training { config, state }: &Training) -> Vec<u8> {
+/// TRAN, of a training by AdamW.
+pub(crate) fn tran(Training { config, state, .. }: &Training) -> Vec<u8> {
     let mut body = [config.batch, config.time, config.accumulation].map(|n| varint(n as u64)).concat();
     let schedule = config.schedule;
     body.extend([schedule.peak, schedule.floor].map(f64::to_le_bytes).concat());
@@ -80,7 +80,12 @@ pub(crate) fn tran(Training { config, state }: &Training) -> Vec<u8> {
         Decay::Stable { decay_steps } => [vec![3], varint(decay_steps.into())].concat(),
         other => panic!("the prose does not know {other:?}"),
     });
-    let numbers = [config.clip, config.beta1, config.beta2, config.eps, config.weight_decay];
+    let Group { optimizer: Optimizer::AdamW { beta1, beta2, eps }, weight_decay, .. } =
+        config.groups.matrices
+    else {
+        panic!("TRAN alone says AdamW, not {:?}", config.groups);
+    };
+    let numbers = [config.clip, beta1, beta2, eps, weight_decay];
     body.extend(numbers.map(f64::to_le_bytes).concat());
     body.extend(varint(config.seed));
     body.extend(state.counters.map(|counter| varint(counter.into())).concat());

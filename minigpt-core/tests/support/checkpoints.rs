@@ -7,8 +7,8 @@ use minigpt_core::config::TrainConfig;
 use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::op::counter;
 use minigpt_core::{
-    Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, NormPlace, Plan, Position,
-    Rank, Recompute,
+    Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, Groups, NormPlace, Plan,
+    Position, Rank, Recompute,
 };
 
 /// One layer, all kinds of tensors.
@@ -44,15 +44,14 @@ pub(crate) fn small_training() -> Training {
             accumulation: 4,
             schedule: Schedule { peak: 1e-3, floor: 1e-4, warmup: 100, steps: 2000, decay: Decay::Cosine },
             clip: f64::INFINITY,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.1,
+            groups: Groups::adamw(0.9, 0.99, 0.1),
+            average: None,
             seed: u64::MAX - 1,
             recompute: Recompute::Nothing,
             rank: Rank::ALONE,
         },
         state: TrainState { counters, windows_drawn: 1 << 40 },
+        frozen: Vec::new(),
     }
 }
 

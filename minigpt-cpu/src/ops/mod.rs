@@ -98,6 +98,16 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         #[cfg(feature = "train")]
         Op::AdamW(op) => optimizer::adamw(context, op)?,
         #[cfg(feature = "train")]
+        Op::Sgd(op) => optimizer::sgd(context, op)?,
+        #[cfg(feature = "train")]
+        Op::Momentum(op) => optimizer::momentum(context, op)?,
+        #[cfg(feature = "train")]
+        Op::NewtonSchulz(op) if op.x.len > 0 => optimizer::newton_schulz(context, op)?,
+        #[cfg(feature = "train")]
+        Op::Descend(op) => optimizer::descend(context, op)?,
+        #[cfg(feature = "train")]
+        Op::Average(op) => optimizer::average(context, op)?,
+        #[cfg(feature = "train")]
         Op::Fill(op) => context.views.f32_mut("to", op.to)?.fill(op.value as f32),
         _ => return Ok(false),
     }
@@ -122,6 +132,8 @@ pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
         Op::CrossEntropy(op) => cross_entropy::scratch_floats(op),
         #[cfg(feature = "train")]
         Op::SquaredNorm(op) => optimizer::scratch_floats(op.x.len),
+        #[cfg(feature = "train")]
+        Op::NewtonSchulz(op) => optimizer::newton_schulz_floats(op, machine),
         _ => 0,
     }
 }

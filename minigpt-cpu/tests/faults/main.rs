@@ -15,6 +15,7 @@ mod gate;
 mod kernel;
 mod linear;
 mod norm;
+mod optimizer;
 mod rows;
 #[path = "../support/runs.rs"]
 mod runs;
@@ -26,9 +27,10 @@ use minigpt_core::OpKind;
 use minigpt_core::conformance::{Options, check};
 
 fn catalogue() -> Vec<&'static Fault> {
-    let passes = [linear::FAULTS, norm::FAULTS, attention::FAULTS, embedding::FAULTS, step::FAULTS];
+    let passes = [linear::FAULTS, norm::FAULTS, attention::FAULTS, embedding::FAULTS];
+    let steps = [step::FAULTS, optimizer::FAULTS];
     let decoding = [rows::FAULTS, cached::FAULTS, sample::FAULTS, gate::FAULTS];
-    passes.into_iter().chain(decoding).chain([corners::FAULTS]).flatten().collect()
+    passes.into_iter().chain(steps).chain(decoding).chain([corners::FAULTS]).flatten().collect()
 }
 
 /// Those with which each fault must be found.

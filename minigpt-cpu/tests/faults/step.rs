@@ -1,6 +1,6 @@
-//! Faults of what closes a step: the loss, the norm, the counters, the update.
+//! Faults of what closes a step: the loss, the norm, the counters.
 
-use minigpt_core::op::{AdamW, Fill, FinishStep, IGNORE, counter, scalar};
+use minigpt_core::op::{Fill, FinishStep, IGNORE, counter, scalar};
 
 use crate::kernel::{Fault, faults};
 
@@ -155,12 +155,6 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             after[counter::SKIPPED_IN_A_ROW] = after[counter::SKIPPED_IN_A_ROW].max(before[counter::SKIPPED_IN_A_ROW]);
             k.put_words(op.counters, &after)
         };
-        "the corrections are those of the update before" => |k, op| {
-            let updates = k.words(op.counters)?[counter::UPDATES];
-            k.run(op)?;
-            let correction = 1.0 - op.beta1.powi(updates as i32);
-            k.edit(op.scalars, |i, x| if i == scalar::CORRECTION1 { correction as f32 } else { x })
-        };
         "a loss that is not finite is applied" => |k, op| {
             k.run(op)?;
             k.edit(op.scalars, |i, x| if i == scalar::APPLY { 1.0 } else { x })
@@ -178,66 +172,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
             k.edit(op.scalars, |i, x| if i == scalar::GRAD_NORM { squared.sqrt() } else { x })
         };
     }
-    AdamW {
-        "all parameters decay" => |k, op| k.run(AdamW { decayed: op.params.len, ..op });
-        "eps stands under the root" => |k, op| {
-            let (before, grads, scalars) = (k.get(op.params)?, k.get(op.grads)?, k.get(op.scalars)?);
-            k.run(op)?;
-            let (m, v) = (k.get(op.m)?, k.get(op.v)?);
-            if scalars[scalar::APPLY] == 0.0 {
-                return Ok(());
-            }
-            let _ = grads;
-            k.edit(op.params, |i, _| {
-                let decay = if i < op.decayed { op.weight_decay as f32 } else { 0.0 };
-                let (m, v) = (m[i] / scalars[scalar::CORRECTION1], v[i] / scalars[scalar::CORRECTION2]);
-                let rate = scalars[scalar::LEARNING_RATE];
-                before[i] - rate * (m / (v + op.eps as f32).sqrt() + decay * before[i])
-            })
-        };
-        "a tail that fills no vector of 16 is not updated" => |k, op| {
-            let before = k.get(op.params)?;
-            k.run(op)?;
-            let whole = op.params.len / 16 * 16;
-            k.edit(op.params, |i, x| if i >= whole { before[i] } else { x })
-        };
-        "a step that is skipped still decays" => |k, op| {
-            let apply = k.get(op.scalars)?[scalar::APPLY];
-            k.run(op)?;
-            let decayed = op.decayed;
-            k.edit(op.params, |i, x| if apply == 0.0 && i < decayed { x * 0.999 } else { x })
-        };
-        "a gradient that is not finite gets through a step that is skipped" => |k, op| {
-            let apply = k.get(op.scalars)?[scalar::APPLY];
-            k.run(op)?;
-            let grads = k.get(op.grads)?;
-            k.edit(op.m, |i, x| if apply == 0.0 { x + 0.0 * grads[i] } else { x })
-        };
-        "the moments take the gradient without its scale" => |k, op| {
-            let (before, scalars) = (k.get(op.m)?, k.get(op.scalars)?);
-            k.run(op)?;
-            let grads = k.get(op.grads)?;
-            let (apply, beta1) = (scalars[scalar::APPLY] != 0.0, op.beta1 as f32);
-            k.edit(op.m, |i, x| if apply { beta1 * before[i] + (1.0 - beta1) * grads[i] } else { x })
-        };
-        "more than 65,536 parameters are not all updated" => |k, op| {
-            let before = k.get(op.params)?;
-            k.run(op)?;
-            k.edit(op.params, |i, x| if i >= 65_536 { before[i] } else { x })
-        };
-        "the gradient is cleared" => |k, op| {
-            k.run(op)?;
-            k.edit(op.grads, |i, g| if i == 0 { 0.0 } else { g })
-        };
-        "it writes past its end" => |k, op| {
-            k.run(op)?;
-            k.write_past(op.v, op.params.len.next_multiple_of(8) - op.params.len);
-            Ok(())
-        };
-        "the decay begins one parameter late" => |k, op| {
-            k.run(AdamW { decayed: op.decayed.saturating_sub(1), ..op })
-        };
-    }    Fill {
+    Fill {
         "the value is 0 whatever it is" => |k, op| k.run(Fill { value: 0.0, ..op });
         "the last element is left as it was" => |k, op| k.run(Fill { to: op.to.first(op.to.len - 1), ..op });
         "a tail that fills no vector of 8 is left as it was" => |k, op| {

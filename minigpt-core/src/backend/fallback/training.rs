@@ -1,11 +1,13 @@
 //! The ops that only training runs.
 
+mod optimizer;
+
 use super::{Together, check_tokens, read_mask, read_optional, read_tokens, write_optional, write_rows};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{InvalidOp, zeros};
 use crate::op::{
-    ActivationForward, AdamW, AttentionBackward, CrossEntropy, EmbeddingBackward, FinishStep, GateBackward,
-    IGNORE, LinearBackward, NextDraw, NormBackward, Normalize, Op, SquaredNorm, scalar,
+    ActivationForward, AttentionBackward, CrossEntropy, EmbeddingBackward, GateBackward, IGNORE,
+    LinearBackward, NextDraw, NormBackward, Normalize, Op, SquaredNorm, scalar,
 };
 use crate::real::Real;
 use crate::reference::Rows;
@@ -16,7 +18,7 @@ use crate::reference::embedding::embedding_backward;
 use crate::reference::gate::gate_backward;
 use crate::reference::linear::linear_backward;
 use crate::reference::norm::norm_backward;
-use crate::reference::optimizer::{adamw, finish_step, next_draw, squared_norm};
+use crate::reference::optimizer::{next_draw, squared_norm};
 
 /// Runs an op that only training has; of another it is an error.
 pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
@@ -30,8 +32,13 @@ pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B
         Op::CrossEntropy(op) => loss(backend, op),
         Op::SquaredNorm(op) => norm(backend, op),
         Op::NextDraw(op) => draw(backend, op),
-        Op::FinishStep(op) => finish(backend, op),
-        Op::AdamW(op) => update(backend, op),
+        Op::FinishStep(op) => optimizer::finish(backend, op),
+        Op::AdamW(op) => optimizer::adamw(backend, op),
+        Op::Sgd(op) => optimizer::sgd(backend, op),
+        Op::Momentum(op) => optimizer::momentum(backend, op),
+        Op::NewtonSchulz(op) => optimizer::orthogonalize(backend, op),
+        Op::Descend(op) => optimizer::descend(backend, op),
+        Op::Average(op) => optimizer::average(backend, op),
         Op::Fill(op) => backend.fill(op.to, op.value),
         _ => Err(InvalidOp::NoKernel.into()),
     }
@@ -198,38 +205,4 @@ fn draw<B: Backend + ?Sized>(backend: &mut B, op: &NextDraw) -> Result<(), B::Er
     let mut counters = read_u32(backend, op.counters)?;
     next_draw(&mut counters);
     write_u32(backend, op.counters, &counters)
-}
-
-fn finish<B: Backend + ?Sized>(backend: &mut B, op: &FinishStep) -> Result<(), B::Error> {
-    let mut scalars = read_elems(backend, op.scalars)?;
-    let mut counters = read_u32(backend, op.counters)?;
-    finish_step(&mut scalars, &mut counters, op.clip, op.beta1, op.beta2);
-    write_elems(backend, op.scalars, &scalars)?;
-    write_u32(backend, op.counters, &counters)
-}
-
-fn update<B: Backend + ?Sized>(backend: &mut B, op: &AdamW) -> Result<(), B::Error> {
-    let scalars = read_elems(backend, op.scalars)?;
-    if scalars[scalar::APPLY] == B::Elem::from_f64(0.0) {
-        return Ok(());
-    }
-    let grads = read_elems(backend, op.grads)?;
-    let mut params = read_elems(backend, op.params)?;
-    let mut m = read_elems(backend, op.m)?;
-    let mut v = read_elems(backend, op.v)?;
-    adamw(
-        &mut params,
-        &grads,
-        &mut m,
-        &mut v,
-        &scalars,
-        op.decayed,
-        op.beta1,
-        op.beta2,
-        op.eps,
-        op.weight_decay,
-    );
-    write_elems(backend, op.params, &params)?;
-    write_elems(backend, op.m, &m)?;
-    write_elems(backend, op.v, &v)
 }

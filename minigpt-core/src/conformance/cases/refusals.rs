@@ -120,7 +120,15 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
         CrossEntropy { logits: x, targets: tokens, d_logits: None, losses: None, scalars, rows: 2, vocab: 6 };
     let nowhere = Span { buffer: Buffer(u64::MAX), ..x };
     let beyond = Span { offset: 64 * 1024, ..x };
-    let wrong: [(&str, Op); 18] = [
+    let update = Momentum {
+        grads: x.first(9),
+        velocity: weight.first(9),
+        direction: y,
+        scalars,
+        momentum: 0.5,
+        nesterov: false,
+    };
+    let wrong: [(&str, Op); 21] = [
         ("a span too short for the dimensions", LinearForward { rows: 4, ..good }.into()),
         ("dimensions that overflow", LinearForward { rows: usize::MAX / 2, ..good }.into()),
         ("a result over an operand", LinearForward { y: x.first(9), ..good }.into()),
@@ -165,6 +173,9 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
             "gradients in columns that both have",
             AttentionBackward { d_k: weight.columns(1, 1, 4), ..gradients }.into(),
         ),
+        ("a direction over the velocity", Momentum { direction: weight.first(9), ..update }.into()),
+        ("a direction over the gradient", Momentum { direction: x.first(9), ..update }.into()),
+        ("a matrix of other sides", NewtonSchulz { x, rows: 3, cols: 5, steps: 1 }.into()),
         ("gradients over what is read", AttentionBackward { d_k: x.columns(2, 1, 4), ..gradients }.into()),
     ];
     for (what, op) in wrong {

@@ -1,10 +1,10 @@
-//! Random steps, from the loss to the update.
+//! Random steps, from the loss to their end.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Draw, Fill, Memory, Sizes, counters};
-use crate::op::{AdamW, CrossEntropy, FinishStep, IGNORE, NextDraw, Op, SquaredNorm, counter, scalar};
+use crate::op::{CrossEntropy, FinishStep, IGNORE, NextDraw, Op, SquaredNorm, counter, scalar};
 
 pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, vocab) = draw.rows(Sizes(33, 130, 257, 400), Sizes(33, 1100, 40_000, 50_257), 2);
@@ -57,7 +57,7 @@ pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 }
 
 /// How many numbers: few, some thousands, or more than 65,536, and once more than 262,144.
-fn count(draw: &mut Draw) -> usize {
+pub(super) fn count(draw: &mut Draw) -> usize {
     let parts = draw.size(Sizes(2, 40, 529, 1100));
     let many = if draw.is_tall() { 262_144 } else { 0 };
     // Any remainder, beside what the parts leave; or whole tiles.
@@ -110,42 +110,6 @@ pub(super) fn finish_step(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         scalars: memory.span(scalar::LEN, Fill::Values(scalars)),
         counters: memory.span(counter::LEN, counters(draw)),
         clip: if draw.variant() { f64::INFINITY } else { 1.0 },
-        beta1: 0.9,
-        beta2: 0.99,
-    }
-    .into()
-}
-
-pub(super) fn adamw(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let n = count(draw);
-    let (apply, eps) = (draw.turn(&[true, true, true, false]), draw.turn(&[1e-8, 0.3]));
-    let mut scalars = vec![0.0; scalar::LEN];
-    scalars[scalar::GRAD_SCALE] = if apply { 0.01 } else { 0.0 };
-    scalars[scalar::LEARNING_RATE] = 1e-2;
-    scalars[scalar::CORRECTION1] = 0.1;
-    scalars[scalar::CORRECTION2] = 0.0199;
-    scalars[scalar::APPLY] = if apply { 1.0 } else { 0.0 };
-    let mut grads = draw.normals(n, 3.0);
-    if !apply {
-        // A skipped step must not let a broken gradient through.
-        grads[n / 2] = f64::NAN;
-    }
-    let (mut m, mut v) = (draw.normals(n, 0.1), draw.normals(n, 0.1));
-    v.iter_mut().for_each(|v| *v = v.abs());
-    // A parameter that has never had a gradient: only eps keeps 0 / 0 away.
-    (grads[0], m[0], v[0]) = (if apply { 0.0 } else { grads[0] }, 0.0, 0.0);
-    AdamW {
-        params: memory.span(n, Fill::Normal(1.0)),
-        grads: memory.span(n, Fill::Values(grads)),
-        m: memory.span(n, Fill::Values(m)),
-        v: memory.span(n, Fill::Values(v)),
-        scalars: memory.span(scalar::LEN, Fill::Values(scalars)),
-        decayed: draw.below(n + 1),
-        beta1: 0.9,
-        beta2: 0.99,
-        // The larger one is seen in the result.
-        eps,
-        weight_decay: 0.1,
     }
     .into()
 }

@@ -1,18 +1,19 @@
 //! A run's way to a checkpoint and back.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::Trainer;
-use crate::backend::{Allocation, Backend, Device, read_u32, write_u32};
+use crate::backend::{Backend, Device, read_u32, write_u32};
 use crate::checkpoint::{
     Checkpoint, Read, SaveError, Stream, StreamError, TensorSpec, TrainState, Training, Write,
 };
-use crate::config::TrainConfig;
+use crate::config::{Groups, TrainConfig};
 use crate::error::Error;
 use crate::memory::Span;
 use crate::model::{Extras, Model, Place, Places, Saved, nowhere, read_into, write_tensor};
 use crate::op::counter;
-use crate::plan::Tensor;
+use crate::plan::{States, Tensor};
 use crate::real::Real;
 
 impl<B: Backend> Trainer<B> {
@@ -30,7 +31,8 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// As [`resume`](Trainer::resume), with other settings from here on: a learning rate that goes on for longer, or
-    /// what a smaller machine recomputes. Weights, moments and counters are the checkpoint's.
+    /// what a smaller machine recomputes. Weights and counters are the checkpoint's, and so is what the optimizers keep, as far
+    /// as theirs keep the same of a parameter: another one begins with zeros, and an average with the weights.
     ///
     /// ```
     /// # use minigpt_core::{Checkpoint, GptConfig, Model, Reference, model::Extras};
@@ -56,15 +58,13 @@ impl<B: Backend> Trainer<B> {
         config: TrainConfig,
     ) -> Result<Self, Error<B::Error>> {
         let training = checkpoint.training().ok_or(Error::NoTraining)?;
-        let moments = checkpoint.moments()?;
+        let states = checkpoint.states()?;
         let model = Model::load(device, checkpoint)?;
         let state = state_under(training, &config);
-        let mut answers = moments.iter();
+        let mut answers = states.iter();
         let mut trainer = Trainer::freezing(&model, config, |_| answers.next().is_none_or(Option::is_none))?;
-        for (views, to) in moments.iter().flatten().zip(trainer.moment_spans()) {
-            for (view, to) in views.iter().zip(to) {
-                write_tensor(trainer.model.device(), view, to)?;
-            }
+        for (view, to) in trainer.restored(&states, &training.config.groups) {
+            write_tensor(trainer.model.device(), view, to)?;
         }
         trainer.set_state(&state)?;
         Ok(trainer)
@@ -95,29 +95,31 @@ impl<B: Backend> Trainer<B> {
         stream: Stream<'_, R>,
         config: TrainConfig,
     ) -> Result<Self, StreamError<R::Error, Error<B::Error>>> {
+        let averaged = stream.training().is_some_and(|training| training.config.average.is_some());
         let (trainer, places) = Self::awaiting(&device.into(), &stream, config).map_err(StreamError::Load)?;
         read_into(stream, trainer.model.device(), &places)?;
+        if !averaged {
+            trainer.begin_average().map_err(StreamError::Load)?;
+        }
         Ok(trainer)
     }
 
-    /// A trainer without weights and moments, and the places that those of `stream` have in it.
+    /// A trainer without weights and what optimizers keep, and the places that those of `stream` have in it.
     fn awaiting<R: Read>(
         device: &Device<B>,
         stream: &Stream<'_, R>,
         config: TrainConfig,
     ) -> Result<(Self, Places), Error<B::Error>> {
         let training = stream.training().ok_or(Error::NoTraining)?;
-        let (parameters, moments) = (stream.parameters()?, stream.moments()?);
+        let (parameters, states) = (stream.parameters()?, stream.states()?);
         let mut places = nowhere(stream.tensors())?;
         let model = Model::empty(device, stream.config().clone())?;
         let state = state_under(training, &config);
-        let mut answers = moments.iter();
+        let mut answers = states.iter();
         let mut trainer = Trainer::freezing(&model, config, |_| answers.next().is_none_or(Option::is_none))?;
         trainer.set_state(&state)?;
-        let parameters = parameters.into_iter().zip(trainer.parameter_spans());
-        let moments = moments.into_iter().flatten().zip(trainer.moment_spans());
-        let moments = moments.flat_map(|(coming, to)| coming.into_iter().zip(to));
-        for (coming, to) in parameters.chain(moments) {
+        let parameters = parameters.iter().zip(trainer.parameter_spans());
+        for (coming, to) in parameters.chain(trainer.restored(&states, &training.config.groups)) {
             places[coming.tensor] = Some(Place { to, dtype: coming.dtype, cols: coming.cols });
         }
         Ok((trainer, places))
@@ -130,20 +132,30 @@ impl<B: Backend> Trainer<B> {
         self.model.trainable().into_iter().flat_map(move |params| list().map(on(params.buffer)))
     }
 
-    /// Where the first and the second moment of each parameter lie that is trained, in the order of the model.
-    fn moment_spans(&self) -> impl Iterator<Item = [Span; 2]> {
-        let buffers = [&self.m, &self.v].map(Allocation::buffer);
-        let regions = self.workspace.plan.gradients.list().into_iter().flatten();
-        regions.map(move |region| buffers.map(|buffer| region.on(buffer, B::Elem::DTYPE)))
+    /// What of a checkpoint's `states` goes where: all that the optimizers here keep by the same name as the `groups` there.
+    fn restored<'s, T>(
+        &'s self,
+        states: &'s [Option<States<T>>],
+        groups: &'s Groups,
+    ) -> impl Iterator<Item = (&'s T, Span)> {
+        let plan = &self.workspace.plan;
+        let trained = states.iter().flatten().zip(plan.trained()).zip(&plan.states);
+        trained.flat_map(move |((saved, tensor), regions)| {
+            let (there, here) = (groups.of(tensor.kind), plan.groups.of(tensor.kind));
+            regions.named(here).filter_map(move |(name, region)| {
+                Some((saved.get(there, name)?, region.on(self.kept.buffer(), B::Elem::DTYPE)))
+            })
+        })
     }
 
-    /// Where everything lies that a checkpoint holds: parameters, first moments, second moments.
+    /// Where everything lies that a checkpoint holds: parameters, then what optimizers keep.
     fn saved_spans(&self) -> Vec<Span> {
-        let moments = [0, 1].into_iter().flat_map(|which| self.moment_spans().map(move |both| both[which]));
-        self.parameter_spans().chain(moments).collect()
+        let on = self.kept.buffer();
+        let kept = self.workspace.plan.kept().map(|(_, _, region)| region.on(on, B::Elem::DTYPE));
+        self.parameter_spans().chain(kept).collect()
     }
 
-    /// Writes a checkpoint from which the run can be resumed: parameters, moments, settings and counters. Only
+    /// Writes a checkpoint from which the run can be resumed: parameters, what the optimizers keep, settings and counters. Only
     /// between steps, because the gradient of a step in the making is not kept.
     ///
     /// # Errors
@@ -178,13 +190,23 @@ impl<B: Backend> Trainer<B> {
         let plan = &self.workspace.plan;
         Ok(Saved {
             config: plan.config.clone(),
-            training: Some(Training { config: self.config.clone(), state }),
+            training: Some(Training { config: self.config.clone(), state, frozen: self.frozen() }),
             tensors: TensorSpec::training(plan),
             spans: self.saved_spans(),
         })
     }
 
-    /// What must be remembered besides parameters and moments to continue this run bit for bit. Waits.
+    /// The names of what is frozen, if the settings alone do not show it by what is kept.
+    fn frozen(&self) -> Vec<String> {
+        let plan = &self.workspace.plan;
+        if self.config.groups.as_adamw().is_some() && self.config.average.is_none() {
+            return Vec::new();
+        }
+        let all = plan.parameters.list().into_iter().zip(plan.gradients.list());
+        all.filter(|(_, gradient)| gradient.is_none()).map(|(tensor, _)| tensor.name.clone()).collect()
+    }
+
+    /// What must be remembered besides parameters and what the optimizers keep to continue this run bit for bit. Waits.
     ///
     /// # Errors
     /// If the backend failed.

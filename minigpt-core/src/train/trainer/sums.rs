@@ -120,7 +120,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// If the backend fails or the host has no memory; the step in the making is as it was.
     pub fn read_sums(&mut self, sums: &mut Sums<B::Elem>) -> Result<(), Error<B::Error>> {
-        let span = self.whole(&self.grads);
+        let span = self.whole_gradient();
         if sums.gradients.len() != span.len {
             sums.gradients = zeros("gradients", span.len)?;
         }
@@ -148,7 +148,7 @@ impl<B: Backend> Trainer<B> {
     /// If there are more or fewer gradients than the trainer has, which leaves the step in the making as it was; or if the
     /// backend fails, which drops it.
     pub fn write_sums(&mut self, sums: &Sums<B::Elem>) -> Result<(), Error<B::Error>> {
-        let span = self.whole(&self.grads);
+        let span = self.whole_gradient();
         check_length(sums, span.len)?;
         self.make_room(span)?;
         let before = core::mem::take(&mut self.pending);
