@@ -247,7 +247,7 @@ impl GptConfig {
     /// # Panics
     /// As [`d_head`](GptConfig::d_head).
     pub fn d_attention(&self) -> usize {
-        self.heads * self.d_head()
+        self.heads.saturating_mul(self.d_head())
     }
 
     /// Width of queries, keys and values side by side, (H + 2K) D.
@@ -255,7 +255,7 @@ impl GptConfig {
     /// # Panics
     /// As [`d_head`](GptConfig::d_head).
     pub fn d_qkv(&self) -> usize {
-        (self.heads + 2 * self.kv_heads()) * self.d_head()
+        self.kv_heads().saturating_mul(2).saturating_add(self.heads).saturating_mul(self.d_head())
     }
 
     /// Width of what the first feed-forward layer gives: F, or 2F if `gated`, the activation's input and behind it its factor.
