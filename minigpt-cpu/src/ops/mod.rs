@@ -102,7 +102,7 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
         #[cfg(feature = "train")]
         Op::Momentum(op) => optimizer::momentum(context, op)?,
         #[cfg(feature = "train")]
-        Op::NewtonSchulz(op) if op.x.len > 0 => optimizer::newton_schulz(context, op)?,
+        Op::NewtonSchulz(op) if op.x.len > 0 => optimizer::newton_schulz::newton_schulz(context, op)?,
         #[cfg(feature = "train")]
         Op::Descend(op) => optimizer::descend(context, op)?,
         #[cfg(feature = "train")]
@@ -133,7 +133,7 @@ pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
         #[cfg(feature = "train")]
         Op::SquaredNorm(op) => optimizer::scratch_floats(op.x.len),
         #[cfg(feature = "train")]
-        Op::NewtonSchulz(op) => optimizer::newton_schulz_floats(op, machine),
+        Op::NewtonSchulz(op) => optimizer::newton_schulz::scratch_floats(op, machine),
         _ => 0,
     }
 }

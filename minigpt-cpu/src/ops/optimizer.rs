@@ -3,9 +3,7 @@
 //! All of it is bound by memory: an optimizer reads and writes every number once, in one pass. But for Muon's
 //! [`newton_schulz`](mod@newton_schulz), which is matrix products.
 
-mod newton_schulz;
-
-pub(super) use newton_schulz::{newton_schulz, scratch_floats as newton_schulz_floats};
+pub(super) mod newton_schulz;
 
 use minigpt_core::op::{AdamW, Average, Descend, FinishStep, Momentum, Sgd, SquaredNorm, scalar};
 use minigpt_core::reference::optimizer::{average_share, bias_corrections};
@@ -116,7 +114,7 @@ impl Job<State<'_>> for Adam<'_> {
 /// The scalars of an op, if its step is not skipped.
 fn applied<'m>(context: &mut Context<'m, '_>, scalars: Span) -> Result<Option<&'m [f32]>, CpuError> {
     let scalars = context.views.f32("scalars", scalars)?;
-    Ok(Some(&*scalars).filter(|scalars| scalars[scalar::APPLY] != 0.0))
+    Ok(Some(scalars).filter(|scalars| scalars[scalar::APPLY] != 0.0))
 }
 
 /// The learning rate of a group.
