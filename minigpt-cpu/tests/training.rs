@@ -7,7 +7,8 @@ use minigpt_core::model::Extras;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::Trainer;
 use minigpt_core::{
-    Backend, Decoder, GptConfig, Model, Recompute, Reference, SampleConfig, Sampler, Windows,
+    Backend, Checkpoint, Decoder, GptConfig, Groups, Model, Recompute, Reference, SampleConfig, Sampler,
+    Windows,
 };
 use minigpt_cpu::{Cpu, Isa};
 
@@ -46,9 +47,13 @@ fn trained_as(
     trained_on(cpu, config, settings, steps)
 }
 
-fn trained_on<B: Backend>(backend: B, config: &GptConfig, settings: TrainConfig, steps: usize) -> Trainer<B> {
+fn text() -> Vec<u32> {
     let mut rng = Rng::new(1, Stream::User);
-    let text: Vec<u32> = (0..2000).map(|_| rng.below(VOCAB as u64) as u32).collect();
+    (0..2000).map(|_| rng.below(VOCAB as u64) as u32).collect()
+}
+
+fn trained_on<B: Backend>(backend: B, config: &GptConfig, settings: TrainConfig, steps: usize) -> Trainer<B> {
+    let text = text();
     let windows = Windows::new(&text, TIME).unwrap();
     let model = Model::new(backend, config.clone(), 1).unwrap();
     let mut trainer = Trainer::new(&model, settings).unwrap();
@@ -87,6 +92,54 @@ fn every_number_of_threads_gives_the_same_bits() {
             for threads in [2, 3] {
                 assert!(run(threads) == alone, "{isa}, {threads} threads");
             }
+        }
+    }
+}
+
+/// Gradient descent, Muon, and all of them side by side.
+fn optimizers() -> [Groups; 4] {
+    let (sgd, muon) = (Groups::sgd(0.9, true, 0.1), Groups::muon(0.9, 0.99, 0.1));
+    [
+        Groups::sgd(0.0, false, 0.1),
+        sgd,
+        muon,
+        Groups { embeddings: muon.matrices, vectors: sgd.vectors, ..muon },
+    ]
+}
+
+#[test]
+fn every_optimizer_runs_on_kernels_alone_and_gives_the_same_bits_on_any_number_of_threads() {
+    for isa in Isa::available() {
+        for (config, groups) in
+            configs().iter().flat_map(|config| optimizers().map(|groups| (config, groups)))
+        {
+            let average = Some(0.9);
+            let settings =
+                TrainConfig { batch: 4, time: TIME, groups, average, ..TrainConfig::constant(1e-3) };
+            let run = |threads| {
+                let trainer = trained_as(isa, threads, config, settings.clone(), 6);
+                assert_eq!(trainer.model().device().inspect(Cpu::fallbacks), 0, "{isa}");
+                let mut file = Vec::new();
+                trainer.write(&mut file, &Extras::default()).unwrap();
+                file
+            };
+            let alone = run(1);
+            assert!(run(3) == alone, "{isa}, {groups:?}");
+
+            // And a run that stops half-way ends there too.
+            let half = {
+                let mut file = Vec::new();
+                trained_as(isa, 2, config, settings.clone(), 3).write(&mut file, &Extras::default()).unwrap();
+                file
+            };
+            let cpu = Cpu::builder().isa(isa).threads(2).build().unwrap();
+            let mut resumed = Trainer::resume(cpu, &Checkpoint::open_verified(&half).unwrap()).unwrap();
+            let text = text();
+            let windows = Windows::new(&text, TIME).unwrap();
+            (0..3).for_each(|_| resumed.step(&windows).unwrap());
+            let mut file = Vec::new();
+            resumed.write(&mut file, &Extras::default()).unwrap();
+            assert!(file == alone, "{isa}, {groups:?}");
         }
     }
 }

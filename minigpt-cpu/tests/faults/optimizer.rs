@@ -1,7 +1,7 @@
 //! Faults of the optimizers.
 
 use minigpt_core::Span;
-use minigpt_core::op::{AdamW, Average, Descend, Momentum, NewtonSchulz, Sgd, counter, scalar};
+use minigpt_core::op::{AdamW, Descend, Momentum, NewtonSchulz, Sgd, counter, scalar};
 
 use crate::kernel::{Done, Fault, Kernel, faults};
 
