@@ -555,7 +555,7 @@ mod tests {
         };
         let few = 4 * (scalar::LEN + counter::LEN) as u64;
         assert_eq!(Op::from(n).bytes(), 7_u64.saturating_mul(4 * x.len as u64).saturating_add(few));
-        let matrix = NewtonSchulz { x, rows: 1, cols: x.len, steps: u32::MAX };
+        let matrix = NewtonSchulz { x, rows: usize::MAX, cols: usize::MAX, steps: u32::MAX };
         assert_eq!(Op::from(matrix).flops(), u64::MAX);
         let (rows, cols, steps) = (5, 3, 2);
         let x = Span { len: rows * cols, ..x };
