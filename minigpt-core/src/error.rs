@@ -106,7 +106,7 @@ pub enum Error<E> {
         /// Which one.
         rank: Rank,
     },
-    /// The schedule gives a learning rate that is negative or not finite.
+    /// The schedule gives a learning rate that is negative or not finite, by itself or times the factors of a group.
     LearningRate {
         /// The number of the step, counted from 0.
         step: u32,
@@ -241,8 +241,8 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             ),
             Error::LearningRate { step, rate } => write!(
                 f,
-                "the learning rate of step {step} is {rate}, and must be finite and at least 0: set another schedule \
-                 (Trainer::set_schedule), and finish the step"
+                "the learning rate of step {step} is {rate}, and must be at least 0 and finite, also times the rate and the \
+                 decay of each group: set another schedule (Trainer::set_schedule), and finish the step"
             ),
             Error::EmptyStep => f.write_str("there is no gradient to update by: call micro_step before finish_step"),
         }

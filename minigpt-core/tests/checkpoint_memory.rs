@@ -64,6 +64,19 @@ fn memory_is_bounded_by_the_header() {
     assert_eq!(result, Ok(50_000));
     assert!(bytes < 12 * file.len(), "{bytes} bytes for {}", file.len());
 
+    // As many of the shortest names of frozen parameters as fit.
+    let training = [vec![1, 1, 1], vec![0; 16], vec![0, 0, 2], vec![0; 40], vec![0; 18]].concat();
+    let descent = [vec![1], vec![0; 8], vec![0], vec![0; 16]].concat();
+    let frozen = [varint(5_000), string("ln_f.bias").repeat(5_000)].concat();
+    let optimizers = [descent.repeat(4), vec![0], frozen].concat();
+    let sections =
+        [(b"CONF", 1, small()), (b"TRAN", 0, training), (b"OPTM", 0, optimizers), (b"TENS", 1, varint(0))];
+    let file = header(2, &sections);
+    let (bytes, result) =
+        peak(|| Checkpoint::open_verified(&file).map(|c| c.training().unwrap().frozen.len()));
+    assert_eq!(result, Ok(5_000));
+    assert!(bytes < 12 * file.len(), "{bytes} bytes for {}", file.len());
+
     // 100 MB of tensors: one chunk to write them, and nothing to open them.
     let config = GptConfig::new(256, 4);
     let tensors: Vec<TensorSpec> = (0..100)

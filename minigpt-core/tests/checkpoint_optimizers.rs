@@ -87,7 +87,9 @@ fn optimizers_are_read_as_the_prose_has_them() {
     let head = optimizers.len() - [string("wpe.weight"), string("ln_f.weight")].concat().len() - 1;
     let with = |frozen: &[Vec<u8>]| sections(&[&optimizers[..head], &frozen.concat()].concat());
     assert_eq!(fault(&with(&[varint(u32::MAX.into())])), Fault::SectionLength { tag: *b"OPTM" });
-    assert_eq!(fault(&with(&[varint(1), string(""), vec![0]])), Fault::NameLength { bytes: 0 });
+    assert_eq!(fault(&with(&[varint(1), string(""), vec![0; 9]])), Fault::NameLength { bytes: 0 });
+    // Names that no parameter has are not even counted.
+    assert_eq!(fault(&with(&[varint(2), string("k"), string("l")])), Fault::SectionLength { tag: *b"OPTM" });
     assert_eq!(fault(&with(&[varint(1), string(&"n".repeat(256))])), Fault::NameLength { bytes: 256 });
     assert_eq!(fault(&with(&[varint(0), vec![0]])), Fault::SectionLength { tag: *b"OPTM" });
     // And without a training it is of nothing.

@@ -10,8 +10,8 @@ mod support;
 use minigpt_core::checkpoint::{self, Contents, Training};
 use minigpt_core::model::Extras;
 use minigpt_core::{
-    Checkpoint, Decay, Error, GptConfig, Model, Reference, ReferenceError, Schedule, TrainConfig, Trainer,
-    Windows,
+    Checkpoint, Decay, Error, GptConfig, Group, Groups, Model, Reference, ReferenceError, Schedule,
+    TrainConfig, Trainer, Windows,
 };
 use support::{header, small_config, small_training, varint};
 
@@ -110,7 +110,29 @@ fn a_rate_that_is_none_is_refused_and_nothing_is_lost() {
         assert!(written(&tried) == written(&quiet), "{bad}");
     }
     let message = Error::<ReferenceError>::LearningRate { step: 2, rate: -0.1 }.to_string();
-    assert!(message.starts_with("the learning rate of step 2 is -0.1, and must be finite and"), "{message}");
+    assert!(
+        message.starts_with("the learning rate of step 2 is -0.1, and must be at least 0 and"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_factor_of_a_group_beyond_the_numbers_is_refused_before_it_breaks_the_weights() {
+    let usual = Groups::adamw(0.9, 0.99, 0.1);
+    for group in [Group { rate: 1e300, ..usual.head }, Group { weight_decay: 1e300, ..usual.head }] {
+        for groups in [
+            Groups { embeddings: group, ..usual },
+            Groups { matrices: group, ..usual },
+            Groups { vectors: group, ..usual },
+        ] {
+            let settings = TrainConfig { groups, ..trainer().config().clone() };
+            let mut trainer = Trainer::new(trainer().model(), settings).unwrap();
+            let before = written(&trainer);
+            let refused = trainer.step(&windows()).unwrap_err();
+            assert!(matches!(refused, Error::LearningRate { step: 0, .. }), "{refused:?}");
+            assert!(written(&trainer) == before);
+        }
+    }
 }
 
 #[test]

@@ -201,8 +201,10 @@ impl<'a> Header<'a> {
             }
             states.push(found);
         }
-        // A training that trains nothing is of the vectors before the tokens, by whoever makes them.
-        let trains_nothing = states.iter().all(Option::is_none) && self.config.prefix == 0;
+        // A training that trains nothing is of the vectors before the tokens, by whoever makes them. Where the file says that all
+        // is frozen, none is missing, and the trainer refuses it.
+        let trains_nothing =
+            frozen.is_none() && states.iter().all(Option::is_none) && self.config.prefix == 0;
         if let (Some(parameter), true) = (parameters.first(), trains_nothing) {
             let state = config.groups.of(parameter.kind).optimizer.states().first();
             return Err(self.missing(format!("{}/{}", state.unwrap_or(&AVERAGE), parameter.name)));
@@ -222,6 +224,9 @@ impl<'a> Header<'a> {
         let mut names: Vec<&str> = reserve(self.frozen_names().len(), offset)?;
         names.extend(self.frozen_names().iter().map(String::as_str));
         names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(LoadError::new(offset, Fault::RepeatedTensor { name: twice[0].to_string() }));
+        }
         let mut frozen = reserve(parameters.len(), offset)?;
         frozen
             .extend(parameters.iter().map(|parameter| names.binary_search(&parameter.name.as_str()).is_ok()));
@@ -448,8 +453,9 @@ fn read_optimizers(
     limits: &Limits,
 ) -> Result<(), LoadError> {
     section.next::<WireOptimizers>()?.into_config(&mut training.config);
-    // The shortest: a length, and one byte.
-    let (count, mut frozen) = section.list::<String>(2, |count| limits.check_tensors(count))?;
+    // The shortest: a length, and the name of a parameter. So a file of so many bytes is no reason for many times as many.
+    let shortest = 1 + "ln_f.bias".len();
+    let (count, mut frozen) = section.list::<String>(shortest, |count| limits.check_tensors(count))?;
     for _ in 0..count {
         let begin = section;
         let name: &str = section.next()?;

@@ -98,7 +98,7 @@
 //! settings, of which vectors (biases, and the weights of norms) have no weight decay; unless there is:
 //!
 //! **`OPTM`**, if there is `TRAN` and the training is another one: four groups, an average, and a list of `str`, the names of the
-//! parameters that are frozen. The groups are those of embeddings (`wte.weight`, `wpe.weight`), of matrices (the weights of
+//! parameters that are frozen, each once. The groups are those of embeddings (`wte.weight`, `wpe.weight`), of matrices (the weights of
 //! `attn.c_attn`, `attn.c_proj`, `mlp.c_fc` and `mlp.c_proj`), of the head (`lm_head.weight`) and of vectors (the rest). The average
 //! is an optional `f64`: what a moving average of the weights keeps of itself. A group is:
 //!

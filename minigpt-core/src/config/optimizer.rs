@@ -151,6 +151,20 @@ impl Groups {
         }
     }
 
+    /// The most that a learning rate is multiplied with before anything else is.
+    #[cfg(feature = "train")]
+    pub(crate) fn largest_factor(&self) -> f64 {
+        let factor = |group: &Group| {
+            // The root of the most rows that there are.
+            let scale: f64 = if let Optimizer::Muon { .. } = group.optimizer { 65_536.0 } else { 1.0 };
+            group.rate * scale.max(group.weight_decay)
+        };
+        [&self.embeddings, &self.matrices, &self.head, &self.vectors]
+            .into_iter()
+            .map(factor)
+            .fold(1.0, f64::max)
+    }
+
     /// AdamW's settings, if nothing else trains and as [`Groups::adamw`] has it: beta1, beta2, eps and weight decay.
     pub(crate) fn as_adamw(&self) -> Option<[f64; 4]> {
         let Group { optimizer: Optimizer::AdamW { beta1, beta2, eps }, weight_decay, .. } = self.matrices
@@ -182,7 +196,12 @@ macro_rules! validate_group {
             Optimizer::AdamW { beta1, beta2, eps } => [
                 (unit(beta1), concat!($name, ".beta1"), "at least 0 and below 1"),
                 (unit(beta2), concat!($name, ".beta2"), "at least 0 and below 1"),
-                (eps.is_finite() && eps > 0.0, concat!($name, ".eps"), "above 0, such as 1e-8"),
+                // Where it rounded to 0, a parameter without a gradient would be 0 / 0.
+                (
+                    eps.is_finite() && eps >= f64::from(f32::MIN_POSITIVE),
+                    concat!($name, ".eps"),
+                    "above 0, such as 1e-8",
+                ),
             ],
             Optimizer::Sgd { momentum, .. } => {
                 [(unit(momentum), concat!($name, ".momentum"), "at least 0 and below 1"); 3]

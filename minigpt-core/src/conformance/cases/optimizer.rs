@@ -99,7 +99,8 @@ pub(super) fn newton_schulz(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     // A multiply-add is soon done where so many are side by side.
     let work = |rows: usize, cols: usize, steps: u32| {
         let (m, n) = (rows.min(cols), rows.max(cols));
-        steps as usize * m * m * (2 * n + m) / 2
+        // Without an iteration the matrix is read and written, and is not to be larger for that.
+        steps.max(1) as usize * m * m * (2 * n + m) / 2
     };
     while work(rows, cols, steps) > draw.work {
         if steps > 1 {

@@ -52,9 +52,10 @@ impl<B: Backend> Trainer<B> {
             Some(Function(rate)) => rate(step),
             None => self.config.schedule.learning_rate(step),
         };
-        let rounded = B::Elem::from_f64(rate);
-        if rounded.to_f64().is_finite() && rate >= 0.0 {
-            Ok(rounded)
+        // With the factors of the groups too, or an update would break the weights without a sign of it.
+        let largest = B::Elem::from_f64(rate * self.config.groups.largest_factor());
+        if largest.to_f64().is_finite() && rate >= 0.0 {
+            Ok(B::Elem::from_f64(rate))
         } else {
             Err(Error::LearningRate { step, rate })
         }

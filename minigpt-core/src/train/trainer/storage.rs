@@ -32,7 +32,9 @@ impl<B: Backend> Trainer<B> {
 
     /// As [`resume`](Trainer::resume), with other settings from here on: a learning rate that goes on for longer, or
     /// what a smaller machine recomputes. Weights and counters are the checkpoint's, and so is what the optimizers keep, as far
-    /// as theirs keep the same of a parameter: another one begins with zeros, and an average with the weights.
+    /// as theirs keep the same of a parameter: another one begins with zeros, and an average with the weights. AdamW's correction
+    /// of its first updates goes by the number of the run's updates, so that an AdamW that begins late is not corrected: with a
+    /// beta2 above 0.99 let the learning rate warm up again.
     ///
     /// ```
     /// # use minigpt_core::{Checkpoint, GptConfig, Model, Reference, model::Extras};
