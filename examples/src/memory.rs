@@ -109,7 +109,8 @@ fn training_fits<B: Backend>(
             return "with --recompute blocks it fits".into();
         }
         let largest = |settings: &TrainConfig| {
-            let batch = settings.largest_batch(config, backend, available.saturating_sub(text))?;
+            let beside = text.saturating_add(average_bytes(backend, config, settings).ok()?);
+            let batch = settings.largest_batch(config, backend, available.saturating_sub(beside))?;
             let at_once = TrainConfig { batch, ..settings.clone() }.sequences_at_once(config, backend);
             let slices = if at_once < batch { format!(", {at_once} at once") } else { String::new() };
             Some(format!("the largest batch that fits is {batch}{slices}: {}", remedy.batch))
@@ -188,6 +189,14 @@ fn decoding_fits<B: Backend>(
     })
 }
 
+/// What the average of the weights takes, beside the training that made it, once it is a model of its own.
+fn average_bytes<B: Backend>(backend: &B, config: &GptConfig, training: &TrainConfig) -> Outcome<usize> {
+    match training.average {
+        Some(_) => Ok(training.plan(config, backend)?.bytes.parameters),
+        None => Ok(0),
+    }
+}
+
 /// Bytes, and what they are for.
 struct Needs(Vec<(&'static str, usize)>);
 
@@ -198,7 +207,8 @@ impl Needs {
 
     fn of_training<B: Backend>(backend: &B, config: &GptConfig, training: &TrainConfig) -> Outcome<Needs> {
         let needs = Needs::of(backend, &training.plan(config, backend)?);
-        Ok(needs.and("tokens", training.token_bytes(config, backend)))
+        let average = average_bytes(backend, config, training)?;
+        Ok(needs.and("tokens", training.token_bytes(config, backend)).and("averaged model", average))
     }
 
     fn and(mut self, what: &'static str, bytes: usize) -> Needs {
@@ -320,6 +330,29 @@ mod tests {
         assert_eq!(with_text(5, budget + 1000), Ok(()));
         let error = with_text(60, budget + 1000).unwrap_err();
         assert!(error.contains(", text 1.0 kB), and "), "{error}");
+        assert!(error.ends_with("the largest batch that fits is 5: change it"), "{error}");
+    }
+
+    #[test]
+    fn the_model_that_an_average_becomes_counts_too() {
+        let backend = Reference::<f32>::new();
+        let config = GptConfig { layers: 1, heads: 1, d_model: 8, d_ff: 8, ..GptConfig::new(4, 8) };
+        let settings = |batch| TrainConfig {
+            batch,
+            time: 8,
+            recompute: Recompute::Blocks,
+            average: Some(0.9),
+            ..TrainConfig::constant(1e-3)
+        };
+        let plan = settings(5).plan(&config, &backend).unwrap();
+        let training = plan.bytes.total() + settings(5).token_bytes(&config, &backend);
+        let room = training + plan.bytes.parameters;
+        assert_eq!(Needs::of_training(&backend, &config, &settings(5)).unwrap().total(), room);
+        let fits = |batch, room| training_fits(&backend, &config, &settings(batch), (0, room), &CHANGE);
+        fits(5, room).unwrap();
+        assert!(fits(5, room - 1).is_err());
+        let error = fits(60, room).unwrap_err().to_string();
+        assert!(error.contains(", averaged model "), "{error}");
         assert!(error.ends_with("the largest batch that fits is 5: change it"), "{error}");
     }
 

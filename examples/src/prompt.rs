@@ -20,8 +20,8 @@ pub struct PromptOptions {
     /// line breaks only those kinds stay that the model knows.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt", allow_hyphen_values = true)]
     pub prompt_file: Option<PathBuf>,
-    /// In --prompt, --stop and what is typed, \n is a line break, \t a tab, \r a carriage return, \\ a backslash, and \u{1F980} the
-    /// character of that number.
+    /// In --prompt, --stop and what is typed, \n is a line break, \t a tab, \r a carriage return, \\ a backslash, and \u{1F980}
+    /// the character of that number.
     #[arg(short, long)]
     pub escapes: bool,
 }

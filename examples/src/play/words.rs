@@ -108,7 +108,9 @@ pub(super) const THEMES: [Theme; 6] = [
 
 pub(super) const VOWELS: &str = "a e i o u";
 
-pub(super) const PLACES: &str = "A beach in the rain|The back of a bakery|A crossroads with one road|Inside the bell tower|A graveyard, in bloom|A ship that has not moved|Under a very long table|The edge of a map";
+pub(super) const PLACES: &str = "A beach in the rain|The back of a bakery|A crossroads with one road|\
+    Inside the bell tower|A graveyard, in bloom|A ship that has not moved|\
+    Under a very long table|The edge of a map";
 
 pub(super) const HOURS: &str = "at noon|at dusk|in fog|after supper|during a storm|an hour too late";
 

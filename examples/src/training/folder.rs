@@ -44,7 +44,8 @@ impl Folder {
     /// Moves the checkpoints of steps behind `step` to a folder of their own, which is returned: the run goes on from
     /// `step`, and must not take them for its own.
     pub(super) fn set_later_aside(&self, step: u32) -> Outcome<Option<PathBuf>> {
-        self.set_aside(step.checked_add(1).map_or(Ok(Vec::new()), |first| self.steps_from(first))?)
+        let later = step.checked_add(1).map_or(Ok(Vec::new()), |first| self.steps_from(first))?;
+        self.set_aside(self.with_average(later))
     }
 
     /// Moves the checkpoints of `step` and later ones to a folder of their own, which is returned: their weights are
@@ -54,7 +55,21 @@ impl Folder {
         if best.is_some_and(|best| best.step >= step) {
             files.push(self.run.best_path());
         }
-        self.set_aside(files)
+        self.set_aside(self.with_average(files))
+    }
+
+    /// Moves the average to a folder of its own, which is returned: the run has none any more, and this one is of weights of
+    /// before.
+    pub(super) fn set_average_aside(&self) -> Outcome<Option<PathBuf>> {
+        self.set_aside(vec![self.average()])
+    }
+
+    /// These files, if there are any, and the average before them: it is of the end that the run had with them.
+    fn with_average(&self, mut files: Vec<PathBuf>) -> Vec<PathBuf> {
+        if !files.is_empty() {
+            files.insert(0, self.average());
+        }
+        files
     }
 
     /// The checkpoints of `first` and later steps, the newest first: should moving them end in the middle, then what is

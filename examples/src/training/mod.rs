@@ -1,8 +1,9 @@
 //! A training run from the command line.
 //!
 //! `options` are the flags and `names` the words for choices among them, `begin` makes a trainer of them or of a
-//! checkpoint, `schedule` the learning rate of them, `session` is the loop, `rescue` what to do when it diverges, `folder` is what the run keeps on disk,
-//! `summary` is what it ends with, and `command` is the program around it.
+//! checkpoint, `schedule` the learning rate of them and `optimizers` what goes by it, `session` is the loop, `rescue` what to
+//! do when it diverges, `folder` is what the run keeps on disk, `summary` is what it ends with, and `command` is the program
+//! around it.
 
 mod begin;
 mod command;
@@ -135,7 +136,10 @@ impl OnBackend for Training<'_> {
         let mut session = Session::new(begun, run);
         let end = session.train(&windows, &all)?;
         if let End::Finished(summary) = &end {
+            // The result is the last line, and is said also where the average cannot be saved.
+            let saved = session.save_average();
             say(summary)?;
+            saved?;
             signals.give_back();
             if options.interactive {
                 converse(&session.into_model(), &corpus)?;

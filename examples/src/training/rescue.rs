@@ -5,6 +5,7 @@ use std::path::Path;
 use minigpt_core::TrainConfig;
 
 use super::folder::{Best, Folder, Pace};
+use super::optimizers::usual_rate;
 use super::options::{changes, typed};
 use crate::options::{load_which, open};
 use crate::{Outcome, say};
@@ -94,9 +95,10 @@ impl Diverged<'_> {
 
     /// Flags that break no weights where those of the run did.
     fn gentler(&self) -> String {
-        let TrainConfig { schedule, clip, .. } = self.config;
-        // 1e-3 is what small models are trained with; a rate that is not far above it may only be unlucky.
-        let lr = if schedule.peak > 1e-2 { 1e-3 } else { schedule.peak / 10.0 };
+        let TrainConfig { schedule, clip, groups, .. } = self.config;
+        // What small models are trained with; a rate that is not far above it may only be unlucky.
+        let usual = usual_rate(groups);
+        let lr = if schedule.peak > 10.0 * usual { usual } else { schedule.peak / 10.0 };
         let clip = if *clip > 1.0 { " --clip 1" } else { "" };
         format!(" --lr {}{clip}", typed(lr))
     }
@@ -158,5 +160,13 @@ mod tests {
     fn a_rate_that_is_usual_is_taken_down_to_a_tenth() {
         let config = TrainConfig::constant(2e-3);
         assert_eq!(diverged(&config, &[], None).gentler(), " --lr 0.0002");
+        // Gradient descent's is a hundred times as large.
+        let sgd = |rate| TrainConfig {
+            groups: minigpt_core::Groups::sgd(0.9, true, 1e-3),
+            ..TrainConfig::constant(rate)
+        };
+        for (rate, advice) in [(0.1, " --lr 0.01"), (1e30, " --lr 0.1")] {
+            assert_eq!(diverged(&sgd(rate), &[], None).gentler(), advice);
+        }
     }
 }

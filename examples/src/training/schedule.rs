@@ -12,10 +12,13 @@ const TENTH: u32 = 10;
 /// The warm-up of runs of a thousand steps or more.
 const WARMUP: u32 = 100;
 
+/// The largest learning rate of AdamW where none is given, and so of what is trained as fast.
+pub(super) const USUAL_RATE: f64 = 1e-3;
+
 /// The schedule of a new run of which none is given but its length.
 pub(super) fn of_length(iterations: u32) -> Schedule {
     let warmup = WARMUP.min(iterations / TENTH);
-    Schedule { peak: 1e-3, floor: 1e-4, warmup, steps: iterations, decay: Decay::Cosine }
+    Schedule { peak: USUAL_RATE, floor: 1e-4, warmup, steps: iterations, decay: Decay::Cosine }
 }
 
 impl Settings {

@@ -250,9 +250,7 @@ impl<'a, B: Backend> Session<'a, B> {
     ) -> Outcome<bool> {
         let total = windows.len();
         let tell = |done| progress.at(u64::from(step), format_args!("validation: {done} of {total} windows"));
-        let (Some(loss), Some(average)) =
-            (self.evaluate(windows, &tell)?, self.evaluate_average(windows, &tell)?)
-        else {
+        let Some((loss, average)) = self.evaluate_both(windows, &tell)? else {
             self.save_sound(step)?;
             return Ok(false);
         };
@@ -281,6 +279,17 @@ impl<'a, B: Backend> Session<'a, B> {
             if text.is_empty() { Ok(()) } else { say(format_args!("    {}\n", text.replace('\n', "\n    "))) }
         })?;
         Ok(true)
+    }
+
+    /// The losses of the weights and, if there is one, of their average; `None` if it was asked to stop meanwhile.
+    fn evaluate_both(
+        &mut self,
+        windows: &EvalWindows<'_>,
+        tell: &dyn Fn(usize),
+    ) -> Outcome<Option<(f64, Option<f64>)>> {
+        let Some(loss) = self.evaluate(windows, tell)? else { return Ok(None) };
+        let average = self.evaluate_average(windows, tell)?;
+        Ok(average.map(|average| (loss, average)))
     }
 
     /// The mean loss over `windows`, in nats per token; `tell` is told how many are done. `None` if it was asked to stop
@@ -381,9 +390,17 @@ impl<'a, B: Backend> Session<'a, B> {
         save(&extras)
     }
 
-    /// Writes the average of the weights as a model of its own, if there is one.
-    fn save_average(&self) -> Outcome<()> {
-        let Some(model) = self.trainer.averaged()? else { return Ok(()) };
+    /// Writes the average of the weights of a finished run as a model of its own. If there is none, then one of before is set
+    /// aside: it is not that of these weights.
+    pub(super) fn save_average(&self) -> Outcome<()> {
+        let Some(model) = self.trainer.averaged().map_err(|error| self.go_on_later(error))? else {
+            return match self.run.folder.set_average_aside()? {
+                Some(aside) => {
+                    say(format_args!("the average of earlier weights is now in {}", aside.display()))
+                }
+                None => Ok(()),
+            };
+        };
         let path = self.run.folder.average();
         self.with_extras(|extras| model.save(&path, extras).map_err(|error| self.go_on_later(error)))?;
         say(format_args!(
@@ -409,15 +426,12 @@ impl<'a, B: Backend> Session<'a, B> {
         }
         let progress = Progress::new("last validation", all.len() as u64, Unit::Windows);
         let tell = |done| progress.at(done as u64, "");
-        let (val_loss, average) = (self.evaluate(all, &tell)?, self.evaluate_average(all, &tell)?);
+        let losses = self.evaluate_both(all, &tell)?;
         progress.done();
-        let (Some(val_loss), Some(ema_val_loss)) = (val_loss, average) else {
-            return Ok(self.interrupted(step));
-        };
+        let Some((val_loss, ema_val_loss)) = losses else { return Ok(self.interrupted(step)) };
         self.draw(val_loss)?;
         let of_average = of_average(ema_val_loss);
         say(format_args!("validation loss {val_loss:.4}{of_average}, of all {} windows", all.len()))?;
-        self.save_average()?;
         if let Some(truth) = self.run.truth {
             say(format_args!(
                 "no model can do better in these windows than {:.4}; a smoothed 5-gram model reaches {:.4}; true entropy \

@@ -164,3 +164,57 @@ fn a_validation_text_of_its_own_and_another_share_are_taken() {
     let best = finished(&resumed_with(&scratch, "--iterations 33 --validation-share 0.2")).best.unwrap();
     assert!(trained() == 1440 && best.step > 30, "{best:?}");
 }
+
+/// Where the averages of the run and of what was set aside are.
+fn averages(scratch: &Scratch) -> Vec<&'static str> {
+    let paths = ["run/average.mgpt", "run/earlier-1/average.mgpt", "run/earlier-2/average.mgpt"];
+    paths.into_iter().filter(|path| scratch.path(path).exists()).collect()
+}
+
+#[test]
+fn an_average_of_earlier_weights_does_not_pass_for_that_of_the_last() {
+    let scratch = Scratch::new();
+    finished(&options(&scratch, "--ema 0.9"));
+    assert_eq!(averages(&scratch), ["run/average.mgpt"]);
+    finished(&resumed_with(&scratch, "--ema 0 --iterations 30"));
+    assert_eq!(averages(&scratch), ["run/earlier-1/average.mgpt"]);
+}
+
+#[test]
+fn an_average_is_set_aside_with_the_checkpoints_of_its_run() {
+    let scratch = Scratch::new();
+    let flags = "--ema 0.5 --eval-every 1 --keep 99 --lr 0.3 --warmup 0 --schedule constant --clip inf";
+    finished(&options(&scratch, flags));
+    train(&resumed_with(&scratch, "--which best --lr 0.01 --keep 99"), stop_at(1)).unwrap();
+    assert_eq!(averages(&scratch), ["run/earlier-1/average.mgpt"]);
+}
+
+#[test]
+fn an_average_that_cannot_be_saved_says_how_to_go_on() {
+    let scratch = Scratch::new();
+    train(&options(&scratch, "--ema 0.9"), stop_at(5)).unwrap();
+    // No file can take the place of a folder.
+    fs::create_dir_all(scratch.path("run/average.mgpt/taken")).unwrap();
+    let message = error(&resumed(&scratch));
+    assert!(message.contains("average.mgpt") && message.ends_with("; then go on with --resume"), "{message}");
+    fs::remove_dir_all(scratch.path("run/average.mgpt")).unwrap();
+    finished(&resumed(&scratch));
+    assert_eq!(averages(&scratch), ["run/average.mgpt"]);
+}
+
+#[test]
+fn where_the_validation_is_interrupted_that_of_the_average_does_not_begin() {
+    let scratch = Scratch::new();
+    // So long that the last validation goes in several parts.
+    fs::write(scratch.path("text.txt"), TEXT.repeat(12_000)).unwrap();
+    let flags = "--ema 0.9 --eval-every 0 --log-every 0 --sample 0 --iterations 1 --warmup 0";
+    let asked = Cell::new(0);
+    let stopped = train(&options(&scratch, flags), || {
+        let stop = scratch.path("run").join("step-0000000001.mgpt").exists();
+        asked.set(asked.get() + u32::from(stop));
+        stop
+    });
+    assert!(matches!(stopped.unwrap(), End::Interrupted { step: 1, .. }));
+    // Behind the last step, and then once in the validation.
+    assert_eq!(asked.get(), 2);
+}

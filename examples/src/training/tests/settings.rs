@@ -100,6 +100,36 @@ fn a_stable_schedule_is_kept_when_a_run_goes_on_also_for_longer() {
     assert_eq!(kept().decay, stable(10));
 }
 
+/// What the newest checkpoint of the run is trained by.
+fn training(scratch: &Scratch) -> minigpt_core::TrainConfig {
+    let bytes = load_which(&scratch.path("run"), None).unwrap().bytes;
+    Checkpoint::open(&bytes).unwrap().training().unwrap().config.clone()
+}
+
+#[test]
+fn a_run_that_goes_on_by_another_optimizer_keeps_the_settings_that_were_given() {
+    let scratch = Scratch::new();
+    finished(&options(&scratch, "--beta2 0.95 --weight-decay 0.2 --lr 2e-3"));
+    finished(&resumed_with(&scratch, "--optimizer muon --iterations 30"));
+    let config = training(&scratch);
+    assert_eq!(config.groups, minigpt_core::Groups::muon(0.9, 0.95, 0.2));
+    assert_eq!(config.schedule.peak, 2e-3);
+}
+
+#[test]
+fn the_learning_rate_of_gradient_descent_ends_with_it() {
+    for (flags, expected) in
+        [("--optimizer adamw", (1e-3, 1e-4)), ("--optimizer muon --lr 2e-3", (2e-3, 2e-4))]
+    {
+        let scratch = Scratch::new();
+        finished(&options(&scratch, "--optimizer sgd"));
+        assert_eq!(training(&scratch).schedule.peak, 0.1);
+        finished(&resumed_with(&scratch, &format!("{flags} --iterations 30")));
+        let schedule = training(&scratch).schedule;
+        assert_eq!((schedule.peak, schedule.floor), expected);
+    }
+}
+
 #[test]
 fn what_changes_in_a_schedule_is_told_as_its_flags() {
     let (base, pace) = Shape::default().defaults(8, 1, None);
