@@ -181,7 +181,7 @@ mod tests {
         assert_eq!((resumed.seconds(), resumed.training().len(), resumed.validation().len()), (20.0, 2, 2));
         resumed.push(training(25)).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(text.lines().count(), 5);
+        assert_eq!(text.lines().count(), 7);
         assert_eq!(
             text.lines().map(|line| Record::from_json(line).unwrap()).collect::<Vec<_>>(),
             resumed.records()
