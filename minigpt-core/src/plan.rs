@@ -429,7 +429,12 @@ impl Plan {
         time: usize,
         recompute: Recompute,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, [elem; 2], Purpose::Training, recompute, sequences, batch.min(sequences), time)
+        let batch = batch.min(sequences);
+        let mut plan = Plan::new(config, [elem; 2], Purpose::Training, recompute, sequences, batch, time)?;
+        // Here, so that a program that only runs models does not have it.
+        let all = alloc::vec![true; plan.parameters.list().len()];
+        plan.lay_out_training(&all)?;
+        Ok(plan)
     }
 
     /// A plan to run the model over at most `batch` sequences of `time` positions at once, given vectors among them.
@@ -587,7 +592,7 @@ impl Plan {
             state: state.end,
         };
         let gradients = parameters.map(|_| None);
-        let mut plan = Plan {
+        let plan = Plan {
             config: config.clone(),
             elem,
             cache_dtype,
@@ -623,9 +628,6 @@ impl Plan {
             counters,
             bytes,
         };
-        if training {
-            plan.lay_out_training(|_| false)?;
-        }
         Ok(plan)
     }
 

@@ -556,21 +556,12 @@ enum WireOptimizer {
     Muon { momentum: f64, nesterov: bool, steps: u32 },
 }
 
+/// OPTM has four: of embeddings, matrices, the head and vectors. Behind them stands the average, and then what is frozen.
 #[derive(Serialize, Deserialize)]
-struct WireGroup {
+pub(super) struct WireGroup {
     optimizer: WireOptimizer,
     weight_decay: f64,
     rate: f64,
-}
-
-/// OPTM, but for the list of what is frozen.
-#[derive(Serialize, Deserialize)]
-pub(super) struct WireOptimizers {
-    embeddings: WireGroup,
-    matrices: WireGroup,
-    head: WireGroup,
-    vectors: WireGroup,
-    average: Option<f64>,
 }
 
 /// Whether a training is more than TRAN can say.
@@ -602,24 +593,5 @@ impl From<WireGroup> for Group {
             }
         };
         Group { optimizer, weight_decay: wire.weight_decay, rate: wire.rate }
-    }
-}
-
-impl From<&TrainConfig> for WireOptimizers {
-    fn from(config: &TrainConfig) -> Self {
-        let Groups { embeddings, matrices, head, vectors } = &config.groups;
-        let [embeddings, matrices, head, vectors] =
-            [embeddings, matrices, head, vectors].map(WireGroup::from);
-        WireOptimizers { embeddings, matrices, head, vectors, average: config.average }
-    }
-}
-
-impl WireOptimizers {
-    /// Puts these into the settings that TRAN has without them.
-    pub(super) fn into_config(self, config: &mut TrainConfig) {
-        let all = [self.embeddings, self.matrices, self.head, self.vectors];
-        let [embeddings, matrices, head, vectors] = all.map(Group::from);
-        config.groups = Groups { embeddings, matrices, head, vectors };
-        config.average = self.average;
     }
 }

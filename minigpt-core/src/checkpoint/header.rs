@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::crc::crc32;
 use super::format::{
     ALIGN, CONF, CRC, MAGIC, MAX_NAME, META, OPTM, PREAMBLE, REQUIRED, SECTION_HEAD, TENS, TOKN, TRAN,
-    VERSION, WireConfig, WireConfig1, WireOptimizers, WireTensor, WireTokenizer, WireTraining, tensor_bytes,
+    VERSION, WireConfig, WireConfig1, WireGroup, WireTensor, WireTokenizer, WireTraining, tensor_bytes,
 };
 use super::{Fault, Limits, LoadError, Role, Training};
 use crate::config::{GptConfig, Group, TrainConfig};
@@ -452,7 +452,11 @@ fn read_optimizers(
     training: &mut Training,
     limits: &Limits,
 ) -> Result<(), LoadError> {
-    section.next::<WireOptimizers>()?.into_config(&mut training.config);
+    let TrainConfig { groups, average, .. } = &mut training.config;
+    for group in [&mut groups.embeddings, &mut groups.matrices, &mut groups.head, &mut groups.vectors] {
+        *group = section.next::<WireGroup>()?.into();
+    }
+    *average = section.next()?;
     // The shortest: a length, and the name of a parameter. So a file of so many bytes is no reason for many times as many.
     let shortest = 1 + "ln_f.bias".len();
     let (count, mut frozen) = section.list::<String>(shortest, |count| limits.check_tensors(count))?;

@@ -10,11 +10,11 @@ use serde::Serialize;
 use super::crc::{Crc, crc32};
 use super::format::{
     ALIGN, CHUNK, CONF, CRC, MAGIC, META, OPTM, PREAMBLE, REQUIRED, TENS, TOKN, TRAN, VERSION, WireConfig,
-    WireOptimizers, WireTensor, WireTokenizer, WireTraining, chunk_of, has_optimizers, tensor_bytes,
+    WireGroup, WireTensor, WireTokenizer, WireTraining, chunk_of, has_optimizers, tensor_bytes,
 };
 use super::header::Header;
 use super::{Fault, Limits, Role, SaveError, Training, Write};
-use crate::config::GptConfig;
+use crate::config::{GptConfig, Groups};
 use crate::memory::Dtype;
 use crate::plan::Plan;
 use crate::tokenizer::AnyTokenizer;
@@ -220,7 +220,11 @@ fn header(contents: &Contents<'_>, places: &[Place], crcs: &[u32]) -> Result<Vec
         header.section(TRAN, 0, |section| section.encode(&WireTraining::try_from(training)?))?;
         if has_optimizers(training) {
             header.section(OPTM, 0, |section| {
-                section.encode(&WireOptimizers::from(&training.config))?;
+                let Groups { embeddings, matrices, head, vectors } = &training.config.groups;
+                for group in [embeddings, matrices, head, vectors] {
+                    section.encode(&WireGroup::from(group))?;
+                }
+                section.encode(&training.config.average)?;
                 section.encode(&training.frozen.len())?;
                 training.frozen.iter().try_for_each(|name| section.encode(name))
             })?;

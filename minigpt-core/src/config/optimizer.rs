@@ -181,53 +181,69 @@ impl Groups {
     }
 }
 
-/// A setting that has no meaning, and what it must be.
+/// The fields of a group that is called so, in the order in which [`Group::refused`] counts them.
 #[cfg(feature = "train")]
-type Refused = (&'static str, &'static str);
+macro_rules! fields {
+    ($name:literal) => {
+        [
+            concat!($name, ".beta1"),
+            concat!($name, ".beta2"),
+            concat!($name, ".eps"),
+            concat!($name, ".momentum"),
+            concat!($name, ".steps"),
+            concat!($name, ".weight_decay"),
+            concat!($name, ".rate"),
+        ]
+    };
+}
 
-/// The rules of one group, whose fields' names begin with `$name`.
 #[cfg(feature = "train")]
-macro_rules! validate_group {
-    ($group:expr, $name:literal) => {{
-        let Group { optimizer, weight_decay, rate } = $group;
+const FIELDS: [[&str; 7]; 4] = [
+    fields!("groups.embeddings"),
+    fields!("groups.matrices"),
+    fields!("groups.head"),
+    fields!("groups.vectors"),
+];
+
+#[cfg(feature = "train")]
+impl Group {
+    /// The number of the first setting that has no meaning, and what it must be.
+    fn refused(&self) -> Option<(usize, &'static str)> {
+        const UNIT: &str = "at least 0 and below 1";
+        const FINITE: &str = "a finite number, 0 or above";
         let unit = |x: f64| (0.0..1.0).contains(&x);
         let finite = |x: f64| x.is_finite() && x >= 0.0;
-        let own = match optimizer {
-            Optimizer::AdamW { beta1, beta2, eps } => [
-                (unit(beta1), concat!($name, ".beta1"), "at least 0 and below 1"),
-                (unit(beta2), concat!($name, ".beta2"), "at least 0 and below 1"),
-                // Where it rounded to 0, a parameter without a gradient would be 0 / 0.
-                (
-                    eps.is_finite() && eps >= f64::from(f32::MIN_POSITIVE),
-                    concat!($name, ".eps"),
-                    "above 0, such as 1e-8",
-                ),
-            ],
-            Optimizer::Sgd { momentum, .. } => {
-                [(unit(momentum), concat!($name, ".momentum"), "at least 0 and below 1"); 3]
-            }
-            Optimizer::Muon { momentum, steps, .. } => {
-                let may = (1..=Optimizer::MOST_STEPS).contains(&steps);
-                let momentum = (unit(momentum), concat!($name, ".momentum"), "at least 0 and below 1");
-                [momentum, (may, concat!($name, ".steps"), "at least 1 and at most 64, such as 5"), momentum]
-            }
-        };
-        let decay = (finite(weight_decay), concat!($name, ".weight_decay"), "a finite number, 0 or above");
-        let rate = (finite(rate), concat!($name, ".rate"), "a finite number, 0 or above");
-        own.into_iter().chain([decay, rate]).find(|(holds, _, _)| !holds)
-    }};
+        // What an optimizer does not have is as good as any.
+        let (mut betas, mut small, mut momentum, mut steps) = ([0.0; 2], 1.0, 0.0, 1);
+        match self.optimizer {
+            Optimizer::AdamW { beta1, beta2, eps } => (betas, small) = ([beta1, beta2], eps),
+            Optimizer::Sgd { momentum: velocity, .. } => momentum = velocity,
+            Optimizer::Muon { momentum: velocity, steps: count, .. } => (momentum, steps) = (velocity, count),
+        }
+        let rules = [
+            (unit(betas[0]), UNIT),
+            (unit(betas[1]), UNIT),
+            // Where it rounded to 0, a parameter without a gradient would be 0 / 0.
+            (small.is_finite() && small >= f64::from(f32::MIN_POSITIVE), "above 0, such as 1e-8"),
+            (unit(momentum), UNIT),
+            ((1..=Optimizer::MOST_STEPS).contains(&steps), "at least 1 and at most 64, such as 5"),
+            (finite(self.weight_decay), FINITE),
+            (finite(self.rate), FINITE),
+        ];
+        let found = rules.iter().position(|(holds, _)| !holds)?;
+        Some((found, rules[found].1))
+    }
 }
 
 #[cfg(feature = "train")]
 impl Groups {
     /// The first setting that has no meaning, and what it must be.
-    pub(crate) fn validate(&self) -> Result<(), Refused> {
-        let wrong = validate_group!(self.embeddings, "groups.embeddings")
-            .or_else(|| validate_group!(self.matrices, "groups.matrices"))
-            .or_else(|| validate_group!(self.head, "groups.head"))
-            .or_else(|| validate_group!(self.vectors, "groups.vectors"));
-        if let Some((_, field, must)) = wrong {
-            return Err((field, must));
+    pub(crate) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
+        let groups = [&self.embeddings, &self.matrices, &self.head, &self.vectors];
+        for (group, fields) in groups.into_iter().zip(FIELDS) {
+            if let Some((field, must)) = group.refused() {
+                return Err((fields[field], must));
+            }
         }
         match self.vectors.optimizer {
             Optimizer::Muon { .. } => {

@@ -89,10 +89,12 @@ impl Plan {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn freezing(mut self, frozen: impl FnMut(&Tensor) -> bool) -> Plan {
+    pub fn freezing(mut self, mut frozen: impl FnMut(&Tensor) -> bool) -> Plan {
         if self.purpose == Purpose::Training {
+            let trained: Vec<bool> =
+                self.parameters.list().into_iter().map(|tensor| !frozen(tensor)).collect();
             // A part of what has been laid out already: there is nothing that could be too large.
-            let _ = self.lay_out_training(frozen);
+            let _ = self.lay_out_training(&trained);
         }
         self
     }
@@ -115,11 +117,9 @@ impl Plan {
     /// ```
     pub fn optimizing(mut self, groups: &Groups, average: Option<f64>) -> Result<Plan, ConfigError> {
         if self.purpose == Purpose::Training {
-            let list = self.gradients.list();
-            let frozen: Vec<bool> = list.into_iter().map(Option::is_none).collect();
-            let mut frozen = frozen.into_iter();
+            let trained: Vec<bool> = self.gradients.list().into_iter().map(Option::is_some).collect();
             (self.groups, self.average) = (*groups, average);
-            self.lay_out_training(|_| frozen.next().unwrap_or(false))?;
+            self.lay_out_training(&trained)?;
         }
         Ok(self)
     }
@@ -158,16 +158,16 @@ impl Plan {
         parts
     }
 
-    /// Lays out gradients and what optimizers keep, in the order in which the parameters lie. A parameter's bytes are a multiple
-    /// of the alignment, with the gap behind it, so that what is contiguous there is contiguous here.
-    pub(super) fn lay_out_training(
-        &mut self,
-        mut frozen: impl FnMut(&Tensor) -> bool,
-    ) -> Result<(), ConfigError> {
+    /// Lays out gradients and what optimizers keep of what is `trained`, in the order in which the parameters lie: matrices and
+    /// then vectors. A parameter's bytes are a multiple of the alignment, with the gap behind it, so that what is contiguous
+    /// there is contiguous here.
+    pub(super) fn lay_out_training(&mut self, trained: &[bool]) -> Result<(), ConfigError> {
         let tensors = self.parameters.list();
-        let trained: Vec<bool> = tensors.iter().map(|tensor| !frozen(tensor)).collect();
-        let mut order: Vec<usize> = (0..tensors.len()).filter(|&i| trained[i]).collect();
-        order.sort_by_key(|&i| tensors[i].region.offset);
+        let of_kind = |matrix| {
+            let tensors = &tensors;
+            (0..tensors.len()).filter(move |&i| trained[i] && tensors[i].is_matrix() == matrix)
+        };
+        let order: Vec<usize> = of_kind(true).chain(of_kind(false)).collect();
 
         let mut layout = Layout::new(self.elem, "gradients");
         let mut regions = alloc::vec![None; tensors.len()];

@@ -186,7 +186,7 @@ pub(crate) fn linear_backward(context: &mut Context<'_, '_>, op: &LinearBackward
             depth: rows,
             bias: None,
             onto: Onto::Result,
-            finish: Slope { activated: None, d_in },
+            finish: Slope::none(d_in),
         },
         d_x: Product {
             a: Strided::rows(g, d_out),
@@ -250,9 +250,16 @@ impl Job<Chunks<'_, f32>> for DropOut<'_> {
 }
 
 /// What follows the product in the backward pass: the derivative of the activation that made the input.
-struct Slope<'a> {
+pub(super) struct Slope<'a> {
     activated: Option<(Activation, &'a [f32])>,
     d_in: usize,
+}
+
+impl Slope<'_> {
+    /// None: the product stays as it is.
+    pub(super) fn none(d_in: usize) -> Self {
+        Slope { activated: None, d_in }
+    }
 }
 
 impl Finish for Slope<'_> {

@@ -179,6 +179,7 @@ fn errors_of_settings_name_the_flags() {
         ("--lr inf", "--lr"),
         ("--clip 0", "--clip"),
         ("--clip -1", "--clip"),
+        ("--ema 1", "--ema"),
         ("--beta1 1", "--beta1"),
         ("--beta2 -0.5", "--beta2"),
         ("--eps 0", "--eps"),
@@ -261,4 +262,32 @@ fn a_random_seed_is_drawn_anew() {
     let seed = |options: &Options| options.fixed.seed();
     assert_ne!(seed(&options("--seed random")), seed(&options("--seed random")));
     assert_eq!((seed(&options("--seed 7")), seed(&options(""))), (7, 1337));
+}
+
+#[test]
+fn every_optimizer_trains_and_the_average_of_the_weights_is_a_model_too() {
+    for optimizer in ["adamw", "sgd", "muon"] {
+        let flags = format!("--optimizer {optimizer} --ema 0.9");
+        let (whole, parts) = (Scratch::new(), Scratch::new());
+        let summary = finished(&options(&whole, &flags));
+        let average = summary.ema_val_loss.unwrap();
+        assert!(average.is_finite() && average != summary.val_loss, "{summary}");
+        assert!(summary.to_string().contains(&format!(" ema_val_loss={average:.4}")), "{summary}");
+        let metrics = fs::read_to_string(whole.path("run").join("metrics.jsonl")).unwrap();
+        assert_eq!(metrics.lines().filter(|line| line.contains("ema_val_loss")).count(), 3);
+
+        // A run that stops goes on with both.
+        let stopped = train(&options(&parts, &flags), stop_at(9)).unwrap();
+        assert!(matches!(stopped, End::Interrupted { .. }));
+        assert_eq!(finished(&resumed(&parts)).ema_val_loss, Some(average));
+        let bytes = |scratch: &Scratch, name: &str| fs::read(scratch.path("run").join(name)).unwrap();
+        for name in ["step-0000000024.mgpt", "average.mgpt"] {
+            assert!(bytes(&whole, name) == bytes(&parts, name), "{optimizer}: {name}");
+        }
+        let model = bytes(&whole, "average.mgpt");
+        assert!(Checkpoint::open_verified(&model).unwrap().training().is_none());
+    }
+    let scratch = Scratch::new();
+    assert_eq!(finished(&options(&scratch, "")).ema_val_loss, None);
+    assert!(!scratch.path("run").join("average.mgpt").exists());
 }

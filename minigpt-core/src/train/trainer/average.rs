@@ -60,16 +60,14 @@ impl<B: Backend> Trainer<B> {
         let plan = &self.workspace.plan;
         plan.average?;
         let weights = self.model.weights();
-        let mut own = weights.parameters.list().into_iter();
-        let mut states = plan.states.iter();
-        let parameters = plan.gradients.map(|gradient| {
-            let own = own.next().copied();
-            let average = gradient.and_then(|_| states.next()).and_then(|states| states.average);
-            average.map(|region| region.on(self.kept.buffer(), B::Elem::DTYPE)).or(own)
+        let gradients = plan.gradients.list();
+        let (mut gradients, mut states) = (gradients.into_iter(), plan.states.iter());
+        let parameters = weights.parameters.map(|own| {
+            let is_trained = gradients.next().is_some_and(Option::is_some);
+            let average =
+                states.by_ref().take(usize::from(is_trained)).next().and_then(|states| states.average);
+            average.map_or(*own, |region| region.on(self.kept.buffer(), B::Elem::DTYPE))
         });
-        // There are as many of the model's as of the plan's.
-        let nowhere = self.whole_gradient().first(0);
-        let parameters = parameters.map(|span| span.unwrap_or(nowhere));
         Some(Weights { parameters, position_table: weights.position_table })
     }
 

@@ -1,11 +1,8 @@
 //! A matrix made nearly orthogonal, equal to
 //! [`newton_schulz`](minigpt_core::reference::newton_schulz::newton_schulz).
 //!
-//! Each iteration is three products by the core that linear layers have. What is added to a product is added while it is in the
-//! cache. The iterate goes to and fro between its own place and scratch, so that nothing is copied. A tall matrix is not transposed:
+//! Each iteration is three products by the core that linear layers have: X X^T, its square, and (a I + b A + c A A) X. The iterate goes to and fro between its own place and scratch, so that nothing is copied. A tall matrix is not transposed:
 //! its products take their operands the other way around.
-
-use core::ops::Range;
 
 use minigpt_core::op::NewtonSchulz;
 use minigpt_core::reference::newton_schulz::{COEFFICIENTS, divisor};
@@ -15,8 +12,8 @@ use crate::arch::tile::{Onto, Strided};
 use crate::arch::{Isa, Vector};
 use crate::context::{Context, Job, Machine, Team, whole_lines};
 use crate::error::CpuError;
-use crate::gemm::{Finish, Product, Right, pack_transposed, packed_floats, product};
-use crate::ops::lanes::{load, store};
+use crate::gemm::{Product, Right, pack_transposed, packed_floats, product};
+use crate::ops::linear::Slope;
 use crate::par::Chunks;
 
 /// The matrix divided by a number, in f64: its squares may be beyond f32.
@@ -33,65 +30,10 @@ impl Job<Chunks<'_, f32>> for Divide {
     }
 }
 
-/// What follows a product: `times` it, and `plus` times a matrix of the same shape.
-struct Blend<'a> {
-    times: f32,
-    plus: f32,
-    of: &'a [f32],
-    cols: usize,
-}
-
-impl Finish for Blend<'_> {
-    #[inline(always)]
-    fn finish<V: Vector>(
-        &self,
-        t: V::Token,
-        row: usize,
-        cols: Range<usize>,
-        c: &mut [f32],
-        _: Option<&mut [f32]>,
-    ) {
-        let of = &self.of[row * self.cols + cols.start..][..c.len()];
-        let [times, plus] = [self.times, self.plus].map(|x| V::splat(t, x));
-        for i in (0..c.len()).step_by(V::LANES) {
-            store(load::<V>(t, c, i).mul_add(times, load::<V>(t, of, i) * plus), c, i);
-        }
-    }
-
-    fn reads(&self, row: usize, cols: Range<usize>) -> &[f32] {
-        &self.of[row * self.cols..][cols]
-    }
-}
-
-/// A product as it is.
-struct Whole;
-
-impl Finish for Whole {
-    fn is_idle(&self) -> bool {
-        true
-    }
-
-    #[inline(always)]
-    fn finish<V: Vector>(
-        &self,
-        _: V::Token,
-        _: usize,
-        _: Range<usize>,
-        _: &mut [f32],
-        _: Option<&mut [f32]>,
-    ) {
-    }
-}
-
-/// c = finish(a b), for b of `cols` columns.
-fn multiply<F: Finish>(
-    team: &mut Team<'_>,
-    (a, b, depth): (Strided<'_>, Right<'_>, usize),
-    finish: F,
-    c: &mut [f32],
-    cols: usize,
-) {
-    let job = Product { a, b, depth, bias: None, onto: Onto::Zero, finish };
+/// c = a b, for b of `cols` columns.
+fn multiply(team: &mut Team<'_>, (a, b, depth): (Strided<'_>, Right<'_>, usize), c: &mut [f32], cols: usize) {
+    // What a linear layer's gradient ends with where there was no activation: nothing.
+    let job = Product { a, b, depth, bias: None, onto: Onto::Zero, finish: Slope::none(cols) };
     product(team, &job, c, None, cols);
 }
 
@@ -99,7 +41,7 @@ fn multiply<F: Finish>(
 struct Room<'s> {
     /// X X^T, or X^T X of a tall matrix.
     gram: &'s mut [f32],
-    /// b A + c A A.
+    /// a I + b A + c A A.
     polynomial: &'s mut [f32],
     /// The transpose of a wide matrix.
     packed: &'s mut [f32],
@@ -169,13 +111,17 @@ fn iterate(
         pack_transposed(team, x, cols, packed);
         (Strided::rows(x, cols), Right::Packed { data: packed }, cols)
     };
-    multiply(team, factors, Whole, gram, least);
-    let finish = Blend { times: c, plus: b, of: gram, cols: least };
-    multiply(team, (Strided::rows(gram, least), as_rows(gram), least), finish, polynomial, least);
+    multiply(team, factors, gram, least);
+    multiply(team, (Strided::rows(gram, least), as_rows(gram), least), polynomial, least);
+    // With the first coefficient on the diagonal, the last product has all three.
+    for (i, (row, gram)) in polynomial.chunks_exact_mut(least).zip(gram.chunks_exact(least)).enumerate() {
+        row.iter_mut().zip(gram).for_each(|(square, gram)| *square = c * *square + b * gram);
+        row[i] += a;
+    }
     let factors = if tall {
         (Strided::rows(x, least), as_rows(polynomial), least)
     } else {
         (Strided::rows(polynomial, least), Right::Rows { data: x, cols }, least)
     };
-    multiply(team, factors, Blend { times: 1.0, plus: a, of: x, cols }, next, cols);
+    multiply(team, factors, next, cols);
 }
