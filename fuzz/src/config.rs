@@ -59,6 +59,7 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
             Err(ConfigError::Zero { field: "slots" }) => assert_eq!(slots, 0),
             Err(ConfigError::Zero { field: "rows" }) => assert_eq!(time, 0),
             Err(ConfigError::BeyondContext { .. }) => assert!(time > config.context),
+            Err(ConfigError::PrefixFillsContext { .. }) => assert!(time <= config.prefix),
             Err(ConfigError::TooLarge { .. }) => {
                 let attention = [config.d_attention(), config.d_qkv()];
                 let largest =
