@@ -176,13 +176,17 @@ fn run(
     recompute: Recompute,
 ) -> core::result::Result<(), Error<ReferenceError>> {
     let tokens: Vec<u32> = (0..time as u32 + 2).map(|token| token % config.vocab_size as u32).collect();
+    // As many of the positions as the prefix has are given.
+    let (text, given) = (time - config.prefix, vec![0.5; config.prefix * config.d_model]);
     let model = Model::new(Reference::<f32>::new(), config, 1)?;
     let mut decoder = Decoder::new(&model, time)?;
+    decoder.begin_with(&given)?;
     decoder.feed(&tokens)?;
     drop(decoder);
-    let settings = TrainConfig { batch, time, recompute, ..TrainConfig::constant(1e-3) };
+    let settings = TrainConfig { batch, time: text, recompute, ..TrainConfig::constant(1e-3) };
     let mut trainer = Trainer::new(&model, settings)?;
-    trainer.step(&Windows::new(&tokens, time)?)?;
+    trainer.set_prefix(&given.repeat(batch))?;
+    trainer.step(&Windows::new(&tokens, text)?)?;
     assert_eq!(trainer.metrics()?.step, 1);
     Ok(())
 }
