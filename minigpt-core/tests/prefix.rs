@@ -494,3 +494,12 @@ fn what_is_missing_or_too_much_is_said() {
     let none = GptConfig { prefix: 0, ..config(Mask::Prefix, Position::Learned) };
     assert_eq!(none.validate(), Err(ConfigError::NoPrefixToSee));
 }
+
+#[test]
+fn the_largest_batch_is_found_without_going_through_its_sequences() {
+    let settings = TrainConfig { time: TEXT, ..TrainConfig::constant(1e-3) };
+    let config = config(Mask::Prefix, Position::Learned);
+    let largest = |bytes| settings.largest_batch(&config, &Reference::<f64>::new(), bytes).unwrap();
+    let (small, large) = (largest(1 << 20), largest(1 << 40));
+    assert!(small > 10 && large > 100_000 * small, "{small} {large}");
+}

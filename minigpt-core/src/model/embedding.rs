@@ -32,7 +32,7 @@ impl Pass<'_> {
         let numbers = self.plan.prefix_numbers.on(self.buffers.state, Dtype::U32);
         let numbers = numbers.slice(self.before * prefix, batch * prefix);
         let whole = Lookup { row: 0, position: 0, batch, time, tokens, given: false };
-        let sequences = if prefix == 0 { 0 } else { batch };
+        let sequences = if prefix == 0 { 0 } else { self.one_by_one() };
         let each = (0..sequences).flat_map(move |b| {
             let (row, batch) = (b * time, 1);
             let given = numbers.slice(b * prefix, prefix);

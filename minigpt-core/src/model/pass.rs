@@ -270,8 +270,13 @@ impl<'p> Pass<'p> {
     /// long it is. One, unless given vectors lie between them.
     pub(super) fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
         let (prefix, time, text) = (self.config().prefix, self.time, self.text());
-        let (count, len) = if prefix == 0 { (1, self.rows()) } else { (self.batch, text) };
+        let (count, len) = if prefix == 0 { (1, self.rows()) } else { (self.one_by_one(), text) };
         (0..count).map(move |run| (run * time + prefix, run * text, len))
+    }
+
+    /// How many sequences go one by one, where each has given vectors. They are alike, and one has the sizes of all.
+    pub(super) fn one_by_one(&self) -> usize {
+        if self.sizes_only { self.batch.min(1) } else { self.batch }
     }
 
     pub(crate) fn tokens(&self) -> Span {
