@@ -276,7 +276,11 @@ impl<'p> Pass<'p> {
 
     /// How many sequences go one by one, where each has given vectors. They are alike, and one has the sizes of all.
     pub(super) fn one_by_one(&self) -> usize {
-        if self.sizes_only { self.batch.min(1) } else { self.batch }
+        #[cfg(feature = "train")]
+        if self.sizes_only {
+            return self.batch.min(1);
+        }
+        self.batch
     }
 
     pub(crate) fn tokens(&self) -> Span {
