@@ -192,7 +192,8 @@ impl Plan {
         let parts = parts.list();
         for &i in &order {
             let Some(gradients) = regions[i] else { continue };
-            laid.add(tensors[i], gradients, &states[i], self.groups.of(tensors[i].kind), *parts[i]);
+            let (tensor, group) = (tensors[i], self.groups.of(tensors[i].kind));
+            laid.add(&Trained { tensor, gradients, states: &states[i], group, parts: *parts[i] });
         }
         let direction = kept.push(&[laid.largest])?;
         let trained_states = trained.iter().zip(states).filter(|(trained, _)| **trained);
@@ -216,6 +217,16 @@ struct Laid {
     largest: usize,
 }
 
+/// A parameter that is trained.
+struct Trained<'p> {
+    tensor: &'p Tensor,
+    gradients: Region,
+    states: &'p States<Region>,
+    group: &'p Group,
+    /// The rows of each matrix that lies in it; 0 where there is none.
+    parts: [usize; 3],
+}
+
 impl Laid {
     fn new(unit: usize) -> Self {
         Laid { unit, stretches: Vec::new(), updates: Vec::new(), largest: 0 }
@@ -236,14 +247,8 @@ impl Laid {
     }
 
     /// The next of the parameters that are trained.
-    fn add(
-        &mut self,
-        tensor: &Tensor,
-        gradients: Region,
-        states: &States<Region>,
-        group: &Group,
-        parts: [usize; 3],
-    ) {
+    fn add(&mut self, trained: &Trained<'_>) {
+        let Trained { tensor, gradients, states, group, .. } = *trained;
         let whole = |region: Region| Region { len: self.padded(region), ..region };
         let parameters = whole(tensor.region);
         let last = self.stretches.last().copied();
@@ -263,13 +268,14 @@ impl Laid {
             }
         }
         match group.optimizer {
-            Optimizer::Muon { .. } => self.add_matrices(tensor, gradients, states, group, parts),
-            _ => self.add_numbers(tensor.region, gradients, states, group),
+            Optimizer::Muon { .. } => self.add_matrices(trained),
+            _ => self.add_numbers(trained),
         }
     }
 
     /// Numbers that are trained each for itself.
-    fn add_numbers(&mut self, parameters: Region, gradients: Region, states: &States<Region>, group: &Group) {
+    fn add_numbers(&mut self, trained: &Trained<'_>) {
+        let Trained { tensor: &Tensor { region: parameters, .. }, gradients, states, group, .. } = *trained;
         let last = self.updates.last().copied();
         let like = |last: &Update| {
             last.group == *group && self.is_behind(last.parameters, parameters) && last.matrix.is_none()
@@ -297,14 +303,8 @@ impl Laid {
     }
 
     /// The matrices that lie in a parameter, of so many rows each.
-    fn add_matrices(
-        &mut self,
-        tensor: &Tensor,
-        gradients: Region,
-        states: &States<Region>,
-        group: &Group,
-        parts: [usize; 3],
-    ) {
+    fn add_matrices(&mut self, trained: &Trained<'_>) {
+        let Trained { tensor, gradients, states, group, parts } = *trained;
         let mut first = 0;
         for rows in parts.into_iter().filter(|&rows| rows > 0) {
             let len = rows * tensor.cols;
