@@ -1,8 +1,8 @@
 //! Generation of one sequence by weight format, the prefill of prompts, and sequences side by side: `cargo bench -p
 //! minigpt-benches --bench decode`.
 //!
-//! [`minigpt_benches::decode`] and [`minigpt_benches::rows`] say what takes turns with what. `-- --pairs 5` takes fewer rounds, `-- --only M` one
-//! shape. Of a ratio, the table has the median and the lower bound of its 95 % bootstrap interval.
+//! [`minigpt_benches::decode`] and [`minigpt_benches::rows`] say what takes turns with what. `-- --pairs 5` takes fewer rounds,
+//! `-- --only M` one shape. Of a ratio, the table has the median and the lower bound of its 95 % bootstrap interval.
 
 use std::process::ExitCode;
 

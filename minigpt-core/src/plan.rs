@@ -1,8 +1,8 @@
 //! [`Plan`]: where everything lies and how many bytes it takes, known before anything is allocated.
 //!
-//! Parameters, gradients, optimizer state and activations are a few large buffers. A [`Region`] is a place in one
-//! of them; [`Region::on`] turns it into a [`Span`] once the buffer exists. In the parameter buffer embeddings come first,
-//! then the matrices of the blocks, the head, and the vectors, so that what one [`Group`](crate::config::Group) trains lies side by
+//! Parameters, gradients, optimizer state and activations are a few large buffers. A [`Region`] is a place in one of them;
+//! [`Region::on`] turns it into a [`Span`] once the buffer exists. In the parameter buffer embeddings come first, then the
+//! matrices of the blocks, the head, and the vectors, so that what one [`Group`](crate::config::Group) trains lies side by
 //! side, and an optimizer like AdamW is one pass over it.
 
 use alloc::vec::Vec;

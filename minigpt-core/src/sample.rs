@@ -200,8 +200,8 @@ impl Sampler {
     /// and nothing else looks at them.
     ///
     /// # Errors
-    /// [`SampleError::LogitCount`], [`SampleError::Logit`] for NaN or infinity, [`SampleError::NoCandidate`] if
-    /// every logit is minus infinity after the penalty, [`SampleError::Token`] if a recent token within the window is not below V.
+    /// [`SampleError::LogitCount`], [`SampleError::Logit`] for NaN or infinity, [`SampleError::NoCandidate`] if every logit is
+    /// minus infinity after the penalty, [`SampleError::Token`] if a recent token within the window is not below V.
     pub fn distribution<R: Real>(&mut self, logits: &[R], recent: &[u32]) -> Result<&[f64], SampleError> {
         self.load(logits)?;
         self.penalise_repetition(logits, recent)?;

@@ -164,8 +164,8 @@ pub trait Backend {
     }
 
     /// The kinds of ops of which the backend has a kernel of its own, if only for some descriptors. One that never runs, or
-    /// runs and is not among them, is a failure of the suite behind the feature `conformance`. An op of rows that falls back, such
-    /// as [`LinearRows`](crate::op::LinearRows), goes to the kernel of the same op of whole spans, if it is among them.
+    /// runs and is not among them, is a failure of the suite behind the feature `conformance`. An op of rows that falls back,
+    /// such as [`LinearRows`](crate::op::LinearRows), goes to the kernel of the same op of whole spans, if it is among them.
     fn kernels(&self) -> &'static [OpKind] {
         &[]
     }

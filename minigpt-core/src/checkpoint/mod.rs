@@ -97,10 +97,10 @@
 //! 16 `u32`, the [counters](crate::op::counter) of the device; `u64` windows_drawn. AdamW trains all parameters with these
 //! settings, of which vectors (biases, and the weights of norms) have no weight decay; unless there is:
 //!
-//! **`OPTM`**, if there is `TRAN` and the training is another one: four groups, an average, and a list of `str`, the names of the
-//! parameters that are frozen, each once. The groups are those of embeddings (`wte.weight`, `wpe.weight`), of matrices (the weights of
-//! `attn.c_attn`, `attn.c_proj`, `mlp.c_fc` and `mlp.c_proj`), of the head (`lm_head.weight`) and of vectors (the rest). The average
-//! is an optional `f64`: what a moving average of the weights keeps of itself. A group is:
+//! **`OPTM`**, if there is `TRAN` and the training is another one: four groups, an average, and a list of `str`, the names of
+//! the parameters that are frozen, each once. The groups are those of embeddings (`wte.weight`, `wpe.weight`), of matrices (the
+//! weights of `attn.c_attn`, `attn.c_proj`, `mlp.c_fc` and `mlp.c_proj`), of the head (`lm_head.weight`) and of vectors (the
+//! rest). The average is an optional `f64`: what a moving average of the weights keeps of itself. A group is:
 //!
 //! | field | what |
 //! |---|---|
@@ -108,8 +108,8 @@
 //! | `f64` weight_decay | of each update, times the learning rate |
 //! | `f64` rate | the group's learning rate is that of `TRAN` times this |
 //!
-//! Then beta1, beta2, eps and weight_decay of `TRAN` are 0 and mean nothing. (A program that does not know `OPTM` can run the model,
-//! and finds no AdamW with an eps of 0 to train it by.)
+//! Then beta1, beta2, eps and weight_decay of `TRAN` are 0 and mean nothing. (A program that does not know `OPTM` can run the
+//! model, and finds no AdamW with an eps of 0 to train it by.)
 //!
 //! **`META`**, if the program has something to keep: a list of records of two `str`, key and value, in the
 //! program's own order. Keys are not empty.

@@ -142,11 +142,12 @@ impl<'a> Checkpoint<'a> {
         Ok(self.header.parameters()?.into_iter().map(|i| self.view(&self.header.tensors[i])).collect())
     }
 
-    /// What the optimizers of the [training](Checkpoint::training) keep of each parameter, and its average if there is one, in the
-    /// order of [`Plan::parameters`](crate::Plan::parameters)`.list()`; `None` of a parameter that is frozen.
+    /// What the optimizers of the [training](Checkpoint::training) keep of each parameter, and its average if there is one, in
+    /// the order of [`Plan::parameters`](crate::Plan::parameters)`.list()`; `None` of a parameter that is frozen.
     ///
     /// # Errors
-    /// If a parameter that is trained lacks one, or none is trained; if there are other tensors for training, or a shape is wrong.
+    /// If a parameter that is trained lacks one, or none is trained; if there are other tensors for training, or a shape is
+    /// wrong.
     pub fn states(&self) -> Result<Vec<Option<States<TensorView<'a>>>>, LoadError> {
         let view = |i: usize| self.view(&self.header.tensors[i]);
         Ok(self.header.states()?.into_iter().map(|states| states.map(|states| states.map(view))).collect())

@@ -1,19 +1,19 @@
 //! A matrix made nearly orthogonal, without its singular value decomposition.
 //!
-//! Let X = U S V^T be the decomposition of a matrix (m, n) of at most as many rows as columns; of a taller one, the same is done to
-//! its transpose. Then X X^T = U S^2 U^T, and an odd polynomial of X acts on the singular values alone:
+//! Let X = U S V^T be the decomposition of a matrix (m, n) of at most as many rows as columns; of a taller one, the same is
+//! done to its transpose. Then X X^T = U S^2 U^T, and an odd polynomial of X acts on the singular values alone:
 //!
 //! ```text
 //! a X + b (X X^T) X + c (X X^T)^2 X = U (a S + b S^3 + c S^5) V^T
 //! ```
 //!
-//! So iterating it iterates f(s) = a s + b s^3 + c s^5 on each singular value. The iteration of Newton and Schulz has coefficients
-//! with which 1 is a fixed point that values between 0 and 1 converge to. Keller Jordan's a = 3.4445, b = -4.7750 and c = 2.0315
-//! give that up for speed: the slope at 0 is large, so that small values grow 3.4 times in each iteration, and what has come near
-//! 1 stays between 0.68 and 1.14 or so. For an optimizer this is as good as 1.
+//! So iterating it iterates f(s) = a s + b s^3 + c s^5 on each singular value. The iteration of Newton and Schulz has
+//! coefficients with which 1 is a fixed point that values between 0 and 1 converge to. Keller Jordan's a = 3.4445, b = -4.7750
+//! and c = 2.0315 give that up for speed: the slope at 0 is large, so that small values grow 3.4 times in each iteration, and
+//! what has come near 1 stays between 0.68 and 1.14 or so. For an optimizer this is as good as 1.
 //!
-//! f may be iterated only from values up to 1 or a little above. So the matrix is divided by its Frobenius norm first, which is at
-//! least the largest singular value:
+//! f may be iterated only from values up to 1 or a little above. So the matrix is divided by its Frobenius norm first, which is
+//! at least the largest singular value:
 //!
 //! ```text
 //! X <- X / (|X| + 1e-7)                        |X|^2 is the sum of the squares of all numbers

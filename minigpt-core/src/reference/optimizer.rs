@@ -45,8 +45,8 @@
 //! ```
 //!
 //! Muon takes the same d of a whole matrix ([`momentum`]) and brings it near the closest orthogonal matrix
-//! ([`newton_schulz`](super::newton_schulz)), so that no direction of the space is left behind; then it takes a step ([`descend`]).
-//! An orthogonal matrix of more rows than columns has smaller numbers, which the scale makes good:
+//! ([`newton_schulz`](super::newton_schulz)), so that no direction of the space is left behind; then it takes a step
+//! ([`descend`]). An orthogonal matrix of more rows than columns has smaller numbers, which the scale makes good:
 //!
 //! ```text
 //! p <- p - lr sqrt(max(1, rows / cols)) orthogonal(d)
@@ -147,8 +147,8 @@ pub fn finish_step<R: Real>(scalars: &mut [R], counters: &mut [u32], clip: f64) 
     }
 }
 
-/// What AdamW's moments are divided by in update number [`counter::UPDATES`]: 1 - beta^t for each beta. Computed in f64 and rounded
-/// once.
+/// What AdamW's moments are divided by in update number [`counter::UPDATES`]: 1 - beta^t for each beta. Computed in f64 and
+/// rounded once.
 ///
 /// # Panics
 /// If `counters` is shorter than [`counter::LEN`].
@@ -297,8 +297,8 @@ pub fn sgd<R: Real>(
     }
 }
 
-/// The first part of Muon: the gradient goes into the velocity, and the velocity into the direction. If [`scalar::APPLY`] is 0 the
-/// velocity stays, and the direction is 0.
+/// The first part of Muon: the gradient goes into the velocity, and the velocity into the direction. If [`scalar::APPLY`] is 0
+/// the velocity stays, and the direction is 0.
 ///
 /// # Panics
 /// If the slices differ in length, or `scalars` is shorter than [`scalar::LEN`].

@@ -76,7 +76,8 @@ impl Trained<'_> {
     }
 }
 
-/// Closes a step: the gradient's norm, clipping, the optimizers, and the average. The learning rate lies among the scalars already.
+/// Closes a step: the gradient's norm, clipping, the optimizers, and the average. The learning rate lies among the scalars
+/// already.
 pub(super) fn update(sink: &mut Sink<'_>, on: &Trained<'_>, clip: f64) -> Flow {
     let Trained { plan, scalars, counters, .. } = *on;
     let x = on.gradients(Region { offset: 0, len: plan.gradient_span });

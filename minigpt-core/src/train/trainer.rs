@@ -151,8 +151,8 @@ fn advised<B: Backend>(
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Allocates gradients, activations and what the optimizers keep on the model's device. The model stays yours: generate from it, or save
-    /// it, between steps.
+    /// Allocates gradients, activations and what the optimizers keep on the model's device. The model stays yours: generate
+    /// from it, or save it, between steps.
     ///
     /// # Errors
     /// If a setting has no meaning, the weights are borrowed, or memory does not suffice.
@@ -161,8 +161,8 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// A trainer that leaves some parameters as they are: those that `frozen` says. They have no gradient, no optimizer keeps
-    /// anything of them, they take [no bytes](Plan::freezing) for it, and have no part in the norm that is clipped; the backward pass ends where
-    /// nothing below is trained. Weight decay leaves them alone too.
+    /// anything of them, they take [no bytes](Plan::freezing) for it, and have no part in the norm that is clipped; the
+    /// backward pass ends where nothing below is trained. Weight decay leaves them alone too.
     ///
     /// With tied embeddings the head is the token embedding: freezing `wte.weight` freezes both. A checkpoint remembers
     /// what was frozen, and a run that is [resumed](Trainer::resume) leaves the same parameters as they are.

@@ -8,8 +8,8 @@ use crate::model::{Model, Weights};
 use crate::real::Real;
 
 impl<B: Backend> Trainer<B> {
-    /// As [`evaluate`](Trainer::evaluate), with the [average](crate::TrainConfig::average) of the weights in their place; of what is
-    /// frozen with the weights themselves. `Ok(None)` if there is no average.
+    /// As [`evaluate`](Trainer::evaluate), with the [average](crate::TrainConfig::average) of the weights in their place; of
+    /// what is frozen with the weights themselves. `Ok(None)` if there is no average.
     ///
     /// ```
     /// use minigpt_core::{EvalWindows, GptConfig, Model, Reference, TrainConfig, Trainer, Windows};

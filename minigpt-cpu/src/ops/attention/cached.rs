@@ -298,7 +298,7 @@ impl Job<(Grid<'_>, PerWorker<'_, f32>)> for Tiled<'_> {
             // The tile's first query, how many queries of it are not there, and how many are.
             let (base, skip, count, prefix) = if self.level {
                 let seen = start + 1;
-                // Where their own positions would be is not asked: somewhere in what they see.
+                // Queries that see the same keys can stand at any positions among these.
                 let count = width.min(rows - row).min(seen);
                 (seen - count, 0, count, seen)
             } else {

@@ -1,8 +1,9 @@
 //! A matrix made nearly orthogonal, equal to
 //! [`newton_schulz`](minigpt_core::reference::newton_schulz::newton_schulz).
 //!
-//! Each iteration is three products by the core that linear layers have: X X^T, its square, and (a I + b A + c A A) X. The iterate goes to and fro between its own place and scratch, so that nothing is copied. A tall matrix is not transposed:
-//! its products take their operands the other way around.
+//! Each iteration is three products by the core that linear layers have: X X^T, its square, and (a I + b A + c A A) X. The
+//! iterate goes to and fro between its own place and scratch, so that nothing is copied. A tall matrix is not transposed: its
+//! products take their operands the other way around.
 
 use minigpt_core::op::NewtonSchulz;
 use minigpt_core::reference::newton_schulz::{COEFFICIENTS, divisor};
