@@ -4,6 +4,7 @@
 //! scale of the attention scores, whether there are residual connections, and so on.
 
 mod optimizer;
+mod precision;
 mod presets;
 mod rank;
 pub mod schedule;
@@ -12,6 +13,7 @@ mod training;
 use core::fmt;
 
 pub use optimizer::{Group, Groups, Optimizer, ParameterKind};
+pub use precision::Precision;
 pub use presets::{PRESETS, Preset};
 pub use rank::Rank;
 pub use training::{Recompute, TrainConfig};

@@ -117,7 +117,7 @@ pub use checkpoint::Checkpoint;
 pub use config::schedule::{Decay, Schedule};
 pub use config::{
     Activation, AttentionScale, Bias, ConfigError, GptConfig, Group, Groups, Mask, Norm, NormPlace,
-    Optimizer, PRESETS, Pairing, ParameterKind, Position, Rank, Recompute, TrainConfig,
+    Optimizer, PRESETS, Pairing, ParameterKind, Position, Precision, Rank, Recompute, TrainConfig,
 };
 pub use data::{DataError, EvalWindows, Windows};
 pub use error::Error;

@@ -7,6 +7,7 @@ mod training;
 use alloc::vec::Vec;
 
 use super::{Backend, read_elems, read_u32, write_elems};
+use crate::config::Precision;
 use crate::memory::{InvalidOp, Span, Strided, zeros};
 use crate::op::{
     Access, AttentionForward, AttentionScores, Dropout, EmbeddingForward, GateForward, LinearForward,
@@ -21,6 +22,7 @@ use crate::reference::gate::gate_forward;
 use crate::reference::linear::linear_forward;
 use crate::reference::norm::norm_forward;
 use crate::reference::rotary::rotary;
+use crate::reference::rounded;
 use crate::reference::weights::decode_weight;
 
 /// Runs an op on any backend: reads its operands, computes, writes the results back.
@@ -69,6 +71,7 @@ pub fn fall_back<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B:
         | Op::NewtonSchulz(_)
         | Op::Descend(_)
         | Op::Average(_)
+        | Op::Narrow(_)
         | Op::Fill(_) => training::run(backend, op),
     }
 }
@@ -114,7 +117,11 @@ fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingForward) -> Res
     };
     let mask = read_mask(backend, &op.dropout)?;
     let mut out = zeros("out", op.out.len)?;
-    embedding_forward(
+    let embed = match Precision::of(op.out.dtype) {
+        Precision::F32 => embedding_forward,
+        Precision::Bf16 => rounded::embedding,
+    };
+    embed(
         &tokens,
         &token_embedding,
         position_embedding.as_deref(),
@@ -169,7 +176,11 @@ fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearForward) -> Result<()
         None => None,
     };
     let mut y = zeros("y", op.y.len)?;
-    linear_forward(
+    let linear = match Precision::of(op.y.dtype) {
+        Precision::F32 => linear_forward,
+        Precision::Bf16 => rounded::linear,
+    };
+    linear(
         &x,
         &weight,
         bias.as_deref(),
@@ -189,7 +200,11 @@ fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearForward) -> Result<()
 fn gate<B: Backend + ?Sized>(backend: &mut B, op: &GateForward) -> Result<(), B::Error> {
     let x = read_elems(backend, op.x)?;
     let mut y = zeros("y", op.y.len)?;
-    gate_forward(&x, op.activation, &mut y, op.rows, op.width);
+    let gate = match Precision::of(op.y.dtype) {
+        Precision::F32 => gate_forward,
+        Precision::Bf16 => rounded::gate,
+    };
+    gate(&x, op.activation, &mut y, op.rows, op.width);
     write_elems(backend, op.y, &y)
 }
 
@@ -238,7 +253,7 @@ impl<R: Real, const N: usize> Together<R, N> {
         for span in spans {
             whole.offset = whole.offset.min(span.offset);
         }
-        let places = spans.map(|span| (span.offset - whole.offset) / size_of::<R>());
+        let places = spans.map(|span| (span.offset - whole.offset) / whole.dtype.unit().1);
         whole.len = spans.iter().zip(places).map(|(span, place)| place + span.len).max().unwrap_or(0);
         let sum: usize = spans.iter().map(|span| span.len).sum();
         if spans.iter().all(|span| span.buffer == whole.buffer) && whole.len <= sum {
@@ -319,7 +334,7 @@ fn read_weight<B: Backend + ?Sized>(
     rows: usize,
     cols: usize,
 ) -> Result<Vec<B::Elem>, B::Error> {
-    if span.dtype == B::Elem::DTYPE {
+    if span.dtype.unit().0 == 1 {
         return read_elems(backend, span);
     }
     let size = span.bytes().ok_or(InvalidOp::Overflow { operand: "weight" })?;

@@ -128,7 +128,7 @@ pub trait Backend {
     /// If the spans do not match.
     fn copy(&mut self, from: Span, to: Span) -> Result<(), Self::Error>;
 
-    /// Sets every element of a [`Dtype::F32`], [`Dtype::F64`] or [`Dtype::U32`] span to `value`.
+    /// Sets every element of a [`Dtype::F32`], [`Dtype::F64`], [`Dtype::Bf16`] or [`Dtype::U32`] span to `value`.
     ///
     /// # Errors
     /// If the span is outside its buffer, read-only or of another type.

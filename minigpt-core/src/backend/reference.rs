@@ -8,6 +8,7 @@ use core::ops::Range;
 use super::{Backend, BackendError, ErrorKind, Import};
 use crate::memory::{Buffer, BufferTable, Dtype, InvalidOp, Span, zeros};
 use crate::real::Real;
+use crate::reference::weights::encode_half;
 
 /// The reference as a backend: host memory and plain loops. `Reference<f64>` is what others are compared with.
 ///
@@ -173,6 +174,10 @@ impl<R: Real> Backend for Reference<R> {
             Dtype::U32 => {
                 place.chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&(value as u32).to_le_bytes()));
             }
+            Dtype::Bf16 => {
+                let value = encode_half(value, Dtype::Bf16);
+                place.as_chunks_mut().0.iter_mut().for_each(|x| *x = value);
+            }
             found => return Err(InvalidOp::Dtype { operand: "fill", expected: R::DTYPE, found }.into()),
         }
         Ok(())
@@ -286,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn fill_knows_the_three_plain_types() {
+    fn fill_knows_the_plain_types() {
         let mut backend = Reference::<f64>::new();
         let buffer = backend.alloc(16).unwrap();
         let mut filled = |dtype, value| {
@@ -299,8 +304,9 @@ mod tests {
         assert_eq!(filled(Dtype::F32, 1.1).unwrap(), [&zeros[..], &f32s].concat());
         let u32s = [u32::MAX.to_le_bytes(); 2].concat();
         assert_eq!(filled(Dtype::U32, f64::from(u32::MAX)).unwrap(), [&zeros[..], &u32s].concat());
-        let error = InvalidOp::Dtype { operand: "fill", expected: Dtype::F64, found: Dtype::Bf16 };
-        assert_eq!(filled(Dtype::Bf16, 0.0), Err(error.into()));
+        assert_eq!(filled(Dtype::Bf16, 1.001).unwrap(), [&zeros[..], &[0x80, 0x3f].repeat(4)].concat());
+        let error = InvalidOp::Dtype { operand: "fill", expected: Dtype::F64, found: Dtype::F16 };
+        assert_eq!(filled(Dtype::F16, 0.0), Err(error.into()));
     }
 
     #[test]

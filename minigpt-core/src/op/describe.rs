@@ -35,7 +35,7 @@ impl Describe<'_> {
         Ok(())
     }
 
-    /// `rows` rows of `width`, which may lie apart.
+    /// `rows` rows of `width`, which may lie apart: activations.
     pub(super) fn strided(
         &mut self,
         name: &'static str,
@@ -57,7 +57,7 @@ impl Describe<'_> {
             return Err(InvalidOp::Length { operand: name, expected, found: span.len });
         }
         let columns = (stride > width).then_some(Columns { width, stride });
-        (self.visit)(Operand { name, span, access, kind: OperandKind::Elem, columns });
+        (self.visit)(Operand { name, span, access, kind: OperandKind::Rounded, columns });
         Ok(())
     }
 
@@ -70,6 +70,29 @@ impl Describe<'_> {
     ) -> Result<(), InvalidOp> {
         let expected = product(name, dims)?;
         self.push(name, span, access, OperandKind::Elem, |len| len == expected, expected)
+    }
+
+    /// An activation, its gradient, or a weight as the gradient's ops read it: what a [`Precision`](crate::Precision) rounds.
+    pub(super) fn rounded(
+        &mut self,
+        name: &'static str,
+        span: Span,
+        access: Access,
+        dims: &[usize],
+    ) -> Result<(), InvalidOp> {
+        let expected = product(name, dims)?;
+        self.push(name, span, access, OperandKind::Rounded, |len| len == expected, expected)
+    }
+
+    /// The same, of a span that the op may go without.
+    pub(super) fn optional_rounded(
+        &mut self,
+        name: &'static str,
+        span: Option<Span>,
+        access: Access,
+        dims: &[usize],
+    ) -> Result<(), InvalidOp> {
+        span.map_or(Ok(()), |span| self.rounded(name, span, access, dims))
     }
 
     /// A span that the op may go without.
@@ -167,7 +190,7 @@ impl EmbeddingForward {
             d.at_least("position_embedding", span, Read, &[t, c])?;
         }
         d.dropout(&self.dropout)?;
-        d.elem("out", self.out, Write, &[b, t, c])
+        d.rounded("out", self.out, Write, &[b, t, c])
     }
 }
 
@@ -177,7 +200,7 @@ impl EmbeddingBackward {
         let (b, t, c) = (self.batch, self.time, self.d_model);
         let mut d = Describe { visit };
         d.u32("tokens", self.tokens, Read, &[b, t])?;
-        d.elem("d_out", self.d_out, Read, &[b, t, c])?;
+        d.rounded("d_out", self.d_out, Read, &[b, t, c])?;
         d.dropout(&self.dropout)?;
         d.optional("d_token_embedding", self.d_token_embedding, Update, &[self.vocab, c])?;
         if let Some(span) = self.d_position_embedding {
@@ -234,15 +257,15 @@ impl NormBackward {
 impl LinearForward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
-        d.elem("x", self.x, Read, &[self.rows, self.d_in])?;
+        d.rounded("x", self.x, Read, &[self.rows, self.d_in])?;
         d.weight("weight", self.weight, self.d_out, self.d_in)?;
         d.optional("bias", self.bias, Read, &[self.d_out])?;
         if let Some(Activate { input: Some(input), .. }) = self.activate {
-            d.elem("activate.input", input, Write, &[self.rows, self.d_out])?;
+            d.rounded("activate.input", input, Write, &[self.rows, self.d_out])?;
         }
         d.dropout(&self.dropout)?;
-        d.optional("residual", self.residual, Read, &[self.rows, self.d_out])?;
-        d.elem("y", self.y, Write, &[self.rows, self.d_out])
+        d.optional_rounded("residual", self.residual, Read, &[self.rows, self.d_out])?;
+        d.rounded("y", self.y, Write, &[self.rows, self.d_out])
     }
 }
 
@@ -250,18 +273,18 @@ impl LinearForward {
 impl LinearBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
-        d.elem("x", self.x, Read, &[self.rows, self.d_in])?;
-        d.elem("weight", self.weight, Read, &[self.d_out, self.d_in])?;
-        d.elem("d_y", self.d_y, Read, &[self.rows, self.d_out])?;
+        d.rounded("x", self.x, Read, &[self.rows, self.d_in])?;
+        d.rounded("weight", self.weight, Read, &[self.d_out, self.d_in])?;
+        d.rounded("d_y", self.d_y, Read, &[self.rows, self.d_out])?;
         d.dropout(&self.dropout)?;
         if let Some(activate) = self.activate {
             let input = activate.input.ok_or(InvalidOp::Value { operand: "activate.input" })?;
-            d.elem("activate.input", input, Read, &[self.rows, self.d_in])?;
+            d.rounded("activate.input", input, Read, &[self.rows, self.d_in])?;
             if self.accumulate {
                 return Err(InvalidOp::Value { operand: "accumulate" });
             }
         }
-        d.optional("d_x", self.d_x, write_or_update(self.accumulate), &[self.rows, self.d_in])?;
+        d.optional_rounded("d_x", self.d_x, write_or_update(self.accumulate), &[self.rows, self.d_in])?;
         d.optional("d_weight", self.d_weight, Update, &[self.d_out, self.d_in])?;
         d.optional("d_bias", self.d_bias, Update, &[self.d_out])
     }
@@ -271,16 +294,16 @@ impl LinearBackward {
 impl ActivationForward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
-        d.elem("x", self.x, Read, &[self.rows, self.width])?;
-        d.elem("y", self.y, Write, &[self.rows, self.width])
+        d.rounded("x", self.x, Read, &[self.rows, self.width])?;
+        d.rounded("y", self.y, Write, &[self.rows, self.width])
     }
 }
 
 impl GateForward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
-        d.elem("x", self.x, Read, &[self.rows, 2, self.width])?;
-        d.elem("y", self.y, Write, &[self.rows, self.width])
+        d.rounded("x", self.x, Read, &[self.rows, 2, self.width])?;
+        d.rounded("y", self.y, Write, &[self.rows, self.width])
     }
 }
 
@@ -288,9 +311,9 @@ impl GateForward {
 impl GateBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
-        d.elem("x", self.x, Read, &[self.rows, 2, self.width])?;
-        d.elem("d_y", self.d_y, Read, &[self.rows, self.width])?;
-        d.elem("d_x", self.d_x, Write, &[self.rows, 2, self.width])
+        d.rounded("x", self.x, Read, &[self.rows, 2, self.width])?;
+        d.rounded("d_y", self.d_y, Read, &[self.rows, self.width])?;
+        d.rounded("d_x", self.d_x, Write, &[self.rows, 2, self.width])
     }
 }
 
@@ -341,7 +364,7 @@ impl AttentionForward {
         let (d, shape) = (&mut Describe { visit }, &self.shape);
         shape.describe(d, Read, &[("q", self.q), ("k", self.k), ("v", self.v)])?;
         d.dropout(&self.dropout)?;
-        d.elem("out", self.out, Write, &shape.out())?;
+        d.rounded("out", self.out, Write, &shape.out())?;
         d.elem("lse", self.lse, Write, &shape.lse())
     }
 }
@@ -351,9 +374,9 @@ impl AttentionBackward {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let (d, shape) = (&mut Describe { visit }, &self.shape);
         shape.describe(d, Read, &[("q", self.q), ("k", self.k), ("v", self.v)])?;
-        d.elem("out", self.out, Read, &shape.out())?;
+        d.rounded("out", self.out, Read, &shape.out())?;
         d.elem("lse", self.lse, Read, &shape.lse())?;
-        d.elem("d_out", self.d_out, Read, &shape.out())?;
+        d.rounded("d_out", self.d_out, Read, &shape.out())?;
         d.dropout(&self.dropout)?;
         shape.describe(d, Write, &[("d_q", self.d_q), ("d_k", self.d_k), ("d_v", self.d_v)])
     }
@@ -371,9 +394,9 @@ impl AttentionScores {
 impl CrossEntropy {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
-        d.elem("logits", self.logits, Read, &[self.rows, self.vocab])?;
+        d.rounded("logits", self.logits, Read, &[self.rows, self.vocab])?;
         d.u32("targets", self.targets, Read, &[self.rows])?;
-        d.optional("d_logits", self.d_logits, Write, &[self.rows, self.vocab])?;
+        d.optional_rounded("d_logits", self.d_logits, Write, &[self.rows, self.vocab])?;
         d.optional("losses", self.losses, Write, &[self.rows])?;
         d.scalars(self.scalars)
     }
@@ -398,6 +421,6 @@ impl NextDraw {
 #[cfg(feature = "train")]
 impl Fill {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
-        Describe { visit }.elem("to", self.to, Write, &[self.to.len])
+        Describe { visit }.rounded("to", self.to, Write, &[self.to.len])
     }
 }

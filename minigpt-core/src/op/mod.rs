@@ -4,6 +4,9 @@
 //! front page: B batch, T time, C d_model, H heads, D d_head, F d_ff, V vocabulary; all matrices are row-major.
 //! Weights of linear layers are `(d_out, d_in)`, as in PyTorch. [`crate::reference`] says what each op computes.
 //!
+//! Activations, which the docs of the ops give by their shapes, are stored as the [`Precision`] says under which an op runs:
+//! all of an op alike. It rounds as [`crate::reference::rounded`] has it.
+//!
 //! Unless a field says otherwise, a span that an op writes overlaps no other span of that op.
 
 mod describe;
@@ -13,6 +16,7 @@ mod program;
 mod rows;
 mod sizes;
 
+use crate::config::Precision;
 use crate::memory::{Dtype, InvalidOp, Span};
 
 pub use descriptors::*;
@@ -184,6 +188,8 @@ ops! {
     Descend if "train",
     /// See [`struct@Average`].
     Average if "train",
+    /// See [`struct@Narrow`].
+    Narrow if "train",
     /// See [`struct@Fill`].
     Fill if "train",
 }
@@ -237,6 +243,7 @@ impl Operand {
         let Operand { name, span, kind, .. } = *self;
         let fits = match kind {
             OperandKind::Elem => span.dtype == elem,
+            OperandKind::Rounded => span.dtype == elem || span.dtype == Dtype::Bf16,
             OperandKind::U32 => span.dtype == Dtype::U32,
             OperandKind::Cache => span.dtype == elem || matches!(span.dtype, Dtype::F16 | Dtype::Bf16),
             OperandKind::Weight { .. } => {
@@ -295,6 +302,8 @@ impl Operand {
 pub enum OperandKind {
     /// The backend's own number type.
     Elem,
+    /// What a [`Precision`] rounds: the backend's own number type, or bf16. All such operands of an op are alike.
+    Rounded,
     /// A weight, which may also be f16, bf16 or quantised along rows of this length.
     Weight {
         /// Length of a row, without padding.
@@ -374,8 +383,14 @@ impl Op {
     fn check_listed(&self, elem: Dtype, operands: &mut Operands) -> Result<(), InvalidOp> {
         self.list(operands)?;
         let mut ends = [0; MAX_OPERANDS];
+        let mut rounded = None;
         for (operand, end) in operands.iter().zip(&mut ends) {
             *end = operand.check(elem)?;
+            let found = operand.span.dtype;
+            if operand.kind == OperandKind::Rounded && *rounded.get_or_insert(found) != found {
+                let expected = rounded.unwrap_or(elem);
+                return Err(InvalidOp::Dtype { operand: operand.name, expected, found });
+            }
         }
         let list = || operands.iter().zip(&ends).enumerate();
         for (i, (a, a_end)) in list().filter(|(_, (a, _))| a.access != Access::Read) {
@@ -406,6 +421,57 @@ impl Op {
                 Op::CrossEntropy(_) => (a.name, b.name) == ("logits", "d_logits"),
                 _ => false,
             }
+    }
+
+    /// The policy that it runs under: how its activations are stored.
+    pub fn precision(&self) -> Precision {
+        let span = match self {
+            Op::EmbeddingForward(op) => op.out,
+            #[cfg(feature = "train")]
+            Op::EmbeddingBackward(op) => op.d_out,
+            Op::NormForward(op) => op.y.span,
+            #[cfg(feature = "train")]
+            Op::NormBackward(op) => op.d_x.span,
+            Op::LinearForward(op) => op.y,
+            #[cfg(feature = "train")]
+            Op::LinearBackward(op) => op.d_y,
+            #[cfg(feature = "train")]
+            Op::ActivationForward(op) => op.y,
+            Op::GateForward(op) => op.y,
+            #[cfg(feature = "train")]
+            Op::GateBackward(op) => op.d_x,
+            Op::Rotary(op) => op.x.span,
+            Op::AttentionForward(op) => op.out,
+            #[cfg(feature = "train")]
+            Op::AttentionBackward(op) => op.d_out,
+            Op::AttentionScores(op) => op.q.span,
+            Op::EmbeddingRows(op) => op.out,
+            Op::NormRows(op) => op.norm.y.span,
+            Op::LinearRows(op) => op.linear.y,
+            Op::GateRows(op) => op.gate.y,
+            Op::RotaryRows(op) => op.x.span,
+            Op::CacheAppend(op) => op.k.span,
+            Op::AttentionRows(op) => op.out,
+            Op::GatherRows(op) => op.to,
+            Op::Sample(op) => op.logits,
+            #[cfg(feature = "train")]
+            Op::CrossEntropy(op) => op.logits,
+            #[cfg(feature = "train")]
+            Op::Narrow(op) => op.to,
+            #[cfg(feature = "train")]
+            Op::Fill(op) => op.to,
+            #[cfg(feature = "train")]
+            Op::SquaredNorm(_)
+            | Op::NextDraw(_)
+            | Op::FinishStep(_)
+            | Op::AdamW(_)
+            | Op::Sgd(_)
+            | Op::Momentum(_)
+            | Op::NewtonSchulz(_)
+            | Op::Descend(_)
+            | Op::Average(_) => return Precision::F32,
+        };
+        Precision::of(span.dtype)
     }
 
     /// Floating-point operations, counting a multiply-add as two and only what the mathematics needs: the matrix

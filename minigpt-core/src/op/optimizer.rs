@@ -129,3 +129,12 @@ pub struct Average {
     /// How much of the average stays, at most: in the first updates it is less, so that the beginning is soon forgotten.
     pub decay: f64,
 }
+
+/// Rounds numbers to bf16: the copies that a pass reads, of the weights that are trained.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Narrow {
+    /// (n).
+    pub from: Span,
+    /// Written: (n), [`Dtype::Bf16`](crate::Dtype::Bf16).
+    pub to: Span,
+}

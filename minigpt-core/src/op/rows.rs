@@ -348,7 +348,7 @@ impl EmbeddingRows {
         if let Some(span) = self.position_embedding {
             d.at_least("position_embedding", span, Read, &[1, c])?;
         }
-        d.elem("out", self.out, Write, &[r, c])
+        d.rounded("out", self.out, Write, &[r, c])
     }
 }
 
@@ -416,7 +416,7 @@ impl AttentionRows {
             Read,
             &[self.slot_count, self.kv_heads, self.capacity, self.d_head],
         )?;
-        d.elem("out", self.out, Write, &[self.rows, self.heads, self.d_head])
+        d.rounded("out", self.out, Write, &[self.rows, self.heads, self.d_head])
     }
 }
 
@@ -425,8 +425,8 @@ impl GatherRows {
         let mut d = Describe { visit };
         d.u32("live", self.live, Read, &[1])?;
         d.u32("wanted", self.wanted, Read, &[self.count])?;
-        d.elem("from", self.from, Read, &[self.rows, self.width])?;
-        d.elem("to", self.to, Write, &[self.count, self.width])
+        d.rounded("from", self.from, Read, &[self.rows, self.width])?;
+        d.rounded("to", self.to, Write, &[self.count, self.width])
     }
 }
 
@@ -434,7 +434,7 @@ impl Sample {
     pub(super) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
         let mut d = Describe { visit };
         d.u32("live", self.live, Read, &[1])?;
-        d.elem("logits", self.logits, Read, &[self.rows, self.vocab])?;
+        d.rounded("logits", self.logits, Read, &[self.rows, self.vocab])?;
         d.u32("settings", self.settings, Read, &[self.rows, SampleRow::WORDS])?;
         d.u32("tokens", self.tokens, Update, &[self.tokens.len])?;
         d.u32("choices", self.choices, Write, &[self.rows])

@@ -101,6 +101,8 @@ impl Op {
             #[cfg(feature = "train")]
             Op::Average(op) => Sizes::of([("n", op.params.len)]),
             #[cfg(feature = "train")]
+            Op::Narrow(op) => Sizes::of([("n", op.to.len)]),
+            #[cfg(feature = "train")]
             Op::Fill(op) => Sizes::of([("n", op.to.len)]),
             #[cfg(feature = "train")]
             Op::NextDraw(_) | Op::FinishStep(_) => Sizes::of([]),

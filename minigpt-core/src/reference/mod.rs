@@ -13,7 +13,7 @@
 //! - [`cross_entropy`]: how wrong the prediction was.
 //! - [`dropout`]: noise against overfitting.
 //! - [`optimizer`]: from the gradient to the next weights; [`newton_schulz`] for one of the optimizers.
-//! - [`weights`]: half precision and quantised storage.
+//! - [`weights`]: half precision and quantised storage; [`rounded`]: what is rounded where activations are bf16.
 //!
 //! Gradients are written `d_x` for dL/dx, where L is the loss. All of them follow from one rule: if y depends on x,
 //! then d_x = sum over y of d_y (dy/dx). Gradients of parameters are added to what is there, since a parameter may
@@ -41,6 +41,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod position;
 pub mod rotary;
+pub mod rounded;
 pub mod weights;
 
 use crate::real::Real;

@@ -11,12 +11,10 @@ use crate::op::{
     AttentionRows, CacheAppend, EmbeddingRows, GateRows, GatherRows, LinearRows, NO_TOKEN, NormRows, Op,
     OpKind, RotaryRows, Sample, SampleRow,
 };
-use crate::real::Real;
 use crate::reference::Rows;
 use crate::reference::attention::attention_cached;
 use crate::reference::embedding::embedding_forward;
 use crate::reference::rotary::rotary;
-use crate::reference::weights::encode_half;
 use crate::sample::{SampleConfig, SampleError, Sampler};
 
 /// How many of `rows` rows are live.
@@ -121,23 +119,11 @@ pub(super) fn append<B: Backend + ?Sized>(backend: &mut B, op: &CacheAppend) -> 
             let numbers = read_elems(backend, from.span.slice(row * from.stride, width))?;
             for (head, numbers) in numbers.chunks_exact(d).enumerate() {
                 let place = (slot as usize * heads + head) * op.capacity + position as usize;
-                store(backend, cache.slice(place * d, d), numbers)?;
+                write_elems(backend, cache.slice(place * d, d), numbers)?;
             }
         }
     }
     Ok(())
-}
-
-/// Writes numbers as `to` stores them, rounded if it has fewer bits.
-fn store<B: Backend + ?Sized>(backend: &mut B, to: Span, numbers: &[B::Elem]) -> Result<(), B::Error> {
-    if to.dtype == B::Elem::DTYPE {
-        return write_elems(backend, to, numbers);
-    }
-    let mut bytes = zeros("write", 2 * numbers.len())?;
-    for (bytes, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
-        *bytes = encode_half(number.to_f64(), to.dtype);
-    }
-    backend.write(to, &bytes)
 }
 
 pub(super) fn attention<B: Backend + ?Sized>(backend: &mut B, op: &AttentionRows) -> Result<(), B::Error> {

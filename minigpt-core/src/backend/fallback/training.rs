@@ -2,12 +2,15 @@
 
 mod optimizer;
 
+use alloc::vec::Vec;
+
 use super::{Together, check_tokens, read_mask, read_optional, read_tokens, write_optional, write_rows};
 use crate::backend::{Backend, read_elems, read_u32, write_elems, write_u32};
+use crate::config::Precision;
 use crate::memory::{InvalidOp, zeros};
 use crate::op::{
     ActivationForward, AttentionBackward, CrossEntropy, EmbeddingBackward, GateBackward, IGNORE,
-    LinearBackward, NextDraw, NormBackward, Normalize, Op, SquaredNorm, scalar,
+    LinearBackward, Narrow, NextDraw, NormBackward, Normalize, Op, SquaredNorm, scalar,
 };
 use crate::real::Real;
 use crate::reference::Rows;
@@ -19,6 +22,7 @@ use crate::reference::gate::gate_backward;
 use crate::reference::linear::linear_backward;
 use crate::reference::norm::norm_backward;
 use crate::reference::optimizer::{next_draw, squared_norm};
+use crate::reference::rounded;
 
 /// Runs an op that only training has; of another it is an error.
 pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B::Error> {
@@ -39,6 +43,7 @@ pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B
         Op::NewtonSchulz(op) => optimizer::orthogonalize(backend, op),
         Op::Descend(op) => optimizer::descend(backend, op),
         Op::Average(op) => optimizer::average(backend, op),
+        Op::Narrow(op) => narrow(backend, op),
         Op::Fill(op) => backend.fill(op.to, op.value),
         _ => Err(InvalidOp::NoKernel.into()),
     }
@@ -46,8 +51,11 @@ pub(super) fn run<B: Backend + ?Sized>(backend: &mut B, op: &Op) -> Result<(), B
 
 fn embedding<B: Backend + ?Sized>(backend: &mut B, op: &EmbeddingBackward) -> Result<(), B::Error> {
     let tokens = read_tokens(backend, op.tokens, op.vocab)?;
-    let d_out = read_elems(backend, op.d_out)?;
-    let mask = read_mask(backend, &op.dropout)?;
+    let mut d_out = read_elems(backend, op.d_out)?;
+    let mut mask = read_mask(backend, &op.dropout)?;
+    if Precision::of(op.d_out.dtype) == Precision::Bf16 {
+        rounded::drop_out(mask.take().as_ref(), &mut d_out);
+    }
     let d_position_span = op.d_position_embedding.map(|span| span.first(op.time * op.d_model));
     let mut d_token_embedding = read_optional(backend, op.d_token_embedding)?;
     let mut d_position_embedding = read_optional(backend, d_position_span)?;
@@ -76,11 +84,16 @@ fn normalize<B: Backend + ?Sized>(backend: &mut B, op: &NormBackward) -> Result<
     let rstd = read_elems(backend, op.rstd)?;
     let d_y = read_elems(backend, op.d_y.span)?;
     let mut d_x = zeros("d_x", op.rows * width)?;
+    let mut before: Option<Vec<B::Elem>> = None;
     if op.accumulate {
-        let before = read_elems(backend, op.d_x.span)?;
-        let before = Rows { data: &before, stride: op.d_x.stride };
+        let found = read_elems(backend, op.d_x.span)?;
+        let found = Rows { data: &found, stride: op.d_x.stride };
         for (row, d_x) in d_x.chunks_exact_mut(width.max(1)).enumerate() {
-            d_x.copy_from_slice(before.part(row, 0, width));
+            d_x.copy_from_slice(found.part(row, 0, width));
+        }
+        if Precision::of(op.d_x.span.dtype) == Precision::Bf16 {
+            let sum = zeros("d_x", d_x.len())?;
+            before = Some(core::mem::replace(&mut d_x, sum));
         }
     }
     let mut d_weight = read_optional(backend, op.d_weight)?;
@@ -92,13 +105,16 @@ fn normalize<B: Backend + ?Sized>(backend: &mut B, op: &NormBackward) -> Result<
         &rstd,
         Rows { data: &d_y, stride: op.d_y.stride },
         &mut d_x,
-        op.accumulate,
+        op.accumulate && before.is_none(),
         d_weight.as_deref_mut(),
         d_bias.as_deref_mut(),
         op.rows,
         op.groups,
         op.width,
     );
+    if let Some(before) = before {
+        rounded::add(&before, &mut d_x);
+    }
     write_rows(backend, op.d_x, width, Rows { data: &d_x, stride: width })?;
     write_optional(backend, op.d_weight, d_weight.as_deref())?;
     write_optional(backend, op.d_bias, d_bias.as_deref())
@@ -107,27 +123,47 @@ fn normalize<B: Backend + ?Sized>(backend: &mut B, op: &NormBackward) -> Result<
 fn linear<B: Backend + ?Sized>(backend: &mut B, op: &LinearBackward) -> Result<(), B::Error> {
     let x = read_elems(backend, op.x)?;
     let weight = read_elems(backend, op.weight)?;
-    let d_y = read_elems(backend, op.d_y)?;
+    let mut d_y = read_elems(backend, op.d_y)?;
     let mask = read_mask(backend, &op.dropout)?;
     let input = read_optional(backend, op.activate.and_then(|activate| activate.input))?;
     let activated = op.activate.map(|activate| activate.activation).zip(input.as_deref());
     let mut d_x = read_optional(backend, op.d_x)?;
     let mut d_weight = read_optional(backend, op.d_weight)?;
     let mut d_bias = read_optional(backend, op.d_bias)?;
-    linear_backward(
-        &x,
-        &weight,
-        &d_y,
-        mask.as_ref(),
-        activated,
-        d_x.as_deref_mut(),
-        op.accumulate,
-        d_weight.as_deref_mut(),
-        d_bias.as_deref_mut(),
-        op.rows,
-        op.d_in,
-        op.d_out,
-    );
+    let (rows, d_in, d_out) = (op.rows, op.d_in, op.d_out);
+    match Precision::of(op.d_y.dtype) {
+        Precision::F32 => linear_backward(
+            &x,
+            &weight,
+            &d_y,
+            mask.as_ref(),
+            activated,
+            d_x.as_deref_mut(),
+            op.accumulate,
+            d_weight.as_deref_mut(),
+            d_bias.as_deref_mut(),
+            rows,
+            d_in,
+            d_out,
+        ),
+        Precision::Bf16 => {
+            let before = if op.accumulate { read_optional(backend, op.d_x)? } else { None };
+            rounded::linear_gradient(
+                &x,
+                &weight,
+                &mut d_y,
+                mask.as_ref(),
+                activated,
+                d_x.as_deref_mut(),
+                before.as_deref(),
+                d_weight.as_deref_mut(),
+                d_bias.as_deref_mut(),
+                rows,
+                d_in,
+                d_out,
+            );
+        }
+    }
     write_optional(backend, op.d_x, d_x.as_deref())?;
     write_optional(backend, op.d_weight, d_weight.as_deref())?;
     write_optional(backend, op.d_bias, d_bias.as_deref())
@@ -145,7 +181,11 @@ fn gate<B: Backend + ?Sized>(backend: &mut B, op: &GateBackward) -> Result<(), B
     let x = read_elems(backend, op.x)?;
     let d_y = read_elems(backend, op.d_y)?;
     let mut d_x = zeros("d_x", op.d_x.len)?;
-    gate_backward(&x, &d_y, op.activation, &mut d_x, op.rows, op.width);
+    let gradient = match Precision::of(op.d_x.dtype) {
+        Precision::F32 => gate_backward,
+        Precision::Bf16 => rounded::gate_gradient,
+    };
+    gradient(&x, &d_y, op.activation, &mut d_x, op.rows, op.width);
     write_elems(backend, op.d_x, &d_x)
 }
 
@@ -199,6 +239,11 @@ fn norm<B: Backend + ?Sized>(backend: &mut B, op: &SquaredNorm) -> Result<(), B:
     let x = read_elems(backend, op.x)?;
     let sum = B::Elem::from_f64(squared_norm(&x));
     write_elems(backend, op.scalars.slice(scalar::GRAD_SQUARED, 1), &[sum])
+}
+
+fn narrow<B: Backend + ?Sized>(backend: &mut B, op: &Narrow) -> Result<(), B::Error> {
+    let values = read_elems(backend, op.from)?;
+    write_elems(backend, op.to, &values)
 }
 
 fn draw<B: Backend + ?Sized>(backend: &mut B, op: &NextDraw) -> Result<(), B::Error> {

@@ -1,9 +1,11 @@
 //! The operands of what makes an update of a gradient.
 
 use super::Describe;
-use crate::memory::{InvalidOp, Span};
+use crate::memory::{Dtype, InvalidOp, Span};
 use crate::op::Access::{Read, Update, Write};
-use crate::op::{AdamW, Average, Descend, FinishStep, Momentum, NewtonSchulz, Operand, Sgd, counter, scalar};
+use crate::op::{
+    AdamW, Average, Descend, FinishStep, Momentum, Narrow, NewtonSchulz, Operand, Sgd, counter, scalar,
+};
 
 impl FinishStep {
     pub(in crate::op) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
@@ -75,5 +77,17 @@ impl Average {
         read_scalars(&mut d, self.scalars)?;
         d.u32("counters", self.counters, Read, &[counter::LEN])?;
         d.elem("average", self.average, Update, &[n])
+    }
+}
+
+impl Narrow {
+    pub(in crate::op) fn describe(&self, visit: &mut dyn FnMut(Operand)) -> Result<(), InvalidOp> {
+        if self.to.dtype != Dtype::Bf16 {
+            let (expected, found) = (Dtype::Bf16, self.to.dtype);
+            return Err(InvalidOp::Dtype { operand: "to", expected, found });
+        }
+        let mut d = Describe { visit };
+        d.elem("from", self.from, Read, &[self.to.len])?;
+        d.rounded("to", self.to, Write, &[self.to.len])
     }
 }
