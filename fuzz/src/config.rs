@@ -27,8 +27,10 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
     let slots = draw::dimension(u)?;
     let budget = draw::dimension(u)?;
     let recompute = *u.choose(&[Recompute::Cheap, Recompute::Blocks, Recompute::Nothing])?;
-    let train = |batch| Plan::training_with(&config, elem, batch, time, recompute);
-    let settings = TrainConfig { time, recompute, ..TrainConfig::constant(1e-3) };
+    let precision = draw::precision(u)?;
+    let rounding = |plan: core::result::Result<Plan, ConfigError>| plan?.in_precision(precision);
+    let train = |batch| rounding(Plan::training_with(&config, elem, batch, time, recompute));
+    let settings = TrainConfig { time, recompute, precision, ..TrainConfig::constant(1e-3) };
     let largest = match elem {
         Dtype::F64 => largest_batch::<f64>,
         _ => largest_batch::<f32>,
@@ -48,8 +50,8 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
     let cache = *u.choose(&[elem, Dtype::F16, Dtype::Bf16])?;
     let plans = [
         train(batch),
-        Plan::inference(&config, elem, batch, time),
-        Plan::decoding_with(&config, elem, slots, time, cache),
+        rounding(Plan::inference(&config, elem, batch, time)),
+        rounding(Plan::decoding_with(&config, elem, slots, time, cache)),
     ];
     for plan in &plans {
         match plan {
@@ -75,8 +77,7 @@ fn plan(u: &mut Unstructured<'_>) -> Result<()> {
     if let ([Ok(training), ..], Ok(decoding)) = (plans, decoding)
         && training.bytes.total().saturating_add(decoding.bytes.total()) <= RUN
     {
-        run(config, batch, time, recompute)
-            .unwrap_or_else(|error| panic!("{training:?} does not run: {error}"));
+        run(config, batch, &settings).unwrap_or_else(|error| panic!("{training:?} does not run: {error}"));
     }
     Ok(())
 }
@@ -97,7 +98,7 @@ fn largest_batch<R: Real>(config: &GptConfig, settings: &TrainConfig, budget: us
 
 /// Every region lies in its buffer, those of parameters side by side, and the sums are those of their parts.
 fn adds_up(plan: &Plan) {
-    let unit = plan.elem.unit().1;
+    let (unit, rounded) = (plan.elem.unit().1, plan.activation_dtype().unit().1);
     let end = |region: Region, unit: usize| {
         assert_eq!(region.offset % ALIGN, 0);
         region.offset as u128 + region.len as u128 * unit as u128
@@ -126,16 +127,9 @@ fn adds_up(plan: &Plan) {
     let activations = &plan.activations;
     let mut inside = vec![activations.head_in, activations.wanted, activations.logits];
     let statistics = |norm: &NormActivations| norm.mean.into_iter().chain([norm.rstd]);
-    inside.extend(statistics(&activations.final_norm));
+    let mut exact: Vec<Region> = statistics(&activations.final_norm).collect();
     for block in &activations.blocks {
-        inside.extend([
-            block.input,
-            block.attention_in,
-            block.qkv,
-            block.attended,
-            block.lse,
-            block.attention_sum,
-        ]);
+        inside.extend([block.input, block.attention_in, block.qkv, block.attended, block.attention_sum]);
         inside.extend([
             block.middle,
             block.feed_forward_in,
@@ -143,14 +137,20 @@ fn adds_up(plan: &Plan) {
             block.feed_forward_sum,
             block.output,
         ]);
-        inside.extend([&block.norm1, &block.norm2].into_iter().flat_map(statistics));
+        exact.push(block.lse);
+        exact.extend([&block.norm1, &block.norm2].into_iter().flat_map(statistics));
         inside.extend(block.normed_qk.iter().map(|normed| normed.heads));
-        inside.extend(block.normed_qk.iter().flat_map(|qk| [&qk.queries, &qk.keys]).flat_map(statistics));
+        exact.extend(block.normed_qk.iter().flat_map(|qk| [&qk.queries, &qk.keys]).flat_map(statistics));
         inside.extend(block.pre_activation);
     }
     inside.extend(plan.backward.iter().flat_map(|b| [b.d_stream, b.d_scratch, b.d_qkv, b.d_hidden]));
     inside.extend(plan.backward.iter().flat_map(|b| [b.normed, b.d_gate]).flatten());
-    assert!(inside.into_iter().all(|region| end(region, unit) <= plan.bytes.activations as u128));
+    let mut inside = inside.into_iter().map(|region| (region, rounded));
+    let mut exact = exact.into_iter().map(|region| (region, unit));
+    let fits = |(region, unit)| end(region, unit) <= plan.bytes.activations as u128;
+    assert!(inside.all(fits) && exact.all(fits));
+    let mut copies = plan.copies.list().into_iter().flatten();
+    assert!(copies.all(|region| end(*region, 2) <= plan.bytes.copies as u128));
     let caches = plan.caches.iter().flat_map(|cache| [cache.keys, cache.values]);
     let cached = plan.cache_dtype.unit().1;
     assert!(caches.into_iter().all(|region| end(region, cached) <= plan.bytes.cache as u128));
@@ -172,9 +172,9 @@ fn adds_up(plan: &Plan) {
 fn run(
     config: GptConfig,
     batch: usize,
-    time: usize,
-    recompute: Recompute,
+    settings: &TrainConfig,
 ) -> core::result::Result<(), Error<ReferenceError>> {
+    let TrainConfig { time, .. } = *settings;
     let tokens: Vec<u32> = (0..time as u32 + 2).map(|token| token % config.vocab_size as u32).collect();
     // As many of the positions as the prefix has are given.
     let (text, given) = (time - config.prefix, vec![0.5; config.prefix * config.d_model]);
@@ -183,7 +183,7 @@ fn run(
     decoder.begin_with(&given)?;
     decoder.feed(&tokens)?;
     drop(decoder);
-    let settings = TrainConfig { batch, time: text, recompute, ..TrainConfig::constant(1e-3) };
+    let settings = TrainConfig { batch, time: text, ..settings.clone() };
     let mut trainer = Trainer::new(&model, settings)?;
     trainer.set_prefix(&given.repeat(batch))?;
     trainer.step(&Windows::new(&tokens, text)?)?;

@@ -4,7 +4,7 @@ use arbitrary::{Result, Unstructured};
 use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::{
     Activation, AttentionScale, Bias, GptConfig, Group, Groups, Mask, Norm, NormPlace, Optimizer, Pairing,
-    Position, Rank, Recompute, TrainConfig,
+    Position, Precision, Rank, Recompute, TrainConfig,
 };
 
 /// One of the values that settings have, or any float.
@@ -123,10 +123,15 @@ pub(super) fn train_config(u: &mut Unstructured<'_>) -> Result<TrainConfig> {
         groups: if u.arbitrary()? { Groups::adamw(float(u)?, float(u)?, float(u)?) } else { groups(u)? },
         average: if u.arbitrary()? { Some(float(u)?) } else { None },
         seed: u.arbitrary()?,
+        precision: precision(u)?,
         // Checkpoints do not hold these.
         recompute: Recompute::default(),
         rank: Rank::ALONE,
     })
+}
+
+pub(super) fn precision(u: &mut Unstructured<'_>) -> Result<Precision> {
+    u.choose(&[Precision::F32, Precision::Bf16]).copied()
 }
 
 fn groups(u: &mut Unstructured<'_>) -> Result<Groups> {

@@ -6,7 +6,7 @@ use minigpt_core::checkpoint::{self, Contents, TensorSpec, TrainState, Training}
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, Bias, CharTokenizer, Dtype, GptConfig, Groups, Mask, Norm,
-    NormPlace, Pairing, Plan, Position, TrainConfig,
+    NormPlace, Pairing, Plan, Position, Precision, TrainConfig,
 };
 
 use super::file::of_version_1;
@@ -85,6 +85,8 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         let config = &wide_configs()[i];
         all.push(("checkpoint_load", format!("optimizers{i}"), file_of(config, Dtype::F32, Some(settings))));
     }
+    let settings = TrainConfig { precision: Precision::Bf16, ..settings() };
+    all.push(("checkpoint_load", "bf16".into(), file_of(&wide_configs()[0], Dtype::F32, Some(settings))));
     // The other targets read numbers, of which any will do.
     for target in ["checkpoint_roundtrip", "config_plan", "sampler"] {
         for i in 0..16 {

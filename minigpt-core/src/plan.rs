@@ -7,7 +7,7 @@
 
 use alloc::vec::Vec;
 
-use crate::config::{ConfigError, GptConfig, Groups, Mask, Position, Recompute, TrainConfig};
+use crate::config::{ConfigError, GptConfig, Groups, Mask, Position, Precision, Recompute, TrainConfig};
 use crate::memory::{Buffer, Dtype, Span};
 use crate::op::{AttentionShape, counter, scalar};
 
@@ -56,6 +56,8 @@ pub struct CacheRegions {
 pub struct Bytes {
     /// Weights, as the backend's number type.
     pub parameters: usize,
+    /// Copies of weights in fewer bits, which a pass reads in their place.
+    pub copies: usize,
     /// Fixed tables: sinusoidal positions, rotary angles.
     pub constants: usize,
     /// Gradients, of what is trained.
@@ -77,9 +79,10 @@ impl Bytes {
     }
 
     /// Names and values, for tables.
-    pub fn categories(&self) -> [(&'static str, usize); 7] {
+    pub fn categories(&self) -> [(&'static str, usize); 8] {
         [
             ("parameters", self.parameters),
+            ("copies", self.copies),
             ("constants", self.constants),
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
@@ -119,6 +122,8 @@ pub struct Plan {
     pub config: GptConfig,
     /// The backend's number type.
     pub elem: Dtype,
+    /// What is rounded.
+    pub precision: Precision,
     /// How keys and values are stored in the caches.
     pub cache_dtype: Dtype,
     /// What for.
@@ -138,6 +143,9 @@ pub struct Plan {
     pub parameter_count: usize,
     /// The span of all parameters, with the gaps that alignment leaves. Elements.
     pub parameter_span: usize,
+    /// Where the copies lie that a pass reads in the place of the weights that are trained, in bf16, in a buffer of their own:
+    /// those of embeddings of tokens and of linear layers. In training under [`Precision::Bf16`] only; else `None` of all.
+    pub copies: Parameters<Option<Region>>,
     /// Which optimizer trains what. Training only.
     pub groups: Groups,
     /// What a moving average of the weights keeps of itself, if there is to be one. Training only.
@@ -187,16 +195,42 @@ pub struct Plan {
     pub bytes: Bytes,
 }
 
+/// How the numbers of a plan are stored.
+#[derive(Debug, Clone, Copy)]
+struct Numbers {
+    elem: Dtype,
+    cache: Dtype,
+    precision: Precision,
+}
+
+impl Numbers {
+    /// All of the backend's number type.
+    fn whole(elem: Dtype) -> Self {
+        Numbers { elem, cache: elem, precision: Precision::F32 }
+    }
+}
+
 /// Lays regions one behind the other.
 struct Layout {
     unit: usize,
+    /// Bytes of a number that is not rounded.
+    exact: usize,
     end: usize,
     field: &'static str,
 }
 
 impl Layout {
     fn new(dtype: Dtype, field: &'static str) -> Self {
-        Layout { unit: dtype.unit().1, end: 0, field }
+        let unit = dtype.unit().1;
+        Layout { unit, exact: unit, end: 0, field }
+    }
+
+    /// Room for numbers that no precision rounds.
+    fn push_exact(&mut self, dims: &[usize]) -> Result<Region, ConfigError> {
+        let unit = core::mem::replace(&mut self.unit, self.exact);
+        let region = self.push(dims);
+        self.unit = unit;
+        region
     }
 
     /// Room for sets of which only one is in use at a time: each begins where the first does.
@@ -269,7 +303,8 @@ impl Plan {
         recompute: Recompute,
     ) -> Result<Plan, ConfigError> {
         let batch = batch.min(sequences);
-        let mut plan = Plan::new(config, [elem; 2], Purpose::Training, recompute, sequences, batch, time)?;
+        let mut plan =
+            Plan::new(config, Numbers::whole(elem), Purpose::Training, recompute, sequences, batch, time)?;
         // Here, so that a program that only runs models does not have it.
         let all = alloc::vec![true; plan.parameters.list().len()];
         plan.lay_out_training(&all)?;
@@ -286,7 +321,7 @@ impl Plan {
         batch: usize,
         time: usize,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, [elem; 2], Purpose::Inference, Recompute::default(), batch, batch, time)
+        Plan::new(config, Numbers::whole(elem), Purpose::Inference, Recompute::default(), batch, batch, time)
     }
 
     /// The smallest plan, of one token: to see what parameters a model has.
@@ -329,7 +364,42 @@ impl Plan {
         let rows = rows.min(slots.saturating_mul(config.context.max(1)));
         // A prefix runs at once, and so does what sees itself both ways.
         let rows = rows.max(if config.mask == Mask::None { config.context } else { config.prefix });
-        Plan::new(config, [elem, cache], Purpose::Decoding, Recompute::default(), slots, 1, rows)
+        let numbers = Numbers { cache, ..Numbers::whole(elem) };
+        Plan::new(config, numbers, Purpose::Decoding, Recompute::default(), slots, 1, rows)
+    }
+
+    /// The same plan under another precision. The caches of a plan for decoding stay as they are.
+    ///
+    /// # Errors
+    /// If a size overflows.
+    ///
+    /// ```
+    /// use minigpt_core::{Dtype, GptConfig, Plan, Precision};
+    /// let whole = Plan::training(&GptConfig::new(65, 64), Dtype::F32, 12, 64)?;
+    /// let rounded = whole.clone().in_precision(Precision::Bf16)?;
+    /// assert!(rounded.bytes.activations < whole.bytes.activations * 6 / 10);
+    /// assert!(rounded.bytes.copies < whole.bytes.parameters * 6 / 10);
+    /// assert_eq!(rounded.bytes.optimizer, whole.bytes.optimizer);
+    /// # Ok::<(), minigpt_core::ConfigError>(())
+    /// ```
+    pub fn in_precision(self, precision: Precision) -> Result<Plan, ConfigError> {
+        if precision == self.precision {
+            return Ok(self);
+        }
+        let numbers = Numbers { elem: self.elem, cache: self.cache_dtype, precision };
+        let Plan { purpose, recompute, sequences, batch, time, .. } = self;
+        let mut plan = Plan::new(&self.config, numbers, purpose, recompute, sequences, batch, time)?;
+        if purpose == Purpose::Training {
+            let trained: Vec<bool> = self.gradients.list().into_iter().map(Option::is_some).collect();
+            (plan.groups, plan.average) = (self.groups, self.average);
+            plan.lay_out_training(&trained)?;
+        }
+        Ok(plan)
+    }
+
+    /// How activations are stored.
+    pub fn activation_dtype(&self) -> Dtype {
+        self.precision.activations(self.elem)
     }
 
     /// W: from how many rows at most logits are wanted at once, where `rows` go through the model.
@@ -339,7 +409,7 @@ impl Plan {
 
     fn new(
         config: &GptConfig,
-        [elem, cache_dtype]: [Dtype; 2],
+        Numbers { elem, cache: cache_dtype, precision }: Numbers,
         purpose: Purpose,
         recompute: Recompute,
         sequences: usize,
@@ -377,7 +447,14 @@ impl Plan {
             Position::Learned | Position::None => None,
         };
 
-        let mut layout = Layout::new(elem, "activations");
+        let mut copied = Layout::new(Dtype::Bf16, "copies");
+        let copies = match (purpose, precision) {
+            (Purpose::Training, Precision::Bf16) => parameters.copies(&mut copied)?,
+            _ => parameters.map(|_| None),
+        };
+
+        let mut layout = Layout::new(precision.activations(elem), "activations");
+        layout.exact = unit;
         let (activations, backward) = match purpose {
             Purpose::Training => {
                 let (forward, backward) = activations::training(config, recompute, batch, time, &mut layout)?;
@@ -423,6 +500,7 @@ impl Plan {
 
         let bytes = Bytes {
             parameters: parameter_bytes,
+            copies: copied.end,
             constants: constants.end,
             gradients: 0,
             optimizer: 0,
@@ -434,6 +512,7 @@ impl Plan {
         let plan = Plan {
             config: config.clone(),
             elem,
+            precision,
             cache_dtype,
             purpose,
             recompute,
@@ -443,6 +522,7 @@ impl Plan {
             parameters,
             parameter_count,
             parameter_span: parameter_bytes / unit,
+            copies,
             groups: TrainConfig::constant(0.0).groups,
             average: None,
             gradients,

@@ -15,49 +15,61 @@ fn read_bytes<B: Backend + ?Sized>(backend: &mut B, from: Span, size: usize) -> 
     Ok(bytes)
 }
 
+/// Numbers as a device stores them, of the backend's own type or of f16 or bf16: as many as either has.
+pub(crate) fn from_bytes<R: Real>(values: &mut [R], dtype: Dtype, bytes: &[u8]) {
+    if dtype != R::DTYPE {
+        let len = values.len().min(bytes.len() / 2);
+        return decode_weight(bytes, dtype, values, 1, len);
+    }
+    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size_of::<R>())) {
+        *value = R::from_le_slice(bytes);
+    }
+}
+
+/// And the way back, rounded to the nearest.
+pub(crate) fn to_bytes<R: Real>(values: &[R], dtype: Dtype, bytes: &mut [u8]) {
+    if dtype != R::DTYPE {
+        for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+            *bytes = encode_half(Real::to_f64(*value), dtype);
+        }
+        return;
+    }
+    for (bytes, value) in bytes.chunks_exact_mut(size_of::<R>()).zip(values) {
+        value.to_le_slice(bytes);
+    }
+}
+
+/// The bytes of a number of `dtype`, which must be the backend's own type, or f16 or bf16.
+fn size_in<R: Real>(operand: &'static str, dtype: Dtype) -> Result<usize, InvalidOp> {
+    if dtype == R::DTYPE || matches!(dtype, Dtype::F16 | Dtype::Bf16) {
+        return Ok(dtype.unit().1);
+    }
+    Err(InvalidOp::Dtype { operand, expected: R::DTYPE, found: dtype })
+}
+
 /// Reads a span of the backend's own number type, or of f16 or bf16.
 ///
 /// # Errors
 /// As [`Backend::read`]; also if the span's type is not one of these, or the host has no memory for the values.
 pub fn read_elems<B: Backend + ?Sized>(backend: &mut B, from: Span) -> Result<Vec<B::Elem>, B::Error> {
-    let half = matches!(from.dtype, Dtype::F16 | Dtype::Bf16);
-    if from.dtype != B::Elem::DTYPE && !half {
-        return Err(InvalidOp::Dtype { operand: "read", expected: B::Elem::DTYPE, found: from.dtype }.into());
-    }
-    let size = if half { 2 } else { size_of::<B::Elem>() };
-    let bytes = read_bytes(backend, from, size)?;
+    let bytes = read_bytes(backend, from, size_in::<B::Elem>("read", from.dtype)?)?;
     let mut values = zeros("read", from.len)?;
-    if half {
-        decode_weight(&bytes, from.dtype, &mut values, 1, from.len);
-        return Ok(values);
-    }
-    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size)) {
-        *value = B::Elem::from_le_slice(bytes);
-    }
+    from_bytes(&mut values, from.dtype, &bytes);
     Ok(values)
 }
 
 /// Writes a span of the backend's own number type, or of f16 or bf16, to which the values are rounded.
 ///
 /// # Errors
-/// As [`Backend::write`]; also if the host has no memory for the bytes.
+/// As [`Backend::write`]; also if the span's type is not one of these, or the host has no memory for the bytes.
 pub fn write_elems<B: Backend + ?Sized>(
     backend: &mut B,
     to: Span,
     values: &[B::Elem],
 ) -> Result<(), B::Error> {
-    if matches!(to.dtype, Dtype::F16 | Dtype::Bf16) {
-        let mut bytes = zeros("write", 2 * values.len())?;
-        for (out, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
-            *out = encode_half(value.to_f64(), to.dtype);
-        }
-        return backend.write(to, &bytes);
-    }
-    let size = size_of::<B::Elem>();
-    let mut bytes = zeros("write", size_of_val(values))?;
-    for (out, value) in bytes.chunks_exact_mut(size).zip(values) {
-        value.to_le_slice(out);
-    }
+    let size = size_in::<B::Elem>("write", to.dtype)?;
+    let mut bytes = zeros("write", values.len().saturating_mul(size))?;
+    to_bytes(values, to.dtype, &mut bytes);
     backend.write(to, &bytes)
 }
 

@@ -12,7 +12,7 @@ use super::{Fault, Role, Training};
 use crate::config::schedule::{Decay, Schedule};
 use crate::config::{
     Activation, AttentionScale, Bias, ConfigError, GptConfig, Group, Groups, Mask, Norm, NormPlace,
-    Optimizer, Pairing, Position, Rank, Recompute, TrainConfig,
+    Optimizer, Pairing, Position, Precision, Rank, Recompute, TrainConfig,
 };
 use crate::memory::Dtype;
 use crate::op::counter;
@@ -538,6 +538,7 @@ impl TryFrom<WireTraining> for Training {
             groups: Groups::from_adamw([wire.beta1, wire.beta2, wire.eps, wire.weight_decay]),
             average: None,
             seed: wire.seed,
+            precision: Precision::F32,
             recompute: Recompute::default(),
             rank: Rank::ALONE,
         };
@@ -567,7 +568,35 @@ pub(super) struct WireGroup {
 /// Whether a training is more than TRAN can say.
 pub(super) fn has_optimizers(training: &Training) -> bool {
     let Training { config, frozen, .. } = training;
-    config.groups.as_adamw().is_none() || config.average.is_some() || !frozen.is_empty()
+    config.groups.as_adamw().is_none()
+        || config.average.is_some()
+        || config.precision != Precision::F32
+        || !frozen.is_empty()
+}
+
+/// Behind what is frozen; where OPTM ends before, it is F32.
+#[derive(Serialize, Deserialize)]
+pub(super) enum WirePrecision {
+    F32,
+    Bf16,
+}
+
+impl From<Precision> for WirePrecision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => WirePrecision::F32,
+            Precision::Bf16 => WirePrecision::Bf16,
+        }
+    }
+}
+
+impl From<WirePrecision> for Precision {
+    fn from(wire: WirePrecision) -> Self {
+        match wire {
+            WirePrecision::F32 => Precision::F32,
+            WirePrecision::Bf16 => Precision::Bf16,
+        }
+    }
 }
 
 impl From<&Group> for WireGroup {

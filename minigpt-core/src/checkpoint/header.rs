@@ -9,10 +9,11 @@ use serde::Deserialize;
 use super::crc::crc32;
 use super::format::{
     ALIGN, CONF, CRC, MAGIC, MAX_NAME, META, OPTM, PREAMBLE, REQUIRED, SECTION_HEAD, TENS, TOKN, TRAN,
-    VERSION, WireConfig, WireConfig1, WireGroup, WireTensor, WireTokenizer, WireTraining, tensor_bytes,
+    VERSION, WireConfig, WireConfig1, WireGroup, WirePrecision, WireTensor, WireTokenizer, WireTraining,
+    tensor_bytes,
 };
 use super::{Fault, Limits, LoadError, Role, Training};
-use crate::config::{GptConfig, Group, TrainConfig};
+use crate::config::{GptConfig, Group, Precision, TrainConfig};
 use crate::memory::Dtype;
 use crate::plan::{AVERAGE, Plan, States, Tensor};
 use crate::tokenizer::{AnyTokenizer, ByteTokenizer, CharTokenizer, Tokenizer};
@@ -472,7 +473,16 @@ fn read_optimizers(
         owned.push_str(name);
         frozen.push(owned);
     }
-    section.end()?;
+    let begin = section;
+    if !section.bytes.is_empty() {
+        training.config.precision = section.next::<WirePrecision>()?.into();
+    }
+    // There is one way to say each.
+    if training.config.precision == Precision::F32 {
+        begin.end()?
+    } else {
+        section.end()?
+    }
     training.frozen = frozen;
     Ok(())
 }

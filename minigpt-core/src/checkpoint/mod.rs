@@ -97,8 +97,9 @@
 //! 16 `u32`, the [counters](crate::op::counter) of the device; `u64` windows_drawn. AdamW trains all parameters with these
 //! settings, of which vectors (biases, and the weights of norms) have no weight decay; unless there is:
 //!
-//! **`OPTM`**, if there is `TRAN` and the training is another one: four groups, an average, and a list of `str`, the names of
-//! the parameters that are frozen, each once. The groups are those of embeddings (`wte.weight`, `wpe.weight`), of matrices (the
+//! **`OPTM`**, if there is `TRAN` and the training is another one: four groups, an average, a list of `str`, the names of
+//! the parameters that are frozen, each once, and what is rounded: a choice of 0 [`F32`](crate::Precision::F32), 1
+//! [`Bf16`](crate::Precision::Bf16), which is left out if it is the first. The groups are those of embeddings (`wte.weight`, `wpe.weight`), of matrices (the
 //! weights of `attn.c_attn`, `attn.c_proj`, `mlp.c_fc` and `mlp.c_proj`), of the head (`lm_head.weight`) and of vectors (the
 //! rest). The average is an optional `f64`: what a moving average of the weights keeps of itself. A group is:
 //!

@@ -10,11 +10,12 @@ use serde::Serialize;
 use super::crc::{Crc, crc32};
 use super::format::{
     ALIGN, CHUNK, CONF, CRC, MAGIC, META, OPTM, PREAMBLE, REQUIRED, TENS, TOKN, TRAN, VERSION, WireConfig,
-    WireGroup, WireTensor, WireTokenizer, WireTraining, chunk_of, has_optimizers, tensor_bytes,
+    WireGroup, WirePrecision, WireTensor, WireTokenizer, WireTraining, chunk_of, has_optimizers,
+    tensor_bytes,
 };
 use super::header::Header;
 use super::{Fault, Limits, Role, SaveError, Training, Write};
-use crate::config::{GptConfig, Groups};
+use crate::config::{GptConfig, Groups, Precision};
 use crate::memory::Dtype;
 use crate::plan::Plan;
 use crate::tokenizer::AnyTokenizer;
@@ -226,7 +227,11 @@ fn header(contents: &Contents<'_>, places: &[Place], crcs: &[u32]) -> Result<Vec
                 }
                 section.encode(&training.config.average)?;
                 section.encode(&training.frozen.len())?;
-                training.frozen.iter().try_for_each(|name| section.encode(name))
+                training.frozen.iter().try_for_each(|name| section.encode(name))?;
+                match training.config.precision {
+                    Precision::F32 => Ok(()),
+                    other => section.encode(&WirePrecision::from(other)),
+                }
             })?;
         }
     }

@@ -1,6 +1,7 @@
 //! How to train.
 
 use super::optimizer::Groups;
+use super::precision::Precision;
 use super::rank::Rank;
 use super::schedule::Schedule;
 
@@ -61,6 +62,8 @@ pub struct TrainConfig {
     pub average: Option<f64>,
     /// Seed of the windows and the dropout masks.
     pub seed: u64,
+    /// What is rounded. The weights that are trained, and saved, are not.
+    pub precision: Precision,
     /// What the backward pass computes again. Checkpoints do not hold it: it changes no result.
     pub recompute: Recompute,
     /// Which of the trainers that train as one this is. Checkpoints do not hold it either: they are the same on each.
@@ -80,6 +83,7 @@ impl TrainConfig {
             groups: Groups::adamw(0.9, 0.99, 0.1),
             average: None,
             seed: 1337,
+            precision: Precision::F32,
             recompute: Recompute::Nothing,
             rank: Rank::ALONE,
         }

@@ -381,6 +381,7 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::NewtonSchulz => optimizer::newton_schulz(draw, memory),
         OpKind::Descend => optimizer::descend(draw, memory),
         OpKind::Average => optimizer::average(draw, memory),
+        OpKind::Narrow => optimizer::narrow(draw, memory),
         OpKind::Fill => step::fill(draw, memory),
     }
 }

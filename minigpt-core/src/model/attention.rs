@@ -102,7 +102,7 @@ impl Pass<'_> {
         let AttentionShape { time, heads, kv_heads, d_head, scale, .. } = shape;
         let cache = self.buffers.cache.zip(plan.caches.get(layer));
         let Some((rows, (buffer, cache))) = self.live_rows().zip(cache) else {
-            let lse = self.matrix(self.activations(layer).lse, heads);
+            let lse = self.statistics(self.activations(layer).lse, heads);
             let dropout = self.dropout_at(site::attention(layer), &[heads, time, time]);
             let op = AttentionForward { q, k, v, out, lse, shape, dropout };
             return sink.put(layer, "attention", op);
@@ -220,7 +220,7 @@ impl Pass<'_> {
             k,
             v,
             out: self.matrix(a.attended, d_attention),
-            lse: self.matrix(a.lse, config.heads),
+            lse: self.statistics(a.lse, config.heads),
             d_out,
             d_q,
             d_k,

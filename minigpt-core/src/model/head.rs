@@ -15,7 +15,7 @@ impl Pass<'_> {
     pub(crate) fn logits(&self, sink: &mut Sink<'_>) -> Flow {
         let (c, vocab) = (self.config().d_model, self.config().vocab_size);
         let activations = &self.plan.activations;
-        let logits = activations.logits.on(self.buffers.activations, self.plan.elem);
+        let logits = self.activation(activations.logits);
         let Some(LiveRows { wanted_live: live, wanted, .. }) = self.live_rows() else {
             self.final_norm_forward(sink)?;
             for (row, token, rows) in self.runs() {
@@ -23,9 +23,7 @@ impl Pass<'_> {
             }
             return Flow::Continue(());
         };
-        let rows = |region: Region, width: usize| {
-            region.on(self.buffers.activations, self.plan.elem).first(wanted.len * width)
-        };
+        let rows = |region: Region, width: usize| self.activation(region).first(wanted.len * width);
         let to = rows(activations.wanted, c);
         let from = self.stream(self.last());
         let (count, width) = (wanted.len, c);
@@ -50,7 +48,7 @@ impl Pass<'_> {
             return Flow::Continue(());
         };
         let vocab = self.config().vocab_size;
-        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
+        let logits = self.activation(self.plan.activations.logits);
         let rows = wanted.len;
         let logits = logits.first(rows * vocab);
         let [tokens, choices] =
@@ -146,7 +144,7 @@ impl Pass<'_> {
 
     /// The logits of a piece of so many rows, and their gradient: (rows, V).
     pub(crate) fn piece_logits(&self, rows: usize) -> Span {
-        let logits = self.plan.activations.logits.on(self.buffers.activations, self.plan.elem);
+        let logits = self.activation(self.plan.activations.logits);
         logits.first(rows * self.config().vocab_size)
     }
 

@@ -35,10 +35,25 @@ pub(crate) struct Weights {
 impl Weights {
     /// Those of a plan, in memory that does not exist yet: to see what a pass takes.
     pub(crate) fn planned(plan: &Plan) -> Self {
-        Weights {
-            parameters: plan.parameters.map(|tensor| tensor.region.on(Buffers::PARAMETERS, plan.elem)),
-            position_table: plan.position_table.map(|region| region.on(Buffers::CONSTANTS, plan.elem)),
-        }
+        Weights::masters(plan).copied(plan, Buffers::COPIES)
+    }
+
+    /// The same, as they are trained.
+    pub(crate) fn masters(plan: &Plan) -> Self {
+        let parameters = plan.parameters.map(|tensor| tensor.region.on(Buffers::PARAMETERS, plan.elem));
+        let position_table = plan.position_table.map(|region| region.on(Buffers::CONSTANTS, plan.elem));
+        Weights { parameters, position_table }
+    }
+
+    /// The same, with the copies of a plan in the place of what they are of.
+    pub(crate) fn copied(&self, plan: &Plan, copies: Buffer) -> Self {
+        let all = plan.copies.list();
+        let mut regions = all.into_iter();
+        let parameters = self.parameters.map(|own| match regions.next() {
+            Some(Some(region)) => region.on(copies, Dtype::Bf16),
+            _ => *own,
+        });
+        Weights { parameters, position_table: self.position_table }
     }
 }
 
@@ -55,6 +70,7 @@ impl Buffers {
     // These stand for memory that does not exist yet: no backend hands out such numbers.
     const PARAMETERS: Buffer = Buffer(u64::MAX);
     const CONSTANTS: Buffer = Buffer(u64::MAX - 1);
+    pub(crate) const COPIES: Buffer = Buffer(u64::MAX - 7);
     /// Parameters, gradients, and what optimizers keep.
     #[cfg(feature = "train")]
     pub(crate) const TRAINED: [Buffer; 3] = [Buffers::PARAMETERS, Buffer(u64::MAX - 5), Buffer(u64::MAX - 6)];
@@ -240,8 +256,18 @@ impl<'p> Pass<'p> {
         &self.plan.activations.blocks[layer]
     }
 
+    /// What the pass computes, as the plan's precision rounds it.
+    pub(super) fn activation(&self, region: Region) -> Span {
+        region.on(self.buffers.activations, self.plan.activation_dtype())
+    }
+
     /// As many rows of `region`, each `width` wide, as the pass has.
     pub(super) fn matrix(&self, region: Region, width: usize) -> Span {
+        self.activation(region).first(self.rows() * width)
+    }
+
+    /// The same of what is not rounded: `width` numbers of each row.
+    pub(super) fn statistics(&self, region: Region, width: usize) -> Span {
         region.on(self.buffers.activations, self.plan.elem).first(self.rows() * width)
     }
 
@@ -373,7 +399,7 @@ impl<'p> Pass<'p> {
             weight: w.weight,
             bias: w.bias,
             y,
-            rstd: self.matrix(stats.rstd, groups),
+            rstd: self.statistics(stats.rstd, groups),
             rows: self.rows(),
             groups,
             width,
@@ -384,7 +410,7 @@ impl<'p> Pass<'p> {
     /// The kind of the config's norms, with the means of this one.
     pub(super) fn normalize(&self, stats: &NormActivations, groups: usize) -> Normalize {
         match stats.mean {
-            Some(mean) => Normalize::Layer { mean: self.matrix(mean, groups) },
+            Some(mean) => Normalize::Layer { mean: self.statistics(mean, groups) },
             None => Normalize::Rms,
         }
     }
@@ -518,7 +544,7 @@ impl Pass<'_> {
             kind: self.normalize(stats, groups),
             x,
             weight: w.weight,
-            rstd: self.matrix(stats.rstd, groups),
+            rstd: self.statistics(stats.rstd, groups),
             d_y,
             d_x: d_y,
             accumulate: false,

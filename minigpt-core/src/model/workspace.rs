@@ -77,12 +77,17 @@ impl<B: Backend> Workspace<B> {
 
     /// A pass over all that the plan has room for.
     pub(crate) fn pass<'p>(&'p self, model: &'p Model<B>) -> Pass<'p> {
-        Pass::whole(&self.plan, model.weights(), self.buffers)
+        self.pass_with(model.weights())
+    }
+
+    /// The same with these weights.
+    pub(crate) fn pass_with<'p>(&'p self, weights: &'p Weights) -> Pass<'p> {
+        Pass::whole(&self.plan, weights, self.buffers)
     }
 
     /// All the logits that there is room for.
     pub(crate) fn logits(&self) -> Span {
-        self.plan.activations.logits.on(self.buffers.activations, self.plan.elem)
+        self.plan.activations.logits.on(self.buffers.activations, self.plan.activation_dtype())
     }
 }
 

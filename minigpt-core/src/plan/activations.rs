@@ -157,10 +157,10 @@ fn norm_activations(
 ) -> Result<NormActivations, ConfigError> {
     let vectors = [batch, if has_norm { time } else { 0 }, groups];
     let mean = match config.norm {
-        Norm::Layer => Some(layout.push(&vectors)?),
+        Norm::Layer => Some(layout.push_exact(&vectors)?),
         Norm::Rms => None,
     };
-    Ok(NormActivations { mean, rstd: layout.push(&vectors)? })
+    Ok(NormActivations { mean, rstd: layout.push_exact(&vectors)? })
 }
 
 fn normed_heads(
@@ -231,7 +231,7 @@ pub(super) fn training(
                     qkv: layout.push(qkv)?,
                     normed_qk: normed_heads(config, batch, time, layout)?,
                     attended: layout.push(attended)?,
-                    lse: layout.push(&[batch, config.heads, time])?,
+                    lse: layout.push_exact(&[batch, config.heads, time])?,
                     pre_activation: Some(layout.push(gate.as_ref().map_or(wide, |gate| gate))?),
                     hidden: match &passing {
                         Some(passing) => passing.hidden,
@@ -323,7 +323,7 @@ fn forward(
             qkv: layout.push(&qkv)?,
             normed_qk: normed_heads(config, batch, time, layout)?,
             attended: layout.push(&attended)?,
-            lse: layout.push(&[batch, config.heads, if lse { time } else { 0 }])?,
+            lse: layout.push_exact(&[batch, config.heads, if lse { time } else { 0 }])?,
             attention_sum: if after { normed } else { middle },
             middle,
             feed_forward_in: if before { normed } else { middle },

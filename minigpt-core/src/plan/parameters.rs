@@ -167,6 +167,19 @@ impl<T> Parameters<T> {
     }
 }
 
+impl Parameters<Tensor> {
+    /// Room for copies of what linear layers and embeddings of tokens read.
+    pub(super) fn copies(&self, layout: &mut Layout) -> Result<Parameters<Option<Region>>, ConfigError> {
+        let mut failed = None;
+        let copies = self.map(|tensor| {
+            let kept = !tensor.is_matrix() || Some(tensor) == self.position_embedding.as_ref();
+            let region = (!kept && failed.is_none()).then(|| layout.push(&[tensor.region.len]))?;
+            region.map_err(|error| failed = Some(error)).ok()
+        });
+        failed.map_or(Ok(copies), Err)
+    }
+}
+
 /// The parameters, how many numbers they are, and how many bytes.
 type Laid = (Parameters<Tensor>, usize, usize);
 

@@ -51,7 +51,16 @@ struct Scratch {
 
 impl Scratch {
     fn take(&mut self, len: usize) -> Span {
-        let span = Span { buffer: self.buffer, dtype: self.elem, offset: self.end, len };
+        self.take_as(self.elem, len)
+    }
+
+    /// Room for as many numbers as `span` has, stored alike.
+    fn take_like(&mut self, span: Span) -> Span {
+        self.take_as(span.dtype, span.len)
+    }
+
+    fn take_as(&mut self, dtype: Dtype, len: usize) -> Span {
+        let span = Span { buffer: self.buffer, dtype, offset: self.end, len };
         let end = span.bytes().and_then(|bytes| self.end.checked_add(bytes)?.checked_next_multiple_of(ALIGN));
         // Of so many bytes no backend has room.
         self.end = end.unwrap_or(usize::MAX);
@@ -133,7 +142,7 @@ impl Views {
             self.tensor(output, op.y);
         } else {
             let mut scratch = self.scratch;
-            let y = scratch.take(op.y.len);
+            let y = scratch.take_like(op.y);
             self.written(output, false, scratch, y, LinearForward { residual: None, y, ..*op }.into(), false);
         }
         if self.norms_last {
@@ -148,7 +157,7 @@ impl Views {
             Some(Activate { input: Some(input), .. }) => self.tensor(TensorKind::PreActivation, input),
             Some(activate) => {
                 let mut scratch = self.scratch;
-                let input = scratch.take(op.y.len);
+                let input = scratch.take_like(op.y);
                 let activate = Some(Activate { input: Some(input), ..activate });
                 let op = LinearForward { activate, ..*op };
                 self.written(TensorKind::PreActivation, false, scratch, input, op.into(), true);
@@ -259,7 +268,7 @@ impl Views {
             return self.gradient(TensorKind::Activation, d_x);
         }
         let mut scratch = self.scratch;
-        let d_activation = scratch.take(d_x.len);
+        let d_activation = scratch.take_like(d_x);
         // What it adds to the gradients of the parameters is in them already.
         let apart =
             LinearBackward { activate: None, d_x: Some(d_activation), d_weight: None, d_bias: None, ..*op };

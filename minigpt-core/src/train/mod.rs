@@ -8,7 +8,7 @@ pub use trainer::{LossError, Metrics, Piece, PieceLoss, Row, Sums, Trainer};
 use crate::backend::{Backend, workspace_bytes};
 use crate::config::{ConfigError, GptConfig, TrainConfig};
 use crate::memory::{Dtype, InvalidOp, Span};
-use crate::model::{Buffers, Flow, Gradients, Pass};
+use crate::model::{Buffers, Flow, Gradients, Pass, Weights};
 use crate::op::{Program, Sink};
 use crate::plan::{Plan, Tensor};
 use crate::real::Real;
@@ -50,6 +50,7 @@ impl Plan {
         let scalars = self.scalars.on(whole.buffers.state, self.elem);
         let counters = self.counters.on(whole.buffers.state, Dtype::U32);
         program::begin_step(sink, grads, scalars)?;
+        program::copy_weights(sink, self, &Weights::masters(self), Buffers::COPIES)?;
         let d_prefix = self.d_prefix.on(whole.buffers.state, self.elem);
         let d_prefix = (self.config.prefix > 0).then_some(d_prefix);
         program::micro_step(sink, whole, scalars, counters, &Gradients { parameters, buffers, d_prefix })?;
@@ -75,6 +76,7 @@ impl TrainConfig {
     pub fn plan<B: Backend>(&self, model: &GptConfig, backend: &B) -> Result<Plan, ConfigError> {
         let (at_once, positions) = (self.sequences_at_once(model, backend), self.positions(model));
         Plan::training_in_slices(model, B::Elem::DTYPE, self.batch, at_once, positions, self.recompute)?
+            .in_precision(self.precision)?
             .optimizing(&self.groups, self.average)
     }
 

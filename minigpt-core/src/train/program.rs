@@ -2,12 +2,23 @@
 
 use crate::config::{Group, Optimizer};
 use crate::memory::{Buffer, Span};
-use crate::model::{Flow, Gradients, Pass};
+use crate::model::{Flow, Gradients, Pass, Weights};
 use crate::op::{
-    AdamW, Average, Descend, Fill, FinishStep, Momentum, NewtonSchulz, NextDraw, Sgd, Sink, SquaredNorm,
-    scalar,
+    AdamW, Average, Descend, Fill, FinishStep, Momentum, Narrow, NewtonSchulz, NextDraw, Sgd, Sink,
+    SquaredNorm, scalar,
 };
 use crate::plan::{Plan, Region, Update};
+
+/// Before a pass: the copies that it reads of the `weights`, if the plan has any. Whoever changed the weights, they are anew.
+pub(super) fn copy_weights(sink: &mut Sink<'_>, plan: &Plan, weights: &Weights, copies: Buffer) -> Flow {
+    let copied = weights.copied(plan, copies);
+    for (&from, &to) in weights.parameters.list().into_iter().zip(copied.parameters.list()) {
+        if from != to {
+            sink.put(None, "copies", Narrow { from, to })?;
+        }
+    }
+    Flow::Continue(())
+}
 
 /// Before the first micro-batch of a step: sums begin at zero. The loss and the targets are zero after a finished step, but
 /// not after one that was dropped.

@@ -83,6 +83,8 @@ pub struct Trainer<B: Backend> {
     grads: Allocation<B>,
     /// What optimizers keep, and the average of the weights.
     kept: Allocation<B>,
+    /// If the precision has any.
+    copies: Option<Copies<B>>,
     /// The averages as the weights of a model, if there are any.
     averages: Option<Weights>,
     /// Of what is trained.
@@ -104,6 +106,13 @@ pub struct Trainer<B: Backend> {
     /// Gradients or logits on their way to the host or back; empty until they are asked for.
     exchange: Vec<u8>,
     host: HostLogits<B::Elem>,
+}
+
+/// Copies of weights, and what a pass reads: them, and the weights that are not copied.
+#[derive(Debug)]
+struct Copies<B: Backend> {
+    memory: Allocation<B>,
+    weights: Weights,
 }
 
 /// What a trainer runs again and again.
@@ -207,6 +216,14 @@ impl<B: Backend> Trainer<B> {
         let take = |bytes| device.alloc(bytes).map_err(|error| advised(out_of_memory(needed, error)));
         let grads = take(plan.bytes.gradients)?;
         let kept = take(plan.bytes.optimizer)?;
+        let copies = match plan.bytes.copies {
+            0 => None,
+            bytes => {
+                let memory = take(bytes)?;
+                let weights = model.weights().copied(&plan, memory.buffer());
+                Some(Copies { memory, weights })
+            }
+        };
         let gradients =
             plan.gradients.map(|region| region.map(|region| region.on(grads.buffer(), B::Elem::DTYPE)));
         let workspace = Workspace::new(device, plan, scratch).map_err(advised)?;
@@ -217,6 +234,7 @@ impl<B: Backend> Trainer<B> {
             backward,
             grads,
             kept,
+            copies,
             averages: None,
             gradients,
             has_prefix: model.config().prefix == 0,
@@ -334,7 +352,26 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn emit_begin(&self, sink: &mut Sink<'_>) -> Flow {
-        program::begin_step(sink, self.whole_gradient(), self.workspace.scalars())
+        program::begin_step(sink, self.whole_gradient(), self.workspace.scalars())?;
+        self.emit_copies(sink, self.model.weights())
+    }
+
+    /// What a pass reads of these weights, if it reads copies.
+    fn emit_copies(&self, sink: &mut Sink<'_>, weights: &Weights) -> Flow {
+        match &self.copies {
+            Some(copies) => program::copy_weights(sink, self.plan(), weights, copies.memory.buffer()),
+            None => Flow::Continue(()),
+        }
+    }
+
+    /// What a pass reads.
+    fn weights(&self) -> &Weights {
+        self.copies.as_ref().map_or(self.model.weights(), |copies| &copies.weights)
+    }
+
+    /// A pass over all that there is room for.
+    fn pass(&self) -> Pass<'_> {
+        self.workspace.pass_with(self.weights())
     }
 
     fn gradients(&self) -> Gradients<'_> {
@@ -345,7 +382,7 @@ impl<B: Backend> Trainer<B> {
     fn emit_slices(&self, sink: &mut Sink<'_>) -> Flow {
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
         let gradients = self.gradients();
-        let whole = micro_batch(self.workspace.pass(&self.model), &self.config);
+        let whole = micro_batch(self.pass(), &self.config);
         program::micro_step(sink, &whole, scalars, counters, &gradients)
     }
 
@@ -359,7 +396,7 @@ impl<B: Backend> Trainer<B> {
 
     /// Brings a batch, or the first sequences of one, to the device.
     fn write_tokens(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(), B::Error> {
-        let pass = Pass { batch: inputs.len() / self.config.time, ..self.workspace.pass(&self.model) };
+        let pass = Pass { batch: inputs.len() / self.config.time, ..self.pass() };
         let mut backend = self.model.device().lock();
         for (tokens, to) in [(inputs, pass.tokens()), (targets, pass.targets())] {
             let piece = self.staging.len() / 4;
@@ -478,12 +515,17 @@ impl<B: Backend> Trainer<B> {
         averages: bool,
     ) -> Result<(), B::Error> {
         self.write_tokens(inputs, targets)?;
-        let pass = self.workspace.pass(&self.model);
         let averages = self.averages.as_ref().filter(|_| averages);
-        let weights = averages.unwrap_or(pass.weights);
-        let pass = Pass { batch: inputs.len() / self.config.time, weights, ..pass };
+        let weights = averages.filter(|_| self.copies.is_none()).unwrap_or(self.weights());
+        let pass = Pass { batch: inputs.len() / self.config.time, weights, ..self.pass() };
         submit(&mut *self.model.device().lock(), |sink| {
-            program::evaluation(sink, &pass, self.workspace.evaluation())
+            self.emit_copies(sink, averages.unwrap_or(self.model.weights()))?;
+            program::evaluation(sink, &pass, self.workspace.evaluation())?;
+            // A step in the making goes on with copies of the weights.
+            match averages {
+                Some(_) => self.emit_copies(sink, self.model.weights()),
+                None => Flow::Continue(()),
+            }
         })
     }
 }

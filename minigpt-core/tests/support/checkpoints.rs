@@ -8,7 +8,7 @@ use minigpt_core::config::schedule::{Decay, Schedule};
 use minigpt_core::op::counter;
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, CharTokenizer, Dtype, GptConfig, Groups, NormPlace, Plan,
-    Position, Rank, Recompute,
+    Position, Precision, Rank, Recompute,
 };
 
 /// One layer, all kinds of tensors.
@@ -47,6 +47,7 @@ pub(crate) fn small_training() -> Training {
             groups: Groups::adamw(0.9, 0.99, 0.1),
             average: None,
             seed: u64::MAX - 1,
+            precision: Precision::F32,
             recompute: Recompute::Nothing,
             rank: Rank::ALONE,
         },

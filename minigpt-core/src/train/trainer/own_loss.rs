@@ -3,9 +3,9 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::sums::{from_bytes, grow, to_bytes};
+use super::sums::grow;
 use super::{Trainer, check_length, micro_batch};
-use crate::backend::{Backend, submit};
+use crate::backend::{Backend, from_bytes, submit, to_bytes};
 use crate::error::Error;
 use crate::model::{Flow, Gradients, HeadPiece, Pass, check_tokens};
 use crate::op::Sink;
@@ -199,7 +199,9 @@ impl<B: Backend> Trainer<B> {
         }
         let d_prefix = (self.model.config().prefix > 0).then(|| self.d_prefix());
         let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward, d_prefix };
-        let whole = micro_batch(self.workspace.pass(&self.model), &self.config);
+        // Apart from what the loss goes through.
+        let weights = self.copies.as_ref().map_or(self.model.weights(), |copies| &copies.weights);
+        let whole = micro_batch(self.workspace.pass_with(weights), &self.config);
         // The device is free while the loss runs, which may use it.
         let run = |emit: &dyn Fn(&mut Sink<'_>) -> Flow| {
             submit(&mut *self.model.device().lock(), emit).map_err(failed)
@@ -221,11 +223,11 @@ impl<B: Backend> Trainer<B> {
             for HeadPiece { row, token, rows } in slice.head_pieces() {
                 let (span, numbers) = (slice.piece_logits(rows), rows * vocab);
                 run(&|sink| slice.head_forward(sink, row, rows, span))?;
-                let bytes = &mut self.exchange[..numbers * size_of::<B::Elem>()];
+                let bytes = &mut self.exchange[..span.bytes().unwrap_or(0)];
                 let (logits, d_logits) =
                     (&mut self.host.logits[..numbers], &mut self.host.d_logits[..numbers]);
                 self.model.device().lock().read(span, bytes).map_err(failed)?;
-                from_bytes(logits, bytes);
+                from_bytes(logits, span.dtype, bytes);
                 d_logits.fill(B::Elem::default());
 
                 let first = before * time + token;
@@ -235,7 +237,7 @@ impl<B: Backend> Trainer<B> {
                 sums[1] += B::Elem::from_f64(found.targets);
                 targets += found.targets;
 
-                to_bytes(d_logits, bytes);
+                to_bytes(d_logits, span.dtype, bytes);
                 self.model.device().lock().write(span, bytes).map_err(failed)?;
                 run(&|sink| slice.head_backward(sink, row, rows, span, &gradients))?;
             }

@@ -8,7 +8,7 @@ use crate::backend::{Backend, Device, read_u32, write_u32};
 use crate::checkpoint::{
     Checkpoint, Read, SaveError, Stream, StreamError, TensorSpec, TrainState, Training, Write,
 };
-use crate::config::{Groups, TrainConfig};
+use crate::config::{Groups, Precision, TrainConfig};
 use crate::error::Error;
 use crate::memory::Span;
 use crate::model::{Extras, Model, Place, Places, Saved, nowhere, read_into, write_tensor};
@@ -201,7 +201,8 @@ impl<B: Backend> Trainer<B> {
     /// The names of what is frozen, if the settings alone do not show it by what is kept.
     fn frozen(&self) -> Vec<String> {
         let plan = &self.workspace.plan;
-        if self.config.groups.as_adamw().is_some() && self.config.average.is_none() {
+        let TrainConfig { groups, average, precision, .. } = &self.config;
+        if groups.as_adamw().is_some() && average.is_none() && *precision == Precision::F32 {
             return Vec::new();
         }
         let all = plan.parameters.list().into_iter().zip(plan.gradients.list());

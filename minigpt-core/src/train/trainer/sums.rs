@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::Trainer;
-use crate::backend::{Backend, read_elems};
+use crate::backend::{Backend, from_bytes, read_elems, to_bytes};
 use crate::error::Error;
 use crate::memory::{InvalidOp, Span, zeros};
 use crate::op::scalar;
@@ -136,7 +136,7 @@ impl<B: Backend> Trainer<B> {
         for (at, piece) in pieces(span, size) {
             let bytes = &mut self.exchange[..piece.len * size];
             backend.read(piece, bytes).map_err(Error::Backend)?;
-            from_bytes(&mut sums.gradients[at..], bytes);
+            from_bytes(&mut sums.gradients[at..], B::Elem::DTYPE, bytes);
         }
         Ok(())
     }
@@ -165,7 +165,7 @@ impl<B: Backend> Trainer<B> {
         let mut backend = self.model.device().lock();
         for (at, piece) in pieces(span, size) {
             let bytes = &mut self.exchange[..piece.len * size];
-            to_bytes(&sums.gradients[at..], bytes);
+            to_bytes(&sums.gradients[at..], B::Elem::DTYPE, bytes);
             backend.write(piece, bytes)?;
         }
         Ok(())
@@ -248,18 +248,4 @@ pub(super) fn grow<T: Clone + Default>(
         *values = zeros(operand, len)?;
     }
     Ok(())
-}
-
-/// Numbers of the host from a backend's bytes.
-pub(super) fn from_bytes<R: Real>(values: &mut [R], bytes: &[u8]) {
-    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size_of::<R>())) {
-        *value = R::from_le_slice(bytes);
-    }
-}
-
-/// And the way back.
-pub(super) fn to_bytes<R: Real>(values: &[R], bytes: &mut [u8]) {
-    for (bytes, value) in bytes.chunks_exact_mut(size_of::<R>()).zip(values) {
-        value.to_le_slice(bytes);
-    }
 }
