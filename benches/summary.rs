@@ -19,7 +19,7 @@ use minigpt_benches::rivals::Rival;
 use minigpt_benches::rounds::{Pairs, Ratio, median, seconds, seconds_each};
 use minigpt_benches::shape::{Generation, Shape, Training};
 use minigpt_benches::torch::{self, Torch};
-use minigpt_core::{Dtype, Recompute};
+use minigpt_core::{Dtype, Precision, Recompute, TrainConfig};
 use minigpt_cpu::Cpu;
 
 type Outcome<T> = Result<T, String>;
@@ -28,17 +28,19 @@ type Outcome<T> = Result<T, String>;
 struct Options {
     #[command(flatten)]
     flags: Flags,
-    /// Trains M for some steps with so much computed again, prints the megabytes that it took, and ends: how the summary
+    /// Trains M for some steps with such settings, prints the megabytes that it took, and ends: how the summary
     /// measures memory.
-    #[arg(long, hide = true, value_name = "RECOMPUTE")]
+    #[arg(long, hide = true, value_name = "SETTINGS")]
     memory: Option<String>,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    let usual = TrainConfig::constant(1e-3);
     let done = match options.memory.as_deref() {
-        Some("blocks") => print_memory(Recompute::Blocks),
-        Some(_) => print_memory(Recompute::Nothing),
+        Some("blocks") => print_memory(&TrainConfig { recompute: Recompute::Blocks, ..usual }),
+        Some("bf16") => print_memory(&TrainConfig { precision: Precision::Bf16, ..usual }),
+        Some(_) => print_memory(&usual),
         None => Summary::new(options.flags).and_then(Summary::run),
     };
     match done {
@@ -114,6 +116,10 @@ impl Summary {
             if self.flags.wants(part) {
                 run(&mut self, &medium)?;
             }
+        }
+        if self.flags.wants("bf16") {
+            self.precision(&small)?;
+            self.precision(&medium)?;
         }
         if self.flags.wants("llama") {
             self.families(&llama, &medium)?;
@@ -232,6 +238,31 @@ impl Summary {
         Ok(())
     }
 
+    /// A step in bf16 and one in f32 in turns.
+    fn precision(&mut self, shape: &Shape) -> Outcome<()> {
+        let threads = self.peaks.threads;
+        let settings = TrainConfig { precision: Precision::Bf16, ..TrainConfig::constant(1e-3) };
+        let mut rounded = Training::with(shape, cpu(threads)?, &settings).map_err(message)?;
+        let mut whole = training(shape, threads)?;
+        seconds_each(2, || (rounded.step(), whole.step()));
+        let turn =
+            if self.flags.bench { ((0.3 / seconds_each(1, || whole.step())) as usize).max(1) } else { 1 };
+        let pairs = Pairs::take(
+            self.flags.rounds(),
+            &[],
+            || Ok::<f64, String>(seconds_each(turn, || rounded.step())),
+            || Ok(seconds_each(turn, || whole.step())),
+        )?;
+        println!(
+            "{}: a step takes {:.2} ms in bf16, {:.2} ms in f32",
+            shape.name,
+            median(&pairs.ours) * 1e3,
+            median(&pairs.theirs) * 1e3
+        );
+        self.ratio(format!("training step of {} in bf16, times as fast as in f32", shape.name), &pairs, 0.5);
+        Ok(())
+    }
+
     /// A step of each in turns, each by its own operations: what a block of another shape costs beyond them.
     fn families(&mut self, shape: &Shape, other: &Shape) -> Outcome<()> {
         let threads = self.peaks.threads;
@@ -268,11 +299,14 @@ impl Summary {
         if let Some(theirs) = theirs {
             println!("memory of training {} by torch, beyond its import: {theirs:.0} MB", shape.name);
         }
-        for (recompute, how, target) in
-            [("nothing", "", 50.0), ("blocks", ", blocks computed again", 100.0 / 3.0)]
-        {
+        let mut first = None;
+        for (settings, how, target) in [
+            ("nothing", "", 50.0),
+            ("blocks", ", blocks computed again", 100.0 / 3.0),
+            ("bf16", ", in bf16", 50.0),
+        ] {
             let output = Command::new(std::env::current_exe().map_err(message)?)
-                .args(["--memory", recompute])
+                .args(["--memory", settings])
                 .args(self.flags.bench.then_some("--bench"))
                 .output()
                 .map_err(message)?;
@@ -281,6 +315,11 @@ impl Summary {
                 .parse()
                 .map_err(|_| String::from_utf8_lossy(&output.stderr).into_owned())?;
             println!("memory of training {}{how}: {ours:.0} MB", shape.name);
+            let whole = *first.get_or_insert(ours);
+            if settings == "bf16" {
+                let what = format!("memory of training {} in bf16, of f32's", shape.name);
+                self.at_most(what, 100.0 * ours / whole, 84.0);
+            }
             if let Some(theirs) = theirs {
                 let what = format!("memory of training {}{how}, of torch's", shape.name);
                 self.at_most(what, 100.0 * ours / theirs, target);
@@ -397,11 +436,11 @@ fn best_mode(torch: &mut Torch, measure: bool, turn: usize) -> Outcome<&'static 
 }
 
 /// Trains for some steps and prints how many megabytes that took at their peak.
-fn print_memory(recompute: Recompute) -> Outcome<()> {
+fn print_memory(settings: &TrainConfig) -> Outcome<()> {
     let unknown = "this system does not tell how much memory a program takes";
     let before = machine::resident_mb().ok_or(unknown)?;
     let cpu = cpu(machine::threads())?;
-    let mut training = Training::recomputing(&Shape::medium(), cpu, recompute).map_err(message)?;
+    let mut training = Training::with(&Shape::medium(), cpu, settings).map_err(message)?;
     let steps = if std::env::args().any(|flag| flag == "--bench") { 4 } else { 1 };
     for _ in 0..steps {
         training.step();

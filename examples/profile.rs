@@ -12,7 +12,7 @@ use minigpt_core::{
 };
 use minigpt_examples::memory::Remedy;
 use minigpt_examples::options::{
-    BackendName, CheckpointOptions, OnBackend, RecomputeName, Which, human, on_backend, open,
+    BackendName, CheckpointOptions, OnBackend, PrecisionName, RecomputeName, Which, human, on_backend, open,
 };
 use minigpt_examples::profiled::{Bound, Ceilings, Cost, Profiled};
 use minigpt_examples::{Outcome, finish, memory, say};
@@ -46,6 +46,9 @@ struct Options {
     /// What the backward pass computes again, to save memory.
     #[arg(long, value_enum, default_value = "nothing")]
     recompute: RecomputeName,
+    /// What is rounded in a training step.
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: PrecisionName,
     /// How long to time each.
     #[arg(long, default_value_t = 6.0)]
     seconds: f64,
@@ -214,7 +217,9 @@ impl OnBackend for Step<'_> {
         let (options, context, batch) = (subject.options, subject.config.context, subject.batch);
         let vocab = subject.config.vocab_size;
         let recompute = options.recompute.into();
-        let settings = TrainConfig { batch, time: context, recompute, ..TrainConfig::constant(1e-3) };
+        let precision = options.precision.into();
+        let settings =
+            TrainConfig { batch, time: context, recompute, precision, ..TrainConfig::constant(1e-3) };
         let remedy =
             Remedy { batch: "name it with --batch", model: "profile a smaller model or a shorter context" };
         if options.program {

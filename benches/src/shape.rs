@@ -3,7 +3,7 @@
 use minigpt_core::config::TrainConfig;
 use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::Trainer;
-use minigpt_core::{Backend, Decoder, Error, GptConfig, Model, Recompute, SampleConfig, Sampler, Windows};
+use minigpt_core::{Backend, Decoder, Error, GptConfig, Model, SampleConfig, Sampler, Windows};
 
 /// A model and the batch that it is trained with.
 #[derive(Debug, Clone)]
@@ -111,17 +111,17 @@ impl<B: Backend> Training<B> {
     /// # Errors
     /// If it does not fit into memory.
     pub fn new(shape: &Shape, backend: B) -> Result<Self, Error<B::Error>> {
-        Training::recomputing(shape, backend, Recompute::Nothing)
+        Training::with(shape, backend, &TrainConfig::constant(1e-3))
     }
 
-    /// The same, with activations computed again in the backward pass.
+    /// The same, with settings of which the batch and its length are the shape's.
     ///
     /// # Errors
     /// As [`Training::new`].
-    pub fn recomputing(shape: &Shape, backend: B, recompute: Recompute) -> Result<Self, Error<B::Error>> {
+    pub fn with(shape: &Shape, backend: B, settings: &TrainConfig) -> Result<Self, Error<B::Error>> {
         let model = Model::new(backend, shape.config.clone(), 1)?;
         let (batch, time) = (shape.batch, shape.time);
-        let settings = TrainConfig { batch, time, recompute, ..TrainConfig::constant(1e-3) };
+        let settings = TrainConfig { batch, time, ..settings.clone() };
         Ok(Training { trainer: Trainer::new(&model, settings)?, text: shape.text(), time: shape.time })
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use minigpt_core::checkpoint::{self, Checkpoint, Fault, IoReader, Limits, LoadError, Stream, StreamError};
-use minigpt_core::{Backend, Dtype, Recompute, Reference};
+use minigpt_core::{Backend, Dtype, Precision, Recompute, Reference};
 use minigpt_cpu::Cpu;
 
 use crate::Outcome;
@@ -59,6 +59,44 @@ impl fmt::Display for RecomputeName {
             RecomputeName::Nothing => "nothing",
             RecomputeName::Cheap => "cheap",
             RecomputeName::Blocks => "blocks",
+        })
+    }
+}
+
+/// [`Precision`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum PrecisionName {
+    /// Nothing is rounded.
+    #[default]
+    F32,
+    /// Activations and copies of the weights have 16 bits: less memory.
+    Bf16,
+}
+
+impl From<PrecisionName> for Precision {
+    fn from(name: PrecisionName) -> Self {
+        match name {
+            PrecisionName::F32 => Precision::F32,
+            PrecisionName::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+impl From<Precision> for PrecisionName {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => PrecisionName::F32,
+            Precision::Bf16 => PrecisionName::Bf16,
+        }
+    }
+}
+
+impl fmt::Display for PrecisionName {
+    /// As it is written on the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PrecisionName::F32 => "f32",
+            PrecisionName::Bf16 => "bf16",
         })
     }
 }

@@ -15,7 +15,7 @@ use super::names::{
 use super::{optimizers, schedule};
 use crate::Outcome;
 use crate::corpus::{TextOptions, word};
-use crate::options::{BackendName, RecomputeName, Which};
+use crate::options::{BackendName, PrecisionName, RecomputeName, Which};
 use crate::seed::Seed;
 
 /// One to go on from, and one should the last be damaged.
@@ -254,6 +254,9 @@ pub struct Settings {
     /// The largest norm of the gradient; inf: any (1).
     #[arg(long, allow_negative_numbers = true)]
     pub clip: Option<f64>,
+    /// What is rounded as it trains (f32). Checkpoints hold weights that are not.
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionName>,
     /// What makes updates of gradients (adamw).
     #[arg(long, value_enum)]
     pub optimizer: Option<OptimizerName>,
@@ -435,6 +438,7 @@ impl Settings {
             clip: self.clip.unwrap_or(config.clip),
             groups,
             average: self.ema.map_or(config.average, |decay| Some(decay).filter(|decay| *decay != 0.0)),
+            precision: self.precision.map_or(config.precision, Into::into),
             recompute,
             ..config.clone()
         };
@@ -463,7 +467,7 @@ pub(super) fn changes(
     after: (&TrainConfig, &Pace),
 ) -> impl Iterator<Item = (&'static str, String, String)> {
     let values = |(config, pace): (&TrainConfig, &Pace)| {
-        let TrainConfig { batch, accumulation, schedule, clip, groups, average, .. } = config;
+        let TrainConfig { batch, accumulation, schedule, clip, groups, average, precision, .. } = config;
         let [optimizer, beta1, beta2, eps, weight_decay] = optimizers::values(groups);
         [
             ("--iterations", pace.iterations.to_string()),
@@ -474,6 +478,7 @@ pub(super) fn changes(
             ("--warmup", schedule.warmup.to_string()),
             ("--schedule", schedule_flags(schedule.decay)),
             ("--clip", typed(*clip)),
+            ("--precision", PrecisionName::from(*precision).to_string()),
             optimizer,
             ("--ema", typed(average.unwrap_or(0.0))),
             beta1,
