@@ -6,7 +6,7 @@ mod support;
 
 use minigpt_core::checkpoint::{self, Checkpoint, Contents, Fault, TensorSpec, TrainState, Training};
 use minigpt_core::config::Optimizer;
-use minigpt_core::{Dtype, GptConfig, Group, Groups, Plan, TrainConfig};
+use minigpt_core::{Dtype, GptConfig, Group, Groups, Plan, Precision, TrainConfig};
 use support::{conf, fill, header, string, varint};
 
 fn fault(bytes: &[u8]) -> Fault {
@@ -64,17 +64,29 @@ fn optimizers_are_read_as_the_prose_has_them() {
     assert_eq!(found.config.average, Some(0.999));
     assert_eq!(found.frozen, ["wpe.weight", "ln_f.weight"]);
 
-    // It is written as it was read.
-    let contents = Contents {
-        config: opened.config(),
-        tokenizer: None,
-        training: Some(found),
-        metadata: &[],
-        tensors: &[],
-    };
-    let mut again = Vec::new();
-    checkpoint::write(&mut again, &contents, fill).unwrap();
-    assert!(again == file);
+    // It is written as it was read, and so is one in bf16.
+    for precision in [Precision::F32, Precision::Bf16] {
+        let end = if precision == Precision::Bf16 { vec![1] } else { Vec::new() };
+        let file = sections(&[&optimizers[..], &end].concat());
+        let opened = Checkpoint::open(&file).unwrap();
+        let found = opened.training().unwrap();
+        assert_eq!(found.config.precision, precision);
+        let contents = Contents {
+            config: opened.config(),
+            tokenizer: None,
+            training: Some(found),
+            metadata: &[],
+            tensors: &[],
+        };
+        let mut again = Vec::new();
+        checkpoint::write(&mut again, &contents, fill).unwrap();
+        assert!(again == file);
+    }
+    // No other end, and nothing behind it.
+    let other = [&optimizers[..], &[2]].concat();
+    assert_eq!(fault(&sections(&other)), Fault::Malformed { tag: *b"OPTM" });
+    let more = [&optimizers[..], &[1, 0]].concat();
+    assert_eq!(fault(&sections(&more)), Fault::SectionLength { tag: *b"OPTM" });
 
     // Cut short anywhere, or longer, it is damaged, and no length makes the reader take memory for it.
     for end in 0..optimizers.len() {

@@ -13,8 +13,8 @@ use minigpt_core::probe::{Recording, TensorKind};
 use minigpt_core::reference::rounded::round;
 use minigpt_core::train::{PieceLoss, Row};
 use minigpt_core::{
-    Dtype, EvalWindows, GptConfig, Groups, Model, Op, Plan, Precision, Real, Recompute, Reference,
-    TrainConfig, Trainer, Windows,
+    Batch, Decoder, Dtype, EvalWindows, GptConfig, Groups, Model, Op, Plan, Precision, Real, Recompute,
+    Reference, TrainConfig, Trainer, Windows,
 };
 use small::Small;
 
@@ -338,4 +338,51 @@ fn a_plan_in_bf16_has_copies_of_what_linear_layers_and_embeddings_of_tokens_read
     // What is frozen has no gradients, and copies none the less: a pass reads it.
     let frozen = plan.clone().freezing(|tensor| tensor.name != "lm_head.weight");
     assert_eq!((frozen.bytes.copies, &frozen.copies), (plan.bytes.copies, &plan.copies));
+}
+
+/// Text after text, whichever way it goes through the model.
+#[test]
+fn a_decoder_in_bf16_tells_the_logits_of_a_whole_pass() {
+    for config in covering_set().into_iter().filter(|config| config.prefix == 0).take(12) {
+        let config = GptConfig { dropout: 0.0, ..config };
+        let model = Model::new(Reference::<f64>::new(), config.clone(), 5).unwrap();
+        let rounded = model.in_precision(Precision::Bf16).unwrap();
+        assert_eq!((model.precision(), rounded.precision()), (Precision::F32, Precision::Bf16));
+        let tokens: Vec<u32> = (0..length(&config)).map(|i| (i * i % config.vocab_size) as u32).collect();
+        let whole = rounded.logits(&tokens, 1, tokens.len()).unwrap();
+        assert!(whole.iter().all(|&x| x == round(x)));
+        let mut decoder = Decoder::new(&rounded, 2).unwrap();
+        assert_eq!(decoder.plan().cache_dtype, Dtype::Bf16);
+        decoder.feed(&tokens).unwrap();
+        let last = &whole[(tokens.len() - 1) * config.vocab_size..];
+        assert_eq!(decoder.logits(), last, "{config:?}");
+
+        let mut batch = Batch::new(&rounded, 2, 3).unwrap();
+        let sequence = batch.join().unwrap();
+        batch.feed(sequence, &tokens).unwrap();
+        while batch.waiting(sequence).unwrap() > 0 {
+            batch.step().unwrap();
+        }
+        assert_eq!(batch.logits(sequence).unwrap(), last, "{config:?}");
+
+        // What it reads of the weights is theirs, rounded, and no second copy of what is not.
+        for ((name, dtype), (tensor, other)) in
+            rounded.parameters().map(|(tensor, dtype)| (tensor.name.clone(), dtype)).zip(model.parameters())
+        {
+            let [copy, own] = [&rounded, &model].map(|model| model.parameter(&name).unwrap().unwrap());
+            match dtype {
+                Dtype::Bf16 => assert!(own.iter().zip(&copy).all(|(x, y)| round(*x) == *y), "{name}"),
+                dtype => assert_eq!((dtype, own), (other, copy)),
+            }
+            assert_eq!(dtype == Dtype::Bf16, tensor.is_matrix() && name != "wpe.weight");
+        }
+        assert_eq!(
+            rounded.in_precision(Precision::Bf16).unwrap().logits(&tokens, 1, tokens.len()).unwrap(),
+            whole
+        );
+        let stored = model.quantized(model.device(), Dtype::Bf16).unwrap();
+        let of_stored =
+            stored.in_precision(Precision::Bf16).unwrap().logits(&tokens, 1, tokens.len()).unwrap();
+        assert_eq!(of_stored, whole, "what is stored in bf16 is the copy");
+    }
 }

@@ -22,7 +22,7 @@ use minigpt_core::checkpoint::{self, Contents, Role, Training};
 use minigpt_core::model::Extras;
 use minigpt_core::{
     Activation, AnyTokenizer, AttentionScale, Backend, Checkpoint, Decay, Dtype, GptConfig, Groups, Mask,
-    Model, Norm, NormPlace, Pairing, Position, Reference, TrainConfig, Trainer,
+    Model, Norm, NormPlace, Pairing, Position, Precision, Reference, TrainConfig, Trainer,
 };
 use models::{TOKENS, given};
 use serde_json::{Value, json};
@@ -341,8 +341,8 @@ fn the_second_reader_sees_who_trains_what() {
     // Nothing is kept of vectors, which is why the file must say what of them is frozen.
     let groups = Groups { vectors: Groups::sgd(0.0, true, 0.0).vectors, ..muon };
     let settings = TrainConfig { batch: 1, time: 5, groups, ..TrainConfig::constant(0.1) };
-    for average in [None, Some(0.75)] {
-        let settings = TrainConfig { average, ..settings.clone() };
+    for (average, precision) in [(None, Precision::Bf16), (Some(0.75), Precision::F32)] {
+        let settings = TrainConfig { average, precision, ..settings.clone() };
         let frozen = |name: &str| name.contains("ln_1") || name == "h.0.attn.c_proj.weight";
         let mut trainer = Trainer::freezing(&model, settings, |tensor| frozen(&tensor.name)).unwrap();
         trainer.micro_step(&TOKENS, &TOKENS).unwrap();
@@ -361,6 +361,7 @@ fn the_second_reader_sees_who_trains_what() {
             answer["training"]["optimizers"],
             json!({
                 "embeddings": adamw, "head": adamw, "average": average, "frozen": names(true),
+                "precision": if precision == Precision::Bf16 { "bf16" } else { "f32" },
                 "matrices": {
                     "optimizer": "muon", "momentum": 0.95, "nesterov": true, "steps": 5, "weight_decay": 0.1 / 20.0,
                     "rate": 20.0,

@@ -27,7 +27,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::backend::{Allocation, Backend, Device, Shared, read_elems, submit, write_elems};
-use crate::config::{GptConfig, Position};
+use crate::config::{GptConfig, Position, Precision};
 use crate::error::{Error, out_of_memory};
 use crate::memory::{Dtype, Span, zeros};
 use crate::plan::{Init, Parameters, Plan, Tensor};
@@ -71,8 +71,12 @@ struct Inner<B: Backend> {
     trainable: Option<Span>,
     /// Bytes of weights that were to be borrowed and had to be copied.
     copied: usize,
+    /// What its passes round.
+    precision: Precision,
     /// What the spans lie in.
     _owned: Vec<Allocation<B>>,
+    /// And the model that the others are of.
+    _base: Option<Model<B>>,
 }
 
 impl<B: Backend> Clone for Model<B> {
@@ -174,7 +178,9 @@ impl<B: Backend> Model<B> {
             weights: Weights { parameters: spans, position_table },
             trainable,
             copied,
+            precision: Precision::F32,
             _owned: owned,
+            _base: None,
         })))
     }
 
@@ -192,6 +198,49 @@ impl<B: Backend> Model<B> {
             self.device().lock().write(piece, &bytes[..len * size]).map_err(Error::Backend)?;
         }
         Ok(())
+    }
+
+    /// The same model, whose passes run under another [`Precision`]: its logits, and what is decoded from it. Under
+    /// [`Bf16`](Precision::Bf16) matrices are read as copies in bf16, unless they are stored in 16 bits or fewer already; the rest
+    /// is shared. To be run, not trained: there, the precision is one of the [settings](crate::TrainConfig::precision).
+    ///
+    /// If the model learns meanwhile, the copies are of the old weights.
+    ///
+    /// ```
+    /// use minigpt_core::{Decoder, GptConfig, Model, Precision, Reference};
+    /// let config = GptConfig { layers: 1, heads: 2, d_model: 8, d_ff: 16, ..GptConfig::new(5, 4) };
+    /// let model = Model::new(Reference::<f32>::new(), config, 1)?;
+    /// let rounded = model.in_precision(Precision::Bf16)?;
+    /// let (exact, near) = (model.logits(&[0, 1, 2], 1, 3)?, rounded.logits(&[0, 1, 2], 1, 3)?);
+    /// assert!(exact.iter().zip(&near).all(|(a, b)| (a - b).abs() < 0.01));
+    /// let (whole, half) = (Decoder::new(&model, 4)?, Decoder::new(&rounded, 4)?);
+    /// assert!(half.plan().bytes.cache * 2 == whole.plan().bytes.cache);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the copies do not fit, a weight is not finite, or the backend fails.
+    pub fn in_precision(&self, precision: Precision) -> Result<Self, Error<B::Error>> {
+        if precision == self.0.precision {
+            return Ok(self.clone());
+        }
+        let (weights, owned) = self.weights_in(precision)?;
+        Ok(Model(Shared::new(Inner {
+            device: self.device().clone(),
+            config: self.config().clone(),
+            tensors: self.0.tensors.clone(),
+            weights,
+            trainable: None,
+            copied: self.0.copied,
+            precision,
+            _owned: owned,
+            _base: Some(self.clone()),
+        })))
+    }
+
+    /// What its passes round.
+    pub fn precision(&self) -> Precision {
+        self.0.precision
     }
 
     /// Its shape.
@@ -244,7 +293,7 @@ impl<B: Backend> Model<B> {
     /// The values of the parameter called `name`, row by row.
     ///
     /// # Errors
-    /// If the backend fails, or the weights are not stored in its number type. `Ok(None)` if there is none such.
+    /// If the backend fails, or the weights are quantised. `Ok(None)` if there is none such.
     pub fn parameter(&self, name: &str) -> Result<Option<Vec<B::Elem>>, Error<B::Error>> {
         let Some(span) = self.span(name) else { return Ok(None) };
         read_elems(&mut *self.device().lock(), span).map(Some).map_err(Error::Backend)
@@ -317,6 +366,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<Workspace<B>, Error<B::Error>> {
         let positions = time.saturating_add(self.config().prefix);
         let plan = Plan::inference(self.config(), B::Elem::DTYPE, batch, positions)?;
+        let plan = plan.in_precision(self.precision())?;
         if tokens.len() != batch * time {
             return Err(Error::BatchLength { found: tokens.len(), expected: batch * time });
         }

@@ -3,12 +3,12 @@
 use alloc::vec::Vec;
 
 use super::place::{Place, Places, nowhere, read_into, write_tensor};
-use super::{Laid, Model};
+use super::{Laid, Model, Weights};
 use crate::backend::{Allocation, Backend, Device, Import, Imported};
 use crate::checkpoint::{
     self, Checkpoint, Contents, Read, SaveError, Stream, StreamError, TensorSpec, TensorView, Training, Write,
 };
-use crate::config::{ConfigError, GptConfig};
+use crate::config::{ConfigError, GptConfig, Precision};
 use crate::error::{Error, out_of_memory};
 #[cfg(target_has_atomic = "ptr")]
 use crate::memory::SharedBytes;
@@ -329,6 +329,28 @@ impl<B: Backend> Model<B> {
         }
         let spans = in_order(&plan, spans);
         Self::over(&device, Laid { plan, spans, owned, trainable: None, copied: 0 })
+    }
+
+    /// What passes under this precision read, and the memory that is only theirs.
+    pub(super) fn weights_in(
+        &self,
+        precision: Precision,
+    ) -> Result<(Weights, Vec<Allocation<B>>), Error<B::Error>> {
+        let (mut spans, mut owned) = (Vec::new(), Vec::new());
+        let added = self.0.tensors.position_embedding.as_ref();
+        for (tensor, from) in self.spans() {
+            let read_whole = precision == Precision::F32 || !tensor.is_matrix() || Some(tensor) == added;
+            if read_whole || is_narrow(from.dtype) {
+                spans.push(from);
+                continue;
+            }
+            let (span, allocation) = convert(self.device(), tensor, from, self.device(), Dtype::Bf16)?;
+            spans.push(span);
+            owned.push(allocation);
+        }
+        let mut next = spans.into_iter();
+        let parameters = self.weights().parameters.map(|own| next.next().unwrap_or(*own));
+        Ok((Weights { parameters, position_table: self.weights().position_table }, owned))
     }
 
     /// Writes a checkpoint of the weights, for inference.

@@ -162,6 +162,10 @@ def read_optimizers(body):
     optimizers = {name: group() for name in ["embeddings", "matrices", "head", "vectors"]}
     optimizers["average"] = body.f64() if body.boolean() else None
     optimizers["frozen"] = [body.string() for _ in range(body.integer())]
+    optimizers["precision"] = "f32"
+    if body.at < len(body.data):
+        optimizers["precision"] = body.choice(["f32", "bf16"])
+        check(optimizers["precision"] != "f32", "a precision that is not to be written")
     body.end()
     return optimizers
 

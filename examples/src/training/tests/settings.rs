@@ -1,6 +1,6 @@
 //! Settings that have no meaning, or could never get where they want.
 
-use minigpt_core::Decay;
+use minigpt_core::{Decay, Precision};
 
 use super::*;
 
@@ -290,4 +290,25 @@ fn every_optimizer_trains_and_the_average_of_the_weights_is_a_model_too() {
     let scratch = Scratch::new();
     assert_eq!(finished(&options(&scratch, "")).ema_val_loss, None);
     assert!(!scratch.path("run").join("average.mgpt").exists());
+}
+
+#[test]
+fn a_run_in_bf16_stays_one_until_it_is_told_otherwise() {
+    let (whole, parts) = (Scratch::new(), Scratch::new());
+    let rounded = finished(&options(&whole, "--precision bf16"));
+    let exact = finished(&options(&Scratch::new(), ""));
+    assert!(rounded.val_loss != exact.val_loss, "{rounded} {exact}");
+    assert!((rounded.val_loss - exact.val_loss).abs() < 0.05, "{rounded} {exact}");
+    // A run that stops goes on with it.
+    assert!(matches!(train(&options(&parts, "--precision bf16"), stop_at(9)).unwrap(), End::Interrupted { .. }));
+    assert_eq!(finished(&resumed(&parts)).val_loss, rounded.val_loss);
+    let last = |scratch: &Scratch| fs::read(scratch.path("run").join("step-0000000024.mgpt")).unwrap();
+    assert!(last(&whole) == last(&parts));
+    let precision = |scratch: &Scratch, step: u32| {
+        let file = fs::read(scratch.path("run").join(format!("step-{step:010}.mgpt"))).unwrap();
+        Checkpoint::open_verified(&file).unwrap().training().unwrap().config.precision
+    };
+    assert_eq!(precision(&whole, 24), Precision::Bf16);
+    finished(&resumed_with(&whole, "--precision f32 --iterations 30"));
+    assert_eq!(precision(&whole, 30), Precision::F32);
 }

@@ -3,12 +3,13 @@
 use alloc::vec::Vec;
 
 use super::slots::{Choice, Outcome, Slots};
-use crate::backend::Backend;
+use crate::backend::{Backend, from_bytes};
 use crate::error::Error;
 use crate::memory::{Buffer, Dtype, InvalidOp, zeros};
 use crate::model::{Model, check_tokens};
 use crate::plan::Plan;
 use crate::real::Real;
+use crate::reference::weights::weight_at;
 use crate::rng::{Rng, Stream};
 use crate::sample::{SampleConfig, SampleError};
 
@@ -95,7 +96,7 @@ impl<B: Backend> Batch<B> {
     /// # Errors
     /// If the caches and the activations do not fit in memory, or one of the two is 0.
     pub fn new(model: &Model<B>, slots: usize, rows: usize) -> Result<Self, Error<B::Error>> {
-        Self::with_cache(model, slots, rows, B::Elem::DTYPE)
+        Self::with_cache(model, slots, rows, model.precision().activations(B::Elem::DTYPE))
     }
 
     /// As [`new`](Batch::new), with caches that store keys and values [as `cache`](super::Decoder::with_cache).
@@ -273,12 +274,9 @@ impl<B: Backend> Batch<B> {
         self.chosen.clear();
         let (batch, vocab) = (self.slots.number(), self.model().config().vocab_size);
         let Batch { slots, members, logits, chosen, .. } = self;
-        let mut keep = |slot: usize, bytes: &[u8]| {
-            let logits = logits[slot * vocab..].iter_mut();
-            for (logit, bytes) in logits.zip(bytes.chunks_exact(size_of::<B::Elem>())) {
-                *logit = B::Elem::from_le_slice(bytes);
-            }
-        };
+        let dtype = slots.plan().activation_dtype();
+        let mut keep =
+            |slot: usize, bytes: &[u8]| from_bytes(&mut logits[slot * vocab..][..vocab], dtype, bytes);
         let result = slots.run(|outcome| match outcome {
             Outcome::Logits(slot, bytes) => keep(slot, bytes),
             Outcome::Chosen(slot, token) => {
@@ -292,7 +290,7 @@ impl<B: Backend> Batch<B> {
                 let Some(serial) = members[slot].serial else { return };
                 keep(slot, bytes);
                 members[slot].left = 0;
-                let token = Err(what_is_broken::<B::Elem>(bytes));
+                let token = Err(what_is_broken(bytes, dtype));
                 chosen.push(Chosen { sequence: Sequence { batch, slot, serial }, token, ended: true });
             }
         });
@@ -370,8 +368,8 @@ impl<B: Backend> Batch<B> {
 }
 
 /// Why no token can be chosen by these logits.
-fn what_is_broken<R: Real>(bytes: &[u8]) -> SampleError {
-    let mut logits = bytes.chunks_exact(size_of::<R>()).map(|bytes| R::from_le_slice(bytes).to_f64());
+fn what_is_broken(bytes: &[u8], dtype: Dtype) -> SampleError {
+    let mut logits = (0..bytes.len() / dtype.unit().1).map(|i| weight_at(bytes, dtype, i));
     match logits.by_ref().enumerate().find(|(_, logit)| logit.is_nan() || *logit == f64::INFINITY) {
         Some((token, logit)) => SampleError::Logit { token: token as u32, logit },
         None => SampleError::NoCandidate,

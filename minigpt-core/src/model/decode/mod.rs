@@ -6,7 +6,7 @@ mod slots;
 use alloc::vec::Vec;
 
 use super::{Model, check_tokens};
-use crate::backend::Backend;
+use crate::backend::{Backend, from_bytes};
 use crate::config::ConfigError;
 use crate::error::Error;
 use crate::memory::{Dtype, zeros};
@@ -78,7 +78,7 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// If the cache and the activations do not fit in memory, or `prefill` is 0.
     pub fn new(model: &Model<B>, prefill: usize) -> Result<Self, Error<B::Error>> {
-        Self::with_cache(model, prefill, B::Elem::DTYPE)
+        Self::with_cache(model, prefill, model.precision().activations(B::Elem::DTYPE))
     }
 
     /// As [`new`](Decoder::new), with a cache that stores keys and values as `cache`: the backend's number type, f16, or
@@ -203,12 +203,11 @@ impl<B: Backend> Decoder<B> {
     /// Runs all that waits.
     fn run(&mut self) -> Result<(), B::Error> {
         let Decoder { slots, logits, .. } = self;
+        let dtype = slots.plan().activation_dtype();
         while slots.waiting(0) > 0 {
             slots.run(|outcome| {
                 let Outcome::Logits(_, bytes) = outcome else { return };
-                for (logit, bytes) in logits.iter_mut().zip(bytes.chunks_exact(size_of::<B::Elem>())) {
-                    *logit = B::Elem::from_le_slice(bytes);
-                }
+                from_bytes(logits, dtype, bytes);
             })?;
         }
         Ok(())

@@ -136,7 +136,7 @@ impl<B: Backend> Slots<B> {
         if cache != elem && !matches!(cache, Dtype::F16 | Dtype::Bf16) {
             return Err(Error::Cache { cache, elem });
         }
-        let plan = Plan::decoding_with(config, elem, count, rows, cache)?;
+        let plan = Plan::decoding_with(config, elem, count, rows, cache)?.in_precision(model.precision())?;
         // As many tokens as the device keeps of each: twice the context.
         let ring = plan.tokens.len / count;
         let no_room = |len: usize, size: usize| {
@@ -153,7 +153,7 @@ impl<B: Backend> Slots<B> {
         let words = zeros("rows", plan.rows.len)?;
         let staging = zeros("rows", plan.rows.len.saturating_mul(4))?;
         let most = plan.wanted(plan.time);
-        let logits = most.saturating_mul(config.vocab_size).saturating_mul(size_of::<B::Elem>());
+        let logits = most.saturating_mul(config.vocab_size).saturating_mul(plan.activation_dtype().unit().1);
         let logits = zeros("logits", logits)?;
         let mut wanted = Vec::new();
         wanted.try_reserve_exact(most).map_err(no_room(most, size_of::<usize>()))?;
@@ -329,7 +329,7 @@ impl<B: Backend> Slots<B> {
             let oldest = text.history.first().filter(|_| text.history.len() == ring);
             let word = oldest.copied().unwrap_or_default().to_le_bytes();
             backend.write(tokens.slice(slot * ring + text.end, 1), &word)?;
-            let logits = &mut self.logits[..vocab * size_of::<B::Elem>()];
+            let logits = &mut self.logits[..vocab * self.workspace.plan.activation_dtype().unit().1];
             backend.read(self.workspace.logits().slice(i * vocab, vocab), logits)?;
             take(Outcome::Broken(slot, logits));
         }
@@ -342,7 +342,7 @@ impl<B: Backend> Slots<B> {
         if others.is_empty() {
             return Ok(());
         }
-        let size = vocab * size_of::<B::Elem>();
+        let size = vocab * self.workspace.plan.activation_dtype().unit().1;
         let bytes = &mut self.logits[..others.len() * size];
         let logits = self.workspace.logits().slice(self.choosing * vocab, others.len() * vocab);
         self.model.device().lock().read(logits, bytes)?;
