@@ -137,14 +137,14 @@ use alloc::string::String;
 #[cfg(target_has_atomic = "ptr")]
 use minigpt_core::SharedBytes;
 use minigpt_core::backend::{Import, Imported, fall_back, fall_back_in_training, import_by_copy};
+#[cfg(any(feature = "bf16", feature = "train"))]
+use minigpt_core::reference::weights::encode_half;
 use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Precision, Span};
 
 use arch::Simd;
 use context::{Context, Machine, Room, Scratch, Team};
 use executor::Executor;
 use memory::Memory;
-#[cfg(feature = "bf16")]
-use minigpt_core::reference::weights::encode_half;
 #[cfg(feature = "bf16")]
 use ops::bf16::Steps;
 use par::Views;
@@ -396,7 +396,7 @@ impl Backend for Cpu<'_> {
                     }
                 }
             }
-            #[cfg(feature = "bf16")]
+            #[cfg(any(feature = "bf16", feature = "train"))]
             Dtype::Bf16 => {
                 let value = encode_half(value, Dtype::Bf16);
                 if cfg!(target_endian = "little") {
