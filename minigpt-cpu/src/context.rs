@@ -11,7 +11,7 @@ use crate::par::{self, Parts, Views};
 /// What an op has at hand. Its fields are borrowed apart, so that slices, scratch and threads can be used at once.
 pub(crate) struct Context<'m, 'a> {
     pub(crate) views: Views<'m, 'a>,
-    pub(crate) scratch: &'m mut Scratch,
+    pub(crate) scratch: Room<'m>,
     pub(crate) team: Team<'m>,
 }
 
@@ -34,7 +34,35 @@ pub(crate) trait Job<P: Parts>: Sync {
     fn run<V: Vector>(&self, token: V::Token, index: usize, part: P::Part<'_>);
 }
 
+/// The scratch of an op.
+pub(crate) enum Room<'m> {
+    /// All that the backend has.
+    All(&'m mut Scratch),
+    /// What a [block](crate::par::BLOCK) leaves of it.
+    #[cfg(feature = "bf16")]
+    Rest(&'m mut [f32]),
+}
+
+impl Room<'_> {
+    /// As [`Scratch::floats`].
+    pub(crate) fn floats(&mut self, len: usize) -> Result<&mut [f32], CpuError> {
+        match self {
+            Room::All(scratch) => scratch.floats(len),
+            #[cfg(feature = "bf16")]
+            Room::Rest(rest) => {
+                rest.get_mut(..len).ok_or(CpuError::OutOfMemory { bytes: len.saturating_mul(4) })
+            }
+        }
+    }
+}
+
 impl Team<'_> {
+    /// The same, for a while.
+    #[cfg(feature = "bf16")]
+    pub(crate) fn lend(&mut self) -> Team<'_> {
+        Team { executor: self.executor, simd: self.simd }
+    }
+
     /// Does the whole job on all threads.
     pub(crate) fn for_each<P: Parts>(&mut self, parts: P, job: &impl Job<P>) {
         struct Entry<'j, 't, P: Parts, J> {

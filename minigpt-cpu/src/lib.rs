@@ -137,12 +137,16 @@ use alloc::string::String;
 #[cfg(target_has_atomic = "ptr")]
 use minigpt_core::SharedBytes;
 use minigpt_core::backend::{Import, Imported, fall_back, fall_back_in_training, import_by_copy};
-use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Span};
+#[cfg(any(feature = "bf16", feature = "train"))]
+use minigpt_core::reference::weights::encode_half;
+use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Precision, Span};
 
 use arch::Simd;
-use context::{Context, Machine, Scratch, Team};
+use context::{Context, Machine, Room, Scratch, Team};
 use executor::Executor;
 use memory::Memory;
+#[cfg(feature = "bf16")]
+use ops::bf16::Steps;
 use par::Views;
 
 pub use arch::{Isa, UnknownIsa};
@@ -282,12 +286,21 @@ impl<'a> Cpu<'a> {
 
     /// Runs an op that has passed [`Op::check`].
     fn run_checked(&mut self, op: &Op) -> Result<(), CpuError> {
-        let mut context = Context {
-            views: Views::new(&mut self.memory),
-            scratch: &mut self.scratch,
-            team: Team { executor: &mut self.executor, simd: self.simd },
+        let team = Team { executor: &mut self.executor, simd: self.simd };
+        let done = match op.precision() {
+            Precision::F32 => {
+                let (views, scratch) = (Views::new(&mut self.memory), Room::All(&mut self.scratch));
+                ops::run(&mut Context { views, scratch, team }, op)?
+            }
+            #[cfg(feature = "bf16")]
+            Precision::Bf16 => {
+                let (memory, scratch) = (&mut self.memory, &mut self.scratch);
+                ops::bf16::run(&mut Steps { memory, scratch, team }, op)?
+            }
+            #[cfg(not(feature = "bf16"))]
+            Precision::Bf16 => false,
         };
-        match ops::run(&mut context, op)? {
+        match done {
             true => Ok(()),
             false if ops::COMPLETE => fall_back_in_training(self, op),
             false => fall_back(self, op),
@@ -380,6 +393,19 @@ impl Backend for Cpu<'_> {
                 for element in views.bytes_mut("fill", to)?.chunks_exact_mut(8) {
                     for (i, byte) in value.to_le_bytes().into_iter().enumerate() {
                         element[place(i)] = byte;
+                    }
+                }
+            }
+            #[cfg(any(feature = "bf16", feature = "train"))]
+            Dtype::Bf16 => {
+                let value = encode_half(value, Dtype::Bf16);
+                if cfg!(target_endian = "little") {
+                    views.bytes_mut("fill", to)?.as_chunks_mut().0.fill(value);
+                } else {
+                    let (words, skip) = words(to);
+                    let memory = views.bytes_mut("fill", words)?;
+                    for i in 0..2 * to.len {
+                        memory[place(skip + i)] = value[i % 2];
                     }
                 }
             }

@@ -11,6 +11,8 @@ pub(crate) use apart::Rows;
 #[cfg(feature = "std")]
 pub(crate) use loan::Loan;
 pub(crate) use parts::{Chain, Chunks, Either, Grid, Parts, PerWorker, Tile, for_each};
+#[cfg(feature = "bf16")]
+pub(crate) use views::BLOCK;
 pub(crate) use views::{Views, floats};
 
 #[cfg(all(test, feature = "std", not(loom)))]

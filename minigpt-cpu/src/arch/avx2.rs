@@ -100,6 +100,21 @@ fn less_8(x: __m256i) -> F32x8 {
     F32x8(simd!(_mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_set1_epi32(8)))))
 }
 
+/// The nearest bf16, in the upper half of each lane; the lower half is of no meaning.
+#[cfg(feature = "bf16")]
+#[inline(always)]
+fn nearest_bf16(x: F32x8) -> __m256i {
+    simd!({
+        let bits = _mm256_castps_si256(x.0);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        // From the largest on, the carry makes infinity.
+        let nearest = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x.0, x.0));
+        _mm256_blendv_epi8(nearest, quiet, is_nan)
+    })
+}
+
 impl Vector for F32x8 {
     type Token = Avx2;
     type Mask = __m256;
@@ -160,6 +175,26 @@ impl Vector for F32x8 {
     #[inline(always)]
     fn widen_bf16(_: Avx2, from: &[[u8; 2]]) -> Self {
         F32x8(simd!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(pairs(from))))))
+    }
+
+    #[cfg(feature = "bf16")]
+    #[inline(always)]
+    fn round_bf16(self) -> Self {
+        let upper = simd!(_mm256_set1_epi32(-0x1_0000));
+        F32x8(simd!(_mm256_castsi256_ps(_mm256_and_si256(nearest_bf16(self), upper))))
+    }
+
+    #[cfg(feature = "bf16")]
+    #[inline(always)]
+    fn narrow_bf16(self, to: &mut [[u8; 2]]) {
+        let to = &mut to[..LANES];
+        let halves = simd!({
+            let halves = _mm256_srli_epi32::<16>(nearest_bf16(self));
+            // Each 128 bits have their four twice: the first of each, side by side.
+            _mm256_permute4x64_epi64::<0b10_00>(_mm256_packus_epi32(halves, halves))
+        });
+        // SAFETY: the vector proves AVX2, and `to` has 16 bytes; no alignment is asked.
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_castsi256_si128(halves)) }
     }
 
     #[inline(always)]

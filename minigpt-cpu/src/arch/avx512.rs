@@ -95,6 +95,21 @@ fn nibbles(t: Avx512, x: __m512i) -> F32x16 {
     F32x16(simd!(_mm512_permutexvar_ps(x, F32x16::load(t, &TABLE).0)))
 }
 
+/// The nearest bf16, in the upper half of each lane; the lower half is of no meaning. By integers: the instructions that
+/// round to bf16 take subnormal numbers for 0.
+#[cfg(feature = "bf16")]
+#[inline(always)]
+fn nearest_bf16(x: F32x16) -> __m512i {
+    simd!({
+        let bits = _mm512_castps_si512(x.0);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        // From the largest on, the carry makes infinity.
+        let nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x.0, x.0);
+        _mm512_mask_or_epi32(nearest, is_nan, bits, _mm512_set1_epi32(0x0040_0000))
+    })
+}
+
 impl Vector for F32x16 {
     type Token = Avx512;
     type Mask = __mmask16;
@@ -155,6 +170,22 @@ impl Vector for F32x16 {
     #[inline(always)]
     fn widen_bf16(_: Avx512, from: &[[u8; 2]]) -> Self {
         F32x16(simd!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(pairs(from))))))
+    }
+
+    #[cfg(feature = "bf16")]
+    #[inline(always)]
+    fn round_bf16(self) -> Self {
+        let upper = simd!(_mm512_set1_epi32(-0x1_0000));
+        F32x16(simd!(_mm512_castsi512_ps(_mm512_and_si512(nearest_bf16(self), upper))))
+    }
+
+    #[cfg(feature = "bf16")]
+    #[inline(always)]
+    fn narrow_bf16(self, to: &mut [[u8; 2]]) {
+        let to = &mut to[..LANES];
+        let halves = simd!(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(nearest_bf16(self))));
+        // SAFETY: the vector proves AVX-512F, and `to` has 32 bytes; no alignment is asked.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), halves) }
     }
 
     #[inline(always)]

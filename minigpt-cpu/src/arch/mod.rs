@@ -74,6 +74,15 @@ pub(crate) trait Vector:
     /// # Panics
     /// If there are fewer.
     fn widen_bf16(token: Self::Token, from: &[[u8; 2]]) -> Self;
+    /// The nearest bf16, ties to even, and infinite beyond the largest. What is not a number stays so.
+    #[cfg(feature = "bf16")]
+    fn round_bf16(self) -> Self;
+    /// The same, as the first `LANES` elements of `to`, little-endian.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[cfg(feature = "bf16")]
+    fn narrow_bf16(self, to: &mut [[u8; 2]]);
     /// The first `LANES` bytes of `from`, which are signed: exactly.
     ///
     /// # Panics

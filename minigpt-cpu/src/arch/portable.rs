@@ -68,6 +68,15 @@ fn half(x: [u8; 2]) -> f32 {
     f32::from_bits(magnitude | sign)
 }
 
+/// The nearest bf16, in the upper half of the word; the lower half is of no meaning.
+#[cfg(feature = "bf16")]
+#[inline(always)]
+fn nearest_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    // From the largest on, the carry makes infinity.
+    if x.is_nan() { bits | 0x0040_0000 } else { bits + 0x7fff + (bits >> 16 & 1) }
+}
+
 impl Vector for F32x4 {
     type Token = Portable;
     type Mask = [bool; LANES];
@@ -128,6 +137,20 @@ impl Vector for F32x4 {
         let from = &from[..LANES];
         let widen = |x: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(x)) << 16);
         F32x4([widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])])
+    }
+
+    #[cfg(feature = "bf16")]
+    #[inline(always)]
+    fn round_bf16(self) -> Self {
+        map(self, |x| f32::from_bits(nearest_bf16(x) & 0xffff_0000))
+    }
+
+    #[cfg(feature = "bf16")]
+    #[inline(always)]
+    fn narrow_bf16(self, to: &mut [[u8; 2]]) {
+        let to = &mut to[..LANES];
+        let narrow = |x: f32| ((nearest_bf16(x) >> 16) as u16).to_le_bytes();
+        to.copy_from_slice(&[narrow(self.0[0]), narrow(self.0[1]), narrow(self.0[2]), narrow(self.0[3])]);
     }
 
     #[inline(always)]

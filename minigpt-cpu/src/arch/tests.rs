@@ -2,7 +2,8 @@
 
 use super::*;
 use minigpt_core::Dtype;
-use minigpt_core::reference::weights::weight_at;
+use minigpt_core::reference::weights::{encode_half, weight_at};
+use minigpt_core::rng::{Rng, Stream};
 use std::vec::Vec;
 
 fn simds() -> impl Iterator<Item = Simd> {
@@ -142,6 +143,39 @@ impl Kernel for Widened {
 #[test]
 fn every_narrow_number_widens_to_what_the_reference_reads() {
     simds().for_each(|simd| simd.dispatch(Widened));
+}
+
+struct Narrowed;
+impl Kernel for Narrowed {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self, t: V::Token) {
+        // Around each bf16 and each middle between two: all upper halves, with lower ones near ties; and any numbers.
+        let step = if cfg!(miri) { 251 } else { 1 };
+        let near = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+        let near =
+            (0..=u16::MAX).step_by(step).flat_map(|upper| near.map(|lower| u32::from(upper) << 16 | lower));
+        let mut rng = Rng::new(5, Stream::User);
+        let any = (0..(1 << 18) / step).map(|_| rng.next_u32());
+        let all: Vec<f32> = near.chain(any).map(f32::from_bits).collect();
+        for x in all.chunks_exact(V::LANES) {
+            let (mut narrow, mut rounded) = ([[7; 2]; 17], [0.0; 16]);
+            V::load(t, x).narrow_bf16(&mut narrow);
+            V::load(t, x).round_bf16().store(&mut rounded);
+            for (i, x) in x.iter().enumerate() {
+                let expected = encode_half(f64::from(*x), Dtype::Bf16);
+                assert_eq!(narrow[i], expected, "{x:e}, {:08x}", x.to_bits());
+                assert_eq!(rounded[i].to_bits() >> 16, u32::from(u16::from_le_bytes(expected)), "{x:e}");
+                assert_eq!(rounded[i].to_bits() as u16, 0, "{x:e}");
+            }
+            assert_eq!(narrow[V::LANES], [7; 2]);
+        }
+    }
+}
+
+#[test]
+fn numbers_are_rounded_to_bf16_as_the_references_are() {
+    simds().for_each(|simd| simd.dispatch(Narrowed));
 }
 
 struct Transpose;

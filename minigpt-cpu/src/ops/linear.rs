@@ -9,7 +9,7 @@ mod widened;
 
 use core::ops::Range;
 
-use few_rows::FEW_ROWS;
+pub(super) use few_rows::FEW_ROWS;
 use minigpt_core::Activation;
 use minigpt_core::op::{LinearBackward, LinearForward};
 

@@ -2,6 +2,8 @@
 
 mod activation;
 mod attention;
+#[cfg(feature = "bf16")]
+pub(crate) mod bf16;
 mod cache;
 mod cross_entropy;
 mod draw;
@@ -19,10 +21,10 @@ mod sample;
 mod tests;
 mod weight;
 
-use minigpt_core::Op;
 #[cfg(feature = "train")]
 use minigpt_core::op::LinearBackward;
 use minigpt_core::op::{GateRows, LinearRows, NormRows};
+use minigpt_core::{Op, Precision};
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
@@ -31,7 +33,7 @@ use weight::Weight;
 /// Whether every op of inference has a kernel, whatever its shape and the formats of its weights.
 pub(crate) const COMPLETE: bool = Weight::READS_ALL;
 
-/// Runs `op`, which was checked, if there is a kernel for it; says whether there was. What only training runs is left to the
+/// Runs `op`, which was checked and is not under bf16, if there is a kernel for it; says whether there was. What only training runs is left to the
 /// reference where some dimension is 0, so that kernels need not think of it.
 pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuError> {
     if empty::run(&mut context.views, op)? {
@@ -116,6 +118,12 @@ pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuErr
 
 /// How many f32 of scratch `op` needs.
 pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
+    if op.precision() == Precision::Bf16 {
+        #[cfg(feature = "bf16")]
+        return bf16::scratch_floats(op, machine);
+        #[cfg(not(feature = "bf16"))]
+        return 0;
+    }
     match op {
         Op::LinearForward(op) => linear::forward_scratch_floats(op, machine),
         #[cfg(feature = "train")]

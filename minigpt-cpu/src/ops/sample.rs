@@ -2,6 +2,7 @@
 //!
 //! A row is one task. Its logits are gone through a few times, from end to end, and never sorted.
 
+use minigpt_core::InvalidOp;
 use minigpt_core::op::{NO_TOKEN, Sample, SampleRow};
 use minigpt_core::sample::Cut;
 
@@ -142,16 +143,26 @@ pub(super) fn scratch_floats(op: &Sample, machine: Machine) -> usize {
     each(op).saturating_mul(machine.threads)
 }
 
+/// That rows may choose by these settings.
+pub(super) fn check(
+    settings: &[[u32; SampleRow::WORDS]],
+    tokens: &[u32],
+    vocab: usize,
+) -> Result<(), InvalidOp> {
+    for words in settings {
+        let row = SampleRow::from_words(words);
+        row.check(tokens.len())?;
+        check_tokens(row.recent_places().map(|place| tokens[place]), vocab)?;
+    }
+    Ok(())
+}
+
 pub(super) fn sample(context: &mut Context<'_, '_>, op: &Sample) -> Result<(), CpuError> {
     let views = &mut context.views;
     let live = live_rows(views, op.live, op.rows)?;
     let settings = &views.u32("settings", op.settings)?.as_chunks().0[..live];
     let tokens = views.u32_mut("tokens", op.tokens)?;
-    for words in settings {
-        let row = SampleRow::from_words(words);
-        row.check(tokens.len())?;
-        check_tokens(row.recent_places().map(|place| tokens[place]), op.vocab)?;
-    }
+    check(settings, tokens, op.vocab)?;
     let logits = views.f32("logits", op.logits)?;
     let choices = &mut views.u32_mut("choices", op.choices)?[..live];
     // However large the vocabulary.

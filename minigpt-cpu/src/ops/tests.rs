@@ -18,6 +18,8 @@ use super::weight::Weight;
 use crate::{Cpu, CpuError, Isa};
 
 mod attention;
+#[cfg(all(feature = "bf16", target_endian = "little"))]
+mod bf16;
 mod cached;
 mod optimizer;
 

@@ -6,30 +6,30 @@ use core::slice;
 /// Rows of `width` numbers to read, whose beginnings are `stride` apart.
 ///
 /// It is no slice from the first row to the last, since what lies between the rows may be written meanwhile.
-pub(crate) struct Rows<'m> {
-    start: *const f32,
+pub(crate) struct Rows<'m, T = f32> {
+    start: *const T,
     rows: usize,
     stride: usize,
     width: usize,
-    owner: PhantomData<&'m [f32]>,
+    owner: PhantomData<&'m [T]>,
 }
 
 /// The same to write. [`Grid::of_rows`](super::Grid::of_rows) shares it out among tasks.
-pub(crate) struct RowsMut<'m> {
-    pub(super) start: *mut f32,
+pub(crate) struct RowsMut<'m, T = f32> {
+    pub(super) start: *mut T,
     pub(super) rows: usize,
     pub(super) stride: usize,
     pub(super) width: usize,
-    pub(super) owner: PhantomData<&'m mut [f32]>,
+    pub(super) owner: PhantomData<&'m mut [T]>,
 }
 
-// SAFETY: it gives out shared slices of f32, which any thread may read.
-unsafe impl Sync for Rows<'_> {}
+// SAFETY: it gives out shared slices, which any thread may read.
+unsafe impl<T: Sync> Sync for Rows<'_, T> {}
 
-impl<'m> Rows<'m> {
+impl<'m, T> Rows<'m, T> {
     /// # Safety
-    /// From `start`, aligned for f32, each of the rows must be valid for reads for 'm, and nothing may write it.
-    pub(super) unsafe fn new(start: *const f32, rows: usize, stride: usize, width: usize) -> Self {
+    /// From `start`, aligned for T, each of the rows must be valid for reads for 'm, and nothing may write it.
+    pub(super) unsafe fn new(start: *const T, rows: usize, stride: usize, width: usize) -> Self {
         Rows { start, rows, stride, width, owner: PhantomData }
     }
 
@@ -38,7 +38,7 @@ impl<'m> Rows<'m> {
     /// # Panics
     /// If there is none.
     #[inline(always)]
-    pub(crate) fn row(&self, i: usize) -> &'m [f32] {
+    pub(crate) fn row(&self, i: usize) -> &'m [T] {
         assert!(i < self.rows, "row {i} of {}", self.rows);
         // SAFETY: there is such a row, and whoever made this vouched for it.
         unsafe { slice::from_raw_parts(self.start.add(i * self.stride), self.width) }

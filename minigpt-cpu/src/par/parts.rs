@@ -102,23 +102,23 @@ unsafe impl<T: Send + 'static> Parts for PerWorker<'_, T> {
 
 /// A row-major matrix in a grid of tiles of `tile_rows` x `tile_cols`, numbered row by row; those at the right and
 /// lower edge may be smaller.
-pub(crate) struct Grid<'s> {
-    start: *mut f32,
+pub(crate) struct Grid<'s, T = f32> {
+    start: *mut T,
     rows: usize,
     cols: usize,
     stride: usize,
     tile_rows: usize,
     tile_cols: usize,
     by_columns: bool,
-    owner: PhantomData<&'s mut [f32]>,
+    owner: PhantomData<&'s mut [T]>,
 }
 
-// SAFETY: it is a `&mut [f32]` of which each thread takes its own part.
-unsafe impl Sync for Grid<'_> {}
+// SAFETY: it is a `&mut [T]` of which each thread takes its own part.
+unsafe impl<T: Send> Sync for Grid<'_, T> {}
 
-impl<'s> Grid<'s> {
+impl<'s, T> Grid<'s, T> {
     /// The matrix has as many whole rows of `cols` as `slice` holds. Sizes of 0 are taken as 1.
-    pub(crate) fn new(slice: &'s mut [f32], cols: usize, tile_rows: usize, tile_cols: usize) -> Self {
+    pub(crate) fn new(slice: &'s mut [T], cols: usize, tile_rows: usize, tile_cols: usize) -> Self {
         let (cols, tile_rows, tile_cols) = (cols.max(1), tile_rows.max(1), tile_cols.max(1));
         let rows = slice.len() / cols;
         let start = slice.as_mut_ptr();
@@ -126,7 +126,7 @@ impl<'s> Grid<'s> {
     }
 
     /// The same of rows that may lie apart.
-    pub(crate) fn of_rows(rows: RowsMut<'s>, tile_rows: usize, tile_cols: usize) -> Self {
+    pub(crate) fn of_rows(rows: RowsMut<'s, T>, tile_rows: usize, tile_cols: usize) -> Self {
         let RowsMut { start, rows, stride, width, owner } = rows;
         let (tile_rows, tile_cols) = (tile_rows.max(1), tile_cols.max(1));
         Grid { start, rows, cols: width, stride, tile_rows, tile_cols, by_columns: false, owner }
@@ -139,12 +139,12 @@ impl<'s> Grid<'s> {
 }
 
 // SAFETY: tiles of different index do not overlap.
-unsafe impl Parts for Grid<'_> {
-    type Part<'t> = Tile<'t>;
+unsafe impl<T: Send + 'static> Parts for Grid<'_, T> {
+    type Part<'t> = Tile<'t, T>;
     fn count(&self) -> usize {
         self.rows.div_ceil(self.tile_rows) * self.cols.div_ceil(self.tile_cols)
     }
-    unsafe fn part<'t>(&self, task: Task) -> Tile<'t> {
+    unsafe fn part<'t>(&self, task: Task) -> Tile<'t, T> {
         let (down, across) = (self.rows.div_ceil(self.tile_rows), self.cols.div_ceil(self.tile_cols));
         let (tile_row, tile_col) = if self.by_columns {
             (task.index() % down.max(1), task.index() / down.max(1))
@@ -166,17 +166,17 @@ unsafe impl Parts for Grid<'_> {
 }
 
 /// One tile of a matrix.
-pub(crate) struct Tile<'t> {
-    start: *mut f32,
+pub(crate) struct Tile<'t, T = f32> {
+    start: *mut T,
     stride: usize,
     row: usize,
     col: usize,
     rows: usize,
     cols: usize,
-    owner: PhantomData<&'t mut [f32]>,
+    owner: PhantomData<&'t mut [T]>,
 }
 
-impl Tile<'_> {
+impl<T> Tile<'_, T> {
     /// Which rows of the matrix it has.
     pub(crate) fn rows(&self) -> Range<usize> {
         self.row..self.row + self.rows
@@ -189,7 +189,7 @@ impl Tile<'_> {
 
     /// Where its first element is. The elements of a row stand side by side, and rows are [`Tile::stride`] apart.
     #[inline(always)]
-    pub(crate) fn start(&mut self) -> *mut f32 {
+    pub(crate) fn start(&mut self) -> *mut T {
         // `wrapping_add`, because a tile without elements may lie beyond the matrix.
         self.start.wrapping_add(self.row * self.stride + self.col)
     }
@@ -204,7 +204,7 @@ impl Tile<'_> {
     /// # Panics
     /// If the tile does not have them.
     #[inline(always)]
-    pub(crate) fn part(&mut self, rows: Range<usize>, cols: Range<usize>) -> Tile<'_> {
+    pub(crate) fn part(&mut self, rows: Range<usize>, cols: Range<usize>) -> Tile<'_, T> {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
         assert!(cols.start <= cols.end && cols.end <= self.cols);
         let (row, col) = (self.row + rows.start, self.col + cols.start);
@@ -217,7 +217,7 @@ impl Tile<'_> {
     /// # Panics
     /// If the tile has no such row.
     #[inline(always)]
-    pub(crate) fn row(&mut self, i: usize) -> &mut [f32] {
+    pub(crate) fn row(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows, "row {i} of a tile of {}", self.rows);
         // SAFETY: row and columns are inside the matrix, and the tile alone has them.
         unsafe {

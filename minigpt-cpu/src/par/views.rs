@@ -13,6 +13,11 @@ use crate::error::CpuError;
 use crate::memory::is_usable;
 use crate::memory::{Line, Memory, Storage};
 
+/// The buffer that a block of scratch is to the spans that name it. No other is called so: the numbers of buffers begin at 0,
+/// and count how often a place was used before they come to their upper half.
+#[cfg(feature = "bf16")]
+pub(crate) const BLOCK: Buffer = Buffer(u64::MAX - 64);
+
 /// The spans of one op as slices.
 ///
 /// Each span is checked when it is asked for: that it lies in its buffer, has the right type and alignment, and
@@ -23,6 +28,9 @@ pub(crate) struct Views<'m, 'a> {
     /// The first `count` are written; the others are not, since an op takes but a few.
     handed: [MaybeUninit<Handed>; MAX_OPERANDS],
     count: usize,
+    /// Where the [`BLOCK`] begins, and how many bytes it has.
+    #[cfg(feature = "bf16")]
+    block: (*mut u8, usize),
 }
 
 /// What was handed out: bytes of a buffer.
@@ -55,7 +63,19 @@ impl Handed {
 
 impl<'m, 'a> Views<'m, 'a> {
     pub(crate) fn new(memory: &'m mut Memory<'a>) -> Self {
-        Views { memory, handed: [const { MaybeUninit::uninit() }; MAX_OPERANDS], count: 0 }
+        Views {
+            memory,
+            handed: [const { MaybeUninit::uninit() }; MAX_OPERANDS],
+            count: 0,
+            #[cfg(feature = "bf16")]
+            block: (core::ptr::null_mut(), 0),
+        }
+    }
+
+    /// The same, where spans may also be of the [`BLOCK`].
+    #[cfg(feature = "bf16")]
+    pub(crate) fn with_block(memory: &'m mut Memory<'a>, block: &'m mut [f32]) -> Self {
+        Views { block: (block.as_mut_ptr().cast(), size_of_val(block)), ..Views::new(memory) }
     }
 
     /// f32 to read.
@@ -74,10 +94,10 @@ impl<'m, 'a> Views<'m, 'a> {
         rows: Strided,
         width: usize,
     ) -> Result<Rows<'m>, CpuError> {
-        let (from, count) = self.claim_rows(operand, rows, width, false)?;
+        let (from, count) = self.claim_rows(operand, rows, width, Dtype::F32, false)?;
         // SAFETY: as for f32, of each row: `claim_rows` found all of them inside the span, and what overlaps the span without
         // being shared is beside the rows.
-        Ok(unsafe { Rows::new(from.cast_const(), count, rows.stride, width) })
+        Ok(unsafe { Rows::new(from.cast_const().cast(), count, rows.stride, width) })
     }
 
     /// Rows of `width` f32 to write.
@@ -87,8 +107,33 @@ impl<'m, 'a> Views<'m, 'a> {
         rows: Strided,
         width: usize,
     ) -> Result<RowsMut<'m>, CpuError> {
-        let (start, count) = self.claim_rows(operand, rows, width, true)?;
-        Ok(RowsMut { start, rows: count, stride: rows.stride, width, owner: PhantomData })
+        let (start, count) = self.claim_rows(operand, rows, width, Dtype::F32, true)?;
+        Ok(RowsMut { start: start.cast(), rows: count, stride: rows.stride, width, owner: PhantomData })
+    }
+
+    /// Rows of `width` bf16 to read.
+    #[cfg(feature = "bf16")]
+    pub(crate) fn bf16_rows(
+        &mut self,
+        operand: &'static str,
+        rows: Strided,
+        width: usize,
+    ) -> Result<Rows<'m, [u8; 2]>, CpuError> {
+        let (from, count) = self.claim_rows(operand, rows, width, Dtype::Bf16, false)?;
+        // SAFETY: as for rows of f32; bytes need no alignment.
+        Ok(unsafe { Rows::new(from.cast_const().cast(), count, rows.stride, width) })
+    }
+
+    /// Rows of `width` bf16 to write.
+    #[cfg(feature = "bf16")]
+    pub(crate) fn bf16_rows_mut(
+        &mut self,
+        operand: &'static str,
+        rows: Strided,
+        width: usize,
+    ) -> Result<RowsMut<'m, [u8; 2]>, CpuError> {
+        let (start, count) = self.claim_rows(operand, rows, width, Dtype::Bf16, true)?;
+        Ok(RowsMut { start: start.cast(), rows: count, stride: rows.stride, width, owner: PhantomData })
     }
 
     /// u32 to read.
@@ -138,44 +183,46 @@ impl<'m, 'a> Views<'m, 'a> {
         }
     }
 
-    /// Checks rows of `width` f32 and notes them as handed out; returns the address of the first, and how many there are.
+    /// Checks rows of `width` elements and notes them as handed out; returns the address of the first, and how many there are.
     fn claim_rows(
         &mut self,
         operand: &'static str,
         Strided { span, stride }: Strided,
         width: usize,
+        dtype: Dtype,
         write: bool,
-    ) -> Result<(*mut f32, usize), CpuError> {
-        self.typed(operand, span, Dtype::F32)?;
+    ) -> Result<(*mut u8, usize), CpuError> {
+        self.typed(operand, span, dtype)?;
         if stride < width {
             return Err(InvalidOp::Value { operand }.into());
         }
         // The last row has nothing behind it.
         let before = match span.len.checked_sub(width) {
             Some(before) if width > 0 => before,
-            _ => return Ok((self.claim(operand, span, None, write)?.cast(), 0)),
+            _ => return Ok((self.claim(operand, span, None, write)?, 0)),
         };
         // One row, as in decoding, is a span like any other, and need not divide.
         if before == 0 {
-            return Ok((self.claim(operand, span, None, write)?.cast(), 1));
+            return Ok((self.claim(operand, span, None, write)?, 1));
         }
-        let bytes = |elements| Dtype::F32.bytes(elements).ok_or(InvalidOp::Overflow { operand });
+        let bytes = |elements| dtype.bytes(elements).ok_or(InvalidOp::Overflow { operand });
         let rows = Columns { width: bytes(width)?, stride: bytes(stride)? };
         let from = self.claim(operand, span, Some(rows), write)?;
-        Ok((from.cast(), before / stride + 1))
+        Ok((from, before / stride + 1))
     }
 
-    /// Checks `span` and notes it as handed out, or only its `rows`; returns its address.
-    fn claim(
+    /// Where the buffer of `span` begins, and how many bytes it has.
+    fn buffer(
         &mut self,
         operand: &'static str,
         span: Span,
-        rows: Option<Columns>,
         write: bool,
-    ) -> Result<*mut u8, CpuError> {
-        let bytes = span.bytes().ok_or(InvalidOp::Overflow { operand })?;
-        let end = span.offset.checked_add(bytes).ok_or(InvalidOp::Overflow { operand })?;
-        let (address, size) = match self.memory.storage(span.buffer, operand)? {
+    ) -> Result<(*mut u8, usize), CpuError> {
+        #[cfg(feature = "bf16")]
+        if span.buffer == BLOCK {
+            return Ok(self.block);
+        }
+        Ok(match self.memory.storage(span.buffer, operand)? {
             Storage::Owned { lines, bytes } => (lines.as_mut_ptr().cast::<u8>(), *bytes),
             Storage::Borrowed(_) if write => return Err(InvalidOp::ReadOnly { operand }.into()),
             Storage::Borrowed(bytes) => (bytes.as_ptr().cast_mut(), bytes.len()),
@@ -191,7 +238,20 @@ impl<'m, 'a> Views<'m, 'a> {
                 }
                 (bytes.as_ptr().cast_mut(), bytes.len())
             }
-        };
+        })
+    }
+
+    /// Checks `span` and notes it as handed out, or only its `rows`; returns its address.
+    fn claim(
+        &mut self,
+        operand: &'static str,
+        span: Span,
+        rows: Option<Columns>,
+        write: bool,
+    ) -> Result<*mut u8, CpuError> {
+        let bytes = span.bytes().ok_or(InvalidOp::Overflow { operand })?;
+        let end = span.offset.checked_add(bytes).ok_or(InvalidOp::Overflow { operand })?;
+        let (address, size) = self.buffer(operand, span, write)?;
         if end > size || address.is_null() {
             return Err(InvalidOp::OutOfBounds { operand, end, size }.into());
         }

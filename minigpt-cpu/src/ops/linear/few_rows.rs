@@ -10,7 +10,7 @@ use crate::ops::weight::{Format, row_of};
 use crate::par::{Grid, Tile};
 
 /// Up to so many rows, reading the weight is what takes the time.
-pub(super) const FEW_ROWS: usize = 4;
+pub(in crate::ops) const FEW_ROWS: usize = 4;
 
 /// Bytes of the weight that a task reads: a microsecond or two, more than it costs to hand the task to a thread.
 const TASK_BYTES: usize = 1 << 15;
