@@ -300,7 +300,10 @@ fn a_run_in_bf16_stays_one_until_it_is_told_otherwise() {
     assert!(rounded.val_loss != exact.val_loss, "{rounded} {exact}");
     assert!((rounded.val_loss - exact.val_loss).abs() < 0.05, "{rounded} {exact}");
     // A run that stops goes on with it.
-    assert!(matches!(train(&options(&parts, "--precision bf16"), stop_at(9)).unwrap(), End::Interrupted { .. }));
+    assert!(matches!(
+        train(&options(&parts, "--precision bf16"), stop_at(9)).unwrap(),
+        End::Interrupted { .. }
+    ));
     assert_eq!(finished(&resumed(&parts)).val_loss, rounded.val_loss);
     let last = |scratch: &Scratch| fs::read(scratch.path("run").join("step-0000000024.mgpt")).unwrap();
     assert!(last(&whole) == last(&parts));
