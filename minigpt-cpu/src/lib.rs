@@ -42,6 +42,13 @@
 //! faster (`cargo bench -p minigpt-benches --bench decode`). On big-endian processors, where bytes lie otherwise, the
 //! reference reads them.
 //!
+//! # Activations in bf16
+//! Ops under [`Precision::Bf16`] run on the kernels of f32: block by block, what an op reads is widened into scratch, and what
+//! it computes is rounded on its way out, as [`minigpt_core::reference::rounded`] has it. It is there to save memory. The
+//! blocks are a few megabytes, which [`workspace_bytes`](Backend::workspace_bytes) counts. All of it is the feature `bf16`,
+//! which is on by default. Without it there are no kernels for such ops, and an image that runs models in f32 is the smaller
+//! for it. On big-endian processors the reference runs them.
+//!
 //! # On a microcontroller
 //! Without std it runs on one thread, and on four lanes that a Cortex-M goes through one by one. Whether that pays beside
 //! [`Reference`](minigpt_core::Reference) is a matter of room: the reference is the smaller program, and this crate needs less

@@ -5,8 +5,9 @@
 mod heap;
 
 use minigpt_core::config::TrainConfig;
+use minigpt_core::op::{CrossEntropy, LinearBackward, LinearForward, scalar};
 use minigpt_core::train::Trainer;
-use minigpt_core::{GptConfig, Model, Recompute, Windows};
+use minigpt_core::{Backend, Buffer, Dtype, GptConfig, Model, Op, Recompute, Span, Windows};
 use minigpt_cpu::Cpu;
 
 #[test]
@@ -34,5 +35,45 @@ fn the_plan_and_the_workspace_are_the_memory_that_training_takes() {
             (taken / promised - 1.0).abs() < 0.02,
             "{recompute:?}, {batch}: {promised} bytes were promised, {taken} were taken"
         );
+    }
+}
+
+/// Whose activations, logits and weights are hundreds of megabytes.
+#[test]
+fn ops_under_bf16_take_a_few_megabytes_of_scratch() {
+    let (rows, d_in, d_out) = (8192, 768, 50_257);
+    let span = |dtype, len| Span { buffer: Buffer(0), dtype, offset: 0, len };
+    let of = |rows: usize, cols: usize| span(Dtype::Bf16, rows * cols);
+    let (x, y, weight) = (of(rows, d_in), of(rows, d_out), of(d_out, d_in));
+    let (activate, dropout, bias, residual) = (None, None, None, None);
+    let forward = LinearForward { x, weight, bias, activate, dropout, residual, y, rows, d_in, d_out };
+    let backward = LinearBackward {
+        x,
+        weight,
+        d_y: y,
+        dropout,
+        d_x: Some(Span { buffer: Buffer(1), ..x }),
+        accumulate: false,
+        activate,
+        d_weight: Some(Span { buffer: Buffer(2), ..span(Dtype::F32, d_out * d_in) }),
+        d_bias: None,
+        rows,
+        d_in,
+        d_out,
+    };
+    let loss = CrossEntropy {
+        logits: y,
+        targets: Span { buffer: Buffer(3), ..span(Dtype::U32, rows) },
+        d_logits: Some(y),
+        losses: None,
+        scalars: Span { buffer: Buffer(4), ..span(Dtype::F32, scalar::LEN) },
+        rows,
+        vocab: d_out,
+    };
+    let forward = LinearForward { y: Span { buffer: Buffer(5), ..y }, ..forward };
+    let cpu = Cpu::builder().threads(2).build().unwrap();
+    for op in [Op::from(forward), backward.into(), loss.into()] {
+        let bytes = cpu.workspace_bytes(&[op]);
+        assert!((1 << 21..10 << 20).contains(&bytes), "{:?}: {bytes}", op.kind());
     }
 }

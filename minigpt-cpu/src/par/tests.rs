@@ -28,6 +28,22 @@ fn views_refuse_whatever_would_conflict() {
     assert!(views.f32_mut("e", span(other, 12, 4)).is_ok());
 }
 
+#[cfg(feature = "bf16")]
+#[test]
+fn a_block_of_scratch_is_a_buffer_to_those_who_were_lent_it() {
+    let mut memory = Memory::default();
+    let mut scratch = [0.0; 8];
+    let overlaps = |found| matches!(found, Err(CpuError::Invalid(InvalidOp::Overlap { .. })));
+    let beyond = |found| matches!(found, Err(CpuError::Invalid(InvalidOp::OutOfBounds { .. })));
+    let mut views = Views::with_block(&mut memory, &mut scratch);
+    views.f32_mut("a", span(BLOCK, 0, 4)).unwrap().fill(1.0);
+    views.f32_mut("b", span(BLOCK, 16, 4)).unwrap().fill(2.0);
+    assert!(overlaps(views.f32("c", span(BLOCK, 12, 1)).map(|_| ())));
+    assert!(beyond(views.f32("d", span(BLOCK, 16, 5)).map(|_| ())));
+    assert!(beyond(Views::new(&mut memory).f32("e", span(BLOCK, 0, 1)).map(|_| ())));
+    assert_eq!(scratch, [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
+}
+
 #[test]
 fn views_hand_out_columns_of_one_matrix_side_by_side_and_never_over_each_other() {
     let mut memory = Memory::default();

@@ -10,7 +10,9 @@ use super::lanes::{load, store};
 use crate::arch::Vector;
 use crate::context::Job;
 use crate::error::CpuError;
-use crate::math::{activate, derivative};
+use crate::math::activate;
+#[cfg(feature = "train")]
+use crate::math::derivative;
 use crate::ops::lanes::rows_per_task;
 use crate::par::{Grid, Rows, Tile};
 
