@@ -7,6 +7,7 @@ mod forwarding;
 mod backends;
 
 use backends::{Deferred, SevenMethods};
+use minigpt_core::backend::{read_elems, write_elems};
 use minigpt_core::conformance::{Options, Report, check, crosses_threads};
 use minigpt_core::data::Windows;
 use minigpt_core::{
@@ -74,9 +75,15 @@ fn wrong_operand(
     if op.kind() != wrong {
         return Ok(());
     }
-    // One element is off by one part in a hundred (or, for counters, by one).
     let Some(operand) = op.operands()?.get(name).copied() else { return Ok(()) };
-    let place = Span { dtype: Dtype::U32, ..operand.span.slice(index, 1) };
+    let place = operand.span.slice(index, 1);
+    if place.dtype == Dtype::Bf16 {
+        // One element is another number altogether: by one part in a hundred it may be off.
+        let values = read_elems(inner, place)?;
+        return write_elems(inner, place, &values.iter().map(|x| 2.0 * x + 1.0).collect::<Vec<_>>());
+    }
+    // One element is off by one part in a hundred (or, for counters, by one).
+    let place = Span { dtype: Dtype::U32, ..place };
     let mut bytes = [0; 4];
     inner.read(place, &mut bytes)?;
     if operand.span.dtype == Dtype::U32 {
@@ -96,7 +103,11 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
     let failed: Vec<&str> =
         report.lines.iter().filter(|line| !line.passed()).map(|line| &*line.name).collect();
     let context = || format!("with {operand}[{place}] of {wrong:?} wrong:\n{report}");
-    assert_eq!(failed.first(), Some(&wrong.name()), "{}", context());
+    // In f32 and, of what a precision rounds, in bf16.
+    let names = [wrong.name().into(), format!("{}, bf16", wrong.name())];
+    let due: Vec<&str> =
+        report.lines.iter().map(|line| &*line.name).filter(|line| names.iter().any(|n| n == line)).collect();
+    assert!(!due.is_empty() && due.iter().all(|line| failed.contains(line)), "{}", context());
     // Linear layers have lines for weights in narrow types too.
     assert!(failed.iter().all(|line| line.starts_with(wrong.name())), "{}", context());
 }
@@ -105,7 +116,7 @@ fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
 fn every_op_that_is_wrong_is_found() {
     use OpKind::*;
     // A result that is wrong, and an operand that was to be read only.
-    const CASES: [(OpKind, &[&str]); 33] = [
+    const CASES: [(OpKind, &[&str]); 34] = [
         (EmbeddingForward, &["out", "token_embedding", "position_embedding"]),
         (EmbeddingBackward, &["d_token_embedding", "d_position_embedding", "d_out"]),
         (NormForward, &["y", "mean", "rstd", "x"]),
@@ -138,6 +149,7 @@ fn every_op_that_is_wrong_is_found() {
         (NewtonSchulz, &["x"]),
         (Descend, &["params", "direction", "scalars"]),
         (Average, &["average", "params", "scalars", "counters"]),
+        (Narrow, &["to", "from"]),
         (Fill, &["to"]),
     ];
     assert!(CASES.iter().map(|(wrong, _)| wrong).eq(OpKind::ALL));

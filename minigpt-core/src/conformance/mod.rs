@@ -40,6 +40,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::backend::{Backend, BackendError};
+use crate::config::Precision;
 use crate::error::Error;
 use crate::memory::Dtype;
 use crate::op::{Op, OpKind};
@@ -47,6 +48,9 @@ use crate::real::Real;
 
 /// Below this magnitude, errors are absolute in units of it.
 pub const FLOOR: f64 = 1e-3;
+
+/// A unit of bf16 for numbers from 1 to 2: how far the next one is.
+const UNIT: f64 = 1.0 / 128.0;
 
 /// How thorough to be.
 #[derive(Debug, Clone)]
@@ -217,7 +221,7 @@ pub fn bound(kind: OpKind, elem: Dtype) -> f64 {
         | OpKind::CrossEntropy => 5e-5,
         // Small singular values grow by a hundred and more, and their errors with them.
         OpKind::NewtonSchulz => 2e-4,
-        OpKind::NextDraw | OpKind::CacheAppend | OpKind::GatherRows | OpKind::Sample => 0.0,
+        OpKind::NextDraw | OpKind::CacheAppend | OpKind::GatherRows | OpKind::Sample | OpKind::Narrow => 0.0,
         _ => 2e-5,
     }
 }
@@ -247,12 +251,18 @@ fn error_above(floor: f64, found: &[f64], oracle: &[f64]) -> (f64, usize) {
 pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Report {
     let mut report = Report::default();
     report.lines.push(basics::check(&mut make()));
-    for &kind in options.ops {
-        let mut line = Line::new(kind.name(), bound(kind, B::Elem::DTYPE));
+    let runs = |&kind| cases::precisions(kind).iter().map(move |&precision| (kind, precision));
+    for (kind, precision) in options.ops.iter().flat_map(runs) {
+        let mut line = match precision {
+            Precision::F32 => Line::new(kind.name(), bound(kind, B::Elem::DTYPE)),
+            Precision::Bf16 => Line::new(format!("{}, bf16", kind.name()), 1.0),
+        };
         let mut backend = make();
-        cases::check(&mut backend, kind, options, &mut line);
+        cases::check(&mut backend, kind, precision, options, &mut line);
         let claimed = backend.kernels().contains(&kind);
-        if claimed && line.cases > 0 && line.kernels.is_none_or(|(own, _)| own == 0) {
+        // A kernel may be one for a single precision.
+        let first = cases::precisions(kind).first() == Some(&precision);
+        if first && claimed && line.cases > 0 && line.kernels.is_none_or(|(own, _)| own == 0) {
             line.fail("the backend says that it has a kernel, and it never ran, or nobody counted");
         }
         // Every backend has a `fill`.
@@ -261,8 +271,12 @@ pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Repo
         }
         report.lines.push(line);
         if kind == OpKind::ActivationForward {
-            let mut line = Line::new("ActivationForward, bits of a layer's", 0.0);
-            cases::check_same_bits(&mut make(), options, &mut line);
+            let name = match precision {
+                Precision::F32 => "ActivationForward, bits of a layer's",
+                Precision::Bf16 => "ActivationForward, bf16, bits of a layer's",
+            };
+            let mut line = Line::new(name, 0.0);
+            cases::check_same_bits(&mut make(), precision, options, &mut line);
             report.lines.push(line);
         }
     }
