@@ -5,11 +5,15 @@
 mod forwarding;
 
 mod backends;
+#[path = "support/rounding.rs"]
+mod rounding;
 
 use backends::{Deferred, SevenMethods};
 use minigpt_core::backend::{read_elems, write_elems};
 use minigpt_core::conformance::{Options, Report, check, crosses_threads};
 use minigpt_core::data::Windows;
+use rounding::Rounds;
+
 use minigpt_core::{
     Backend, Dtype, GptConfig, Model, Op, OpKind, Reference, ReferenceError, Span, TrainConfig, Trainer,
 };
@@ -251,6 +255,62 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
         let ops = OpKind::ALL.iter().position(|of| *of == kind).map(|at| &OpKind::ALL[at..=at]).unwrap();
         let report = check(make, &Options { ops, model: false, stop_early: true, ..small() });
         assert!(!report.passed(), "number {i}, {kind:?} {forgets}:\n{report}");
+    }
+}
+
+/// What the suite says of a backend that rounds like this.
+fn report_of(rounds: Rounds, kind: &'static OpKind, stop_early: bool) -> Report {
+    let run = |inner: &mut Reference<f32>, op: &Op| rounds.run(inner, op);
+    let make = || Faulty { inner: Reference::new(), run };
+    let ops = core::slice::from_ref(kind);
+    check(make, &Options { ops, model: false, stop_early, ..small() })
+}
+
+#[test]
+fn a_backend_that_rounds_in_steps_of_its_own_conforms() {
+    use OpKind::*;
+    for kind in &[LinearForward, LinearBackward, ActivationForward, GateForward, Narrow] {
+        passes("rounds as it should", &report_of(Rounds::AsItShould, kind, false));
+    }
+    for kind in &[AttentionForward, AttentionBackward] {
+        passes("rounds as it should", &report_of(Rounds::AsItShould, kind, false));
+        passes("rounds inside attention", &report_of(Rounds::InsideAttention, kind, false));
+    }
+}
+
+#[test]
+fn a_step_that_is_rounded_wrongly_is_found() {
+    use OpKind::*;
+    const FAULTS: [(Rounds, &[OpKind]); 10] = [
+        (
+            Rounds::ByTruncation,
+            &[
+                LinearForward,
+                LinearBackward,
+                ActivationForward,
+                GateForward,
+                Narrow,
+                AttentionForward,
+                AttentionBackward,
+            ],
+        ),
+        (Rounds::TiesUp, &[LinearForward, LinearBackward, Narrow]),
+        (Rounds::NotBeforeActivation, &[LinearForward]),
+        (Rounds::NotBeforeResidual, &[LinearForward]),
+        (Rounds::NotBeforeGradients, &[LinearBackward]),
+        (Rounds::NotBeforeSlope, &[LinearBackward]),
+        (Rounds::NotBeforeSum, &[LinearBackward]),
+        (Rounds::NotInsideGate, &[GateForward]),
+        (Rounds::GradientsOfWeights, &[LinearBackward]),
+        (Rounds::PartialSums, &[LinearForward]),
+    ];
+    for (rounds, kinds) in &FAULTS {
+        for kind in *kinds {
+            let report = report_of(*rounds, kind, true);
+            let failed: Vec<&str> =
+                report.lines.iter().filter(|line| !line.passed()).map(|line| &*line.name).collect();
+            assert_eq!(failed, [format!("{}, bf16", kind.name())], "{rounds:?}:\n{report}");
+        }
     }
 }
 

@@ -203,3 +203,46 @@ fn lean(found: &[f64], oracle: &[f64], scale: f64) -> Result<(), String> {
     }
     Err(format!("is not rounded to the nearest: on the whole {mean:.2} units away from 0"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::rounded::round;
+
+    /// Numbers of f32, and what they are as bf16.
+    fn numbers(count: usize) -> (Vec<f64>, Vec<f64>) {
+        let exact: Vec<f64> = (0..count).map(|i| 1.0 + libm::sqrt(i as f64 + 0.5)).collect();
+        let rounded = exact.iter().map(|&x| round(x)).collect();
+        (exact, rounded)
+    }
+
+    #[test]
+    fn one_in_a_hundred_or_three_may_be_others() {
+        for (count, may) in [(1, 1), (3, 3), (299, 3), (400, 4), (1000, 10)] {
+            let (_, oracle) = numbers(count);
+            let mut found = oracle.clone();
+            found[..may].iter_mut().for_each(|x| *x += UNIT);
+            assert_eq!(others(&found, &oracle, 1e-4), Ok(()));
+            if may < count {
+                found[may] += UNIT;
+                assert!(others(&found, &oracle, 1e-4).is_err(), "{count}");
+                assert_eq!(others(&found, &oracle, 2.0 * UNIT), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_leans_and_what_is_rounded_does_not() {
+        let (exact, oracle) = numbers(5000);
+        let cut: Vec<f64> =
+            exact.iter().map(|&x| f64::from(f32::from_bits((x as f32).to_bits() & 0xffff_0000))).collect();
+        let scale = largest(&oracle);
+        assert_eq!(lean(&oracle, &oracle, scale), Ok(()));
+        assert_eq!(lean(&exact, &oracle, scale), Ok(()));
+        let error = lean(&cut, &oracle, scale).unwrap_err();
+        assert!(error.contains("-0.5"), "{error}");
+        let [below, under] = [&cut, &oracle].map(|all| all.iter().map(|x| -x).collect::<Vec<_>>());
+        assert!(lean(&below, &under, scale).is_err());
+        assert_eq!(lean(&cut[..900], &oracle[..900], scale), Ok(()), "of few nobody knows");
+    }
+}
