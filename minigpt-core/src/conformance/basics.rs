@@ -71,6 +71,22 @@ fn moves_memory<B: Backend>(backend: &mut B, line: &mut Line) -> Result<(), B::E
     let read = read_u32(backend, words)?;
     expect(line, "u32 spans are written, filled and read", read[..7] == [1, u32::MAX, 7, 0, 9, 9, 0]);
 
+    let halves = Span { buffer: backend.alloc(64)?, dtype: Dtype::Bf16, offset: 0, len: 32 };
+    let unit = 1.0 / 128.0;
+    // The nearest bf16 is above, a tie goes to the even one below, and one to the even one above.
+    for (place, value) in [1.0 + 0.6 * unit, 1.0 + 0.5 * unit, -1.0 - 1.5 * unit].into_iter().enumerate() {
+        backend.fill(halves.slice(1 + 9 * place, 8), value)?;
+    }
+    let filled_halves = read_elems(backend, halves)?;
+    let due = |place: usize| match place {
+        1..=8 => 1.0 + unit,
+        10..=17 => 1.0,
+        19..=26 => -1.0 - 2.0 * unit,
+        _ => 0.0,
+    };
+    let exact = filled_halves.iter().enumerate().all(|(place, x)| x.to_f64() == due(place));
+    expect(line, "bf16 spans are filled with the nearest number", exact);
+
     backend.sync()?;
     backend.release(other)?;
     expect(line, "other buffers survive a release", read_elems(backend, all)? == filled);

@@ -5,6 +5,7 @@
 //! again; and twice more as it is, the first time with operands that came by other routes, which must give the same bits.
 
 mod attention;
+mod compare;
 mod embedding;
 mod empty;
 mod gate;
@@ -28,12 +29,12 @@ pub(super) use refusals::check as check_refusals;
 pub(super) use same_bits::check as check_same_bits;
 
 use super::draw::{Draw, Sizes};
-use super::placed::{Fill, Memory, Placed, Recording};
-use super::{FLOOR, Line, Options, describe, error_above};
+use super::placed::{Fill, Memory, Placed, Recording, Sketch};
+use super::{Line, Options, describe};
 use crate::backend::Backend;
+use crate::config::Precision;
 use crate::memory::{Dtype, Span, Strided};
 use crate::op::*;
-use crate::real::Real;
 use crate::rng::{Rng, Stream};
 
 /// Rows and widths: past every tile that kernels have.
@@ -42,14 +43,32 @@ const SIZES: Sizes = Sizes(33, 130, 520, 900);
 /// What builds a case. The same draws give the same case on every memory.
 type Build<'b> = &'b dyn Fn(&mut Draw, &mut dyn Memory) -> Op;
 
+/// The policies under which an op is checked.
+pub(super) fn precisions(kind: OpKind) -> &'static [Precision] {
+    let (mut draw, mut sketch) = (Draw::new(1, kind as u64, 0, 1), Sketch::default());
+    let op = case(kind, &mut draw, &mut sketch);
+    match kind {
+        OpKind::Narrow => &[Precision::Bf16],
+        _ if sketch.rounded(&[op]).contains(&true) => &[Precision::F32, Precision::Bf16],
+        _ => &[Precision::F32],
+    }
+}
+
 /// Runs `options.cases` cases of one op, and notes the worst error.
-pub(super) fn check<B: Backend>(backend: &mut B, kind: OpKind, options: &Options, line: &mut Line) {
-    check_built(backend, (kind, 0), &|draw, memory| case(kind, draw, memory), options, line);
+pub(super) fn check<B: Backend>(
+    backend: &mut B,
+    kind: OpKind,
+    precision: Precision,
+    options: &Options,
+    line: &mut Line,
+) {
+    check_built(backend, (kind, 0), precision, &|draw, memory| case(kind, draw, memory), options, line);
     for number in empty::numbers(kind) {
         if options.stop_early && !line.passed() {
             break;
         }
-        let (draw, mut placed) = (Draw::new(options.seed, kind as u64, 0, options.work), None);
+        let draw = Draw::new(options.seed, kind as u64, 0, options.work).under(precision);
+        let mut placed = None;
         line.cases += 1;
         let build = |_: &mut Draw, memory: &mut dyn Memory| empty::case(kind, number, memory);
         if let Err(what) = run(backend, &build, draw, &mut placed, line) {
@@ -74,12 +93,14 @@ pub(super) fn check_stored<B: Backend>(backend: &mut B, dtype: Dtype, options: &
         let rows = if draw.below(3) == 0 { many } else { 1 + draw.below(6) };
         linear::forward_with(draw, memory, (rows, d_in, d_out), Some(dtype), rows).into()
     };
-    check_built(backend, (OpKind::LinearForward, 1 + dtype as u64), &build, options, line);
+    let what = (OpKind::LinearForward, 1 + dtype as u64);
+    check_built(backend, what, Precision::F32, &build, options, line);
 }
 
 fn check_built<B: Backend>(
     backend: &mut B,
     (kind, what): (OpKind, u64),
+    precision: Precision,
     build: Build<'_>,
     options: &Options,
     line: &mut Line,
@@ -87,7 +108,7 @@ fn check_built<B: Backend>(
     let first = kind as u64 + 64 * what;
     let mut before: Option<(Op, Placed)> = None;
     for case in options.numbers() {
-        let draw = Draw::new(options.seed, first, case, options.work);
+        let draw = Draw::new(options.seed, first, case, options.work).under(precision);
         line.cases += 1;
         match run(backend, build, draw, &mut before, line) {
             Ok(()) => {}
@@ -107,7 +128,15 @@ fn run<B: Backend>(
     before: &mut Option<(Op, Placed)>,
     line: &mut Line,
 ) -> Result<(), String> {
-    let mut truth = Recording::new(draw.rng.clone());
+    let rounded = match draw.precision {
+        Precision::F32 => Vec::new(),
+        Precision::Bf16 => {
+            let mut sketch = Sketch::default();
+            let op = build(&mut draw.clone(), &mut sketch);
+            sketch.rounded(&[op])
+        }
+    };
+    let mut truth = Recording::rounding(draw.rng.clone(), rounded);
     let true_op = build(&mut draw.clone(), &mut truth);
     truth.oracle.run(&true_op).map_err(|error| format!("the oracle refused {true_op:?}: {error}"))?;
 
@@ -142,7 +171,7 @@ fn run<B: Backend>(
     line.ran(&op, fell_back);
 
     let operands = op.operands().map_err(|error| format!("{error} in {op:?}"))?;
-    compare::<B::Elem>(&placed, &result, (&op, &operands), (&true_op, &mut truth), line)?;
+    compare::check::<B::Elem>(&placed, &result, (&op, &operands), (&true_op, &mut truth), line)?;
     if let Some(touched) = placed.touched(&result, &operands) {
         return Err(format!("{touched}: {op:?}"));
     }
@@ -154,90 +183,6 @@ fn run<B: Backend>(
         placed.release(backend).map_err(|error| describe(&error))?;
     }
     Ok(())
-}
-
-/// Compares each operand that the op changes with the oracle's.
-fn compare<R: Real>(
-    placed: &Placed,
-    held: &[Vec<u8>],
-    (op, operands): (&Op, &Operands),
-    (true_op, truth): (&Op, &mut Recording),
-    line: &mut Line,
-) -> Result<(), String> {
-    let true_operands = true_op.operands().map_err(|error| format!("{error} in {true_op:?}"))?;
-    // The gradients of queries and keys are sums of the same terms, of large ones that cancel out in the one and not in the
-    // other: the three are held to the digits of the largest.
-    let beside = match true_op {
-        Op::AttentionBackward(_) => {
-            let written = true_operands.iter().filter(|operand| operand.access == Access::Write);
-            let numbers = written.flat_map(|operand| without_gaps(truth.read(operand.span), operand.columns));
-            numbers.filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()))
-        }
-        _ => 0.0,
-    };
-    for (mine, theirs) in operands.iter().zip(true_operands.iter()) {
-        if mine.access == Access::Read {
-            continue;
-        }
-        let (found, oracle) = (placed.numbers::<R>(held, mine.span), truth.read(theirs.span));
-        if found.len() != oracle.len() || found.len() != mine.span.len {
-            return Err(format!(
-                "{} has {} numbers, {} of the oracle's",
-                mine.name,
-                found.len(),
-                oracle.len()
-            ));
-        }
-        let [mut found, mut oracle] = [found, oracle].map(|all| without_gaps(all, mine.columns));
-        // Counters are right or wrong, not near.
-        let exact = mine.span.dtype == Dtype::U32;
-        let mut note = |place: usize, floor: f64, found: &[f64], oracle: &[f64]| {
-            let (e, i) = error_above(floor, found, oracle);
-            let e = if exact && e > 0.0 { f64::INFINITY } else { e };
-            line.note(e, || {
-                let (name, place) = (mine.name, place + i);
-                format!("{name}[{place}] {:.7e}, oracle {:.7e}; {}", found[i], oracle[i], op.sizes())
-            });
-        };
-        // A probability less one has the digits of one, and so have the logarithm of a number near one, and GELU of a number
-        // far below 0.
-        let like_one = match op {
-            Op::CrossEntropy(_) => matches!(mine.name, "d_logits" | "losses"),
-            Op::LinearForward(layer) | Op::LinearRows(LinearRows { linear: layer, .. }) => {
-                mine.name == "y" && layer.activate.is_some()
-            }
-            Op::ActivationForward(_) | Op::GateForward(_) | Op::GateBackward(_) | Op::GateRows(_) => true,
-            _ => false,
-        };
-        let floor = if like_one { 0.1 } else { FLOOR.max(beside) };
-        // A tenth of the loss is not made good by a large gradient: scalars are compared one by one.
-        let each = if mine.name == "scalars" { 1 } else { found.len().max(1) };
-        for (part, (found, oracle)) in found.chunks(each).zip(oracle.chunks(each)).enumerate() {
-            note(part * each, floor, found, oracle);
-        }
-        // The gradient beside that of the target is a probability, small where the vocabulary is large, and is compared with
-        // the others of its row.
-        if let (Op::CrossEntropy(loss), "d_logits") = (true_op, mine.name) {
-            let rows = found.chunks_mut(loss.vocab).zip(oracle.chunks_mut(loss.vocab));
-            for ((row, (found, oracle)), target) in rows.enumerate().zip(truth.read(loss.targets)) {
-                if let Some(place) = oracle.get_mut(target as usize) {
-                    (*place, found[target as usize]) = (0.0, 0.0);
-                    note(row * loss.vocab, 1e-6, found, oracle);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The rows of an operand, without what lies between them.
-fn without_gaps(all: Vec<f64>, columns: Option<Columns>) -> Vec<f64> {
-    match columns {
-        Some(Columns { width, stride }) => {
-            all.chunks(stride).flat_map(|row| &row[..width]).copied().collect()
-        }
-        None => all,
-    }
 }
 
 /// A result (rows, width), of which the first `live` rows are to be written and the others left as they are.
@@ -280,6 +225,15 @@ fn side_by_side<const N: usize>(
 
 /// The types that hold a weight in fewer bits.
 pub(super) const STORED: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0];
+
+/// How a case stores a weight: in half of the cases in fewer bits. Under bf16 it is in half of them the copy that a pass reads.
+fn weight_dtype(draw: &Draw) -> Option<Dtype> {
+    let [f16, bf16, q8, q4] = STORED.map(Some);
+    match draw.precision {
+        Precision::F32 => draw.turn(&[None, f16, None, bf16, None, q8, None, q4]),
+        Precision::Bf16 => draw.turn(&[bf16, f16, bf16, None, bf16, q8, bf16, q4]),
+    }
+}
 
 /// A weight (rows, cols) in fewer bits.
 fn stored(
@@ -381,7 +335,7 @@ fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         OpKind::NewtonSchulz => optimizer::newton_schulz(draw, memory),
         OpKind::Descend => optimizer::descend(draw, memory),
         OpKind::Average => optimizer::average(draw, memory),
-        OpKind::Narrow => optimizer::narrow(draw, memory),
+        OpKind::Narrow => step::narrow(draw, memory),
         OpKind::Fill => step::fill(draw, memory),
     }
 }

@@ -9,6 +9,8 @@
 
 use alloc::vec::Vec;
 
+use crate::config::Precision;
+use crate::reference::rounded::round;
 use crate::rng::{Rng, Stream};
 
 /// Cases of a run that leaves nothing out: four blocks.
@@ -32,6 +34,8 @@ pub(super) struct Draw {
     dimensions: u32,
     /// Multiply-adds that a case may take, at least one.
     pub(super) work: usize,
+    /// The policy that the op runs under.
+    pub(super) precision: Precision,
 }
 
 impl Draw {
@@ -39,7 +43,13 @@ impl Draw {
     pub(super) fn new(seed: u64, op: u64, case: u64, work: usize) -> Self {
         let seed = seed.wrapping_mul(1_000_003).wrapping_add(op);
         let rng = Rng::new(seed ^ (case << 32) ^ 0x5eed, Stream::User);
-        Draw { rng, seed, case, variants: 0, dimensions: 0, work: work.max(1) }
+        let precision = Precision::F32;
+        Draw { rng, seed, case, variants: 0, dimensions: 0, work: work.max(1), precision }
+    }
+
+    /// The same draws for an op that runs under this policy.
+    pub(super) fn under(self, precision: Precision) -> Self {
+        Draw { precision, ..self }
     }
 
     /// A number that is the same in all cases of a run.
@@ -179,6 +189,14 @@ impl Draw {
     /// Normal numbers of this deviation, as f32 has them.
     pub(super) fn normals(&mut self, len: usize, deviation: f64) -> Vec<f64> {
         (0..len).map(|_| f64::from((deviation * self.rng.normal()) as f32)).collect()
+    }
+
+    /// These numbers as activations hold them, for a case that computes with them what an op is to read beside them.
+    pub(super) fn as_stored(&self, mut activations: Vec<f64>) -> Vec<f64> {
+        if self.precision == Precision::Bf16 {
+            activations.iter_mut().for_each(|x| *x = round(*x));
+        }
+        activations
     }
 }
 

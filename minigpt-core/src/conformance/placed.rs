@@ -9,9 +9,9 @@ use core::ops::Range;
 
 use crate::backend::{Backend, Reference, read_elems, read_u32, write_elems, write_u32};
 use crate::memory::{Buffer, Dtype, Span};
-use crate::op::{Access, Columns, Operand, Operands};
+use crate::op::{Access, Columns, Op, Operand, OperandKind, Operands};
 use crate::real::Real;
-use crate::reference::weights::decode_weight;
+use crate::reference::weights::{decode_weight, encode_half};
 use crate::rng::Rng;
 
 /// What a span holds before the op runs.
@@ -48,16 +48,56 @@ enum Contents {
     Stored(Dtype, Vec<u8>),
 }
 
+/// A memory that holds nothing: it is to show which spans of a case a precision rounds.
+#[derive(Default)]
+pub(super) struct Sketch {
+    asked: u64,
+}
+
+impl Sketch {
+    /// Whether each span, in the order in which they were asked for, is one that these ops round.
+    pub(super) fn rounded(&self, ops: &[Op]) -> Vec<bool> {
+        let mut rounded = vec![false; self.asked as usize];
+        // Of an op that is described wrongly nothing is rounded, and then the oracle refuses it.
+        for operands in ops.iter().filter_map(|op| op.operands().ok()) {
+            for operand in operands.iter().filter(|operand| operand.kind == OperandKind::Rounded) {
+                rounded[operand.span.buffer.0 as usize] = true;
+            }
+        }
+        rounded
+    }
+}
+
+impl Memory for Sketch {
+    fn span(&mut self, len: usize, fill: Fill) -> Span {
+        let buffer = Buffer(self.asked);
+        self.asked += 1;
+        let dtype = match fill {
+            Fill::Normal(_) | Fill::Values(_) | Fill::Poison => Dtype::F64,
+            Fill::Words(_) | Fill::WordsAfter { .. } => Dtype::U32,
+            Fill::Stored(dtype, _) => dtype,
+        };
+        Span { buffer, dtype, offset: 0, len }
+    }
+}
+
 /// The memory of an oracle, which remembers what was asked for.
 pub(super) struct Recording {
     pub(super) oracle: Reference<f64>,
     rng: Rng,
     pub(super) asked: Vec<Asked>,
+    /// Which spans hold bf16, in the order in which they are asked for; those beyond do not.
+    rounded: Vec<bool>,
 }
 
 impl Recording {
     pub(super) fn new(rng: Rng) -> Self {
-        Recording { oracle: Reference::new(), rng, asked: Vec::new() }
+        Recording::rounding(rng, Vec::new())
+    }
+
+    /// One whose numbers are bf16 in these of the spans, in the order in which they are asked for.
+    pub(super) fn rounding(rng: Rng, rounded: Vec<bool>) -> Self {
+        Recording { oracle: Reference::new(), rng, asked: Vec::new(), rounded }
     }
 
     pub(super) fn read(&mut self, span: Span) -> Vec<f64> {
@@ -98,6 +138,13 @@ impl Memory for Recording {
             Fill::Words(words) => Contents::Words(words),
             Fill::WordsAfter { now, before } => Contents::WordsAfter { now, before },
             Fill::Stored(dtype, bytes) => Contents::Stored(dtype, bytes),
+        };
+        let contents = match contents {
+            Contents::Numbers(values) if self.rounded.get(self.asked.len()) == Some(&true) => {
+                let bytes = values.into_iter().flat_map(|x| encode_half(x, Dtype::Bf16));
+                Contents::Stored(Dtype::Bf16, bytes.collect())
+            }
+            contents => contents,
         };
         let dtype = match &contents {
             Contents::Numbers(_) => Dtype::F64,
@@ -231,6 +278,11 @@ impl Placed {
             backend.write(whole(buffer, image.len()), image)?;
         }
         Ok(())
+    }
+
+    /// The numbers of a span before the op.
+    pub(super) fn before<R: Real>(&self, span: Span) -> Vec<f64> {
+        self.numbers::<R>(&self.images, span)
     }
 
     /// What the buffers hold now.
@@ -367,11 +419,11 @@ fn whole(buffer: Buffer, bytes: usize) -> Span {
     Span { buffer, dtype: Dtype::U32, offset: 0, len: bytes / 4 }
 }
 
-/// A NaN that no computation gives.
+/// A NaN that no computation gives, of which each half is one in bf16 and f16 too.
 fn nan<R: Real>() -> Vec<u8> {
     match R::DTYPE {
-        Dtype::F64 => 0x7ff8_5a5a_a5a5_5a5a_u64.to_le_bytes().to_vec(),
-        _ => 0x7fc5_5a5a_u32.to_le_bytes().to_vec(),
+        Dtype::F64 => 0x7ffd_7ffd_7ffd_7ffd_u64.to_le_bytes().to_vec(),
+        _ => 0x7fc5_7fc5_u32.to_le_bytes().to_vec(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 
 use minigpt_core::backend::fall_back;
 use minigpt_core::memory::BufferTable;
+use minigpt_core::reference::weights::encode_half;
 use minigpt_core::{Backend, BackendError, Buffer, Dtype, ErrorKind, InvalidOp, Op, Span};
 
 /// What can go wrong on either.
@@ -102,12 +103,13 @@ impl Backend for SevenMethods {
     }
 
     fn fill(&mut self, to: Span, value: f64) -> Result<(), TestError> {
-        let word = match to.dtype {
-            Dtype::F32 => (value as f32).to_le_bytes(),
-            Dtype::U32 => (value as u32).to_le_bytes(),
+        let bytes = match to.dtype {
+            Dtype::F32 => (value as f32).to_le_bytes().to_vec(),
+            Dtype::U32 => (value as u32).to_le_bytes().to_vec(),
+            Dtype::Bf16 => encode_half(value, Dtype::Bf16).to_vec(),
             found => return Err(InvalidOp::Dtype { operand: "to", expected: Dtype::F32, found }.into()),
         };
-        self.place(to, "to")?.chunks_exact_mut(4).for_each(|place| place.copy_from_slice(&word));
+        self.place(to, "to")?.chunks_exact_mut(bytes.len()).for_each(|place| place.copy_from_slice(&bytes));
         Ok(())
     }
 

@@ -185,6 +185,7 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
             heads(&mut parts[1][place * k_width..][..k_width], most * part);
         }
     }
+    let parts = parts.map(|part| draw.as_stored(part));
     let forward = forward_of(draw, &mut at, shape, (parts.clone(), dropped));
     let spans = [forward.out, forward.lse];
     let mut left = left_behind(forward.into(), &mut at, &spans).into_iter();

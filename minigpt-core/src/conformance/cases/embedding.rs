@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Draw, Fill, Memory, STORED, Sizes, dropout, stored};
+use super::{Draw, Fill, Memory, Sizes, dropout, stored, weight_dtype};
 use crate::op::*;
 
 /// Forward or backward.
@@ -24,9 +24,7 @@ pub(super) fn case(kind: OpKind, draw: &mut Draw, memory: &mut dyn Memory) -> Op
     }
     let tokens = memory.span(rows, Fill::Words(tokens));
     if kind == OpKind::EmbeddingForward {
-        // In half of the cases in fewer bits.
-        let [f16, bf16, q8, q4] = STORED.map(Some);
-        let dtype = draw.turn(&[None, f16, None, bf16, None, q8, None, q4]);
+        let dtype = weight_dtype(draw);
         return EmbeddingForward {
             tokens,
             token_embedding: match dtype {

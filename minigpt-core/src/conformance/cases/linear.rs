@@ -1,7 +1,7 @@
 //! Random linear layers.
 
-use super::{Draw, Fill, Memory, SIZES, dropout, result, stored};
-use crate::config::Activation;
+use super::{Draw, Fill, Memory, SIZES, dropout, result, stored, weight_dtype};
+use crate::config::{Activation, Precision};
 use crate::memory::Dtype;
 use crate::op::*;
 
@@ -39,7 +39,12 @@ pub(super) fn shape(draw: &mut Draw) -> (usize, usize, usize) {
 
 pub(super) fn forward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let shape = shape(draw);
-    forward_with(draw, memory, shape, None, shape.0).into()
+    let dtype = match draw.precision {
+        // Narrow weights have lines of their own.
+        Precision::F32 => None,
+        Precision::Bf16 => weight_dtype(draw),
+    };
+    forward_with(draw, memory, shape, dtype, shape.0).into()
 }
 
 /// Of this shape, and with a weight of this type, if there is one. What it reads of the rows from `live` on is no number.

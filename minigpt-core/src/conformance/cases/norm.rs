@@ -99,6 +99,7 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let ([x_gap, d_gap], shared) = gaps(draw);
     let n = rows * shape.row();
     let x = draw.normals(n, 2.0);
+    let x = draw.as_stored(x);
     let mut at = Recording::new(draw.rng.clone());
     let [mean, rstd] = [(); 2].map(|()| at.span(shape.vectors(), Fill::Poison));
     let forward = NormForward {

@@ -5,8 +5,8 @@ use alloc::vec::Vec;
 
 use super::step::count;
 use super::{Draw, Fill, Memory, Sizes, counters};
-use crate::memory::{Dtype, Span};
-use crate::op::{AdamW, Average, Descend, Momentum, Narrow, NewtonSchulz, Op, Sgd, scalar};
+use crate::memory::Span;
+use crate::op::{AdamW, Average, Descend, Momentum, NewtonSchulz, Op, Sgd, scalar};
 
 /// The scalars of a step that is applied, or skipped.
 fn scalars(apply: bool, memory: &mut dyn Memory) -> Span {
@@ -160,10 +160,4 @@ pub(super) fn average(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         decay,
     }
     .into()
-}
-
-pub(super) fn narrow(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let n = count(draw);
-    let from = memory.span(n, Fill::Normal(1.0));
-    Narrow { from, to: memory.span(n, Fill::Stored(Dtype::Bf16, vec![0xff; 2 * n])) }.into()
 }

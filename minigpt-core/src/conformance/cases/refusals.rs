@@ -128,7 +128,8 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
         momentum: 0.5,
         nesterov: false,
     };
-    let wrong: [(&str, Op); 21] = [
+    let bf16 = |span: Span| Span { dtype: Dtype::Bf16, ..span };
+    let wrong: [(&str, Op); 25] = [
         ("a span too short for the dimensions", LinearForward { rows: 4, ..good }.into()),
         ("dimensions that overflow", LinearForward { rows: usize::MAX / 2, ..good }.into()),
         ("a result over an operand", LinearForward { y: x.first(9), ..good }.into()),
@@ -176,6 +177,13 @@ pub(in crate::conformance) fn check<B: Backend>(backend: &mut B) -> Line {
         ("a direction over the velocity", Momentum { direction: weight.first(9), ..update }.into()),
         ("a direction over the gradient", Momentum { direction: x.first(9), ..update }.into()),
         ("a matrix of other sides", NewtonSchulz { x, rows: 3, cols: 5, steps: 1 }.into()),
+        ("activations of two precisions", LinearForward { x: bf16(x), ..good }.into()),
+        (
+            "a residual of another precision",
+            LinearForward { y: bf16(y), x: bf16(x), residual: Some(scalars.first(9)), ..good }.into(),
+        ),
+        ("activations in f16", LinearForward { y: half(y), x: half(x), ..good }.into()),
+        ("numbers that are narrowed to as many bits", Narrow { from: x, to: weight }.into()),
         ("gradients over what is read", AttentionBackward { d_k: x.columns(2, 1, 4), ..gradients }.into()),
     ];
     for (what, op) in wrong {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::attention::pairing;
 use super::strided::{Between, Part, lay};
-use super::{Draw, Fill, Memory, STORED, Sizes, linear, norm, result, stored};
+use super::{Draw, Fill, Memory, Sizes, linear, norm, result, stored, weight_dtype};
 use crate::memory::{Dtype, Span};
 use crate::op::*;
 use crate::reference::weights::encode_half;
@@ -95,8 +95,7 @@ pub(super) fn embedding(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let positions = below(draw, live, count);
     let before = [tokens.len(), count].map(|count| below(draw, rows, count));
     let [places_before, positions_before] = before;
-    let [f16, bf16, q8, q4] = STORED.map(Some);
-    let dtype = draw.turn(&[None, f16, None, bf16, None, q8, None, q4]);
+    let dtype = weight_dtype(draw);
     EmbeddingRows {
         live: live_word,
         tokens: memory.span(tokens.len(), Fill::Words(tokens)),
@@ -125,8 +124,7 @@ pub(super) fn linear(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     // Its kernels are those of `LinearForward`, which meets the large sizes.
     draw.work = draw.work.div_ceil(8);
     let shape = linear::shape(draw);
-    let [f16, bf16, q8, q4] = STORED.map(Some);
-    let dtype = draw.turn(&[None, f16, None, bf16, None, q8, None, q4]);
+    let dtype = weight_dtype(draw);
     let (rows, live) = live(draw, memory, shape.0);
     LinearRows { live, linear: linear::forward_with(draw, memory, shape, dtype, rows) }.into()
 }
@@ -259,7 +257,7 @@ fn cache(memory: &mut dyn Memory, dtype: Option<Dtype>, numbers: Vec<f64>) -> Sp
 
 /// Puts numbers in between that are hard to store in fewer bits: halfway between two of f16, or of bf16, of which the even one
 /// is now the smaller and now the larger; below the smallest that has all its digits, and beyond the largest; and none.
-fn harden(draw: &mut Draw, numbers: &mut [f64]) {
+pub(super) fn harden(draw: &mut Draw, numbers: &mut [f64]) {
     const F16: f64 = 1.0 / 2048.0;
     const BF16: f64 = 1.0 / 256.0;
     const SMALL: f64 = 1.0 / 16_777_216.0;
@@ -476,7 +474,8 @@ pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         let recent: Vec<u32> = choice.recent_places().map(|place| tokens[place]).collect();
         let mut of_row = decisive.unwrap_or_default();
         for attempt in 0..if of_row.is_empty() { 30 } else { 0 } {
-            of_row = draw.normals(vocab, spread);
+            let numbers = draw.normals(vocab, spread);
+            of_row = draw.as_stored(numbers);
             // Some that are alike, and some that are never chosen.
             for place in (3..vocab).step_by(7) {
                 of_row[place] = if place % 2 == 0 { of_row[place - 3] } else { f64::NEG_INFINITY };

@@ -2,21 +2,28 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
-use super::{Draw, Fill, Memory, Options, Placed, Recording};
+use super::{Draw, Fill, Memory, Options, Placed, Recording, Sketch};
 use crate::backend::Backend;
+use crate::config::Precision;
 use crate::conformance::{Line, describe};
 use crate::op::*;
 use crate::rng::{Rng, Stream};
 
 /// [`ActivationForward`] of the input that a [`LinearForward`] kept gives the bits of its result.
-pub(in crate::conformance) fn check<B: Backend>(backend: &mut B, options: &Options, line: &mut Line) {
+pub(in crate::conformance) fn check<B: Backend>(
+    backend: &mut B,
+    precision: Precision,
+    options: &Options,
+    line: &mut Line,
+) {
     for case in options.numbers() {
         if options.stop_early && line.failure.is_some() {
             break;
         }
         line.cases += 1;
-        let draw = Draw::new(options.seed, 1000, case, options.work);
+        let draw = Draw::new(options.seed, 1000, case, options.work).under(precision);
         if let Err(what) = run(backend, draw) {
             line.fail(format!("case {case}: {what}"));
         }
@@ -47,7 +54,15 @@ fn run<B: Backend>(backend: &mut B, mut draw: Draw) -> Result<(), String> {
         (layer, alone)
     };
     let told = |error: B::Error| describe(&error);
-    let mut recording = Recording::new(draw.rng.clone());
+    let rounded = match draw.precision {
+        Precision::F32 => Vec::new(),
+        Precision::Bf16 => {
+            let mut sketch = Sketch::default();
+            let (layer, alone) = build(&mut sketch);
+            sketch.rounded(&[layer.into(), alone.into()])
+        }
+    };
+    let mut recording = Recording::rounding(draw.rng.clone(), rounded);
     build(&mut recording);
     let mut places = Rng::new(draw.rng.next_u32().into(), Stream::User);
     let mut placed = Placed::new(backend, &recording.asked, draw.is_even(), &mut places).map_err(told)?;

@@ -3,8 +3,10 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::rows::harden;
 use super::{Draw, Fill, Memory, Sizes, counters};
-use crate::op::{CrossEntropy, FinishStep, IGNORE, NextDraw, Op, SquaredNorm, counter, scalar};
+use crate::memory::Dtype;
+use crate::op::{CrossEntropy, FinishStep, IGNORE, Narrow, NextDraw, Op, SquaredNorm, counter, scalar};
 
 pub(super) fn cross_entropy(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let (rows, vocab) = draw.rows(Sizes(33, 130, 257, 400), Sizes(33, 1100, 40_000, 50_257), 2);
@@ -114,7 +116,22 @@ pub(super) fn finish_step(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     .into()
 }
 
+pub(super) fn narrow(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    let n = count(draw);
+    let mut numbers = draw.normals(n, 1.0);
+    if draw.below(3) > 0 {
+        harden(draw, &mut numbers);
+    }
+    Narrow {
+        from: memory.span(n, Fill::Values(numbers)),
+        // NaN, as 16 bits.
+        to: memory.span(n, Fill::Stored(Dtype::Bf16, vec![0xff; 2 * n])),
+    }
+    .into()
+}
+
 pub(super) fn fill(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
-    let (n, value) = (count(draw), draw.turn(&[0.0, -0.75]));
+    // The nearest bf16 is not the one towards zero.
+    let (n, value) = (count(draw), draw.turn(&[0.0, -0.71]));
     crate::op::Fill { to: memory.span(n, Fill::Poison), value }.into()
 }
