@@ -1,9 +1,9 @@
 //! The suite by which any backend proves itself against [`Reference<f64>`](crate::Reference).
 //!
 //! [`check`] runs every op on the backend and on the oracle, from the same numbers, linear layers also with weights of every
-//! narrow type, and all that a [`Precision`] rounds also under bf16; then the seven basic methods, a short training, and cached decoding. The result is a [`Report`]: the worst
-//! error of each op beside its bound, how often the backend's own kernel ran and how large it got, to print and to assert
-//! on.
+//! narrow type, and what a [`Precision`] rounds also under bf16; then the seven basic methods, a short training, and cached
+//! decoding. The result is a [`Report`]: the worst error of each op beside its bound, how often the backend's own kernel ran
+//! and how large it got, to print and to assert on.
 //!
 //! ```
 //! use minigpt_core::{Reference, conformance};
@@ -46,16 +46,18 @@
 //! | the gradients of attention | 1 |
 //!
 //! The last two are what is left open: a backend may round the weights before they meet the values, and the gradients of the
-//! scores. Where a step adds, M has the largest of both numbers added up, for their sum may be small. The gradient g of what
-//! dropped out, and u of a gate, have no unit: one product of numbers of 8 bits is exact in f32, and one of such a number with
-//! a factor of dropout here, 4/3, 10/9 or 5/2, is a tie or far from any. So g is the same everywhere, and gradients of
-//! parameters are held to f32's bound.
+//! scores. Where a step adds, M has the largest of both numbers added up, for their sum may be small; and 0.21 more where an
+//! activation is, which gives less than it takes below 0.
+//!
+//! The gradient g of what dropped out has no unit, nor has u of a gate. The product of two numbers of 8 bits is exact in f32;
+//! that of one and a factor of dropout, which here is 4/3, 10/9 or 5/2, is a tie or a twentieth of a unit from any. So g is
+//! the same for whoever takes the f32 nearest to 1 / (1 - p), and the gradients of parameters are held to f32's bound.
 //!
 //! A step that is left out, or cut off instead of rounded, is hardly a unit itself. But it makes many numbers others, while
-//! few are so near a tie that another sum crosses it: of `Reference<f32>` one or two in a thousand at most. So of a result in
-//! bf16 no more than one number in a hundred, or three, may be farther from the oracle's than f32's bound. Results of
-//! attention may, for what is left open; of those with a thousand numbers the mean is to be the oracle's, by a quarter of a
-//! unit of each number.
+//! few are so near a tie that another sum crosses it: one or two in a thousand for `Reference<f32>`. So of a result in bf16 no
+//! more than one number in a hundred, or three, may be farther from the oracle's than f32's bound. Attention is excepted, for
+//! what is left open: of a thousand of its numbers or more, the magnitudes may differ from the oracle's by a quarter of a unit
+//! in the mean.
 
 mod basics;
 mod cases;
