@@ -88,6 +88,8 @@ const UNIT: f64 = 1.0 / 128.0;
 pub struct Options {
     /// Which ops. The basic methods and the refusal of invalid ops are always checked.
     pub ops: &'static [OpKind],
+    /// Under which policies ops run. Whatever a policy does not round is checked under [`Precision::F32`] alone.
+    pub precisions: &'static [Precision],
     /// Cases per op. With 36, the default, every pair of sizes and every variant is met, whatever the seed.
     pub cases: usize,
     /// About so many multiply-adds a case may take: larger shapes are drawn smaller, down to 1 by 1. With as many as the
@@ -97,7 +99,7 @@ pub struct Options {
     pub seed: u64,
     /// Whether the short trainings and the decoding run too.
     pub model: bool,
-    /// Whether to leave out the other cases of an op after the first that fails.
+    /// Whether to leave out the other cases of an op after the first that fails, and the op's other policies.
     pub stop_early: bool,
 }
 
@@ -105,6 +107,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             ops: OpKind::ALL,
+            precisions: &[Precision::F32, Precision::Bf16],
             cases: draw::CASES,
             work: 25_000_000,
             seed: 1,
@@ -283,8 +286,16 @@ fn error_above(floor: f64, found: &[f64], oracle: &[f64]) -> (f64, usize) {
 pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Report {
     let mut report = Report::default();
     report.lines.push(basics::check(&mut make()));
-    let runs = |&kind| cases::precisions(kind).iter().map(move |&precision| (kind, precision));
+    let precisions = |kind| {
+        let of_kind = cases::precisions(kind).iter().copied();
+        of_kind.filter(|precision| options.precisions.contains(precision))
+    };
+    let runs = |&kind| precisions(kind).map(move |precision| (kind, precision));
+    let mut failed = None;
     for (kind, precision) in options.ops.iter().flat_map(runs) {
+        if options.stop_early && failed == Some(kind) {
+            continue;
+        }
         let mut line = match precision {
             Precision::F32 => Line::new(kind.name(), bound(kind, B::Elem::DTYPE)),
             Precision::Bf16 => Line::new(format!("{}, bf16", kind.name()), 1.0),
@@ -293,7 +304,7 @@ pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Repo
         cases::check(&mut backend, kind, precision, options, &mut line);
         let claimed = backend.kernels().contains(&kind);
         // A kernel may be one for a single precision.
-        let first = cases::precisions(kind).first() == Some(&precision);
+        let first = precisions(kind).next() == Some(precision);
         if first && claimed && line.cases > 0 && line.kernels.is_none_or(|(own, _)| own == 0) {
             line.fail("the backend says that it has a kernel, and it never ran, or nobody counted");
         }
@@ -301,6 +312,7 @@ pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Repo
         if !claimed && kind != OpKind::Fill && line.kernels.is_some_and(|(own, _)| own > 0) {
             line.fail("a kernel ran that `Backend::kernels` does not list, or `fell_back` is not counted");
         }
+        failed = (!line.passed()).then_some(kind);
         report.lines.push(line);
         if kind == OpKind::ActivationForward {
             let name = match precision {
@@ -312,7 +324,7 @@ pub fn check<B: Backend>(mut make: impl FnMut() -> B, options: &Options) -> Repo
             report.lines.push(line);
         }
     }
-    if options.ops.contains(&OpKind::LinearForward) {
+    if options.ops.contains(&OpKind::LinearForward) && options.precisions.contains(&Precision::F32) {
         for dtype in cases::STORED {
             let name = format!("{}, {dtype:?} weight", OpKind::LinearForward.name());
             // Its numbers are exact in f32, so it is held to the bound of f32 weights.
