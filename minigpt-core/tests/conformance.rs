@@ -15,7 +15,8 @@ use minigpt_core::data::Windows;
 use rounding::Rounds;
 
 use minigpt_core::{
-    Backend, Dtype, GptConfig, Model, Op, OpKind, Reference, ReferenceError, Span, TrainConfig, Trainer,
+    Backend, Dtype, GptConfig, Model, Op, OpKind, Precision, Reference, ReferenceError, Span, TrainConfig,
+    Trainer,
 };
 
 const _: () = (crosses_threads::<Reference<f32>>(), crosses_threads::<Reference<f64>>()).0;
@@ -102,16 +103,26 @@ fn wrong_operand(
 fn is_found(wrong: &'static OpKind, operand: &'static str, place: usize) {
     let run = |inner: &mut Reference<f32>, op: &Op| wrong_operand(inner, op, *wrong, operand, place);
     let make = || Faulty { inner: Reference::new(), run };
-    let ops = core::slice::from_ref(wrong);
-    let report = check(make, &Options { ops, model: false, stop_early: true, ..small() });
+    // In f32 and, of what a precision rounds, in bf16.
+    for precisions in [&[Precision::F32], &[Precision::Bf16]] {
+        let ops = core::slice::from_ref(wrong);
+        let report = check(make, &Options { ops, precisions, model: false, stop_early: true, ..small() });
+        is_named(*wrong, &report, precisions[0], || format!("with {operand}[{place}] of {wrong:?} wrong"));
+    }
+}
+
+/// That the report says that this op is wrong, if it ran under this policy, and nothing else.
+fn is_named(wrong: OpKind, report: &Report, precision: Precision, fault: impl Fn() -> String) {
+    let name = match precision {
+        Precision::F32 => wrong.name().into(),
+        Precision::Bf16 => format!("{}, bf16", wrong.name()),
+    };
     let failed: Vec<&str> =
         report.lines.iter().filter(|line| !line.passed()).map(|line| &*line.name).collect();
-    let context = || format!("with {operand}[{place}] of {wrong:?} wrong:\n{report}");
-    // In f32 and, of what a precision rounds, in bf16.
-    let names = [wrong.name().into(), format!("{}, bf16", wrong.name())];
-    let due: Vec<&str> =
-        report.lines.iter().map(|line| &*line.name).filter(|line| names.iter().any(|n| n == line)).collect();
-    assert!(!due.is_empty() && due.iter().all(|line| failed.contains(line)), "{}", context());
+    let context = || format!("{}:\n{report}", fault());
+    if report.lines.iter().any(|line| line.name == name) {
+        assert_eq!(failed.first(), Some(&&*name), "{}", context());
+    }
     // Linear layers have lines for weights in narrow types too.
     assert!(failed.iter().all(|line| line.starts_with(wrong.name())), "{}", context());
 }
@@ -263,7 +274,8 @@ fn report_of(rounds: Rounds, kind: &'static OpKind, stop_early: bool) -> Report 
     let run = |inner: &mut Reference<f32>, op: &Op| rounds.run(inner, op);
     let make = || Faulty { inner: Reference::new(), run };
     let ops = core::slice::from_ref(kind);
-    check(make, &Options { ops, model: false, stop_early, ..small() })
+    let precisions = &[Precision::Bf16];
+    check(make, &Options { ops, precisions, model: false, stop_early, ..small() })
 }
 
 #[test]

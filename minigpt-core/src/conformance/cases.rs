@@ -128,15 +128,8 @@ fn run<B: Backend>(
     before: &mut Option<(Op, Placed)>,
     line: &mut Line,
 ) -> Result<(), String> {
-    let rounded = match draw.precision {
-        Precision::F32 => Vec::new(),
-        Precision::Bf16 => {
-            let mut sketch = Sketch::default();
-            let op = build(&mut draw.clone(), &mut sketch);
-            sketch.rounded(&[op])
-        }
-    };
-    let mut truth = Recording::rounding(draw.rng.clone(), rounded);
+    let ops = |memory: &mut dyn Memory| vec![build(&mut draw.clone(), memory)];
+    let mut truth = Recording::under(draw.precision, draw.rng.clone(), ops);
     let true_op = build(&mut draw.clone(), &mut truth);
     truth.oracle.run(&true_op).map_err(|error| format!("the oracle refused {true_op:?}: {error}"))?;
 

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::backend::{Backend, Reference, read_elems, read_u32, write_elems, write_u32};
+use crate::config::Precision;
 use crate::memory::{Buffer, Dtype, Span};
 use crate::op::{Access, Columns, Op, Operand, OperandKind, Operands};
 use crate::real::Real;
@@ -92,12 +93,22 @@ pub(super) struct Recording {
 
 impl Recording {
     pub(super) fn new(rng: Rng) -> Self {
-        Recording::rounding(rng, Vec::new())
+        Recording { oracle: Reference::new(), rng, asked: Vec::new(), rounded: Vec::new() }
     }
 
-    /// One whose numbers are bf16 in these of the spans, in the order in which they are asked for.
-    pub(super) fn rounding(rng: Rng, rounded: Vec<bool>) -> Self {
-        Recording { oracle: Reference::new(), rng, asked: Vec::new(), rounded }
+    /// One for what `build` asks for, whose numbers are bf16 where this policy has the ops that it builds round.
+    pub(super) fn under(
+        precision: Precision,
+        rng: Rng,
+        build: impl FnOnce(&mut dyn Memory) -> Vec<Op>,
+    ) -> Self {
+        let mut recording = Recording::new(rng);
+        if precision == Precision::Bf16 {
+            let mut sketch = Sketch::default();
+            let ops = build(&mut sketch);
+            recording.rounded = sketch.rounded(&ops);
+        }
+        recording
     }
 
     pub(super) fn read(&mut self, span: Span) -> Vec<f64> {

@@ -2,9 +2,9 @@
 
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
+use alloc::vec;
 
-use super::{Draw, Fill, Memory, Options, Placed, Recording, Sketch};
+use super::{Draw, Fill, Memory, Options, Placed, Recording};
 use crate::backend::Backend;
 use crate::config::Precision;
 use crate::conformance::{Line, describe};
@@ -54,15 +54,11 @@ fn run<B: Backend>(backend: &mut B, mut draw: Draw) -> Result<(), String> {
         (layer, alone)
     };
     let told = |error: B::Error| describe(&error);
-    let rounded = match draw.precision {
-        Precision::F32 => Vec::new(),
-        Precision::Bf16 => {
-            let mut sketch = Sketch::default();
-            let (layer, alone) = build(&mut sketch);
-            sketch.rounded(&[layer.into(), alone.into()])
-        }
+    let ops = |memory: &mut dyn Memory| {
+        let (layer, alone) = build(memory);
+        vec![layer.into(), alone.into()]
     };
-    let mut recording = Recording::rounding(draw.rng.clone(), rounded);
+    let mut recording = Recording::under(draw.precision, draw.rng.clone(), ops);
     build(&mut recording);
     let mut places = Rng::new(draw.rng.next_u32().into(), Stream::User);
     let mut placed = Placed::new(backend, &recording.asked, draw.is_even(), &mut places).map_err(told)?;
