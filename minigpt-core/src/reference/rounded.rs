@@ -15,11 +15,13 @@
 //! The gradients of parameters are sums, which are not rounded. The other ops have no step of their own to round: their results
 //! are rounded where they are written.
 
+use half::bf16;
+
 use super::activation::{activate, derivative};
 use super::dropout::{self, Mask};
 use super::embedding::embedding_forward;
 use super::linear::{linear_backward, linear_forward};
-use super::weights::{encode_half, weight_at};
+use super::weights::encode_half;
 use crate::config::Activation;
 use crate::memory::Dtype;
 use crate::real::Real;
@@ -32,7 +34,7 @@ use crate::real::Real;
 /// assert_eq!([255.0f32, 256.0, 257.0, 258.0, 259.0].map(round), [255.0, 256.0, 256.0, 258.0, 260.0]);
 /// ```
 pub fn round<R: Real>(x: R) -> R {
-    R::from_f64(weight_at(&encode_half(x.to_f64(), Dtype::Bf16), Dtype::Bf16, 0))
+    R::from_f64(bf16::from_le_bytes(encode_half(Real::to_f64(x), Dtype::Bf16)).to_f64())
 }
 
 fn round_all<R: Real>(values: &mut [R]) {

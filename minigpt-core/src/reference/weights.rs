@@ -93,6 +93,14 @@ fn round_to_odd(x: f64) -> f32 {
 /// # Panics
 /// If `bytes` or `out` is too short.
 pub fn decode_weight<R: Real>(bytes: &[u8], dtype: Dtype, out: &mut [R], rows: usize, cols: usize) {
+    // Numbers that are stored one by one have no padding: a row ends where the next begins.
+    if let Dtype::Bf16 = dtype {
+        let halves = bytes[..2 * rows * cols].as_chunks().0;
+        for (out, &half) in out[..rows * cols].iter_mut().zip(halves) {
+            *out = R::from_f64(f64::from(bf16::from_le_bytes(half).to_f32()));
+        }
+        return;
+    }
     let stored = dtype.padded(cols);
     for row in 0..rows {
         for col in 0..cols {
