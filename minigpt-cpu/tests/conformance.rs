@@ -8,30 +8,38 @@
 #[path = "support/runs.rs"]
 mod runs;
 
+use minigpt_core::Precision;
 use minigpt_core::conformance::{Options, check, crosses_threads};
 use minigpt_cpu::{Builder, Cpu, Isa};
 
 const _: () = crosses_threads::<Cpu<'static>>();
 
-/// Every instruction set of this machine, with one, two and three threads.
+const ALL: &[Precision] = &[Precision::F32, Precision::Bf16];
+
+/// Every instruction set of this machine, with one, two and three threads. What is under bf16 runs on the same kernels, and its
+/// bits do not depend on threads: once for each set.
 #[cfg(feature = "std")]
-fn machines() -> Vec<(String, Builder)> {
-    let with =
-        |isa: Isa| (1..=3).map(move |n| (format!("{isa}, {n} threads"), Cpu::builder().isa(isa).threads(n)));
+fn machines() -> Vec<(String, Builder, &'static [Precision])> {
+    let with = |isa: Isa| {
+        [(2, ALL), (1, &ALL[..1]), (3, &ALL[..1])].map(|(threads, precisions)| {
+            (format!("{isa}, {threads} threads"), Cpu::builder().isa(isa).threads(threads), precisions)
+        })
+    };
     Isa::available().flat_map(with).collect()
 }
 
 /// Every instruction set of this machine.
 #[cfg(not(feature = "std"))]
-fn machines() -> Vec<(String, Builder)> {
-    Isa::available().map(|isa| (isa.to_string(), Cpu::builder().isa(isa))).collect()
+fn machines() -> Vec<(String, Builder, &'static [Precision])> {
+    Isa::available().map(|isa| (isa.to_string(), Cpu::builder().isa(isa), ALL)).collect()
 }
 
 #[test]
 fn every_instruction_set_and_number_of_threads_conforms() {
-    runs::on_every_core(&machines(), |(name, machine)| {
+    runs::on_every_core(&machines(), |(name, machine, precisions)| {
         for seed in runs::seeds(1) {
-            let report = check(|| machine.build().unwrap(), &Options { seed, ..Options::default() });
+            let options = Options { seed, precisions, ..Options::default() };
+            let report = check(|| machine.build().unwrap(), &options);
             println!("{name}, seed {seed}\n{report}");
             assert!(report.passed(), "{name}, seed {seed}:\n{report}");
         }

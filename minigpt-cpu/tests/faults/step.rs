@@ -1,8 +1,18 @@
 //! Faults of what closes a step: the loss, the norm, the counters.
 
-use minigpt_core::op::{Fill, FinishStep, IGNORE, counter, scalar};
+use minigpt_core::op::{Fill, FinishStep, IGNORE, Narrow, counter, scalar};
+use minigpt_cpu::CpuError;
 
-use crate::kernel::{Fault, faults};
+use crate::kernel::{Fault, Kernel, faults};
+
+/// Runs the op on other numbers, of each of which `f` changes the bits.
+fn run_on_bits(kernel: &mut Kernel, op: Narrow, f: impl Fn(u32) -> u32) -> Result<(), CpuError> {
+    let values = kernel.get(op.from)?;
+    let others: Vec<f32> = values.iter().map(|x| f32::from_bits(f(x.to_bits()))).collect();
+    kernel.put(op.from, &others)?;
+    kernel.run(op)?;
+    kernel.put(op.from, &values)
+}
 
 pub(crate) const FAULTS: &[Fault] = faults! {
     CrossEntropy {
@@ -189,5 +199,30 @@ pub(crate) const FAULTS: &[Fault] = faults! {
         };
         "beyond 65,536 elements nothing is filled" => |k, op| k.run(Fill { to: op.to.first(65_536), ..op });
         "the sign is lost" => |k, op| k.run(Fill { value: op.value.abs(), ..op });
+    }
+    Narrow {
+        "numbers are cut off instead of rounded" => |k, op| run_on_bits(k, op, |bits| bits & 0xffff_0000);
+        "ties are rounded away from zero" => |k, op| run_on_bits(k, op, |bits| {
+            let tie = bits & 0xffff == 0x8000;
+            if tie { bits | 0xffff } else { bits }
+        });
+        "the sign is lost" => |k, op| run_on_bits(k, op, |bits| bits & 0x7fff_ffff);
+        "the last element is left as it was" => |k, op| {
+            let [from, to] = [op.from, op.to].map(|span| span.first(span.len - 1));
+            k.run(Narrow { from, to })
+        };
+        "a tail that fills no vector of 16 is left as it was" => |k, op| {
+            let [from, to] = [op.from, op.to].map(|span| span.first(span.len / 16 * 16));
+            k.run(Narrow { from, to })
+        };
+        "the offset is ignored" => |k, op| {
+            let from = k.at_zero(op.from).unwrap_or(op.from);
+            k.run(Narrow { from, ..op })
+        };
+        "whole vectors are stored past the end" => |k, op| {
+            k.run(op)?;
+            k.write_past(op.to, op.to.len.next_multiple_of(16) - op.to.len);
+            Ok(())
+        };
     }
 };
