@@ -224,7 +224,8 @@ impl<B: Backend> Model<B> {
         if precision == self.0.precision {
             return Ok(self.clone());
         }
-        let (weights, owned) = self.weights_in(precision)?;
+        let mut owned = Vec::new();
+        let weights = self.weights_in(precision, &mut owned)?;
         Ok(Model(Shared::new(Inner {
             device: self.device().clone(),
             config: self.config().clone(),

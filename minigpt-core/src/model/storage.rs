@@ -331,12 +331,13 @@ impl<B: Backend> Model<B> {
         Self::over(&device, Laid { plan, spans, owned, trainable: None, copied: 0 })
     }
 
-    /// What passes under this precision read, and the memory that is only theirs.
+    /// What passes under this precision read. The memory of copies goes to `owned`.
     pub(super) fn weights_in(
         &self,
         precision: Precision,
-    ) -> Result<(Weights, Vec<Allocation<B>>), Error<B::Error>> {
-        let (mut spans, mut owned) = (Vec::new(), Vec::new());
+        owned: &mut Vec<Allocation<B>>,
+    ) -> Result<Weights, Error<B::Error>> {
+        let mut spans = Vec::new();
         let added = self.0.tensors.position_embedding.as_ref();
         for (tensor, from) in self.spans() {
             let read_whole = precision == Precision::F32 || !tensor.is_matrix() || Some(tensor) == added;
@@ -350,7 +351,7 @@ impl<B: Backend> Model<B> {
         }
         let mut next = spans.into_iter();
         let parameters = self.weights().parameters.map(|own| next.next().unwrap_or(*own));
-        Ok((Weights { parameters, position_table: self.weights().position_table }, owned))
+        Ok(Weights { parameters, position_table: self.weights().position_table })
     }
 
     /// Writes a checkpoint of the weights, for inference.
