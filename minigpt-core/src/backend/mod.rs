@@ -62,7 +62,9 @@ pub use fallback::{fall_back, fall_back_in_training};
 pub use reference::{Reference, ReferenceError};
 pub(crate) use replay::Replay;
 pub(crate) use submit::{submit, workspace_bytes};
-pub(crate) use transfer::{from_bytes, to_bytes};
+pub(crate) use transfer::from_bytes;
+#[cfg(feature = "train")]
+pub(crate) use transfer::to_bytes;
 pub use transfer::{read_elems, read_u32, write_elems, write_u32};
 
 /// What kind of thing went wrong, whatever the backend calls it.
