@@ -2,6 +2,7 @@
 
 use minigpt_core::memory::{BufferTable, InvalidOp};
 use minigpt_core::op::OpKind;
+use minigpt_core::reference::weights::encode_half;
 use minigpt_core::{Backend, Buffer, Dtype, Import, Span};
 
 use crate::CudaError;
@@ -118,9 +119,14 @@ impl Backend for Cuda {
             Dtype::F32 => (value as f32).to_bits(),
             Dtype::U32 if f64::from(value as u32) == value => value as u32,
             Dtype::U32 => return Err(InvalidOp::Value { operand: "value" }.into()),
+            Dtype::Bf16 => {
+                let (memory, _) = locate(&self.buffers, "to", to)?;
+                let value = u16::from_le_bytes(encode_half(value, Dtype::Bf16));
+                return self.device.fill_halves(memory, to.offset, to.len, value);
+            }
             _ => {
                 return Err(CudaError::Unsupported {
-                    what: "CUDA fills spans of F32 and U32 only: write the bytes of other types instead",
+                    what: "CUDA fills spans of F32, Bf16 and U32 only: write the bytes of other types instead",
                 });
             }
         };

@@ -194,6 +194,20 @@ impl Device {
         unsafe { target.set_32_async(value, &self.stream) }.map_err(failed("fill memory"))
     }
 
+    /// Sets `halves` 16-bit words from `offset` on, which is even.
+    pub(crate) fn fill_halves(
+        &mut self,
+        to: &Memory,
+        offset: usize,
+        halves: usize,
+        value: u16,
+    ) -> Result<(), CudaError> {
+        self.enter()?;
+        let mut target = to.part(offset..offset + 2 * halves);
+        // SAFETY: as in `fill`.
+        unsafe { target.set_16_async(value, &self.stream) }.map_err(failed("fill memory"))
+    }
+
     pub(crate) fn sync(&mut self) -> Result<(), CudaError> {
         self.enter()?;
         self.stream.synchronize().map_err(failed("finish the work that was queued"))?;

@@ -7,7 +7,7 @@
 //!
 //! Only what the backend uses is here; the linker names what is missing when it comes to use more.
 
-use core::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
+use core::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
 use std::error::Error;
 use std::ffi::OsString;
 use std::sync::OnceLock;
@@ -114,6 +114,7 @@ forward! {
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: Address, bytes: usize, stream: Handle);
     fn cuMemcpyDtoDAsync_v2(to: Address, from: Address, bytes: usize, stream: Handle);
     fn cuMemsetD8Async(to: Address, value: c_uchar, count: usize, stream: Handle);
+    fn cuMemsetD16Async(to: Address, value: c_ushort, count: usize, stream: Handle);
     fn cuMemsetD32Async(to: Address, value: c_uint, count: usize, stream: Handle);
     fn cuStreamCreateWithPriority(stream: *mut Handle, flags: c_uint, priority: c_int);
     fn cuStreamSynchronize(stream: Handle);

@@ -147,7 +147,7 @@ pub trait Backend {
     ///
     /// A kernel comes after three checks: [`Op::check`], which finds descriptors that do not fit together; that each span lies
     /// in its buffer; and that tokens and targets are in the vocabulary. What there is no kernel for is passed on to
-    /// [`fall_back`], which does the same.
+    /// [`fall_back`], which does the same: also an op whose [`Op::precision`] the kernel does not know.
     ///
     /// # Errors
     /// If the descriptor is invalid ([`Op::check`]) or the device fails.

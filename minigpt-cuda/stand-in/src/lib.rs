@@ -23,7 +23,7 @@
 mod machine;
 
 use std::cell::Cell;
-use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
+use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
 use std::ptr;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -252,6 +252,14 @@ pub extern "C" fn cuMemsetD8Async(to: Address, value: c_uchar, count: usize, str
     })
 }
 
+/// Queues setting 16-bit words.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemsetD16Async(to: Address, value: c_ushort, count: usize, stream: Handle) -> Status {
+    inside("cuMemsetD16Async", |machine| {
+        machine.queue(stream.addr(), Work::Fill { to, word: value.to_ne_bytes().to_vec(), count })
+    })
+}
+
 /// Queues setting 32-bit words.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemsetD32Async(to: Address, value: c_uint, count: usize, stream: Handle) -> Status {
@@ -396,6 +404,9 @@ mod tests {
         assert_eq!(cuMemsetD8Async(a, 0, 65, stream), INVALID_VALUE);
         assert_eq!(cuMemsetD8Async(b + 64, 0, 1, stream), INVALID_VALUE);
         assert_eq!(cuMemsetD8Async(0, 0, 1, stream), INVALID_VALUE);
+        assert_eq!(cuMemsetD16Async(a + 2, 0, 31, stream), SUCCESS);
+        assert_eq!(cuMemsetD16Async(a + 1, 0, 1, stream), INVALID_VALUE);
+        assert_eq!(cuMemsetD16Async(a + 2, 0, 32, stream), INVALID_VALUE);
         assert_eq!(cuMemsetD32Async(a + 2, 0, 1, stream), INVALID_VALUE);
         assert_eq!(cuMemsetD32Async(a, 0, usize::MAX, stream), INVALID_VALUE);
         assert_eq!(cuMemcpyDtoDAsync_v2(a, b + 1, 64, stream), INVALID_VALUE);

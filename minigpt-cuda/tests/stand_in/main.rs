@@ -131,7 +131,7 @@ fn what_cannot_be_filled_is_refused() {
         let buffer = cuda.alloc(64).unwrap();
         let error = cuda.fill(span(buffer, Dtype::F64, 0, 4), 1.0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains("F32 and U32"), "{error}");
+        assert!(error.to_string().contains("F32, Bf16 and U32"), "{error}");
         for value in [0.5, -1.0, 4_294_967_296.0, f64::NAN] {
             assert_eq!(cuda.fill(words(buffer, 4), value).unwrap_err().kind(), ErrorKind::Invalid, "{value}");
         }
