@@ -179,7 +179,7 @@ fn run(
     // As many of the positions as the prefix has are given.
     let (text, given) = (time - config.prefix, vec![0.5; config.prefix * config.d_model]);
     let model = Model::new(Reference::<f32>::new(), config, 1)?;
-    let mut decoder = Decoder::new(&model, time)?;
+    let mut decoder = Decoder::new(&model.in_precision(settings.precision)?, time)?;
     decoder.begin_with(&given)?;
     decoder.feed(&tokens)?;
     drop(decoder);

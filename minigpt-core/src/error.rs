@@ -221,7 +221,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             Error::Setting { field, must } => write!(f, "the training setting `{field}` must be {must}"),
             Error::Frozen => f.write_str(
                 "these weights cannot be trained: they are borrowed or stored in fewer bits; load the checkpoint into \
-                 memory with Model::load",
+                 memory with Model::load, or train the model that one in another precision was made of",
             ),
             Error::Unfit { tensor, row, col, dtype } => write!(
                 f,

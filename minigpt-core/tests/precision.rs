@@ -11,7 +11,7 @@ use minigpt_core::config::ParameterKind;
 use minigpt_core::model::Extras;
 use minigpt_core::probe::{Recording, TensorKind};
 use minigpt_core::reference::rounded::round;
-use minigpt_core::train::{PieceLoss, Row};
+use minigpt_core::train::{PieceLoss, Row, Sums};
 use minigpt_core::{
     Batch, Decoder, Dtype, EvalWindows, GptConfig, Groups, Model, Op, Plan, Precision, Real, Recompute,
     Reference, TrainConfig, Trainer, Windows,
@@ -254,6 +254,47 @@ fn no_pass_reads_copies_of_other_weights() {
     assert!(saved(&trainer) == saved(&fresh));
 }
 
+/// Also in the midst of a step, and where a step begins with the sums of others.
+#[test]
+fn no_micro_step_reads_copies_of_other_weights() {
+    let config = small();
+    let text = text(config.vocab_size);
+    let (windows, held_out) = (Windows::new(&text, 8).unwrap(), EvalWindows::new(&text, 8).unwrap());
+    let (mut inputs, mut targets) = (vec![0; 16], vec![0; 16]);
+    windows.fill(7, 0, 2, &mut inputs, &mut targets).unwrap();
+    let micro_step = |trainer: &mut Trainer<Reference<f32>>| trainer.micro_step(&inputs, &targets).unwrap();
+
+    let mut twice = trainer::<f32>(&config, settings(&config));
+    micro_step(&mut twice);
+    let mut sums = Sums::default();
+    twice.read_sums(&mut sums).unwrap();
+    micro_step(&mut twice);
+    let mut joined = trainer::<f32>(&config, settings(&config));
+    joined.write_sums(&sums).unwrap();
+    micro_step(&mut joined);
+    for trainer in [&mut twice, &mut joined] {
+        trainer.finish_step().unwrap();
+    }
+    assert!(saved(&twice) == saved(&joined));
+
+    let name = "h.0.mlp.c_fc.weight";
+    let zeros = vec![0.0; twice.model().parameter(name).unwrap().unwrap().len()];
+    let run = |evaluated: bool| {
+        let mut trainer = trainer::<f32>(&config, settings(&config));
+        micro_step(&mut trainer);
+        let before = trainer.gradient(name).unwrap().unwrap();
+        trainer.model().set_parameter(name, &zeros).unwrap();
+        if evaluated {
+            trainer.evaluate(&held_out).unwrap();
+        }
+        micro_step(&mut trainer);
+        let after = trainer.gradient(name).unwrap().unwrap();
+        assert_ne!(before, after);
+        after
+    };
+    assert_eq!(run(false), run(true));
+}
+
 #[test]
 fn an_average_is_evaluated_in_the_midst_of_a_step_and_leaves_it_alone() {
     let config = small();
@@ -379,6 +420,19 @@ fn a_decoder_in_bf16_tells_the_logits_of_a_whole_pass() {
         assert_eq!(
             rounded.in_precision(Precision::Bf16).unwrap().logits(&tokens, 1, tokens.len()).unwrap(),
             whole
+        );
+        // What it is made of stays as it is, and is what is written.
+        let written = |model: &Model<Reference<f64>>| {
+            let mut bytes = Vec::new();
+            model.write(&mut bytes, &Extras::default()).unwrap();
+            bytes
+        };
+        assert!(written(&rounded) == written(&model));
+        let back = rounded.in_precision(Precision::F32).unwrap();
+        assert_eq!(back.logits(&tokens, 1, tokens.len()), model.logits(&tokens, 1, tokens.len()));
+        assert!(
+            Trainer::new(&back, settings(&config)).is_ok()
+                && Trainer::new(&rounded, settings(&config)).is_err()
         );
         let stored = model.quantized(model.device(), Dtype::Bf16).unwrap();
         let of_stored =

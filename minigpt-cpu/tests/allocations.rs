@@ -12,7 +12,7 @@ use heap::allocations;
 use minigpt_core::config::TrainConfig;
 use minigpt_core::model::{Extras, Sequence};
 use minigpt_core::train::{PieceLoss, Sums, Trainer};
-use minigpt_core::{Batch, Checkpoint, Decoder, GptConfig, Groups, Model, SampleConfig, Windows};
+use minigpt_core::{Batch, Checkpoint, Decoder, GptConfig, Groups, Model, Precision, SampleConfig, Windows};
 use minigpt_cpu::Cpu;
 
 fn main() {
@@ -38,8 +38,14 @@ fn neither_training_nor_decoding_allocates() {
     let mut trainer = Trainer::new(&Model::new(cpu, config, 1).unwrap(), settings).unwrap();
     assert_eq!(allocations(|| (0..200).for_each(|_| trainer.step(&windows).unwrap())), 0);
     nor_do_a_loss_of_ones_own_and_ranks(trainer.model(), trainer.config().clone());
-    for groups in [Groups::muon(0.9, 0.99, 0.1), Groups::sgd(0.9, true, 0.1)] {
-        let settings = TrainConfig { groups, average: Some(0.9), ..trainer.config().clone() };
+    let rounded = TrainConfig { precision: Precision::Bf16, ..trainer.config().clone() };
+    nor_do_a_loss_of_ones_own_and_ranks(trainer.model(), rounded);
+    for (groups, precision) in [
+        (Groups::muon(0.9, 0.99, 0.1), Precision::F32),
+        (Groups::sgd(0.9, true, 0.1), Precision::Bf16),
+        (Groups::adamw(0.9, 0.99, 0.1), Precision::Bf16),
+    ] {
+        let settings = TrainConfig { groups, precision, average: Some(0.9), ..trainer.config().clone() };
         let mut trainer = Trainer::new(trainer.model(), settings).unwrap();
         assert_eq!(allocations(|| (0..50).for_each(|_| trainer.step(&windows).unwrap())), 0);
     }

@@ -7,7 +7,7 @@ mod heap;
 use minigpt_core::config::TrainConfig;
 use minigpt_core::op::{CrossEntropy, LinearBackward, LinearForward, scalar};
 use minigpt_core::train::Trainer;
-use minigpt_core::{Backend, Buffer, Dtype, GptConfig, Model, Op, Recompute, Span, Windows};
+use minigpt_core::{Backend, Buffer, Dtype, GptConfig, Model, Op, Precision, Recompute, Span, Windows};
 use minigpt_cpu::Cpu;
 
 #[test]
@@ -17,10 +17,12 @@ fn the_plan_and_the_workspace_are_the_memory_that_training_takes() {
     let windows = Windows::new(&text, time).unwrap();
     use Recompute::{Blocks, Cheap, Nothing};
     // 2560 rows go through in slices.
-    for (recompute, batch) in [(Nothing, 8), (Cheap, 8), (Cheap, 40), (Blocks, 8), (Blocks, 40)] {
+    let precisions = [Precision::F32, Precision::Bf16];
+    let all = [(Nothing, 8), (Cheap, 8), (Cheap, 40), (Blocks, 8), (Blocks, 40)];
+    for ((recompute, batch), precision) in all.into_iter().flat_map(|all| precisions.map(|p| (all, p))) {
         let config = GptConfig::new(vocab, time);
         let cpu = Cpu::builder().threads(2).build().unwrap();
-        let settings = TrainConfig { batch, time, recompute, ..TrainConfig::constant(1e-3) };
+        let settings = TrainConfig { batch, time, recompute, precision, ..TrainConfig::constant(1e-3) };
         let (taken, trainer) = heap::peak(|| {
             let mut trainer = Trainer::new(&Model::new(cpu, config, 1).unwrap(), settings).unwrap();
             for _ in 0..2 {
@@ -33,7 +35,7 @@ fn the_plan_and_the_workspace_are_the_memory_that_training_takes() {
         let promised = (plan.bytes.total() + scratch) as f64;
         assert!(
             (taken / promised - 1.0).abs() < 0.02,
-            "{recompute:?}, {batch}: {promised} bytes were promised, {taken} were taken"
+            "{recompute:?}, {batch}, {precision:?}: {promised} bytes were promised, {taken} were taken"
         );
     }
 }

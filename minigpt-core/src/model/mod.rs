@@ -75,8 +75,8 @@ struct Inner<B: Backend> {
     precision: Precision,
     /// What the spans lie in.
     _owned: Vec<Allocation<B>>,
-    /// And the model that the others are of.
-    _base: Option<Model<B>>,
+    /// The model that the others are of, whose passes round something else.
+    base: Option<Model<B>>,
 }
 
 impl<B: Backend> Clone for Model<B> {
@@ -180,7 +180,7 @@ impl<B: Backend> Model<B> {
             copied,
             precision: Precision::F32,
             _owned: owned,
-            _base: None,
+            base: None,
         })))
     }
 
@@ -204,7 +204,8 @@ impl<B: Backend> Model<B> {
     /// [`Bf16`](Precision::Bf16) matrices are read as copies in bf16, unless they are stored in 16 bits or fewer already; the rest
     /// is shared. To be run, not trained: there, the precision is one of the [settings](crate::TrainConfig::precision).
     ///
-    /// If the model learns meanwhile, the copies are of the old weights.
+    /// If the model learns meanwhile, make it anew: the copies are of the old weights, and the rest is not. What is
+    /// [written](Model::write) of it are the weights themselves.
     ///
     /// ```
     /// use minigpt_core::{Decoder, GptConfig, Model, Precision, Reference};
@@ -221,8 +222,10 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// If the copies do not fit, a weight is not finite, or the backend fails.
     pub fn in_precision(&self, precision: Precision) -> Result<Self, Error<B::Error>> {
-        if precision == self.0.precision {
-            return Ok(self.clone());
+        if let Some(same) =
+            [Some(self), self.0.base.as_ref()].into_iter().flatten().find(|m| m.precision() == precision)
+        {
+            return Ok(same.clone());
         }
         let mut owned = Vec::new();
         let weights = self.weights_in(precision, &mut owned)?;
@@ -235,7 +238,7 @@ impl<B: Backend> Model<B> {
             copied: self.0.copied,
             precision,
             _owned: owned,
-            _base: Some(self.clone()),
+            base: Some(self.clone()),
         })))
     }
 

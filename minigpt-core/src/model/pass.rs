@@ -4,6 +4,8 @@
 //! the parts of a model, each with its forward and its backward pass: [`embedding`](super::embedding),
 //! [`attention`](super::attention), [`feed_forward`](super::feed_forward) and [`head`](super::head).
 
+#[cfg(feature = "train")]
+use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
 use crate::config::GptConfig;
@@ -43,6 +45,14 @@ impl Weights {
         let parameters = plan.parameters.map(|tensor| tensor.region.on(Buffers::PARAMETERS, plan.elem));
         let position_table = plan.position_table.map(|region| region.on(Buffers::CONSTANTS, plan.elem));
         Weights { parameters, position_table }
+    }
+
+    /// What a plan has copies of, and where they go.
+    #[cfg(feature = "train")]
+    pub(crate) fn copies(&self, plan: &Plan, copies: Buffer) -> Vec<[Span; 2]> {
+        let copied = self.copied(plan, copies).parameters;
+        let all = self.parameters.list().into_iter().zip(copied.list());
+        all.filter(|(own, copy)| own != copy).map(|(own, copy)| [*own, *copy]).collect()
     }
 
     /// The same, with the copies of a plan in the place of what they are of.

@@ -381,6 +381,10 @@ impl<B: Backend> Model<B> {
 
     fn saved(&self) -> Saved {
         let (tensors, spans) = self
+            .0
+            .base
+            .as_ref()
+            .unwrap_or(self)
             .spans()
             .map(|(tensor, span)| {
                 let role = checkpoint::Role::Parameter;

@@ -50,9 +50,10 @@ impl Plan {
         let scalars = self.scalars.on(whole.buffers.state, self.elem);
         let counters = self.counters.on(whole.buffers.state, Dtype::U32);
         program::begin_step(sink, grads, scalars)?;
-        program::copy_weights(sink, self, &Weights::masters(self), Buffers::COPIES)?;
         let d_prefix = self.d_prefix.on(whole.buffers.state, self.elem);
         let d_prefix = (self.config.prefix > 0).then_some(d_prefix);
+        let copies = Weights::masters(self).copies(self, Buffers::COPIES);
+        program::copy_weights(sink, &copies)?;
         program::micro_step(sink, whole, scalars, counters, &Gradients { parameters, buffers, d_prefix })?;
         let trained = program::Trained { plan: self, buffers: Buffers::TRAINED, scalars, counters };
         program::update(sink, &trained, 1.0)

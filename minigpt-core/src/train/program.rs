@@ -2,20 +2,18 @@
 
 use crate::config::{Group, Optimizer};
 use crate::memory::{Buffer, Span};
-use crate::model::{Flow, Gradients, Pass, Weights};
+use crate::model::{Flow, Gradients, Pass};
 use crate::op::{
     AdamW, Average, Descend, Fill, FinishStep, Momentum, Narrow, NewtonSchulz, NextDraw, Sgd, Sink,
     SquaredNorm, scalar,
 };
 use crate::plan::{Plan, Region, Update};
 
-/// Before a pass: the copies that it reads of the `weights`, if the plan has any. Whoever changed the weights, they are anew.
-pub(super) fn copy_weights(sink: &mut Sink<'_>, plan: &Plan, weights: &Weights, copies: Buffer) -> Flow {
-    let copied = weights.copied(plan, copies);
-    for (&from, &to) in weights.parameters.list().into_iter().zip(copied.parameters.list()) {
-        if from != to {
-            sink.put(None, "copies", Narrow { from, to })?;
-        }
+/// Before a pass: what it reads in place of weights, from where to where. So whoever has changed the weights since the last one,
+/// it reads no others.
+pub(super) fn copy_weights(sink: &mut Sink<'_>, copies: &[[Span; 2]]) -> Flow {
+    for &[from, to] in copies {
+        sink.put(None, "copies", Narrow { from, to })?;
     }
     Flow::Continue(())
 }

@@ -108,11 +108,16 @@ pub struct Trainer<B: Backend> {
     host: HostLogits<B::Elem>,
 }
 
-/// Copies of weights, and what a pass reads: them, and the weights that are not copied.
+/// Copies of weights.
 #[derive(Debug)]
 struct Copies<B: Backend> {
     memory: Allocation<B>,
+    /// What a pass reads: the copies, and the weights that are not copied.
     weights: Weights,
+    /// From where to where the weights are copied.
+    pairs: Vec<[Span; 2]>,
+    /// And their averages, if there are any.
+    of_averages: Vec<[Span; 2]>,
 }
 
 /// What a trainer runs again and again.
@@ -221,7 +226,8 @@ impl<B: Backend> Trainer<B> {
             bytes => {
                 let memory = take(bytes)?;
                 let weights = model.weights().copied(&plan, memory.buffer());
-                Some(Copies { memory, weights })
+                let pairs = model.weights().copies(&plan, memory.buffer());
+                Some(Copies { memory, weights, pairs, of_averages: Vec::new() })
             }
         };
         let gradients =
@@ -255,6 +261,9 @@ impl<B: Backend> Trainer<B> {
         [counters[counter::SEED], counters[counter::SEED + 1]] = crate::rng::key(trainer.config.seed);
         trainer.set_state(&TrainState { counters, windows_drawn: 0 })?;
         trainer.averages = trainer.averaged_weights();
+        if let (Some(copies), Some(averages)) = (&mut trainer.copies, &trainer.averages) {
+            copies.of_averages = averages.copies(&trainer.workspace.plan, copies.memory.buffer());
+        }
         trainer.begin_average()?;
         let programs = trainer.prepare().map_err(|error| advised(out_of_memory(needed, error)))?;
         trainer.programs = Some(programs);
@@ -352,21 +361,21 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn emit_begin(&self, sink: &mut Sink<'_>) -> Flow {
-        program::begin_step(sink, self.whole_gradient(), self.workspace.scalars())?;
-        self.emit_copies(sink, self.model.weights())
+        program::begin_step(sink, self.whole_gradient(), self.workspace.scalars())
     }
 
-    /// What a pass reads of these weights, if it reads copies.
-    fn emit_copies(&self, sink: &mut Sink<'_>, weights: &Weights) -> Flow {
+    /// What a pass reads in place of the weights or of their averages, if it reads copies.
+    fn emit_copies(&self, sink: &mut Sink<'_>, averages: bool) -> Flow {
         match &self.copies {
-            Some(copies) => program::copy_weights(sink, self.plan(), weights, copies.memory.buffer()),
+            Some(Copies { of_averages, .. }) if averages => program::copy_weights(sink, of_averages),
+            Some(Copies { pairs, .. }) => program::copy_weights(sink, pairs),
             None => Flow::Continue(()),
         }
     }
 
     /// What a pass reads.
     fn weights(&self) -> &Weights {
-        self.copies.as_ref().map_or(self.model.weights(), |copies| &copies.weights)
+        read(self.copies.as_ref(), &self.model)
     }
 
     /// A pass over all that there is room for.
@@ -383,6 +392,7 @@ impl<B: Backend> Trainer<B> {
         let (scalars, counters) = (self.workspace.scalars(), self.workspace.counters());
         let gradients = self.gradients();
         let whole = micro_batch(self.pass(), &self.config);
+        self.emit_copies(sink, false)?;
         program::micro_step(sink, &whole, scalars, counters, &gradients)
     }
 
@@ -515,19 +525,19 @@ impl<B: Backend> Trainer<B> {
         averages: bool,
     ) -> Result<(), B::Error> {
         self.write_tokens(inputs, targets)?;
-        let averages = self.averages.as_ref().filter(|_| averages);
-        let weights = averages.filter(|_| self.copies.is_none()).unwrap_or(self.weights());
+        let own = self.averages.as_ref().filter(|_| averages && self.copies.is_none());
+        let weights = own.unwrap_or(self.weights());
         let pass = Pass { batch: inputs.len() / self.config.time, weights, ..self.pass() };
         submit(&mut *self.model.device().lock(), |sink| {
-            self.emit_copies(sink, averages.unwrap_or(self.model.weights()))?;
-            program::evaluation(sink, &pass, self.workspace.evaluation())?;
-            // A step in the making goes on with copies of the weights.
-            match averages {
-                Some(_) => self.emit_copies(sink, self.model.weights()),
-                None => Flow::Continue(()),
-            }
+            self.emit_copies(sink, averages)?;
+            program::evaluation(sink, &pass, self.workspace.evaluation())
         })
     }
+}
+
+/// What a pass reads.
+fn read<'w, B: Backend>(copies: Option<&'w Copies<B>>, model: &'w Model<B>) -> &'w Weights {
+    copies.map_or(model.weights(), |copies| &copies.weights)
 }
 
 /// A pass over a micro-batch, whose dropout masks are those of its rank's sequences.

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::sums::grow;
-use super::{Trainer, check_length, micro_batch};
+use super::{Trainer, check_length, micro_batch, read};
 use crate::backend::{Backend, from_bytes, submit, to_bytes};
 use crate::error::Error;
 use crate::model::{Flow, Gradients, HeadPiece, Pass, check_tokens};
@@ -200,7 +200,7 @@ impl<B: Backend> Trainer<B> {
         let d_prefix = (self.model.config().prefix > 0).then(|| self.d_prefix());
         let gradients = Gradients { parameters: &self.gradients, buffers: &self.backward, d_prefix };
         // Apart from what the loss goes through.
-        let weights = self.copies.as_ref().map_or(self.model.weights(), |copies| &copies.weights);
+        let weights = read(self.copies.as_ref(), &self.model);
         let whole = micro_batch(self.workspace.pass_with(weights), &self.config);
         // The device is free while the loss runs, which may use it.
         let run = |emit: &dyn Fn(&mut Sink<'_>) -> Flow| {
@@ -210,6 +210,7 @@ impl<B: Backend> Trainer<B> {
             if !goes_on {
                 self.emit_begin(sink)?;
             }
+            self.emit_copies(sink, false)?;
             program::next_draw(sink, self.workspace.counters())?;
             program::clear_prefix(sink, &gradients)
         })?;
