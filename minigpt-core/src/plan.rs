@@ -321,7 +321,20 @@ impl Plan {
         batch: usize,
         time: usize,
     ) -> Result<Plan, ConfigError> {
-        Plan::new(config, Numbers::whole(elem), Purpose::Inference, Recompute::default(), batch, batch, time)
+        Plan::inference_in(config, elem, batch, time, Precision::F32)
+    }
+
+    /// The same under a precision. As [`decoding_in`](Plan::decoding_in) it spares the programs that run models
+    /// [`in_precision`](Plan::in_precision), which knows how training is laid out.
+    pub(crate) fn inference_in(
+        config: &GptConfig,
+        elem: Dtype,
+        batch: usize,
+        time: usize,
+        precision: Precision,
+    ) -> Result<Plan, ConfigError> {
+        let numbers = Numbers { precision, ..Numbers::whole(elem) };
+        Plan::new(config, numbers, Purpose::Inference, Recompute::default(), batch, batch, time)
     }
 
     /// The smallest plan, of one token: to see what parameters a model has.
@@ -354,6 +367,18 @@ impl Plan {
         rows: usize,
         cache: Dtype,
     ) -> Result<Plan, ConfigError> {
+        Plan::decoding_in(config, elem, slots, rows, cache, Precision::F32)
+    }
+
+    /// The same under a precision.
+    pub(crate) fn decoding_in(
+        config: &GptConfig,
+        elem: Dtype,
+        slots: usize,
+        rows: usize,
+        cache: Dtype,
+        precision: Precision,
+    ) -> Result<Plan, ConfigError> {
         if slots == 0 {
             return Err(ConfigError::Zero { field: "slots" });
         }
@@ -364,7 +389,7 @@ impl Plan {
         let rows = rows.min(slots.saturating_mul(config.context.max(1)));
         // A prefix runs at once, and so does what sees itself both ways.
         let rows = rows.max(if config.mask == Mask::None { config.context } else { config.prefix });
-        let numbers = Numbers { cache, ..Numbers::whole(elem) };
+        let numbers = Numbers { elem, cache, precision };
         Plan::new(config, numbers, Purpose::Decoding, Recompute::default(), slots, 1, rows)
     }
 

@@ -23,6 +23,8 @@ pub enum CpuError {
         /// Its name as it was given.
         asked: String,
     },
+    /// An op is under bf16, and the feature `bf16` of minigpt-cpu, with the kernels of such ops, is off.
+    WithoutBf16,
     /// The system refused to start a thread.
     Thread {
         /// How many threads were asked for.
@@ -43,6 +45,7 @@ impl BackendError for CpuError {
             CpuError::Invalid(_) => ErrorKind::Invalid,
             CpuError::OutOfMemory { .. } => ErrorKind::OutOfMemory,
             CpuError::Isa { .. } => ErrorKind::Unavailable,
+            CpuError::WithoutBf16 => ErrorKind::Unsupported,
             CpuError::Thread { .. } => ErrorKind::Device,
         }
     }
@@ -66,6 +69,9 @@ impl fmt::Display for CpuError {
                 }
                 Ok(())
             }
+            CpuError::WithoutBf16 => f.write_str(
+                "the CPU backend was built without the feature `bf16` of minigpt-cpu: enable it, or use Precision::F32",
+            ),
             CpuError::Thread { asked } => {
                 write!(f, "the system refused to start {asked} threads: ask for fewer, or for 1")
             }

@@ -46,8 +46,8 @@
 //! Ops under [`Precision::Bf16`] run on the kernels of f32: block by block, what an op reads is widened into scratch, and what
 //! it computes is rounded on its way out, as [`minigpt_core::reference::rounded`] has it. It is there to save memory. The
 //! blocks are a few megabytes, which [`workspace_bytes`](Backend::workspace_bytes) counts. All of it is the feature `bf16`,
-//! which is on by default. Without it there are no kernels for such ops, and an image that runs models in f32 is the smaller
-//! for it. On big-endian processors the reference runs them.
+//! which is on by default. Without it such ops are refused, with [`CpuError::WithoutBf16`], and an image that runs models in f32
+//! is the smaller for it. On big-endian processors the reference runs them.
 //!
 //! # On a microcontroller
 //! Without std it runs on one thread, and on four lanes that a Cortex-M goes through one by one. Whether that pays beside
@@ -144,7 +144,6 @@ use alloc::string::String;
 #[cfg(target_has_atomic = "ptr")]
 use minigpt_core::SharedBytes;
 use minigpt_core::backend::{Import, Imported, fall_back, fall_back_in_training, import_by_copy};
-#[cfg(any(feature = "bf16", feature = "train"))]
 use minigpt_core::reference::weights::encode_half;
 use minigpt_core::{Backend, Buffer, Dtype, InvalidOp, Op, OpKind, Precision, Span};
 
@@ -304,6 +303,9 @@ impl<'a> Cpu<'a> {
                 let (memory, scratch) = (&mut self.memory, &mut self.scratch);
                 ops::bf16::run(&mut Steps { memory, scratch, team }, op)?
             }
+            // What is complete has no use for the reference, which a small image leaves out.
+            #[cfg(not(feature = "bf16"))]
+            Precision::Bf16 if ops::COMPLETE => return Err(CpuError::WithoutBf16),
             #[cfg(not(feature = "bf16"))]
             Precision::Bf16 => false,
         };
@@ -403,7 +405,6 @@ impl Backend for Cpu<'_> {
                     }
                 }
             }
-            #[cfg(any(feature = "bf16", feature = "train"))]
             Dtype::Bf16 => {
                 let value = encode_half(value, Dtype::Bf16);
                 if cfg!(target_endian = "little") {
@@ -436,6 +437,18 @@ impl Backend for Cpu<'_> {
 
     fn keeps_programs(&self) -> bool {
         cfg!(feature = "std")
+    }
+
+    /// What would be refused at every step is refused here.
+    #[cfg(not(feature = "bf16"))]
+    fn prepare(&mut self, ops: &[Op]) -> Result<u64, CpuError> {
+        for op in ops {
+            op.check(Dtype::F32)?;
+            if ops::COMPLETE && op.precision() == Precision::Bf16 {
+                return Err(CpuError::WithoutBf16);
+            }
+        }
+        Ok(0)
     }
 
     /// Its ops were checked when they were prepared; whether their spans lie in their buffers is looked at each time.

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::Backend;
 use crate::memory::{Dtype, InvalidOp, Span, zeros};
 use crate::real::Real;
-use crate::reference::weights::{decode_weight, encode_half};
+use crate::reference::weights::{decode_half, encode_half};
 
 /// The bytes of `len` numbers of `size` bytes each, read from the backend.
 fn read_bytes<B: Backend + ?Sized>(backend: &mut B, from: Span, size: usize) -> Result<Vec<u8>, B::Error> {
@@ -16,10 +16,15 @@ fn read_bytes<B: Backend + ?Sized>(backend: &mut B, from: Span, size: usize) -> 
 }
 
 /// Numbers as a device stores them, of the backend's own type or of f16 or bf16: as many as either has.
+///
+/// Once in a program, since it is asked for in many places.
+#[inline(never)]
 pub(crate) fn from_bytes<R: Real>(values: &mut [R], dtype: Dtype, bytes: &[u8]) {
     if dtype != R::DTYPE {
-        let len = values.len().min(bytes.len() / 2);
-        return decode_weight(bytes, dtype, values, 1, len);
+        for (value, &bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+            *value = R::from_f64(f64::from(decode_half(bytes, dtype)));
+        }
+        return;
     }
     for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size_of::<R>())) {
         *value = R::from_le_slice(bytes);

@@ -369,8 +369,7 @@ impl<B: Backend> Model<B> {
         time: usize,
     ) -> Result<Workspace<B>, Error<B::Error>> {
         let positions = time.saturating_add(self.config().prefix);
-        let plan = Plan::inference(self.config(), B::Elem::DTYPE, batch, positions)?;
-        let plan = plan.in_precision(self.precision())?;
+        let plan = Plan::inference_in(self.config(), B::Elem::DTYPE, batch, positions, self.precision())?;
         if tokens.len() != batch * time {
             return Err(Error::BatchLength { found: tokens.len(), expected: batch * time });
         }

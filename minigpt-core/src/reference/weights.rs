@@ -73,6 +73,14 @@ pub fn encode_half(x: f64, dtype: Dtype) -> [u8; 2] {
     }
 }
 
+/// What two bytes stand for: an f16, or a bf16 of any other type.
+pub(crate) fn decode_half(bytes: [u8; 2], dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F16 => f16::from_le_bytes(bytes).to_f32(),
+        _ => bf16::from_le_bytes(bytes).to_f32(),
+    }
+}
+
 /// The one of the two f32 around x whose mantissa is odd, or x, if it is an f32. Rounded once more, to fewer bits, it gives
 /// what x itself does: to the nearest f32, x could become a tie that it is not.
 ///

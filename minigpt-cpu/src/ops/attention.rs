@@ -95,15 +95,35 @@ impl Shape {
     ///
     /// They have whole heads of keys and values, or parts of one if they may.
     fn heads_per_task(self, parts: bool) -> usize {
-        let least = if parts { 1 } else { self.share };
-        let fits = |&heads: &usize| {
-            self.heads.is_multiple_of(heads)
-                && (heads.is_multiple_of(self.share) || parts && self.share.is_multiple_of(heads))
-                && heads * self.d_head <= WIDE
-                && self.kv_heads_of(heads) * self.d_head * self.time <= KEPT
-                && self.batch * (self.heads / heads) >= TASKS
-        };
-        (1..=self.heads).rev().find(fits).unwrap_or(least)
+        let fits = |&heads: &usize| self.may_be_task(heads, parts) && self.kept(heads) >= self.time;
+        (1..=self.heads).rev().find(fits).unwrap_or(self.least_task(parts))
+    }
+
+    /// What makes a task where nothing better does.
+    fn least_task(self, parts: bool) -> usize {
+        if parts { 1 } else { self.share }
+    }
+
+    /// Whether so many heads may be a task, if they have few enough positions.
+    fn may_be_task(self, heads: usize, parts: bool) -> bool {
+        self.heads.is_multiple_of(heads)
+            && (heads.is_multiple_of(self.share) || parts && self.share.is_multiple_of(heads))
+            && heads.saturating_mul(self.d_head) <= WIDE
+            && self.batch.saturating_mul(self.heads / heads) >= TASKS
+    }
+
+    /// At how many positions what so many heads keep still stays in the second cache.
+    fn kept(self, heads: usize) -> usize {
+        KEPT / (self.kv_heads_of(heads) * self.d_head).max(1)
+    }
+
+    /// The largest of what tasks of so many heads and positions need, whichever are made of these sequences or fewer, and of
+    /// these positions or fewer.
+    fn largest_task(self, parts: bool, floats: impl Fn(usize, usize) -> usize) -> usize {
+        let tasks = (1..=self.heads).filter(|&heads| self.may_be_task(heads, parts));
+        tasks.fold(floats(self.least_task(parts), self.time), |most, heads| {
+            most.max(floats(heads, self.kept(heads).min(self.time)))
+        })
     }
 }
 

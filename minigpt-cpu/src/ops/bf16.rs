@@ -168,8 +168,8 @@ pub(crate) fn scratch_floats(op: &Op, machine: Machine) -> usize {
         return 0;
     }
     let needs = match op {
-        Op::LinearForward(op) => linear::Forward::new(op, machine).needs,
-        Op::LinearRows(op) => return linear::rows_scratch_floats(&op.linear, machine),
+        Op::LinearForward(op) => return linear::forward_scratch_floats(op, machine),
+        Op::LinearRows(op) => return linear::forward_scratch_floats(&op.linear, machine),
         Op::EmbeddingForward(op) => embedding::Plan::forward(op).needs,
         Op::NormForward(op) => norm::Plan::forward(op).needs,
         Op::NormRows(op) => norm::Plan::forward(&op.norm).needs,

@@ -194,12 +194,18 @@ fn rows_per_block(rows: usize, width: usize) -> usize {
     rows_per_task(width).max(rows.div_ceil(BLOCKS))
 }
 
-/// Scratch of the backward pass: the sums of each block, if any are wanted.
+/// Scratch of the backward pass: the sums of each block, if any are wanted. Of more rows, as even blocks have them, there may be
+/// fewer blocks, so there is room for as many as any fewer rows have.
 pub(super) fn backward_scratch_floats(op: &NormBackward) -> usize {
+    let blocks = op.rows.div_ceil(rows_per_task(op.groups.saturating_mul(op.width)));
+    partial_floats(op, blocks.min(BLOCKS))
+}
+
+/// The sums of so many blocks.
+fn partial_floats(op: &NormBackward, blocks: usize) -> usize {
     if op.d_weight.is_none() && op.d_bias.is_none() {
         return 0;
     }
-    let blocks = op.rows.div_ceil(rows_per_block(op.rows, op.groups.saturating_mul(op.width)));
     blocks.saturating_mul(whole_lines(op.width)).saturating_mul(2)
 }
 
@@ -222,7 +228,8 @@ pub(super) fn backward(context: &mut Context<'_, '_>, op: &NormBackward) -> Resu
         groups: op.groups,
     };
     let stride = whole_lines(op.width);
-    let partials = context.scratch.floats(backward_scratch_floats(op))?;
+    let used = partial_floats(op, op.rows.div_ceil(rows_per_block));
+    let partials = &mut context.scratch.floats(backward_scratch_floats(op))?[..used];
     let parts = (
         Grid::of_rows(views.f32_rows_mut("d_x", op.d_x, row)?, rows_per_block, row),
         (!partials.is_empty()).then(|| Chunks::new(partials, 2 * stride)),

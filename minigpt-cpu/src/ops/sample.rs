@@ -163,17 +163,34 @@ pub(super) fn sample(context: &mut Context<'_, '_>, op: &Sample) -> Result<(), C
     let settings = &views.u32("settings", op.settings)?.as_chunks().0[..live];
     let tokens = views.u32_mut("tokens", op.tokens)?;
     check(settings, tokens, op.vocab)?;
-    let logits = views.f32("logits", op.logits)?;
     let choices = &mut views.u32_mut("choices", op.choices)?[..live];
     // However large the vocabulary.
     if op.rows == 0 {
         return Ok(());
     }
+    choose(context, op, settings, tokens, choices)?;
+    append(settings, choices, tokens);
+    Ok(())
+}
+
+/// Chooses for rows whose settings were checked. The tokens are as they were.
+pub(super) fn choose(
+    context: &mut Context<'_, '_>,
+    op: &Sample,
+    settings: &[[u32; SampleRow::WORDS]],
+    tokens: &[u32],
+    choices: &mut [u32],
+) -> Result<(), CpuError> {
+    let logits = context.views.f32("logits", op.logits)?;
     let scratch = context.scratch.floats(scratch_floats(op, context.team.machine()))?;
     let job = Choose { logits, settings, tokens, vocab: op.vocab };
-    context.team.for_each((Chunks::new(&mut *choices, 1), PerWorker::new(scratch, each(op))), &job);
-    for (words, &mut choice) in settings.iter().zip(choices) {
+    context.team.for_each((Chunks::new(choices, 1), PerWorker::new(scratch, each(op))), &job);
+    Ok(())
+}
+
+/// Puts what was chosen among the tokens, once no row looks at them any more.
+pub(super) fn append(settings: &[[u32; SampleRow::WORDS]], choices: &[u32], tokens: &mut [u32]) {
+    for (words, &choice) in settings.iter().zip(choices) {
         tokens[SampleRow::from_words(words).next as usize] = choice;
     }
-    Ok(())
 }

@@ -136,7 +136,7 @@ impl<B: Backend> Slots<B> {
         if cache != elem && !matches!(cache, Dtype::F16 | Dtype::Bf16) {
             return Err(Error::Cache { cache, elem });
         }
-        let plan = Plan::decoding_with(config, elem, count, rows, cache)?.in_precision(model.precision())?;
+        let plan = Plan::decoding_in(config, elem, count, rows, cache, model.precision())?;
         // As many tokens as the device keeps of each: twice the context.
         let ring = plan.tokens.len / count;
         let no_room = |len: usize, size: usize| {

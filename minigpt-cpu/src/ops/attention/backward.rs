@@ -242,12 +242,13 @@ impl<'s> Work<'s> {
 
 /// Scratch of a thread.
 pub(super) fn scratch_floats(shape: Shape) -> usize {
-    let Shape { time, d_head, .. } = shape;
-    let group = shape.heads_per_task(false);
-    let padded = d_head.next_multiple_of(MAX_LANES);
-    let kv = shape.kv_heads_of(group).saturating_mul(padded.saturating_mul(time.saturating_mul(4)));
-    let rows = group.saturating_mul(padded.saturating_mul(2 * MAX_QUERIES).saturating_add(MAX_QUERIES));
-    kv.saturating_add(rows).saturating_add(Work::floats(d_head))
+    let padded = shape.d_head.next_multiple_of(MAX_LANES);
+    let task = shape.largest_task(false, |group, time| {
+        let kv = shape.kv_heads_of(group).saturating_mul(padded.saturating_mul(time.saturating_mul(4)));
+        let rows = padded.saturating_mul(2 * MAX_QUERIES).saturating_add(MAX_QUERIES);
+        kv.saturating_add(group.saturating_mul(rows))
+    });
+    task.saturating_add(Work::floats(shape.d_head))
 }
 
 pub(in crate::ops) fn backward(

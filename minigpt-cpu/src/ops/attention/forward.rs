@@ -105,12 +105,12 @@ impl Job<(Grid<'_>, Grid<'_>, PerWorker<'_, f32>)> for Forward<'_> {
 
 /// Scratch of a thread.
 pub(super) fn scratch_floats(shape: Shape) -> usize {
-    let Shape { time, d_head, .. } = shape;
-    let group = shape.heads_per_task(true);
-    let padded = d_head.next_multiple_of(MAX_LANES);
-    let rows = time.saturating_mul(2).saturating_mul(shape.kv_heads_of(group));
-    let rows = rows.saturating_add(group.saturating_mul(MAX_QUERIES));
-    padded.saturating_mul(rows).saturating_add(Work::floats(d_head))
+    let rows = shape.largest_task(true, |group, time| {
+        let rows = time.saturating_mul(2).saturating_mul(shape.kv_heads_of(group));
+        rows.saturating_add(group.saturating_mul(MAX_QUERIES))
+    });
+    let padded = shape.d_head.next_multiple_of(MAX_LANES);
+    padded.saturating_mul(rows).saturating_add(Work::floats(shape.d_head))
 }
 
 pub(in crate::ops) fn forward(context: &mut Context<'_, '_>, op: &AttentionForward) -> Result<(), CpuError> {

@@ -34,13 +34,13 @@ struct Part {
 }
 
 impl<const Q: usize, const K: usize> Plan<Q, K> {
-    /// A kernel of f32 takes so many numbers of scratch for a shape.
+    /// A kernel of f32 takes so many numbers of scratch for a shape, and no more for fewer sequences or positions.
     fn new(whole: &AttentionShape, kernel: impl Fn(AttentionShape) -> usize) -> Self {
         let share = share(whole);
         let head = whole.time.saturating_mul(whole.d_head);
         let floats = share.saturating_mul(Q).saturating_add(K).saturating_mul(head);
         let sequences = Sequences::new(whole.batch, whole.kv_heads, floats);
-        let keys = sequences.room().saturating_mul(head);
+        let keys = sequences.room(head, floats);
         let mut layout = Layout::default();
         let mut plan = Plan {
             whole: *whole,
@@ -49,11 +49,11 @@ impl<const Q: usize, const K: usize> Plan<Q, K> {
             keys: [(); K].map(|()| layout.take(keys)),
             needs: Needs { block: layout.floats(), kernel: 0 },
         };
-        for batch in sequences.batch.sizes() {
-            for kv_heads in sequences.parts.sizes() {
-                let part = Part::new(whole, [0..batch, 0..kv_heads]);
-                plan.needs.kernel = plan.needs.kernel.max(kernel(part.shape()));
-            }
+        // Whole sequences, and where not all heads of one fit, any number of them: of fewer positions, other blocks are made.
+        let least = if sequences.parts.room() < whole.kv_heads { 1 } else { whole.kv_heads };
+        for kv_heads in least..=whole.kv_heads {
+            let part = Part::new(whole, [0..whole.batch, 0..kv_heads]);
+            plan.needs.kernel = plan.needs.kernel.max(kernel(part.shape()));
         }
         plan
     }

@@ -72,9 +72,12 @@ impl Sequences {
         Sequences { batch: Blocks::new(batch, fit / parts.max(1)), parts: Blocks::new(parts, parts) }
     }
 
-    /// No block has more parts.
-    pub(super) fn room(self) -> usize {
-        self.batch.room().saturating_mul(self.parts.room())
+    /// No block has more numbers, where each part has `each` of the `floats` that it takes. With more sequences, and where parts
+    /// are positions or have more of them, there is room for as many at least.
+    pub(super) fn room(self, each: usize, floats: usize) -> usize {
+        let all = self.batch.len.saturating_mul(self.parts.len).saturating_mul(each);
+        let whole = floats.checked_div(each).unwrap_or(1).max(1);
+        all.min((FLOATS / whole).max(each))
     }
 
     /// The sequences of each block, and which parts of them. Where those are not all, the sequence is one.

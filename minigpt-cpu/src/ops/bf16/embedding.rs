@@ -25,7 +25,7 @@ impl Plan {
     fn new(batch: usize, time: usize, d_model: usize) -> Self {
         let sequences = Sequences::new(batch, time, d_model);
         let mut layout = Layout::default();
-        let out = layout.take(sequences.room().saturating_mul(d_model));
+        let out = layout.take(sequences.room(d_model, d_model));
         Plan { sequences, out, needs: Needs { block: layout.floats(), kernel: 0 } }
     }
 

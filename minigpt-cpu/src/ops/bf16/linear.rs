@@ -76,8 +76,8 @@ impl Forward {
     }
 }
 
-/// For any number of live rows.
-pub(super) fn rows_scratch_floats(op: &LinearForward, machine: Machine) -> usize {
+/// For so many rows and any fewer. A few have blocks of more columns than many have.
+pub(super) fn forward_scratch_floats(op: &LinearForward, machine: Machine) -> usize {
     let [all, few] =
         [op.rows, FEW_ROWS].map(|rows| Forward::new(&op.first_rows(rows), machine).needs.floats());
     all.max(few)

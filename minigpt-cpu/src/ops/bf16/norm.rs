@@ -43,8 +43,7 @@ impl Plan {
     #[cfg(feature = "train")]
     pub(super) fn backward(op: &NormBackward, machine: Machine) -> Self {
         let mut plan = Plan::new(op.rows, op.groups.saturating_mul(op.width));
-        let floats = |rows| scratch_floats(&plan.gradient(op, 0..rows).into(), machine);
-        plan.needs.kernel = plan.rows.sizes().map(floats).into_iter().max().unwrap_or(0);
+        plan.needs.kernel = scratch_floats(&plan.gradient(op, 0..plan.rows.room()).into(), machine);
         plan
     }
 

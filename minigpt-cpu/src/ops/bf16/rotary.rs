@@ -21,7 +21,7 @@ impl Plan {
         let width = op.heads.saturating_mul(op.d_head);
         let sequences = Sequences::new(op.batch, op.time, width);
         let mut layout = Layout::default();
-        let x = layout.take(sequences.room().saturating_mul(width));
+        let x = layout.take(sequences.room(width, width));
         Plan { sequences, x, needs: Needs { block: layout.floats(), kernel: 0 } }
     }
 }

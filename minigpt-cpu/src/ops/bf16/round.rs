@@ -9,7 +9,9 @@ use crate::arch::Vector;
 use crate::context::Job;
 use crate::dropout::Mask;
 use crate::error::CpuError;
-use crate::math::{activate, derivative};
+use crate::math::activate;
+#[cfg(feature = "train")]
+use crate::math::derivative;
 use crate::ops::lanes::{load, rows_per_task, store};
 use crate::par::{Grid, Rows, Tile};
 
@@ -24,6 +26,7 @@ pub(super) struct Round {
     pub(super) kept: Option<Strided>,
     pub(super) activation: Option<Activation>,
     /// The derivative of an activation at its input, to be multiplied by.
+    #[cfg(feature = "train")]
     pub(super) slope: Option<(Activation, Strided)>,
     pub(super) dropout: Option<Dropout>,
     /// How far rows are apart in the mask of dropout.
@@ -43,8 +46,11 @@ pub(super) enum Onto {
 impl Round {
     /// Nothing but that.
     pub(super) fn new(from: Span, to: Strided, width: usize) -> Self {
-        let (kept, activation, slope, dropout) = (None, None, None, None);
-        Round { from, to, width, kept, activation, slope, dropout, pitch: 0, onto: Onto::Nothing }
+        let (kept, activation, dropout, onto) = (None, None, None, Onto::Nothing);
+        #[cfg(feature = "train")]
+        return Round { from, to, width, kept, activation, slope: None, dropout, pitch: 0, onto };
+        #[cfg(not(feature = "train"))]
+        Round { from, to, width, kept, activation, dropout, pitch: 0, onto }
     }
 
     pub(super) fn run(self, block: &mut Block<'_, '_, '_>) -> Result<(), CpuError> {
@@ -52,12 +58,14 @@ impl Round {
         let views = &mut context.views;
         let mut job = Steps {
             activation: self.activation,
+            #[cfg(feature = "train")]
             slope: None,
             mask: Mask::new(views, self.dropout)?,
             pitch: self.pitch,
             accumulate: matches!(self.onto, Onto::Result),
             residual: None,
         };
+        #[cfg(feature = "train")]
         if let Some((activation, input)) = self.slope {
             job.slope = Some((activation, views.bf16_rows("activate.input", input, width)?));
         }
@@ -78,11 +86,23 @@ impl Round {
 
 struct Steps<'s> {
     activation: Option<Activation>,
+    #[cfg(feature = "train")]
     slope: Option<(Activation, Rows<'s, [u8; 2]>)>,
     mask: Option<Mask>,
     pitch: usize,
     accumulate: bool,
     residual: Option<Rows<'s, [u8; 2]>>,
+}
+
+impl Steps<'_> {
+    /// Whether the derivative of an activation is multiplied by.
+    #[inline(always)]
+    fn is_slope(&self) -> bool {
+        #[cfg(feature = "train")]
+        return self.slope.is_some();
+        #[cfg(not(feature = "train"))]
+        false
+    }
 }
 
 /// Sums, results and what is kept, by the block of rows.
@@ -96,11 +116,12 @@ impl Job<Parts<'_>> for Steps<'_> {
         _: usize,
         (mut sums, mut to, mut kept): (Tile<'_>, Tile<'_, [u8; 2]>, Option<Tile<'_, [u8; 2]>>),
     ) {
-        let is_plain = self.activation.is_none() && self.slope.is_none() && self.mask.is_none();
+        let is_plain = self.activation.is_none() && !self.is_slope() && self.mask.is_none();
         for (i, row) in to.rows().enumerate() {
             let (sums, to) = (sums.row(i), to.row(i));
             let mut kept = kept.as_mut().map(|kept| kept.row(i));
             if !is_plain || kept.is_some() {
+                #[cfg(feature = "train")]
                 let slope = self.slope.as_ref().map(|(activation, input)| (*activation, input.row(row)));
                 for c in (0..sums.len()).step_by(V::LANES) {
                     let mut value = load::<V>(t, sums, c).round_bf16();
@@ -110,6 +131,7 @@ impl Job<Parts<'_>> for Steps<'_> {
                     if let Some(activation) = self.activation {
                         value = activate(t, activation, value).round_bf16();
                     }
+                    #[cfg(feature = "train")]
                     if let Some((activation, input)) = slope {
                         value = (value * derivative(t, activation, lanes::load(t, input, c))).round_bf16();
                     }

@@ -167,14 +167,24 @@ pub(super) fn sample(steps: &mut Steps<'_, '_>, op: &Sample) -> Result<(), CpuEr
     let views = &mut steps.views();
     let live = live_rows(views, op.live, op.rows)?;
     let settings = &views.u32("settings", op.settings)?.as_chunks().0[..live];
-    sample::check(settings, views.u32("tokens", op.tokens)?, op.vocab)?;
+    sample::check(settings, views.u32_mut("tokens", op.tokens)?, op.vocab)?;
+    views.u32_mut("choices", op.choices)?;
 
     let plan = plan_sample(op, live, steps.team.machine());
     let (block, vocab) = (&mut Block::new(steps, plan.needs), op.vocab);
     for rows in plan.rows.iter() {
         let part = sample_part(op, &plan, rows.start, rows.len());
         widen(block, rows_of(op.logits.rows(vocab), rows, vocab), part.logits, vocab)?;
-        block.run(part)?;
+        let mut context = block.step()?;
+        let settings = context.views.u32("settings", part.settings)?.as_chunks().0;
+        let tokens = context.views.u32("tokens", part.tokens)?;
+        let choices = context.views.u32_mut("choices", part.choices)?;
+        sample::choose(&mut context, &part, settings, tokens, choices)?;
     }
+    // Rows of a later block have looked at the tokens as they were, as those of the first.
+    let views = &mut steps.views();
+    let settings = views.u32("settings", op.settings)?.as_chunks().0;
+    let choices = views.u32("choices", op.choices.first(live))?;
+    sample::append(settings, choices, views.u32_mut("tokens", op.tokens)?);
     Ok(())
 }

@@ -233,3 +233,29 @@ fn tokens_are_chosen_by_live_rows() {
         }
     }
 }
+
+/// A row may look back at places where others put what they choose: it sees what was there before, in later blocks too.
+#[test]
+fn rows_of_one_ring_choose_before_any_is_written() {
+    let (rows, vocab) = (5, 3000);
+    assert_rounded(|side| {
+        let config =
+            SampleConfig { temperature: 0.0, repetition_penalty: Some(1e3), ..SampleConfig::default() };
+        let (ring, ring_len, uniform) = (0, rows as u32, 0.4);
+        let settings: Vec<u32> = (0..rows as u32)
+            .flat_map(|next| SampleRow { next, ring, ring_len, recent: 3, uniform, config }.words())
+            .collect();
+        let logits = side.numbers(vocab).repeat(rows);
+        let (tokens, choices) = (side.words(&[0, 1, 2, 3, 4]), side.words(&[99; 5]));
+        let op = Sample {
+            live: side.words(&[rows as u32]),
+            logits: side.rounded(&logits),
+            settings: side.words(&settings),
+            tokens,
+            choices,
+            rows,
+            vocab,
+        };
+        (op.into(), [tokens, choices].into())
+    });
+}
