@@ -350,3 +350,11 @@ fn what_an_op_says_of_its_scratch_is_what_it_takes() {
         }
     }
 }
+
+#[test]
+fn who_lacks_the_feature_is_told_what_to_do() {
+    let refused = CpuError::WithoutBf16;
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    let said = refused.to_string();
+    assert!(said.contains("feature `bf16` of minigpt-cpu") && said.contains("Precision::F32"), "{said}");
+}
