@@ -269,59 +269,84 @@ fn what_an_op_asks_for_and_a_backend_leaves_out_is_found() {
     }
 }
 
+/// With so many seeds each fault is to be found.
+const SEEDS: u64 = 3;
+
 /// What the suite says of a backend that rounds like this.
-fn report_of(rounds: Rounds, kind: &'static OpKind, stop_early: bool) -> Report {
+fn report_of(rounds: Rounds, kind: &'static OpKind, seed: u64, stop_early: bool) -> Report {
     let run = |inner: &mut Reference<f32>, op: &Op| rounds.run(inner, op);
     let make = || Faulty { inner: Reference::new(), run };
     let ops = core::slice::from_ref(kind);
     let precisions = &[Precision::Bf16];
-    check(make, &Options { ops, precisions, model: false, stop_early, ..small() })
+    check(make, &Options { ops, precisions, model: false, seed, stop_early, ..small() })
 }
 
 #[test]
 fn a_backend_that_rounds_in_steps_of_its_own_conforms() {
     use OpKind::*;
-    for kind in &[LinearForward, LinearBackward, ActivationForward, GateForward, Narrow] {
-        passes("rounds as it should", &report_of(Rounds::AsItShould, kind, false));
+    for kind in &[
+        EmbeddingForward,
+        EmbeddingBackward,
+        NormBackward,
+        LinearForward,
+        LinearBackward,
+        ActivationForward,
+        GateForward,
+        GateBackward,
+        LinearRows,
+        RotaryRows,
+        Narrow,
+    ] {
+        passes("rounds as it should", &report_of(Rounds::AsItShould, kind, 1, false));
     }
     for kind in &[AttentionForward, AttentionBackward] {
-        passes("rounds as it should", &report_of(Rounds::AsItShould, kind, false));
-        passes("rounds inside attention", &report_of(Rounds::InsideAttention, kind, false));
+        passes("rounds as it should", &report_of(Rounds::AsItShould, kind, 1, false));
+        passes("rounds inside attention", &report_of(Rounds::InsideAttention, kind, 1, false));
     }
 }
 
 #[test]
 fn a_step_that_is_rounded_wrongly_is_found() {
     use OpKind::*;
-    const FAULTS: [(Rounds, &[OpKind]); 10] = [
+    const FAULTS: [(Rounds, &[OpKind]); 12] = [
         (
             Rounds::ByTruncation,
             &[
+                EmbeddingForward,
+                EmbeddingBackward,
+                NormBackward,
                 LinearForward,
                 LinearBackward,
                 ActivationForward,
                 GateForward,
+                GateBackward,
+                LinearRows,
+                RotaryRows,
                 Narrow,
                 AttentionForward,
                 AttentionBackward,
             ],
         ),
         (Rounds::TiesUp, &[LinearForward, LinearBackward, Narrow]),
-        (Rounds::NotBeforeActivation, &[LinearForward]),
+        (Rounds::NotBeforeActivation, &[LinearForward, LinearRows]),
+        (Rounds::NotBeforeDropout, &[EmbeddingForward, LinearForward]),
         (Rounds::NotBeforeResidual, &[LinearForward]),
-        (Rounds::NotBeforeGradients, &[LinearBackward]),
+        (Rounds::NotBeforeGradients, &[EmbeddingBackward, LinearBackward]),
         (Rounds::NotBeforeSlope, &[LinearBackward]),
-        (Rounds::NotBeforeSum, &[LinearBackward]),
-        (Rounds::NotInsideGate, &[GateForward]),
+        (Rounds::NotBeforeSum, &[NormBackward, LinearBackward]),
+        (Rounds::NotInsideGate, &[GateForward, GateBackward]),
+        (Rounds::NotBeforeGateSlope, &[GateBackward]),
         (Rounds::GradientsOfWeights, &[LinearBackward]),
         (Rounds::PartialSums, &[LinearForward]),
     ];
     for (rounds, kinds) in &FAULTS {
         for kind in *kinds {
-            let report = report_of(*rounds, kind, true);
-            let failed: Vec<&str> =
-                report.lines.iter().filter(|line| !line.passed()).map(|line| &*line.name).collect();
-            assert_eq!(failed, [format!("{}, bf16", kind.name())], "{rounds:?}:\n{report}");
+            for seed in 1..=SEEDS {
+                let report = report_of(*rounds, kind, seed, true);
+                let failed: Vec<&str> =
+                    report.lines.iter().filter(|line| !line.passed()).map(|line| &*line.name).collect();
+                assert_eq!(failed, [format!("{}, bf16", kind.name())], "{rounds:?}, seed {seed}:\n{report}");
+            }
         }
     }
 }

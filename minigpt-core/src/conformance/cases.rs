@@ -128,7 +128,7 @@ fn run<B: Backend>(
     before: &mut Option<(Op, Placed)>,
     line: &mut Line,
 ) -> Result<(), String> {
-    let ops = |memory: &mut dyn Memory| vec![build(&mut draw.clone(), memory)];
+    let ops = |memory: &mut dyn Memory| vec![build(&mut draw.shapes(), memory)];
     let mut truth = Recording::under(draw.precision, draw.rng.clone(), ops);
     let true_op = build(&mut draw.clone(), &mut truth);
     truth.oracle.run(&true_op).map_err(|error| format!("the oracle refused {true_op:?}: {error}"))?;
@@ -137,7 +137,7 @@ fn run<B: Backend>(
     let aligned = draw.is_even() || places.below(4) == 0;
     let placed = Placed::new(backend, &truth.asked, aligned, &mut places);
     let mut placed = placed.map_err(|error| describe(&error))?;
-    let op = build(&mut draw.clone(), &mut placed);
+    let op = build(&mut draw.shapes(), &mut placed);
     let told = |error: B::Error| format!("{} in {op:?}", describe(&error));
 
     placed.fill(backend, true).map_err(told)?;
@@ -286,7 +286,10 @@ fn dropout_if(wanted: bool, draw: &mut Draw, memory: &mut dyn Memory) -> Option<
 }
 
 /// The results that the forward op leaves for its gradient.
-fn left_behind(op: Op, memory: &mut Recording, spans: &[Span]) -> Vec<Vec<f64>> {
+fn left_behind(draw: &Draw, op: Op, memory: &mut Recording, spans: &[Span]) -> Vec<Vec<f64>> {
+    if draw.only_shapes {
+        return spans.iter().map(|span| vec![0.0; span.len]).collect();
+    }
     // The oracle takes every well-formed op; an error would show as empty operands, which no op accepts.
     if memory.oracle.run(&op).is_err() {
         return vec![Vec::new(); spans.len()];

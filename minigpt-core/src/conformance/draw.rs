@@ -7,6 +7,7 @@
 //! and one is tall: of more rows, or positions,
 //! than 16 bits count.
 
+use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::config::Precision;
@@ -36,20 +37,33 @@ pub(super) struct Draw {
     pub(super) work: usize,
     /// The policy that the op runs under.
     pub(super) precision: Precision,
+    /// Whether only the shapes and variants matter: then all normal numbers are 0, which is much faster, and whatever else is
+    /// drawn is the same.
+    pub(super) only_shapes: bool,
 }
 
 impl Draw {
     /// Of case number `case` of an op, among those of `seed`.
     pub(super) fn new(seed: u64, op: u64, case: u64, work: usize) -> Self {
         let seed = seed.wrapping_mul(1_000_003).wrapping_add(op);
-        let rng = Rng::new(seed ^ (case << 32) ^ 0x5eed, Stream::User);
-        let precision = Precision::F32;
-        Draw { rng, seed, case, variants: 0, dimensions: 0, work: work.max(1), precision }
+        let rng = Rng::new(Draw::stream(seed, case), Stream::User);
+        let (precision, only_shapes) = (Precision::F32, false);
+        Draw { rng, seed, case, variants: 0, dimensions: 0, work: work.max(1), precision, only_shapes }
+    }
+
+    /// The seed of a case's numbers.
+    fn stream(seed: u64, case: u64) -> u64 {
+        seed ^ (case << 32) ^ 0x5eed
     }
 
     /// The same draws for an op that runs under this policy.
     pub(super) fn under(self, precision: Precision) -> Self {
         Draw { precision, ..self }
+    }
+
+    /// The same draws, for a memory that does not look at numbers.
+    pub(super) fn shapes(&self) -> Self {
+        Draw { only_shapes: true, ..self.clone() }
     }
 
     /// A number that is the same in all cases of a run.
@@ -188,12 +202,18 @@ impl Draw {
 
     /// Normal numbers of this deviation, as f32 has them.
     pub(super) fn normals(&mut self, len: usize, deviation: f64) -> Vec<f64> {
+        if self.only_shapes {
+            // Each would take four words.
+            let position = self.rng.position() + 4 * len as u64;
+            self.rng = Rng::at(Draw::stream(self.seed, self.case), Stream::User, position);
+            return vec![0.0; len];
+        }
         (0..len).map(|_| f64::from((deviation * self.rng.normal()) as f32)).collect()
     }
 
     /// These numbers as activations hold them, for a case that computes with them what an op is to read beside them.
     pub(super) fn as_stored(&self, mut activations: Vec<f64>) -> Vec<f64> {
-        if self.precision == Precision::Bf16 {
+        if self.precision == Precision::Bf16 && !self.only_shapes {
             activations.iter_mut().for_each(|x| *x = round(*x));
         }
         activations
@@ -239,6 +259,18 @@ mod tests {
             assert!(pairs.iter().flatten().flatten().all(|&met| met), "seed {seed}: {pairs:?}");
             assert!(all_large, "seed {seed}: never are all three large");
             assert!(remainders.iter().flatten().all(|&met| met), "seed {seed}: {remainders:?}");
+        }
+    }
+
+    #[test]
+    fn who_looks_at_shapes_alone_draws_the_same_ones() {
+        for len in 0..9 {
+            let mut draw = case(1, 5);
+            draw.below(7);
+            let mut shapes = draw.shapes();
+            assert_eq!(draw.normals(len, 1.0).len(), shapes.normals(len, 1.0).len());
+            assert_eq!(draw.rng.position(), shapes.rng.position());
+            assert_eq!([(); 5].map(|()| draw.below(1000)), [(); 5].map(|()| shapes.below(1000)));
         }
     }
 

@@ -55,9 +55,12 @@
 //!
 //! A step that is left out, or cut off instead of rounded, is hardly a unit itself. But it makes many numbers others, while
 //! few are so near a tie that another sum crosses it: one or two in a thousand for `Reference<f32>`. So of a result in bf16 no
-//! more than one number in a hundred, or three, may be farther from the oracle's than f32's bound. Attention is excepted, for
-//! what is left open: of a thousand of its numbers or more, the magnitudes may differ from the oracle's by a quarter of a unit
-//! in the mean.
+//! more than one number in a hundred, or one of fewer, may be farther from the oracle's than f32's bound. Attention is
+//! excepted, for what is left open: of a thousand of its numbers or more, the magnitudes may differ from the oracle's by a
+//! quarter of a unit in the mean.
+//!
+//! A backend may have kernels for one precision alone, and fall back for the other: that is no failure. The report says for
+//! each line in how many of its cases the backend's own kernel ran, and [`Line::kernels`] is there to assert on.
 
 mod basics;
 mod cases;

@@ -65,6 +65,7 @@ pub fn weight_at(bytes: &[u8], dtype: Dtype, index: usize) -> f64 {
 /// // A little more than a tie, however little.
 /// assert_eq!(near(1.0 + 1.0 / 256.0 + 1e-15, Dtype::Bf16), 1.0 + 1.0 / 128.0);
 /// ```
+#[inline]
 pub fn encode_half(x: f64, dtype: Dtype) -> [u8; 2] {
     let x = round_to_odd(x);
     match dtype {
@@ -85,6 +86,7 @@ pub(crate) fn decode_half(bytes: [u8; 2], dtype: Dtype) -> f32 {
 /// what x itself does: to the nearest f32, x could become a tie that it is not.
 ///
 /// Source: Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
+#[inline]
 fn round_to_odd(x: f64) -> f32 {
     let near = x as f32;
     let back = f64::from(near);

@@ -4,10 +4,13 @@ use minigpt_core::backend::{read_elems, read_u32, write_elems};
 use minigpt_core::op::*;
 use minigpt_core::reference::activation::{activate, derivative};
 use minigpt_core::reference::dropout::Mask;
+use minigpt_core::reference::embedding::{embedding_backward, embedding_forward};
 use minigpt_core::reference::linear::{linear_backward, linear_forward};
+use minigpt_core::reference::norm::norm_backward;
+use minigpt_core::reference::rotary::rotary;
 use minigpt_core::reference::rounded::round;
 use minigpt_core::reference::weights::decode_weight;
-use minigpt_core::{Backend, Op, Precision, Reference, ReferenceError, Span, Strided};
+use minigpt_core::{Backend, Op, Precision, Reference, ReferenceError, Span, Strided, reference};
 
 /// How a backend rounds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,16 +25,22 @@ pub(crate) enum Rounds {
     TiesUp,
     /// Not what an activation is taken of.
     NotBeforeActivation,
+    /// Not what is to drop out: h of a linear layer with an activation, s of an embedding.
+    NotBeforeDropout,
     /// Not what dropped out, before the residual is added.
     NotBeforeResidual,
-    /// Not what dropped out, before it is a factor of the gradients.
+    /// Not g, before it is a factor of the gradients or a term of them. It is a product whose f32 is the same everywhere, so no
+    /// backend that rounds it is off; one that does not round it is.
     NotBeforeGradients,
     /// Not the gradient of a layer's input, before it is multiplied by the slope of the activation.
     NotBeforeSlope,
-    /// Not the gradient of a layer's input, before it is added to another.
+    /// Not the gradient of a layer's or a norm's input, before it is added to another.
     NotBeforeSum,
-    /// Not the activation of a gate, before it is multiplied.
+    /// Not h, the activation of a gate, before it is multiplied.
     NotInsideGate,
+    /// Not u, the gradient of a gate's activation, before it is multiplied by the slope. Its product is exact in f32, as is
+    /// that of g: what is left open is only whether it is rounded.
+    NotBeforeGateSlope,
     /// The gradients of weights too.
     GradientsOfWeights,
     /// Every partial sum of a layer.
@@ -82,6 +91,41 @@ impl Rounds {
                 let y: Vec<f32> = rows.flat_map(|row| (0..op.width).map(move |j| of(row, j))).collect();
                 write_elems(inner, op.y, &y)
             }
+            Op::GateBackward(op) => {
+                let (x, d_y) = (read_elems(inner, op.x)?, read_elems(inner, op.d_y)?);
+                let mut d_x = vec![0.0; x.len()];
+                let width = op.width;
+                for (i, &d) in d_y.iter().enumerate() {
+                    let (gate, up) =
+                        (i / width * 2 * width + i % width, i / width * 2 * width + i % width + width);
+                    let u = self.round_unless(Rounds::NotBeforeGateSlope, d * x[up]);
+                    let h = self.round_unless(Rounds::NotInsideGate, activate(op.activation, x[gate]));
+                    d_x[gate] = self.round(u * derivative(op.activation, x[gate]));
+                    d_x[up] = self.round(d * h);
+                }
+                write_elems(inner, op.d_x, &d_x)
+            }
+            Op::EmbeddingForward(op) => self.embedding_forward(inner, op),
+            Op::EmbeddingBackward(op) => self.embedding_backward(inner, op),
+            Op::NormBackward(op) => self.norm_backward(inner, op),
+            // The rows that are live are a layer of their own.
+            Op::LinearRows(op) => match read_u32(inner, op.live)?[0] as usize {
+                0 => Ok(()),
+                live => self.linear_forward(inner, &op.linear.first_rows(live)),
+            },
+            Op::RotaryRows(op) => {
+                let live = (read_u32(inner, op.live)?[0] as usize).min(op.rows);
+                let (width, d_head) = (op.heads * op.d_head, op.d_head);
+                for (row, position) in read_u32(inner, op.positions.first(live))?.into_iter().enumerate() {
+                    let row = op.x.span.slice(row * op.x.stride, width);
+                    let turns = read_elems(inner, op.table.slice(position as usize * d_head, d_head))?;
+                    let mut x = read_elems(inner, row)?;
+                    rotary(&mut x, width, &turns, op.pairing, false, 1, 1, op.heads, d_head);
+                    self.round_all(&mut x);
+                    write_elems(inner, row, &x)?;
+                }
+                Ok(())
+            }
             Op::Narrow(op) => {
                 let mut to = read_elems(inner, op.from)?;
                 self.round_all(&mut to);
@@ -93,13 +137,121 @@ impl Rounds {
         }
     }
 
+    fn embedding_forward(
+        self,
+        inner: &mut Reference<f32>,
+        op: &EmbeddingForward,
+    ) -> Result<(), ReferenceError> {
+        let (batch, time, width) = (op.batch, op.time, op.d_model);
+        let tokens = read_u32(inner, op.tokens)?;
+        let token_embedding = weight(inner, op.token_embedding, op.vocab, width)?;
+        let of_positions = op.position_embedding.map(|table| table.first(time * width));
+        let positions = of_positions.map(|table| read_elems(inner, table)).transpose()?;
+        let mut out = vec![0.0; op.out.len];
+        embedding_forward(
+            &tokens,
+            &token_embedding,
+            positions.as_deref(),
+            None,
+            &mut out,
+            batch,
+            time,
+            width,
+        );
+        let mask = mask(inner, &op.dropout)?;
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = match &mask {
+                None => self.round(*out),
+                Some(mask) => self.round(mask.apply(i, self.round_unless(Rounds::NotBeforeDropout, *out))),
+            };
+        }
+        write_elems(inner, op.out, &out)
+    }
+
+    fn embedding_backward(
+        self,
+        inner: &mut Reference<f32>,
+        op: &EmbeddingBackward,
+    ) -> Result<(), ReferenceError> {
+        let (batch, time, width) = (op.batch, op.time, op.d_model);
+        let (tokens, mut g) = (read_u32(inner, op.tokens)?, read_elems(inner, op.d_out)?);
+        if let Some(mask) = mask(inner, &op.dropout)? {
+            for (i, g) in g.iter_mut().enumerate() {
+                *g = self.round_unless(Rounds::NotBeforeGradients, mask.apply(i, *g));
+            }
+        }
+        let spans = [op.d_token_embedding, op.d_position_embedding.map(|table| table.first(time * width))];
+        let [mut d_token, mut d_position] = spans.map(|span| span.map(|span| read_elems(inner, span)));
+        let mut tables = [&mut d_token, &mut d_position].map(|table| match table {
+            Some(Ok(table)) => Some(&mut table[..]),
+            _ => None,
+        });
+        let [d_token_table, d_position_table] = &mut tables;
+        embedding_backward(
+            &tokens,
+            &g,
+            None,
+            d_token_table.as_deref_mut(),
+            d_position_table.as_deref_mut(),
+            batch,
+            time,
+            width,
+        );
+        for (span, table) in spans.into_iter().zip([d_token, d_position]) {
+            if let (Some(span), Some(table)) = (span, table) {
+                write_elems(inner, span, &table?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn norm_backward(self, inner: &mut Reference<f32>, op: &NormBackward) -> Result<(), ReferenceError> {
+        let width = op.groups * op.width;
+        let [x, d_y] = [read_elems(inner, op.x.span)?, read_elems(inner, op.d_y.span)?];
+        let mean = match op.kind {
+            Normalize::Layer { mean } => Some(read_elems(inner, mean)?),
+            Normalize::Rms => None,
+        };
+        let (weight, rstd) = (read_elems(inner, op.weight)?, read_elems(inner, op.rstd)?);
+        let mut d_weight = op.d_weight.map(|span| read_elems(inner, span)).transpose()?;
+        let mut d_bias = op.d_bias.map(|span| read_elems(inner, span)).transpose()?;
+        let mut d_x = vec![0.0; op.rows * width];
+        norm_backward(
+            reference::Rows { data: &x, stride: op.x.stride },
+            &weight,
+            mean.as_deref(),
+            &rstd,
+            reference::Rows { data: &d_y, stride: op.d_y.stride },
+            &mut d_x,
+            false,
+            d_weight.as_deref_mut(),
+            d_bias.as_deref_mut(),
+            op.rows,
+            op.groups,
+            op.width,
+        );
+        let before = Rows::read(inner, op.d_x)?;
+        for (row, d_x) in d_x.chunks_exact_mut(width).enumerate() {
+            for (d, before) in d_x.iter_mut().zip(before.part(row, 0, width)) {
+                *d = match op.accumulate {
+                    true => self.round(before + self.round_unless(Rounds::NotBeforeSum, *d)),
+                    false => self.round(*d),
+                };
+            }
+            write_elems(inner, op.d_x.span.slice(row * op.d_x.stride, width), d_x)?;
+        }
+        for (span, values) in [(op.d_weight, d_weight), (op.d_bias, d_bias)] {
+            if let (Some(span), Some(values)) = (span, values) {
+                write_elems(inner, span, &values)?;
+            }
+        }
+        Ok(())
+    }
+
     fn linear_forward(self, inner: &mut Reference<f32>, op: &LinearForward) -> Result<(), ReferenceError> {
         let (rows, d_in, d_out) = (op.rows, op.d_in, op.d_out);
         let x = read_elems(inner, op.x)?;
-        let mut bytes = vec![0; op.weight.bytes().unwrap_or(0)];
-        inner.read(op.weight, &mut bytes)?;
-        let mut weight = vec![0.0; d_out * d_in];
-        decode_weight(&bytes, op.weight.dtype, &mut weight, d_out, d_in);
+        let weight = weight(inner, op.weight, d_out, d_in)?;
         let bias = op.bias.map(|bias| read_elems(inner, bias)).transpose()?;
         let residual = op.residual.map(|residual| read_elems(inner, residual)).transpose()?;
         let mask = mask(inner, &op.dropout)?;
@@ -122,7 +274,12 @@ impl Rounds {
                 None => self.round(*y),
                 Some(Activate { activation, .. }) => {
                     let z = self.round_unless(Rounds::NotBeforeActivation, *y);
-                    self.round(activate(activation, z))
+                    let h = activate(activation, z);
+                    if mask.is_some() {
+                        self.round_unless(Rounds::NotBeforeDropout, h)
+                    } else {
+                        self.round(h)
+                    }
                 }
             };
             if let Some(mask) = &mask {
@@ -295,6 +452,20 @@ impl Rows {
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// A matrix (`rows`, `cols`) of any type that weights have.
+fn weight(
+    inner: &mut Reference<f32>,
+    from: Span,
+    rows: usize,
+    cols: usize,
+) -> Result<Vec<f32>, ReferenceError> {
+    let mut bytes = vec![0; from.bytes().unwrap_or(0)];
+    inner.read(from, &mut bytes)?;
+    let mut weight = vec![0.0; rows * cols];
+    decode_weight(&bytes, from.dtype, &mut weight, rows, cols);
+    Ok(weight)
 }
 
 fn mask(inner: &mut Reference<f32>, dropout: &Option<Dropout>) -> Result<Option<Mask>, ReferenceError> {

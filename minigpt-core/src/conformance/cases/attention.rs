@@ -188,7 +188,7 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
     let parts = parts.map(|part| draw.as_stored(part));
     let forward = forward_of(draw, &mut at, shape, (parts.clone(), dropped));
     let spans = [forward.out, forward.lse];
-    let mut left = left_behind(forward.into(), &mut at, &spans).into_iter();
+    let mut left = left_behind(draw, forward.into(), &mut at, &spans).into_iter();
     let mut next = || Fill::Values(left.next().unwrap_or_default());
     let n = forward.out.len;
     let counters = forward.dropout.map(|dropout| at.read(dropout.counters));

@@ -174,11 +174,11 @@ impl Rounding {
     }
 }
 
-/// That hardly any number is another than the oracle's.
+/// That hardly any number is another than the oracle's: one in a hundred, and of fewer than a hundred one.
 fn others(found: &[f64], oracle: &[f64], apart: f64) -> Result<(), String> {
     let pairs = found.iter().zip(oracle);
     let others = pairs.filter(|(x, y)| (**x - **y).abs() > apart).count();
-    if others <= (found.len() / 100).max(3) {
+    if others <= (found.len() / 100).max(1) {
         return Ok(());
     }
     let share = 100.0 * others as f64 / found.len() as f64;
@@ -217,8 +217,8 @@ mod tests {
     }
 
     #[test]
-    fn one_in_a_hundred_or_three_may_be_others() {
-        for (count, may) in [(1, 1), (3, 3), (299, 3), (400, 4), (1000, 10)] {
+    fn one_in_a_hundred_or_one_of_fewer_may_be_others() {
+        for (count, may) in [(1, 1), (3, 1), (99, 1), (199, 1), (299, 2), (400, 4), (1000, 10)] {
             let (_, oracle) = numbers(count);
             let mut found = oracle.clone();
             found[..may].iter_mut().for_each(|x| *x += UNIT);

@@ -114,7 +114,7 @@ pub(super) fn backward(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
         width,
         eps,
     };
-    let mut left = left_behind(forward.into(), &mut at, &[mean, rstd]);
+    let mut left = left_behind(draw, forward.into(), &mut at, &[mean, rstd]);
     let (rstd, mean) = (left.pop().unwrap_or_default(), left.pop().unwrap_or_default());
 
     let in_place = in_place && !accumulate;

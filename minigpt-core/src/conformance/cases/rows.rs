@@ -434,6 +434,8 @@ pub(super) fn gather(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
 
 /// Settings of every kind. Of rows whose choice hangs on the last digits there are none: no two backends would agree on them.
 pub(super) fn sample(draw: &mut Draw, memory: &mut dyn Memory) -> Op {
+    // How often logits are drawn depends on what they are.
+    draw.only_shapes = false;
     let (rows, vocab) = (draw.size(Sizes(3, 8, 20, 40)), draw.size(Sizes(33, 1000, 20_000, 50_257)));
     let vocab = vocab.min((draw.work / 40).max(2));
     let rows = rows.min((draw.work / 100).div_ceil(vocab).max(1));
