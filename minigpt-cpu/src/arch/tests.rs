@@ -163,6 +163,12 @@ impl Kernel for Narrowed {
             V::load(t, x).narrow_bf16(&mut narrow);
             V::load(t, x).round_bf16().store(&mut rounded);
             for (i, x) in x.iter().enumerate() {
+                if x.is_nan() {
+                    // Which one it becomes, a conversion may choose.
+                    let is_nan = |upper: u32| f32::from_bits(upper << 16).is_nan();
+                    assert!(is_nan(u16::from_le_bytes(narrow[i]).into()) && rounded[i].is_nan(), "{x:e}");
+                    continue;
+                }
                 let expected = encode_half(f64::from(*x), Dtype::Bf16);
                 assert_eq!(narrow[i], expected, "{x:e}, {:08x}", x.to_bits());
                 assert_eq!(rounded[i].to_bits() >> 16, u32::from(u16::from_le_bytes(expected)), "{x:e}");
