@@ -7,6 +7,8 @@ mod table;
 
 use alloc::vec::Vec;
 
+use crate::config::Precision;
+
 pub use invalid::InvalidOp;
 #[cfg(target_has_atomic = "ptr")]
 pub use shared::SharedBytes;
@@ -56,6 +58,24 @@ impl Dtype {
     /// The length in elements of a row of `cols`, padded to whole units.
     pub const fn padded(self, cols: usize) -> usize {
         cols.next_multiple_of(self.unit().0)
+    }
+}
+
+impl Precision {
+    /// How activations are stored by a backend whose numbers are `elem`.
+    pub const fn activations(self, elem: Dtype) -> Dtype {
+        match self {
+            Precision::F32 => elem,
+            Precision::Bf16 => Dtype::Bf16,
+        }
+    }
+
+    /// The policy of what stores activations as `dtype`.
+    pub(crate) const fn of(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Bf16 => Precision::Bf16,
+            _ => Precision::F32,
+        }
     }
 }
 

@@ -1,7 +1,5 @@
 //! [`Precision`]: what is rounded to how many bits.
 
-use crate::memory::Dtype;
-
 /// How the numbers of a pass are rounded. A policy of a whole run, which is a function of the op and of the kind of tensor alone.
 ///
 /// Under [`Bf16`](Precision::Bf16) every number that has a name on the way is rounded to bf16, to nearest even, before anything
@@ -30,22 +28,4 @@ pub enum Precision {
     F32,
     /// Activations, their gradients and copies of the weights in bf16.
     Bf16,
-}
-
-impl Precision {
-    /// How activations are stored by a backend whose numbers are `elem`.
-    pub const fn activations(self, elem: Dtype) -> Dtype {
-        match self {
-            Precision::F32 => elem,
-            Precision::Bf16 => Dtype::Bf16,
-        }
-    }
-
-    /// The policy of what stores activations as `dtype`.
-    pub(crate) const fn of(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::Bf16 => Precision::Bf16,
-            _ => Precision::F32,
-        }
-    }
 }
