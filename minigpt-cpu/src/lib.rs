@@ -467,7 +467,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn kernels(&self) -> &'static [OpKind] {
-        OpKind::ALL
+        ops::KERNELS
     }
 
     /// Matrix products of a thousand rows are as fast as larger ones, and the activations of fewer rows stay in the

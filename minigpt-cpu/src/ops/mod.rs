@@ -24,7 +24,7 @@ mod weight;
 #[cfg(feature = "train")]
 use minigpt_core::op::LinearBackward;
 use minigpt_core::op::{GateRows, LinearRows, NormRows};
-use minigpt_core::{Op, Precision};
+use minigpt_core::{Op, OpKind, Precision};
 
 use crate::context::{Context, Machine};
 use crate::error::CpuError;
@@ -33,8 +33,29 @@ use weight::Weight;
 /// Whether every op of inference has a kernel, whatever its shape and the formats of its weights.
 pub(crate) const COMPLETE: bool = Weight::READS_ALL;
 
-/// Runs `op`, which was checked and is not under bf16, if there is a kernel for it; says whether there was. What only training runs is left to the
-/// reference where some dimension is 0, so that kernels need not think of it.
+/// The kinds of ops that have a kernel: all, but for the one that is only about bf16 where there is none for that.
+pub(crate) const KERNELS: &[OpKind] = if HAS_BF16 { OpKind::ALL } else { WITHOUT_BF16 };
+
+const HAS_BF16: bool = cfg!(feature = "bf16") && Weight::READS_ALL;
+
+#[cfg(feature = "train")]
+const WITHOUT_BF16: &[OpKind] = &{
+    let mut kinds = [OpKind::Fill; OpKind::ALL.len() - 1];
+    let (mut i, mut count) = (0, 0);
+    while i < OpKind::ALL.len() {
+        if !matches!(OpKind::ALL[i], OpKind::Narrow) {
+            kinds[count] = OpKind::ALL[i];
+            count += 1;
+        }
+        i += 1;
+    }
+    kinds
+};
+#[cfg(not(feature = "train"))]
+const WITHOUT_BF16: &[OpKind] = OpKind::ALL;
+
+/// Runs `op`, which was checked and is not under bf16, if there is a kernel for it; says whether there was. What only training
+/// runs is left to the reference where some dimension is 0, so that kernels need not think of it.
 pub(crate) fn run(context: &mut Context<'_, '_>, op: &Op) -> Result<bool, CpuError> {
     if empty::run(&mut context.views, op)? {
         return Ok(true);
