@@ -1,4 +1,5 @@
 //! What is enough for an op is enough for the same op with fewer rows, sequences or positions.
+#![cfg(feature = "std")]
 
 use minigpt_core::op::{
     AttentionBackward, AttentionForward, AttentionRows, AttentionScores, AttentionShape, CacheAppend,
