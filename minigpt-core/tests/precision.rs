@@ -298,6 +298,25 @@ fn no_micro_step_reads_copies_of_other_weights() {
     assert_eq!(run(false), run(true));
 }
 
+/// Also of what is not copied: biases, norms, and positions that are learned.
+#[test]
+fn an_average_has_the_loss_of_the_model_that_it_is() {
+    let config = GptConfig { bias: minigpt_core::Bias::ALL, ..small() };
+    let text = text(config.vocab_size);
+    let (windows, held_out) = (Windows::new(&text, 8).unwrap(), EvalWindows::new(&text, 8).unwrap());
+    for precision in [Precision::F32, Precision::Bf16] {
+        let settings = TrainConfig { average: Some(0.9), precision, ..settings(&config) };
+        let mut trainer = trainer::<f32>(&config, settings.clone());
+        for _ in 0..20 {
+            trainer.step(&windows).unwrap();
+        }
+        let average = trainer.evaluate_average(&held_out).unwrap().unwrap();
+        assert_ne!(average, trainer.evaluate(&held_out).unwrap());
+        let mut averaged = Trainer::new(&trainer.averaged().unwrap().unwrap(), settings).unwrap();
+        assert_eq!(averaged.evaluate(&held_out).unwrap(), average, "{precision:?}");
+    }
+}
+
 #[test]
 fn an_average_is_evaluated_in_the_midst_of_a_step_and_leaves_it_alone() {
     let config = small();

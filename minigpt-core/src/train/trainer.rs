@@ -18,7 +18,7 @@ use crate::checkpoint::TrainState;
 use crate::config::{ConfigError, Recompute, TrainConfig};
 use crate::data::EvalWindows;
 use crate::error::{Error, out_of_memory};
-use crate::memory::{InvalidOp, Span, zeros};
+use crate::memory::{Buffer, InvalidOp, Span, zeros};
 use crate::model::{Flow, Gradients, Model, Pass, Weights, Workspace, check_tokens, stage};
 use crate::op::{IGNORE, Sink, counter, scalar};
 use crate::plan::{BackwardActivations, Parameters, Plan, Tensor};
@@ -112,12 +112,24 @@ pub struct Trainer<B: Backend> {
 #[derive(Debug)]
 struct Copies<B: Backend> {
     memory: Allocation<B>,
-    /// What a pass reads: the copies, and the weights that are not copied.
+    weights: Copied,
+    /// Of their averages, if there are any. They take the same memory.
+    averages: Option<Copied>,
+}
+
+/// What a pass reads under a precision that rounds weights.
+#[derive(Debug)]
+struct Copied {
+    /// The copies, and what is not copied.
     weights: Weights,
-    /// From where to where the weights are copied.
+    /// From where to where the copies are made.
     pairs: Vec<[Span; 2]>,
-    /// And their averages, if there are any.
-    of_averages: Vec<[Span; 2]>,
+}
+
+impl Copied {
+    fn new(weights: &Weights, plan: &Plan, memory: Buffer) -> Self {
+        Copied { weights: weights.copied(plan, memory), pairs: weights.copies(plan, memory) }
+    }
 }
 
 /// What a trainer runs again and again.
@@ -225,9 +237,8 @@ impl<B: Backend> Trainer<B> {
             0 => None,
             bytes => {
                 let memory = take(bytes)?;
-                let weights = model.weights().copied(&plan, memory.buffer());
-                let pairs = model.weights().copies(&plan, memory.buffer());
-                Some(Copies { memory, weights, pairs, of_averages: Vec::new() })
+                let weights = Copied::new(model.weights(), &plan, memory.buffer());
+                Some(Copies { memory, weights, averages: None })
             }
         };
         let gradients =
@@ -262,7 +273,7 @@ impl<B: Backend> Trainer<B> {
         trainer.set_state(&TrainState { counters, windows_drawn: 0 })?;
         trainer.averages = trainer.averaged_weights();
         if let (Some(copies), Some(averages)) = (&mut trainer.copies, &trainer.averages) {
-            copies.of_averages = averages.copies(&trainer.workspace.plan, copies.memory.buffer());
+            copies.averages = Some(Copied::new(averages, &trainer.workspace.plan, copies.memory.buffer()));
         }
         trainer.begin_average()?;
         let programs = trainer.prepare().map_err(|error| advised(out_of_memory(needed, error)))?;
@@ -364,12 +375,18 @@ impl<B: Backend> Trainer<B> {
         program::begin_step(sink, self.whole_gradient(), self.workspace.scalars())
     }
 
-    /// What a pass reads in place of the weights or of their averages, if it reads copies.
+    /// The copies that a pass reads of the weights, or of their averages.
     fn emit_copies(&self, sink: &mut Sink<'_>, averages: bool) -> Flow {
+        let Some(copies) = &self.copies else { return Flow::Continue(()) };
+        let copied = copies.averages.as_ref().filter(|_| averages).unwrap_or(&copies.weights);
+        program::copy_weights(sink, &copied.pairs)
+    }
+
+    /// The averages, as a pass reads them, if there are any.
+    fn averages(&self) -> Option<&Weights> {
         match &self.copies {
-            Some(Copies { of_averages, .. }) if averages => program::copy_weights(sink, of_averages),
-            Some(Copies { pairs, .. }) => program::copy_weights(sink, pairs),
-            None => Flow::Continue(()),
+            Some(copies) => copies.averages.as_ref().map(|copied| &copied.weights),
+            None => self.averages.as_ref(),
         }
     }
 
@@ -525,8 +542,7 @@ impl<B: Backend> Trainer<B> {
         averages: bool,
     ) -> Result<(), B::Error> {
         self.write_tokens(inputs, targets)?;
-        let own = self.averages.as_ref().filter(|_| averages && self.copies.is_none());
-        let weights = own.unwrap_or(self.weights());
+        let weights = self.averages().filter(|_| averages).unwrap_or(self.weights());
         let pass = Pass { batch: inputs.len() / self.config.time, weights, ..self.pass() };
         submit(&mut *self.model.device().lock(), |sink| {
             self.emit_copies(sink, averages)?;
@@ -537,7 +553,7 @@ impl<B: Backend> Trainer<B> {
 
 /// What a pass reads.
 fn read<'w, B: Backend>(copies: Option<&'w Copies<B>>, model: &'w Model<B>) -> &'w Weights {
-    copies.map_or(model.weights(), |copies| &copies.weights)
+    copies.map_or(model.weights(), |copies| &copies.weights.weights)
 }
 
 /// A pass over a micro-batch, whose dropout masks are those of its rank's sequences.
