@@ -226,7 +226,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             Error::Unfit { tensor, row, col, dtype } => write!(
                 f,
                 "row {row}, column {col} of {tensor} is not finite or too large for {dtype:?}: choose another format \
-                 (bf16 reaches as far as f32), or an earlier checkpoint if the training has gone wrong"
+                 (bf16 reaches almost as far as f32), or an earlier checkpoint if the training has gone wrong"
             ),
             Error::NoSequence => f.write_str(
                 "this sequence has left its batch, or belongs to another: begin a new one with join",

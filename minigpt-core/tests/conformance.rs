@@ -281,26 +281,29 @@ fn report_of(rounds: Rounds, kind: &'static OpKind, seed: u64, stop_early: bool)
     check(make, &Options { ops, precisions, model: false, seed, stop_early, ..small() })
 }
 
+/// The ops that [`Rounds`] computes in steps.
+const IN_STEPS: &[OpKind] = &[
+    OpKind::EmbeddingForward,
+    OpKind::EmbeddingBackward,
+    OpKind::NormBackward,
+    OpKind::LinearForward,
+    OpKind::LinearBackward,
+    OpKind::ActivationForward,
+    OpKind::GateForward,
+    OpKind::GateBackward,
+    OpKind::LinearRows,
+    OpKind::RotaryRows,
+    OpKind::Narrow,
+    OpKind::AttentionForward,
+    OpKind::AttentionBackward,
+];
+
 #[test]
 fn a_backend_that_rounds_in_steps_of_its_own_conforms() {
-    use OpKind::*;
-    for kind in &[
-        EmbeddingForward,
-        EmbeddingBackward,
-        NormBackward,
-        LinearForward,
-        LinearBackward,
-        ActivationForward,
-        GateForward,
-        GateBackward,
-        LinearRows,
-        RotaryRows,
-        Narrow,
-    ] {
+    for kind in IN_STEPS {
         passes("rounds as it should", &report_of(Rounds::AsItShould, kind, 1, false));
     }
-    for kind in &[AttentionForward, AttentionBackward] {
-        passes("rounds as it should", &report_of(Rounds::AsItShould, kind, 1, false));
+    for kind in &[OpKind::AttentionForward, OpKind::AttentionBackward] {
         passes("rounds inside attention", &report_of(Rounds::InsideAttention, kind, 1, false));
     }
 }
@@ -309,24 +312,7 @@ fn a_backend_that_rounds_in_steps_of_its_own_conforms() {
 fn a_step_that_is_rounded_wrongly_is_found() {
     use OpKind::*;
     const FAULTS: [(Rounds, &[OpKind]); 12] = [
-        (
-            Rounds::ByTruncation,
-            &[
-                EmbeddingForward,
-                EmbeddingBackward,
-                NormBackward,
-                LinearForward,
-                LinearBackward,
-                ActivationForward,
-                GateForward,
-                GateBackward,
-                LinearRows,
-                RotaryRows,
-                Narrow,
-                AttentionForward,
-                AttentionBackward,
-            ],
-        ),
+        (Rounds::ByTruncation, IN_STEPS),
         (Rounds::TiesUp, &[LinearForward, LinearBackward, Narrow]),
         (Rounds::NotBeforeActivation, &[LinearForward, LinearRows]),
         (Rounds::NotBeforeDropout, &[EmbeddingForward, LinearForward]),

@@ -450,6 +450,9 @@ fn a_decoder_in_bf16_tells_the_logits_of_a_whole_pass() {
             bytes
         };
         assert!(written(&rounded) == written(&model));
+        let [small, same] =
+            [&model, &rounded].map(|model| model.quantized(model.device(), Dtype::Q8_0).unwrap());
+        assert_eq!(small.logits(&tokens, 1, tokens.len()), same.logits(&tokens, 1, tokens.len()));
         let back = rounded.in_precision(Precision::F32).unwrap();
         assert_eq!(back.logits(&tokens, 1, tokens.len()), model.logits(&tokens, 1, tokens.len()));
         assert!(

@@ -2,16 +2,16 @@
 //! number of threads, and in less memory.
 #![cfg(all(feature = "std", feature = "bf16", target_endian = "little"))]
 
+#[path = "support/trained.rs"]
+mod trained;
+
 use minigpt_core::model::Extras;
-use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::{
-    Activation, Backend, Batch, Bias, Checkpoint, Decoder, GptConfig, Mask, Model, Norm, NormPlace, OpKind,
-    Plan, Position, Precision, Recompute, Reference, TrainConfig, Trainer, Windows,
+    Activation, Batch, Bias, Checkpoint, Decoder, GptConfig, Mask, Model, Norm, NormPlace, OpKind, Plan,
+    Position, Precision, Recompute, Reference, TrainConfig, Trainer, Windows,
 };
 use minigpt_cpu::{Cpu, Isa};
-
-const VOCAB: usize = 65;
-const TIME: usize = 33;
+use trained::{TIME, VOCAB, text, trained_on};
 
 /// GPT-2 as it is, a Llama, and what of both is rarer.
 fn configs() -> [GptConfig; 3] {
@@ -42,22 +42,6 @@ fn settings() -> TrainConfig {
     TrainConfig { batch: 12, time: TIME, precision: Precision::Bf16, ..TrainConfig::constant(1e-3) }
 }
 
-fn text() -> Vec<u32> {
-    let mut rng = Rng::new(1, Stream::User);
-    (0..2000).map(|_| rng.below(VOCAB as u64) as u32).collect()
-}
-
-fn trained<B: Backend>(backend: B, config: &GptConfig, settings: TrainConfig, steps: usize) -> Trainer<B> {
-    let text = text();
-    let windows = Windows::new(&text, TIME).unwrap();
-    let model = Model::new(backend, config.clone(), 1).unwrap();
-    let mut trainer = Trainer::new(&model, settings).unwrap();
-    for _ in 0..steps {
-        trainer.step(&windows).unwrap();
-    }
-    trainer
-}
-
 fn cpu(isa: Isa, threads: usize) -> Cpu<'static> {
     Cpu::builder().isa(isa).threads(threads).build().unwrap()
 }
@@ -73,7 +57,7 @@ fn neither_training_nor_decoding_falls_back_to_the_reference() {
     for isa in Isa::available() {
         for config in configs() {
             for recompute in [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks] {
-                let trainer = trained(cpu(isa, 2), &config, TrainConfig { recompute, ..settings() }, 2);
+                let trainer = trained_on(cpu(isa, 2), &config, TrainConfig { recompute, ..settings() }, 2);
                 assert_eq!(trainer.model().device().inspect(Cpu::fallbacks), 0, "{isa}, {config:?}");
             }
             let model = Model::new(cpu(isa, 2), config.clone(), 1).unwrap();
@@ -97,7 +81,7 @@ fn every_number_of_threads_and_everything_recomputed_gives_the_same_bits() {
     for isa in Isa::available() {
         for config in configs() {
             let run = |threads, recompute| {
-                saved(&trained(cpu(isa, threads), &config, TrainConfig { recompute, ..settings() }, 8))
+                saved(&trained_on(cpu(isa, threads), &config, TrainConfig { recompute, ..settings() }, 8))
             };
             let alone = run(1, Recompute::Nothing);
             for (threads, recompute) in [
@@ -117,7 +101,7 @@ fn a_resumed_run_equals_one_that_never_stopped() {
     let config = &configs()[0];
     let text = text();
     let windows = Windows::new(&text, TIME).unwrap();
-    let mut whole = trained(cpu(Isa::Portable, 2), config, settings(), 5);
+    let mut whole = trained_on(cpu(Isa::Portable, 2), config, settings(), 5);
     let half = saved(&whole);
     let mut resumed = Trainer::resume(cpu(Isa::Portable, 2), &Checkpoint::open(&half).unwrap()).unwrap();
     for _ in 0..5 {
@@ -133,9 +117,9 @@ fn losses_are_those_of_the_reference() {
         let text = text();
         let windows = Windows::new(&text, TIME).unwrap();
         let settings = TrainConfig { batch: 3, ..settings() };
-        let mut oracle = trained(Reference::<f64>::new(), &config, settings.clone(), 0);
+        let mut oracle = trained_on(Reference::<f64>::new(), &config, settings.clone(), 0);
         let mut all: Vec<Trainer<Cpu<'_>>> =
-            Isa::available().map(|isa| trained(cpu(isa, 2), &config, settings.clone(), 0)).collect();
+            Isa::available().map(|isa| trained_on(cpu(isa, 2), &config, settings.clone(), 0)).collect();
         for step in 0..10 {
             oracle.step(&windows).unwrap();
             let expected = oracle.metrics().unwrap();

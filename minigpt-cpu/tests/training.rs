@@ -2,18 +2,17 @@
 //! threads.
 #![cfg(feature = "std")]
 
+#[path = "support/trained.rs"]
+mod trained;
+
 use minigpt_core::config::{Activation, Bias, NormPlace, Position, TrainConfig};
 use minigpt_core::model::Extras;
-use minigpt_core::rng::{Rng, Stream};
 use minigpt_core::train::Trainer;
 use minigpt_core::{
-    Backend, Checkpoint, Decoder, GptConfig, Groups, Model, Recompute, Reference, SampleConfig, Sampler,
-    Windows,
+    Checkpoint, Decoder, GptConfig, Groups, Recompute, Reference, SampleConfig, Sampler, Windows,
 };
 use minigpt_cpu::{Cpu, Isa};
-
-const VOCAB: usize = 65;
-const TIME: usize = 33;
+use trained::{TIME, VOCAB, text, trained_on};
 
 /// GPT-2 as it is, and what of it the curriculum varies most.
 fn configs() -> [GptConfig; 2] {
@@ -45,22 +44,6 @@ fn trained_as(
 ) -> Trainer<Cpu<'static>> {
     let cpu = Cpu::builder().isa(isa).threads(threads).build().unwrap();
     trained_on(cpu, config, settings, steps)
-}
-
-fn text() -> Vec<u32> {
-    let mut rng = Rng::new(1, Stream::User);
-    (0..2000).map(|_| rng.below(VOCAB as u64) as u32).collect()
-}
-
-fn trained_on<B: Backend>(backend: B, config: &GptConfig, settings: TrainConfig, steps: usize) -> Trainer<B> {
-    let text = text();
-    let windows = Windows::new(&text, TIME).unwrap();
-    let model = Model::new(backend, config.clone(), 1).unwrap();
-    let mut trainer = Trainer::new(&model, settings).unwrap();
-    for _ in 0..steps {
-        trainer.step(&windows).unwrap();
-    }
-    trainer
 }
 
 #[test]

@@ -228,7 +228,7 @@ pub(super) fn resume<B: Backend>(
     }
     let mut best = Best::from_metadata(metadata);
     let metrics = Metrics::resume(&folder.metrics(), step)?;
-    say(format_args!("resumed behind step {step} of {}", pace.iterations))?;
+    say(format_args!("resumed after step {step} of {}", pace.iterations))?;
     if step == pace.iterations {
         say("the run is at its end: to train on, add --iterations with a larger number")?;
     }

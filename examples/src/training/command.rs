@@ -25,7 +25,7 @@ fn run(options: &Options) -> Outcome<u8> {
         End::Interrupted { step, flags } => {
             let again = if options.text.is_piped() { ", pipe the same text in again" } else { "" };
             say(format_args!(
-                "stopped behind step {step}; to go on{again}: cargo run --release --example train_shakespeare -- {flags}"
+                "stopped after step {step}; to go on{again}: cargo run --release --example train_shakespeare -- {flags}"
             ))
             .map(|()| stop.exit_code())
         }

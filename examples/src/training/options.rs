@@ -254,7 +254,7 @@ pub struct Settings {
     /// The largest norm of the gradient; inf: any (1).
     #[arg(long, allow_negative_numbers = true)]
     pub clip: Option<f64>,
-    /// What is rounded as it trains (f32). Checkpoints hold weights that are not.
+    /// What is rounded as it trains (f32). Checkpoints hold the weights unrounded; validations on the way are of the rounded ones.
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionName>,
     /// What makes updates of gradients (adamw).

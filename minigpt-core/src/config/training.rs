@@ -62,7 +62,9 @@ pub struct TrainConfig {
     pub average: Option<f64>,
     /// Seed of the windows and the dropout masks.
     pub seed: u64,
-    /// What is rounded. The weights that are trained, and saved, are not.
+    /// What is rounded in steps and in the trainer's evaluations, which is [`Precision`]'s table. The weights that are trained and
+    /// saved are not, and the trainer's model runs without it: see [`Model::in_precision`](crate::Model::in_precision). A
+    /// checkpoint holds it, and a run that is resumed goes on with it.
     pub precision: Precision,
     /// What the backward pass computes again. Checkpoints do not hold it: it changes no result.
     pub recompute: Recompute,

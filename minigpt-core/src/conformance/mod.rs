@@ -41,7 +41,7 @@
 //! | what is copied, narrowed or filled; what is not rounded, such as statistics, losses and the gradients of parameters | 0 |
 //! | any other result, for its own rounding | 1 |
 //! | and for each step before it, as [`rounded`](crate::reference::rounded) names them: s, h, d, p; of a norm d | 1 |
-//! | for z, of which an activation is taken, since an error grows with its slope | 1.3, of ReLU squared 2 |
+//! | for z, of which an activation is taken: an error grows with the slope, at most 1.13 of GELU and twice the number of ReLU squared | 1.3, of ReLU squared 2 |
 //! | attention, of its largest value, and where dropout is, times 1 / (1 - p) | 1 |
 //! | the gradients of attention | 1 |
 //!
@@ -53,7 +53,7 @@
 //! that of one and a factor of dropout, which here is 4/3, 10/9 or 5/2, is a tie or a twentieth of a unit from any. So g is
 //! the same for whoever takes the f32 nearest to 1 / (1 - p), and the gradients of parameters are held to f32's bound.
 //!
-//! A step that is left out, or cut off instead of rounded, is hardly a unit itself. But it makes many numbers others, while
+//! A step that is left out, or cut off instead of rounded, is hardly a unit itself. But it changes many numbers, while
 //! few are so near a tie that another sum crosses it: one or two in a thousand for `Reference<f32>`. So of a result in bf16 no
 //! more than one number in a hundred, or one of fewer, may be farther from the oracle's than f32's bound. Attention is
 //! excepted, for what is left open: of a thousand of its numbers or more, the magnitudes may differ from the oracle's by a

@@ -202,7 +202,8 @@ impl<B: Backend> Model<B> {
 
     /// The same model, whose passes run under another [`Precision`]: its logits, and what is decoded from it. Under
     /// [`Bf16`](Precision::Bf16) matrices are read as copies in bf16, unless they are stored in 16 bits or fewer already; the rest
-    /// is shared. To be run, not trained: there, the precision is one of the [settings](crate::TrainConfig::precision).
+    /// is shared. The copies take half as much memory as the matrices, beside them; of a model whose matrices are
+    /// [stored](Model::quantized) in bf16 there are none. To be run, not trained: there, the precision is one of the [settings](crate::TrainConfig::precision).
     ///
     /// If the model learns meanwhile, make it anew: the copies are of the old weights, and the rest is not. What is
     /// [written](Model::write) of it are the weights themselves.
@@ -220,7 +221,7 @@ impl<B: Backend> Model<B> {
     /// ```
     ///
     /// # Errors
-    /// If the copies do not fit, a weight is not finite, or the backend fails.
+    /// If the copies do not fit, a weight is not finite or beyond the largest bf16, or the backend fails.
     pub fn in_precision(&self, precision: Precision) -> Result<Self, Error<B::Error>> {
         if let Some(same) =
             [Some(self), self.0.base.as_ref()].into_iter().flatten().find(|m| m.precision() == precision)

@@ -296,7 +296,8 @@ impl<B: Backend> Model<B> {
     /// norms) and learned positions stay in the backend's number type. A row that does not fill its last block of 32 is
     /// padded.
     ///
-    /// How numbers are rounded: [`encode_row`](checkpoint::encode_row).
+    /// How numbers are rounded: [`encode_row`](checkpoint::encode_row). Of a model [in bf16](Model::in_precision) it is the
+    /// weights themselves that are converted, and passes of the result round nothing.
     ///
     /// # Errors
     /// [`Error::Unfit`] if a weight is not finite or too large for the format; if a backend fails or `dtype` is not one
@@ -321,7 +322,7 @@ impl<B: Backend> Model<B> {
             !tensor.is_matrix() || Some(tensor) == plan.parameters.position_embedding.as_ref()
         };
         let (mut spans, mut owned) = (Vec::new(), Vec::new());
-        for (tensor, from) in self.spans() {
+        for (tensor, from) in self.source().spans() {
             let dtype = if kept(tensor) { elem } else { dtype };
             let (span, allocation) = convert(self.device(), tensor, from, &device, dtype)?;
             spans.push(span);
@@ -329,6 +330,11 @@ impl<B: Backend> Model<B> {
         }
         let spans = in_order(&plan, spans);
         Self::over(&device, Laid { plan, spans, owned, trainable: None, copied: 0 })
+    }
+
+    /// The model that one in another precision was made of, which has the weights themselves; or itself.
+    fn source(&self) -> &Self {
+        self.0.base.as_ref().unwrap_or(self)
     }
 
     /// What passes under this precision read. The memory of copies goes to `owned`.
@@ -381,10 +387,7 @@ impl<B: Backend> Model<B> {
 
     fn saved(&self) -> Saved {
         let (tensors, spans) = self
-            .0
-            .base
-            .as_ref()
-            .unwrap_or(self)
+            .source()
             .spans()
             .map(|(tensor, span)| {
                 let role = checkpoint::Role::Parameter;

@@ -68,8 +68,20 @@ impl Describe<'_> {
         access: Access,
         dims: &[usize],
     ) -> Result<(), InvalidOp> {
+        self.whole(name, span, access, OperandKind::Elem, dims)
+    }
+
+    /// A span that is as long as its dimensions say.
+    fn whole(
+        &mut self,
+        name: &'static str,
+        span: Span,
+        access: Access,
+        kind: OperandKind,
+        dims: &[usize],
+    ) -> Result<(), InvalidOp> {
         let expected = product(name, dims)?;
-        self.push(name, span, access, OperandKind::Elem, |len| len == expected, expected)
+        self.push(name, span, access, kind, |len| len == expected, expected)
     }
 
     /// An activation, its gradient, or a weight as the gradient's ops read it: what a [`Precision`](crate::Precision) rounds.
@@ -80,8 +92,7 @@ impl Describe<'_> {
         access: Access,
         dims: &[usize],
     ) -> Result<(), InvalidOp> {
-        let expected = product(name, dims)?;
-        self.push(name, span, access, OperandKind::Rounded, |len| len == expected, expected)
+        self.whole(name, span, access, OperandKind::Rounded, dims)
     }
 
     /// The same, of a span that the op may go without.
@@ -142,8 +153,7 @@ impl Describe<'_> {
             return Err(InvalidOp::Dtype { operand: "values", expected, found });
         }
         for (name, span) in [("keys", keys), ("values", values)] {
-            let expected = product(name, dims)?;
-            self.push(name, span, access, OperandKind::Cache, |len| len == expected, expected)?;
+            self.whole(name, span, access, OperandKind::Cache, dims)?;
         }
         Ok(())
     }
@@ -155,8 +165,7 @@ impl Describe<'_> {
         access: Access,
         dims: &[usize],
     ) -> Result<(), InvalidOp> {
-        let expected = product(name, dims)?;
-        self.push(name, span, access, OperandKind::U32, |len| len == expected, expected)
+        self.whole(name, span, access, OperandKind::U32, dims)
     }
 
     fn dropout(&mut self, dropout: &Option<Dropout>) -> Result<(), InvalidOp> {

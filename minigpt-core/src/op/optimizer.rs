@@ -130,10 +130,11 @@ pub struct Average {
     pub decay: f64,
 }
 
-/// Rounds numbers to bf16: the copies that a pass reads, of the weights that are trained.
+/// Rounds numbers to the nearest bf16, ties to even: the copies that a pass reads, of the weights that are trained. What is beyond
+/// the largest becomes infinite, and NaN stays NaN.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Narrow {
-    /// (n).
+    /// (n), of the backend's number type.
     pub from: Span,
     /// Written: (n), [`Dtype::Bf16`](crate::Dtype::Bf16).
     pub to: Span,

@@ -59,7 +59,7 @@ fn resumed(scratch: &Scratch) -> Options {
 fn finished(options: &Options) -> Summary {
     match train(options, || false).unwrap() {
         End::Finished(summary) => summary,
-        End::Interrupted { step, .. } => panic!("stopped behind step {step}"),
+        End::Interrupted { step, .. } => panic!("stopped after step {step}"),
     }
 }
 
