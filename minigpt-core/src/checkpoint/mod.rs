@@ -101,7 +101,8 @@
 //! the parameters that are frozen, each once, and what is rounded: a choice of 0 [`F32`](crate::Precision::F32), 1
 //! [`Bf16`](crate::Precision::Bf16), which is left out if it is the first. The groups are those of embeddings (`wte.weight`,
 //! `wpe.weight`), of matrices (the weights of `attn.c_attn`, `attn.c_proj`, `mlp.c_fc` and `mlp.c_proj`), of the head
-//! (`lm_head.weight`) and of vectors (the rest). The average is an optional `f64`: what a moving average of the weights keeps of itself. A group is:
+//! (`lm_head.weight`) and of vectors (the rest). The average is an optional `f64`: what a moving average of the weights keeps of
+//! itself. A group is:
 //!
 //! | field | what |
 //! |---|---|

@@ -18,9 +18,10 @@
 /// values, and the gradients of the scores.
 ///
 /// bf16 is the upper half of an f32: the same range with 8 bits of precision, two or three decimal digits. So nothing overflows
-/// that would not in f32 (but for numbers within a 500th of its largest), and no loss needs to be scaled; but a sum of many small updates would get stuck, which is why the
-/// weights that are trained stay as they are and only copies are rounded (Micikevicius et al. 2018, "Mixed Precision Training",
-/// arXiv:1710.03740, section 3.1; Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training", arXiv:1905.12322).
+/// that would not in f32 (but for numbers within a 500th of its largest), and no loss needs to be scaled. But a sum of many small
+/// updates would get stuck, which is why the weights that are trained stay as they are and only copies are rounded (Micikevicius
+/// et al. 2018, "Mixed Precision Training", arXiv:1710.03740, section 3.1; Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep
+/// Learning Training", arXiv:1905.12322).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
     /// Everything is in the backend's own number type, and no product or sum in fewer bits.

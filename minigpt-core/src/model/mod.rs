@@ -203,7 +203,8 @@ impl<B: Backend> Model<B> {
     /// The same model, whose passes run under another [`Precision`]: its logits, and what is decoded from it. Under
     /// [`Bf16`](Precision::Bf16) matrices are read as copies in bf16, unless they are stored in 16 bits or fewer already; the rest
     /// is shared. The copies take half as much memory as the matrices, beside them; of a model whose matrices are
-    /// [stored](Model::quantized) in bf16 there are none. To be run, not trained: there, the precision is one of the [settings](crate::TrainConfig::precision).
+    /// [stored](Model::quantized) in bf16 there are none. It is there to be run; for a training, the precision is one of its
+    /// [settings](crate::TrainConfig::precision).
     ///
     /// If the model learns meanwhile, make it anew: the copies are of the old weights, and the rest is not. What is
     /// [written](Model::write) of it are the weights themselves.

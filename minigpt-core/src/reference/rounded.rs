@@ -1,6 +1,6 @@
 //! What [`Precision::Bf16`](crate::Precision::Bf16) rounds inside of an op, besides what the op writes.
 //!
-//! Each function here is that of the same name elsewhere, taken apart into its steps, with [`round`] after each:
+//! Each function here is one of the files beside this one, taken apart into its steps, with [`round`] after each:
 //!
 //! ```text
 //! linear     z = round(x weight^T + bias)      h = round(f(z))         d = round(dropout(h))    y = round(residual + d)
